@@ -1,0 +1,128 @@
+"""Frozen evaluation: how much of a label can be read off features without changing them.
+
+Legend: N samples, F features, B batch, L tokens, D width, t slices of time.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from einops import rearrange
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import GroupKFold, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+PROTOCOL = "mean token of each time slice, side by side; standardised; ridge classifier (penalty and layer by leave-one-out on training clips); 20-NN, cosine"
+MOST_FOLDS = 10
+
+
+def slice_means(layer_BLD: Tensor, slices: int) -> Tensor:
+    """The mean token of each slice of time, side by side, (B, t * D), in fp32."""
+    return rearrange(layer_BLD.float(), "b (t s) d -> b t s d", t=slices).mean(2).flatten(1)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Sample numbers to train on and to test on."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
+    """How a labelled set is cut, as a function of the seed.
+
+    - where samples are held out officially: those, and a random nine tenths of the others to train on;
+    - else, where groups exist: up to ten folds that never cut a group (each group its own fold if there are at most ten);
+    - else: up to ten folds with equal shares of the classes.
+
+    Raises:
+        ValueError: if nothing can be held out.
+    """
+    if held_out_N.any():
+        train = np.flatnonzero(~held_out_N)
+        if len(train) == 0:
+            raise ValueError("all labelled videos are held out: there is none to train a probe on")
+        kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(0.9 * len(train)))]
+        return [Fold(train[np.sort(kept)], np.flatnonzero(held_out_N))]
+    if any(groups):
+        named = np.array([group or f"sample {i}" for i, group in enumerate(groups)])
+        parts = min(MOST_FOLDS, len(set(named)))
+        if parts < 2:
+            raise ValueError("all labelled videos are of one group: there is nothing to hold out")
+        return [Fold(*cut) for cut in GroupKFold(parts, shuffle=True, random_state=seed).split(y_N, y_N, named)]
+    parts = min(MOST_FOLDS, min(Counter(y_N).values()))
+    if parts < 2:
+        raise ValueError("a class has one video only: there is nothing to hold out")
+    return [Fold(*cut) for cut in StratifiedKFold(parts, shuffle=True, random_state=seed).split(y_N, y_N)]
+
+
+class LinearProbe:
+    """A ridge classifier on standardised features.
+
+    Its penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form; `score` is that accuracy, so
+    that a layer can be chosen without a look at held-out samples.
+    """
+
+    def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
+        self._scale = StandardScaler().fit(x_NF)
+        self._ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy").fit(self._scale.transform(x_NF), y_N)
+        self.score = float(self._ridge.best_score_)
+
+    def predict(self, x_NF: np.ndarray) -> np.ndarray:
+        return self._ridge.predict(self._scale.transform(x_NF))
+
+
+def knn_predict(x_NF: np.ndarray, y_N: np.ndarray, test_MF: np.ndarray, neighbours: int = 20) -> np.ndarray:
+    """Labels of the nearest training samples by cosine of standardised features, weighted by closeness."""
+    scale = StandardScaler().fit(x_NF)
+    knn = KNeighborsClassifier(min(neighbours, len(x_NF)), metric="cosine", weights="distance")
+    return knn.fit(scale.transform(x_NF), y_N).predict(scale.transform(test_MF))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of one repetition over all its folds."""
+
+    linear: float
+    """Of the layer chosen in each fold on its training samples."""
+    knn: float
+    """On the same layer."""
+    layers: list[float]
+    """Linear probe of each layer, first to last."""
+    chosen: list[int]
+    """Layer chosen in each fold, counted from 1."""
+
+
+def evaluate(layers_NF: Sequence[np.ndarray], y_N: np.ndarray, folds: Sequence[Fold]) -> Accuracy:
+    """Probe every layer in every fold; a sample counts once for each fold that tests it."""
+    right_linear: list[np.ndarray] = []
+    right_knn: list[np.ndarray] = []
+    right_layers: list[list[np.ndarray]] = [[] for _ in layers_NF]
+    chosen = []
+    for fold in folds:
+        x_train, x_test = [x[fold.train] for x in layers_NF], [x[fold.test] for x in layers_NF]
+        probes = [LinearProbe(x, y_N[fold.train]) for x in x_train]
+        right = [probe.predict(x) == y_N[fold.test] for probe, x in zip(probes, x_test, strict=True)]
+        best = max(range(len(probes)), key=lambda i: probes[i].score)
+        chosen.append(best + 1)
+        right_linear.append(right[best])
+        right_knn.append(knn_predict(x_train[best], y_N[fold.train], x_test[best]) == y_N[fold.test])
+        for layer, answers in zip(right_layers, right, strict=True):
+            layer.append(answers)
+    return Accuracy(
+        linear=float(np.concatenate(right_linear).mean()),
+        knn=float(np.concatenate(right_knn).mean()),
+        layers=[float(np.concatenate(layer).mean()) for layer in right_layers],
+        chosen=chosen,
+    )
+
+
+def with_error(accuracies: Sequence[float], tested: int) -> dict[str, float]:
+    """Mean over repetitions and its standard error: of drawing `tested` samples (binomial) and of the repetitions, added as variances."""
+    mean = float(np.mean(accuracies))
+    repeated = float(np.var(accuracies, ddof=1) / len(accuracies)) if len(accuracies) > 1 else 0.0
+    return {"mean": round(mean, 4), "stderr": round((mean * (1 - mean) / tested + repeated) ** 0.5, 4)}

@@ -1,0 +1,116 @@
+"""Open a video, decode it from start to end, and say so if anything in it is damaged. No seeking, one thread.
+
+Decoders conceal errors: of files with 200 overwritten bytes most still decode to the full number of frames. So the decoder is told to
+raise (`err_detect=explode`), frames marked corrupt are refused, and the last timestamp is held against the declared duration.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+VERSION = f"pyav-{av.__version__}"
+# Demuxers for files that hold a video; without this list a text file can be a playlist that opens other files.
+_FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
+_MISSING = 3.0  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
+
+
+class DamagedVideo(Exception):
+    """The video cannot be used; the text is the reason, on one line."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Chosen frames of a video, uint8 (n, h, w, 3), and the video's number of frames."""
+
+    pixels_THWC: np.ndarray
+    total: int
+
+
+def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[int]]) -> Frames:
+    """Decode the frames that `choose(total)` names, resized so that the short side has `short_side` pixels.
+
+    The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an estimate: where it is wrong
+    the file is decoded once more, so the choice always follows the true number. Memory holds the chosen frames only.
+
+    Raises:
+        DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
+    """
+    if path.stat().st_size == 0:
+        raise DamagedVideo("empty file")
+    try:
+        with _open(path) as container:
+            expected = max(1, _declared(container).frames)
+        while True:
+            wanted = choose(expected)
+            frames, total = _decode(path, short_side, frozenset(wanted))
+            if total == expected:
+                return Frames(np.stack([frames[i] for i in wanted]), total)
+            expected = total
+    except av.error.FFmpegError as error:
+        raise DamagedVideo(f"does not open as a video: {error.strerror}") from None
+
+
+def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
+    """The frame upright as uint8 RGB (h, w, 3), aspect ratio kept."""
+    scale = short_side / min(frame.width, frame.height)
+    width, height = (max(short_side, round(side * scale)) for side in (frame.width, frame.height))
+    pixels_HWC = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC").to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels_HWC, k=round(getattr(frame, "rotation", 0) / 90) % 4))
+
+
+@dataclass(frozen=True)
+class _Declared:
+    frames: int  # 0: unknown
+    seconds: float  # 0: unknown
+    start: float
+    rate: float
+    counts_frames: bool  # the number of frames is written in the file, not computed from its duration
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    container = av.open(f"file:{path}", metadata_errors="replace", options={"format_whitelist": _FORMATS})
+    if not container.streams.video:
+        container.close()
+        raise DamagedVideo("holds no video stream")
+    return container
+
+
+def _declared(container: av.container.InputContainer) -> _Declared:
+    stream = container.streams.video[0]
+    rate = float(stream.average_rate or 0)
+    start = float((stream.start_time or 0) * stream.time_base)
+    seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base
+    return _Declared(stream.frames or round(seconds * rate), seconds, start, rate, bool(stream.frames))
+
+
+def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
+    frames: dict[int, np.ndarray] = {}
+    count, end = 0, 0.0
+    with _open(path) as container:
+        declared = _declared(container)
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"err_detect": "explode"}
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise DamagedVideo(f"frame {count} is corrupt")
+                if count in wanted:
+                    frames[count] = resized(frame, short_side)
+                end = frame.time if frame.time is not None else end
+                count += 1
+        except av.error.FFmpegError as error:
+            raise DamagedVideo(f"frame {count} does not decode: {error.strerror}") from None
+    _refuse_early_end(declared, count, end)
+    return frames, count
+
+
+def _refuse_early_end(declared: _Declared, count: int, end: float) -> None:
+    if count == 0:
+        raise DamagedVideo("holds no frames")
+    late = (declared.start + declared.seconds - end) * declared.rate - 1 if declared.seconds else 0
+    if declared.counts_frames and count + _MISSING < declared.frames or late > _MISSING:
+        raise DamagedVideo(f"ends early: {count} frames of about {max(declared.frames, round(count + late))}")

@@ -1,0 +1,153 @@
+"""Where videos come from: a folder, a list file, or a built-in set, always as one sorted list of `Video`."""
+
+import csv
+import os
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import moving_digits
+
+SUFFIXES = frozenset(
+    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
+)
+_SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
+BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video of a source. `path` is relative to the source's root; `group` names what must stay in one fold."""
+
+    path: str
+    size: int
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Videos sorted by path; `root` is None for a built-in set."""
+
+    name: str
+    root: Path | None
+    videos: tuple[Video, ...]
+
+
+def load_source(src: str) -> Source:
+    """Open what `--videos` names.
+
+    - a folder: every video file below it; the folder around a file is its label, a top folder train, val or test its split;
+    - a list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of label, group, split;
+      paths are relative to the file;
+    - `builtin:moving-digits`, or with the numbers of clips per split `builtin:moving-digits:TRAIN:TEST`.
+
+    Raises:
+        ValueError: if it holds no videos, lists a missing or repeated one, or cannot be understood.
+        FileNotFoundError: if there is no such folder or file.
+    """
+    if src.startswith(BUILTIN):
+        return _builtin(src)
+    path = Path(src).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{src}: no such folder or list file")
+    source = _folder(path) if path.is_dir() else _list_file(path)
+    twice = [p for p, n in Counter(v.path for v in source.videos).items() if n > 1]
+    if twice:
+        raise ValueError(f"{src}: lists {twice[0]} more than once")
+    return source
+
+
+def _builtin(src: str) -> Source:
+    name, *counts = src.removeprefix(BUILTIN).split(":")
+    sizes = dict(moving_digits.SPLITS)
+    if name != "moving-digits" or len(counts) not in (0, 2) or not all(c.isdigit() for c in counts):
+        raise ValueError(f"{src}: the built-in set is builtin:moving-digits or builtin:moving-digits:TRAIN:TEST")
+    if counts:
+        sizes = dict(zip(sizes, map(int, counts), strict=True))
+    classes = moving_digits.CLASSES
+    videos = [
+        Video(path=f"{split}/{i:06d}", size=0, label=classes[i % len(classes)], split=split) for split, n in sizes.items() for i in range(n)
+    ]
+    if not videos:
+        raise ValueError(f"{src}: asks for no clips")
+    return Source(name="moving-digits", root=None, videos=tuple(sorted(videos, key=lambda v: v.path)))
+
+
+def _folder(root: Path) -> Source:
+    videos = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        for file in files:
+            full = Path(folder, file)
+            if full.suffix.lower() not in SUFFIXES or not full.is_file():
+                continue
+            parents = full.relative_to(root).parts[:-1]
+            split = _SPLITS.get(parents[0].lower()) if parents else None
+            label = parents[-1] if len(parents) > (split is not None) else None
+            videos.append(Video(_posix(full.relative_to(root)), full.stat().st_size, label=label, split=split))
+    if not videos:
+        raise ValueError(f"{root}: holds no video files ({' '.join(sorted(SUFFIXES))})")
+    return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
+
+
+def _list_file(file: Path) -> Source:
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    if "\0" in text:
+        raise ValueError(f"{file}: is neither a folder nor a text list of videos")
+    rows = _csv_rows(file, text) if _is_csv(file, text) else _plain_rows(file, text)
+    if not rows:
+        raise ValueError(f"{file}: lists no videos")
+    here = file.resolve().parent
+    full = [(line, here / row["path"], row) for line, row in rows]
+    missing = [(line, row["path"]) for line, path, row in full if not path.is_file()]
+    if missing:
+        line, path = missing[0]
+        raise ValueError(f"{file}, line {line}: no such video: {path} ({len(missing)} of {len(rows)} are missing)")
+    # Relative to the list where possible, so that moving list and videos together changes nothing.
+    inside = all(path.resolve().is_relative_to(here) for _, path, _ in full)
+    root = here if inside else Path(os.path.commonpath([path.resolve().parent for _, path, _ in full]))
+    videos = [
+        Video(
+            _posix(path.resolve().relative_to(root)),
+            path.stat().st_size,
+            **{key: row.get(key) or None for key in ("label", "group", "split")},
+        )
+        for _, path, row in full
+    ]
+    return Source(name=file.stem, root=root, videos=tuple(sorted(videos, key=lambda v: v.path)))
+
+
+def _is_csv(file: Path, text: str) -> bool:
+    header = text.lstrip().split("\n", 1)[0].strip().lower().split(",")
+    return file.suffix.lower() == ".csv" or "path" in header
+
+
+def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(text.splitlines())
+    if "path" not in (reader.fieldnames or ()):
+        raise ValueError(f"{file}: a CSV list needs a header line with a column 'path' (and label, group, split if there are any)")
+    return [(reader.line_num, {k: v for k, v in row.items() if k}) for row in reader if row["path"]]
+
+
+def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            fields = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+        if len(fields) > 3:
+            raise ValueError(f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; quote a path with spaces")
+        if fields:
+            rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
+    return rows
+
+
+def _posix(path: Path) -> str:
+    return path.as_posix()

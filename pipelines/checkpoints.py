@@ -1,0 +1,82 @@
+"""Checkpoints: safetensors and JSON only, written to another name and renamed, the old ones deleted last.
+
+    checkpoints/step_000500/
+      model.safetensors       parameters and buffers
+      optimizer.safetensors   <parameter>.<state>
+      state.json              step, seconds
+
+A folder of this name is complete. Where the last one cannot be read the one before it is used.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data.shards import write_json
+
+
+def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint of `state['step']`, then delete all but the newest `keep`."""
+    final = folder / f"step_{state['step']:06d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
+    save_file(_optimizer_tensors(module, optimizer), temporary / "optimizer.safetensors")
+    write_json(temporary / "state.json", state)
+    for file in temporary.iterdir():
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore the newest readable checkpoint; returns its state, or None if there is none.
+
+    Raises:
+        ValueError: if checkpoints exist but none can be read.
+    """
+    found = _complete(folder)
+    for path in reversed(found):
+        try:
+            state = json.loads((path / "state.json").read_text())
+            weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+        except (OSError, ValueError, SafetensorError):
+            continue
+        module.load_state_dict(weights, strict=True)
+        _restore_optimizer(module, optimizer, moments)
+        return state
+    if found:
+        raise ValueError(f"{folder}: none of its {len(found)} checkpoints can be read")
+    return None
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+
+
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = value.detach().contiguous()
+    return tensors
+
+
+def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        if state:
+            # Step counters live where the optimizer made them; everything else beside its parameter.
+            optimizer.state[parameter] = {k: v if k == "step" and not v.is_cuda else v.to(parameter.device) for k, v in state.items()}

@@ -1,0 +1,58 @@
+"""Command lines: a typed dataclass, YAML files, dotted overrides."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+T = TypeVar("T")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One line for a user's mistake, exit code 2."""
+        raise SystemExit(fail(self.prog.removesuffix(".py"), f"{message} (--help lists the flags)"))
+
+
+def fail(name: str, message: str) -> int:
+    """Print one line to stderr; returns the exit code of a user's mistake."""
+    print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
+    """The configuration from files (`--config`, later ones win) and flags (which win over files), and the same as YAML.
+
+    Exits with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema refuses.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(description=schema.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times, later files win")
+    parser.add_class_arguments(schema, as_group=False)
+    settings = parser.parse_args(argv)
+    try:
+        values = vars(parser.instantiate(settings))
+        values.pop("config", None)
+        return schema(**values), parser.dump(settings, skip_unset=False)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def load_settings(text: str) -> dict[str, Any]:
+    """Settings from YAML text as plain values."""
+    return yaml.safe_load(text)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of an earlier run.
+
+    Raises:
+        ValueError: if the file is not there or not YAML.
+    """
+    try:
+        return load_settings(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,130 @@
+"""Stage two: pre-train a transformer on cached codes."""
+
+if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from ar_model.attention import fastest_backend, set_backend
+from ar_model.inputs import CodeSpec
+from ar_model.objectives import ARVideo, Objective
+from data.cache import TokenCache, find_cache, hold_out
+from data.loading import BatchPlan, TokenDataset, evaluation_batches
+from pipelines.run import Run, command, say
+from pipelines.training import Training, fit, make_accelerator
+
+VALIDATION_CLIPS = 512
+
+
+@dataclass(kw_only=True)
+class Pretrain(Training):
+    """Stage two: pre-train a transformer on cached codes."""
+
+    cache: str | None = None
+    """Folder of a cache, or the beginning of its name or key; by default the newest in --caches."""
+    caches: Path = Path("caches")
+    """Where caches live."""
+    objective: Callable[[CodeSpec], Objective] = ARVideo
+    """What is learned, and by which network; --objective.help ARVideo lists the settings of one."""
+    attention: Literal["auto", "plain", "sdpa", "xformers"] = "auto"
+    """Kernel of all attention layers; auto times them on the first batch."""
+    steps: int = 800
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Clips of one step, of all processes together."""
+    lr: float = 3e-3
+    """Highest learning rate."""
+
+
+def main(config: Pretrain, settings: str) -> dict[str, Any]:
+    cache = TokenCache(find_cache(config.caches, config.cache))
+    run = Run("pretrain_ar", config, settings, about=cache.key)
+    accelerator = make_accelerator(config, run)
+    torch.manual_seed(config.seed)
+    objective = config.objective(code_spec(cache))
+    run.begin(accelerator)
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+        return run.summary()
+    objective.to(accelerator.device)
+    rows, held_out = hold_out(cache.videos)
+    parts = BatchPlan(
+        samples=len(rows),
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    dataset = TokenDataset(cache, rows, parts)
+    backend = run.choose(accelerator, "attention", lambda: _fastest(accelerator, objective, dataset, config))
+    set_backend(objective, backend)
+    clips = (held_out or rows)[:VALIDATION_CLIPS]
+    millions = sum(p.numel() for p in objective.parameters()) / 1e6
+    say(
+        accelerator,
+        f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, {accelerator.mixed_precision} on {accelerator.device}; "
+        f"{len(rows)} videos to train on, {len(held_out)} held out; codes by their frequencies cost {cache.manifest['unigram_bits']:.2f} bits",
+    )
+    result = fit(run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips))
+    if accelerator.is_main_process:
+        objective.save(run.folder / "model")
+    summary = {
+        "run": str(run.folder),
+        "objective": type(objective).__name__,
+        "cache": str(cache.folder),
+        "tokenizer": cache.spec["tokenizer"],
+        "step": config.steps,
+        **result.losses,
+        "unigram_bits": round(cache.manifest["unigram_bits"], 4),
+        "clips_per_second": round(result.samples_per_second, 2),
+        "seconds": round(result.seconds, 1),
+    }
+    return run.finish(accelerator, summary)
+
+
+def code_spec(cache: TokenCache) -> CodeSpec:
+    """What stage two has to know of the codes."""
+    return CodeSpec(shape=cache.codes_shape, vocab_size=cache.vocab_size, levels=cache.levels, codebook_VC=cache.codebook())
+
+
+def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
+    """The attention kernel of the configuration, or the one that is fastest on the first batch; the main process decides for all."""
+    if config.attention != "auto":
+        return config.attention
+    batch = _to(dataset[0], accelerator.device)
+
+    def step() -> Tensor:
+        with accelerator.autocast():
+            return objective(batch)["loss"]
+
+    chosen = [fastest_backend(objective, step, accelerator.device) if accelerator.is_main_process else ""]
+    return broadcast_object_list(chosen)[0]
+
+
+def validate(accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]) -> dict[str, float]:
+    """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    total: dict[str, Tensor] = {}
+    for batch in evaluation_batches(cache, mine, batch_size=32):
+        for key, value in objective(_to(batch, accelerator.device)).items():
+            total[key] = total.get(key, 0) + value.double() * len(batch["row_B"])
+    return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
+
+
+def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+if __name__ == "__main__":
+    command(Pretrain, main)

@@ -1,0 +1,221 @@
+"""A run: its folder, what it was started with, what it measured, what it says at the end.
+
+    runs/<pipeline>-<hash of the configuration>/
+      config.yaml        everything that decides the result; a valid --config
+      environment.json   versions, device, command
+      choices.json       what was chosen for this hardware: precision, attention
+      metrics.jsonl      one line per logged step
+      checkpoints/       pipelines/checkpoints.py
+      model/             from_pretrained
+      samples/           pictures
+      summary.json       the last line of stdout again; with it the run is finished
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from tqdm import tqdm
+
+from data.shards import write_json
+from pipelines.config import fail, load_settings, parse, read_settings
+
+T = TypeVar("T")
+RUNS = Path("runs")
+FREE = frozenset({"out", "workers", "tracker"})
+"""Settings that may differ when a run is continued: they do not change its numbers."""
+
+
+class Run:
+    """The folder of one run. Opening the folder of an earlier run with the same configuration continues it.
+
+    Raises:
+        ValueError: if the folder holds a run of another configuration.
+    """
+
+    def __init__(self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS) -> None:
+        """`about` is what the configuration does not say but the result depends on, such as the key of the newest cache."""
+        self.pipeline = pipeline
+        chosen = {k: v for k, v in load_settings(settings).items() if k not in FREE}
+        identity = hashlib.sha256(json.dumps([pipeline, about, chosen], sort_keys=True).encode()).hexdigest()[:8]
+        self.folder: Path = config.out or parent / f"{pipeline}-{identity}"
+        self._settings, self._about = settings, about
+        self._choices = self.folder / "choices.json"
+        self._metrics = self.folder / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    def begin(self, accelerator: Accelerator) -> None:
+        """Make the folder and write down what is started."""
+        if (self.folder / "config.yaml").exists():
+            self._refuse_other(read_settings(self.folder / "config.yaml"))
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(self._settings)
+            write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
+        accelerator.wait_for_everyone()
+
+    def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
+        """A choice that depends on the hardware: made once, written down, and kept when the run is continued."""
+        choices = self._read_choices()
+        if name not in choices:
+            choices[name] = decide()
+            if accelerator.is_main_process:
+                write_json(self._choices, choices)
+        accelerator.wait_for_everyone()
+        return choices[name]
+
+    def chosen(self, name: str, default: str) -> str:
+        """What an earlier start of this run chose."""
+        return self._read_choices().get(name, default)
+
+    def _read_choices(self) -> dict[str, str]:
+        return json.loads(self._choices.read_text()) if self._choices.exists() else {}
+
+    def _refuse_other(self, earlier: dict[str, Any]) -> None:
+        now = load_settings(self._settings)
+        differ = [k for k in {**earlier, **now} if k not in FREE and earlier.get(k) != now.get(k)]
+        if differ:
+            key = sorted(differ)[0]
+            raise ValueError(
+                f"--out {self.folder}: holds a run of another configuration ({key} was {earlier.get(key)}, is {now.get(key)}); choose another --out"
+            )
+
+    def log(self, accelerator: Accelerator, step: int, values: dict[str, float]) -> None:
+        """Append to metrics.jsonl, and to the tracker if there is one."""
+        accelerator.log(values, step=step)
+        if accelerator.is_main_process:
+            with open(self._metrics, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """All that was logged."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step: the run continues from there."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if self._metrics.exists():
+            self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def finish(self, accelerator: Accelerator, summary: dict[str, Any]) -> dict[str, Any]:
+        if accelerator.is_main_process:
+            write_json(self.folder / "summary.json", summary)
+        accelerator.wait_for_everyone()
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished run said."""
+        return summary_of(self.folder)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a finished run said."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+def find_run(wanted: Path | None, pipeline: str) -> Path:
+    """The run folder given, or the newest finished one of a pipeline.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if wanted is not None:
+        if not (wanted / "environment.json").exists():
+            raise ValueError(f"--run {wanted}: is no run folder")
+        if not (wanted / "summary.json").exists():
+            raise ValueError(f"--run {wanted}: is not finished; run its command again to continue it")
+        return wanted
+    finished = [path.parent for path in RUNS.glob("*/summary.json") if pipeline_of(path.parent) == pipeline]
+    if not finished:
+        raise ValueError(f"no finished run of {pipeline} in {RUNS}/; start one with pipelines/{pipeline}.py, or name a folder with --run")
+    return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime)
+
+
+def pipeline_of(folder: Path) -> str:
+    return json.loads((folder / "environment.json").read_text())["pipeline"]
+
+
+def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
+    versions = {}
+    for package in ("torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    return {
+        "pipeline": pipeline,
+        "command": command,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": name,
+        "processes": accelerator.num_processes,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
+    """Run a pipeline from the command line: parse, work, print the summary as the last line of stdout.
+
+    A mistake of the user ends with one line on stderr and exit code 2. Set ARVIDEO_TRACEBACK=1 to see where it came from.
+    """
+    name = Path(sys.argv[0]).stem
+    config, settings = parse(schema)
+    try:
+        summary = body(config, settings)
+    except (ValueError, OSError) as error:
+        if os.environ.get("ARVIDEO_TRACEBACK"):
+            raise
+        sys.exit(fail(name, str(error)))
+    except FloatingPointError as error:
+        fail(name, str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail(name, "interrupted; run the same command again to continue")
+        sys.exit(130)
+    if PartialState().is_main_process:
+        print(json.dumps(summary), flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """Give PyTorch this process's share of the cores; launchers set one thread per process, which halves a small machine."""
+    if accelerator.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, cores // local))
+
+
+def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:
+    """A progress bar on stderr, of the main process only; one line every ten seconds where stderr is no terminal."""
+    lines = not sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=start,
+        desc=what,
+        mininterval=10 if lines else 0.2,
+        ascii=lines,
+        dynamic_ncols=not lines,
+        disable=not accelerator.is_main_process,
+    )
+
+
+def say(accelerator: Accelerator, text: str) -> None:
+    """A line for people, on stderr."""
+    if accelerator.is_main_process:
+        tqdm.write(text, file=sys.stderr)

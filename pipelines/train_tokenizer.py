@@ -1,0 +1,127 @@
+"""Train VQ3D, this project's tokenizer, on a folder of videos."""
+
+if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from data.cache import hold_out
+from data.clips import ClipSpec, read_clips
+from data.decoding import DamagedVideo
+from data.loading import BatchPlan, ClipDataset
+from data.shards import write_json
+from data.sources import Source, load_source
+from pipelines.pictures import reconstruction_grid
+from pipelines.run import Run, command, say
+from pipelines.training import Training, fit, make_accelerator
+from tokenizer import VQ3D
+from tokenizer.base import to_float
+from tokenizer.losses import Reconstruction, code_health, psnr
+
+VALIDATION_CLIPS = 96
+
+
+@dataclass(kw_only=True)
+class TrainTokenizer(Training):
+    """Train VQ3D, this project's tokenizer, on a folder of videos."""
+
+    videos: str = "builtin:moving-digits"
+    """Folder with a sub-folder per class, list file, or builtin:moving-digits."""
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    """What a clip is"""
+    model: Callable[[], VQ3D] = VQ3D
+    """The tokenizer's architecture; --model.help lists its settings."""
+    steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Clips of one step, of all processes together."""
+    lr: float = 3e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """Of AdamW, on matrices only."""
+
+
+def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
+    run = Run("train_tokenizer", config, settings)
+    accelerator = make_accelerator(config, run)
+    return train(run, accelerator, config)
+
+
+def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[str, Any]:
+    """Train and save a tokenizer; returns the summary, at once if the run is finished already."""
+    source = load_source(config.videos)
+    torch.manual_seed(config.seed)
+    tokenizer = config.model()
+    tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
+    run.begin(accelerator)
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+        return run.summary()
+    rows, held_out = hold_out(source.videos)
+    parts = BatchPlan(
+        samples=len(rows),
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    skipped: dict[str, str] = {}
+    module = Reconstruction(tokenizer).to(accelerator.device)
+    pixels_BTHWC = validation_clips(source, held_out or rows, config.clip, skipped)
+
+    def validate(step: int) -> dict[str, float]:
+        numbers, video_BTHWC = evaluate(tokenizer, pixels_BTHWC, accelerator.device)
+        if accelerator.is_main_process:
+            reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8], run.folder / "samples" / f"step_{step:06d}.png")
+        return numbers
+
+    dataset = ClipDataset(source, rows, config.clip, parts)
+    result = fit(run, accelerator, module, dataset, config, validate, watch=lambda batch: skipped.update(batch["skipped"]))
+    if accelerator.is_main_process:
+        tokenizer.save_pretrained(run.folder / "model")
+        write_json(run.folder / "skipped.json", skipped)
+    if skipped:
+        say(accelerator, f"{len(skipped)} damaged videos were left out; {run.folder / 'skipped.json'} names them")
+    summary = {"run": str(run.folder), "step": config.steps, **result.losses, "skipped": len(skipped), "seconds": round(result.seconds, 1)}
+    return run.finish(accelerator, summary)
+
+
+def validation_clips(source: Source, rows: list[int], clip: ClipSpec, skipped: dict[str, str]) -> torch.Tensor:
+    """Canonical clips of up to 96 held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out."""
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), VALIDATION_CLIPS)).round().astype(int)
+    clips = []
+    for i in spread:
+        video = source.videos[rows[i]]
+        try:
+            clips.append(read_clips(source, video, clip).pixels_VTHWC[0])
+        except DamagedVideo as damage:
+            skipped[video.path] = str(damage)
+    if not clips:
+        path, reason = next(iter(skipped.items()))
+        raise ValueError(f"none of the videos to validate on can be used; the first, {path}: {reason}")
+    return torch.from_numpy(np.stack(clips))
+
+
+def evaluate(tokenizer: VQ3D, pixels_BTHWC: torch.Tensor, device: torch.device) -> tuple[dict[str, float], torch.Tensor]:
+    """PSNR (mean over clips), code usage and perplexity of held-out clips, and the reconstructed clips, uint8."""
+    codes, videos, errors = [], [], []
+    for part in pixels_BTHWC.split(16):
+        codes.append(tokenizer.encode(part.to(device)))
+        videos.append(tokenizer.decode(codes[-1]).cpu())
+        errors.append((to_float(part) - to_float(videos[-1])).square().mean((1, 2, 3, 4)))
+    health = code_health(torch.bincount(torch.cat(codes).flatten(), minlength=tokenizer.vocab_size))
+    numbers = {"psnr": psnr(torch.cat(errors)).mean(), **health}
+    return {key: round(value.item(), 4) for key, value in numbers.items()}, torch.cat(videos)
+
+
+if __name__ == "__main__":
+    command(TrainTokenizer, main)

@@ -1,0 +1,215 @@
+"""The training loop. It knows batches, losses and checkpoints; it cannot tell one objective from another.
+
+All randomness of a step comes from (seed, step): the batch and its seeds from data/loading.py, the global generator is reseeded each step.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from data.loading import Batch, batches
+from pipelines import checkpoints
+from pipelines.run import Run, progress, say, use_all_cores
+
+Precision = Literal["auto", "fp32", "bf16"]
+_LOG_EVERY = 10
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Settings of every training run.
+
+    Raises:
+        ValueError: for a number that makes no sense.
+    """
+
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Samples of one step, of all processes together."""
+    accumulate: int = 1
+    """Parts that a step's batch is cut into, one after another, to save memory; the numbers stay the same."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup: int = 50
+    """Steps until it is reached; then it falls along a cosine to a hundredth."""
+    weight_decay: float = 0.05
+    """Of AdamW, on matrices only."""
+    clip_gradient: float = 1.0
+    """Highest norm of the gradient."""
+    precision: Precision = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies in it."""
+    seed: int = 0
+    """Of initial weights, batches and everything drawn."""
+    workers: int = 0
+    """Processes that prepare batches; 0: the training process itself."""
+    validate_every: int = 250
+    """Steps between two validations; the last step always has one."""
+    save_every: int = 250
+    """Steps between two checkpoints; the last two are kept."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Where numbers go besides metrics.jsonl."""
+    out: Path | None = None
+    """Run folder; by default runs/<pipeline>-<hash of the settings>."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts")
+
+
+def lr_at(step: int, config: Training) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine to a hundredth. Nothing about it is ever saved."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def make_accelerator(config: Training, run: Run) -> Accelerator:
+    """Process group, device and precision; made before any module, since quantizers ask for the group when they are built."""
+    tracker = None if config.tracker == "none" else config.tracker
+    precision = run.chosen("precision", resolve_precision(config.precision))
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", log_with=tracker, project_dir=run.folder)
+    use_all_cores(accelerator)
+    return accelerator
+
+
+def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
+    """bf16 where it is faster: on GPUs that have it and on CPUs with matrix instructions for it."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (biases, norms) do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+
+@dataclass
+class Fit:
+    """What a finished training knows."""
+
+    losses: dict[str, float]
+    """Last validation."""
+    seconds: float
+    samples_per_second: float
+
+
+def fit(
+    run: Run,
+    accelerator: Accelerator,
+    module: nn.Module,
+    dataset: Dataset,
+    config: Training,
+    validate: Callable[[int], dict[str, float]],
+    watch: Callable[[Batch], None] = lambda batch: None,
+) -> Fit:
+    """Train from the newest checkpoint, or from the start, to `config.steps`.
+
+    Args:
+        module: batch -> {"loss": ..., numbers to log}; already on the device.
+        dataset: part of a step -> batch; parts are numbered through, `config.accumulate` to a step.
+        validate: step -> numbers; called by all processes with the module in evaluation mode.
+        watch: sees every batch before it is used.
+
+    Raises:
+        FloatingPointError: if a loss or gradient is not finite; the weights are those of the last step before.
+    """
+    run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
+    optimizer = make_optimizer(module, config)
+    state = checkpoints.load(run.folder / "checkpoints", module, optimizer) or {"step": 0, "seconds": 0.0}
+    start, seconds_before = state["step"], state["seconds"]
+    if accelerator.is_main_process:
+        run.rewind(start)
+    if start:
+        say(accelerator, f"continuing {run.folder} from step {start}")
+    model, optimizer = accelerator.prepare(module, optimizer)
+    if config.tracker != "none":
+        accelerator.init_trackers(run.pipeline)
+
+    parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
+    bar = progress(accelerator, config.steps, run.pipeline, start)
+    began = time.perf_counter()
+    for step in range(start, config.steps):
+        torch.manual_seed(config.seed * 2**32 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, config)
+        losses = _step(accelerator, model, optimizer, parts, config, watch, step)
+        done = step + 1
+        seconds = seconds_before + time.perf_counter() - began
+        bar.update()
+        if done % _LOG_EVERY == 0 or done == config.steps:
+            numbers = {k: accelerator.reduce(v, "mean").item() for k, v in losses.items()}
+            bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
+            run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": round(seconds, 3)})
+        if done % config.validate_every == 0 and done < config.steps:
+            _validated(run, accelerator, module, validate, done)
+        if done % config.save_every == 0 or done == config.steps:
+            if accelerator.is_main_process:
+                saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
+                checkpoints.save(run.folder / "checkpoints", module, optimizer.optimizer, saved, keep=2)
+            accelerator.wait_for_everyone()
+    bar.close()
+    seconds = seconds_before + time.perf_counter() - began
+    final = _validated(run, accelerator, module, validate, config.steps)
+    accelerator.end_training()
+    return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
+
+
+def _validated(run: Run, accelerator: Accelerator, module: nn.Module, validate: Callable[[int], dict[str, float]], step: int) -> dict[str, float]:
+    module.eval()
+    with torch.no_grad(), accelerator.autocast():
+        numbers = validate(step)
+    module.train()
+    run.log(accelerator, step, {f"val_{k}": v for k, v in numbers.items()})
+    return numbers
+
+
+def _step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Iterator[Batch],
+    config: Training,
+    watch: Callable[[Batch], None],
+    step: int,
+) -> dict[str, torch.Tensor]:
+    """One optimizer step; the mean over its parts of what the module returned."""
+    total: dict[str, torch.Tensor] = {}
+    model.train()
+    for part in range(config.accumulate):
+        batch = next(parts)
+        watch(batch)
+        batch = {k: v.to(accelerator.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+        synchronise = part == config.accumulate - 1
+        with nullcontext() if synchronise else accelerator.no_sync(model):
+            losses = model(batch)
+            accelerator.backward(losses["loss"] / config.accumulate)
+        for key, value in losses.items():
+            total[key] = total.get(key, 0) + value.detach() / config.accumulate
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_gradient)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); the last checkpoint is untouched")
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
