@@ -20,7 +20,8 @@ class BlockMask:
     """Queries and keys come in `blocks` equal runs; a query of run i sees the keys of runs 0..i.
 
     With both sides sorted by rank this one triangle serves every sample, whatever its order: in the encoder run i holds
-    the clusters of rank i on both sides; in the decoder run i of the queries is rank i + 1, so that it sees lower ranks only.
+    the clusters of rank i on both sides; in the decoder run i of the queries is rank i + 1, so that it sees lower ranks
+    only.
     """
 
     blocks: int
@@ -79,11 +80,16 @@ def _xformers(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
     return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]] = {"plain": _plain, "sdpa": _sdpa, "xformers": _xformers}
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]] = {
+    "plain": _plain,
+    "sdpa": _sdpa,
+    "xformers": _xformers,
+}
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (arXiv 2104.09864) of tokens: cosine and sine of an angle for every pair of channels, (B or 1, 1, L, H / 2)."""
+    """Rotary positions (arXiv 2104.09864) of tokens: cosine and sine of an angle for every pair of channels, (B or 1,
+    1, L, H / 2)."""
 
     cos: Tensor
     sin: Tensor
@@ -100,7 +106,8 @@ class Rotation(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` (B, L, D) to `context` (B, M, D), or to itself; rotations carry the positions of either."""
+    """Multi-head attention of `x` (B, L, D) to `context` (B, M, D), or to itself; rotations carry the positions of
+    either."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-
 CodeInput = Literal["geometry", "rows"]
 
 
@@ -62,13 +61,18 @@ class CodeSpec:
 class CodeTable(nn.Module):
     """One vector per code, composed from the code's geometry.
 
-    Digits: the sum of one learned vector per digit value. Codebook: its vectors through a learned projection. Neither, or `by_geometry`
+    Digits: the sum of one learned vector per digit value. Codebook: its vectors through a learned projection. Neither,
+    or `by_geometry`
     false: one learned row per code. `free_rows` adds such rows, starting at zero, to the first two.
     """
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
         super().__init__()
-        self.digits = self.projection = self.rows = None
+        self.digit_rows_VP: Tensor
+        self.codebook_VC: Tensor
+        self.digits: nn.Parameter | None = None
+        self.projection: nn.Linear | None = None
+        self.rows: nn.Parameter | None = None
         if by_geometry and codes.levels is not None:
             self.digits = nn.Parameter(torch.randn(sum(codes.levels), width) * (0.5 / len(codes.levels) ** 0.5))
             first_row = torch.tensor([0, *accumulate(codes.levels[:-1])])
@@ -85,7 +89,7 @@ class CodeTable(nn.Module):
 
     def matrix(self) -> Tensor:
         """All vectors, (V, D)."""
-        parts = [] if self.rows is None else [self.rows]
+        parts: list[Tensor] = [] if self.rows is None else [self.rows]
         if self.digits is not None:
             parts.append(F.embedding_bag(self.digit_rows_VP, self.digits, mode="sum"))
         if self.projection is not None:
@@ -98,7 +102,8 @@ class CodeTable(nn.Module):
 
 
 def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Mixed-radix digits of codes, (...) -> (..., digits), lowest digit first as FSQ numbers its codes (arXiv 2309.15505)."""
+    """Mixed-radix digits of codes, (...) -> (..., digits), lowest digit first as FSQ numbers its codes (arXiv
+    2309.15505)."""
     digits = []
     for n in levels:
         digits.append(codes % n)
@@ -125,7 +130,8 @@ def patch_codes(codes_BTHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 class CodeEmbedding(nn.Module):
-    """The codes of a token (B, L, P) -> (B, L, D): their vectors side by side through a linear layer (none for a single code)."""
+    """The codes of a token (B, L, P) -> (B, L, D): their vectors side by side through a linear layer (none for a single
+    code)."""
 
     def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()

@@ -15,7 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-PROTOCOL = "mean token of each time slice, side by side; standardised; ridge classifier (penalty and layer by leave-one-out on training clips); 20-NN, cosine"
+PROTOCOL = (
+    "mean token of each time slice, side by side; standardised; "
+    "ridge classifier (penalty and layer by leave-one-out on training clips); 20 nearest by cosine"
+)
 MOST_FOLDS = 10
 
 
@@ -69,7 +72,9 @@ class LinearProbe:
 
     def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
         self._scale = StandardScaler().fit(x_NF)
-        self._ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy").fit(self._scale.transform(x_NF), y_N)
+        self._ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy").fit(
+            self._scale.transform(x_NF), y_N
+        )
         self.score = float(self._ridge.best_score_)
 
     def predict(self, x_NF: np.ndarray) -> np.ndarray:

@@ -25,7 +25,9 @@ class CodeTarget(nn.Module):
         ValueError: for `digits` of codes that have none.
     """
 
-    def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, likelihood: CodeLikelihood = "joint") -> None:
+    def __init__(
+        self, codes: CodeSpec, width: int, codes_per_token: int = 1, likelihood: CodeLikelihood = "joint"
+    ) -> None:
         super().__init__()
         if likelihood == "digits" and codes.levels is None:
             raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ); these are rows of a codebook")

@@ -79,7 +79,12 @@ class CrossBlock(nn.Module):
         self.mlp = MLP(width)
 
     def forward(
-        self, x_BLD: Tensor, context_BMD: Tensor, mask: Mask, rotation: Rotation | None, context_rotation: Rotation | None
+        self,
+        x_BLD: Tensor,
+        context_BMD: Tensor,
+        mask: Mask,
+        rotation: Rotation | None,
+        context_rotation: Rotation | None,
     ) -> Tensor:
         x_BLD = x_BLD + self.attention(self.norm1(x_BLD), context_BMD, mask, rotation, context_rotation)
         return x_BLD + self.mlp(self.norm2(x_BLD))

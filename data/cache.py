@@ -125,7 +125,9 @@ class CacheWriter:
         skipped = [entry for reader in readers for entry in reader.facts["skipped"]]
         if samples == 0:
             first = skipped[0]
-            raise ValueError(f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']}")
+            raise ValueError(
+                f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']}"
+            )
         if codebook_VC is not None:
             save_file({"codebook_VC": codebook_VC.contiguous()}, self.folder / "codebook.safetensors")
         share = counts[counts > 0] / counts.sum()
@@ -149,7 +151,12 @@ class CacheWriter:
 
 def _entry(reader: ShardReader) -> dict[str, Any]:
     record = hashlib.sha256(reader.record_bytes).hexdigest()
-    return {"file": reader.tar.name, "samples": len(reader.samples), "record": record, **{k: reader.facts[k] for k in ("bytes", "sha256")}}
+    return {
+        "file": reader.tar.name,
+        "samples": len(reader.samples),
+        "record": record,
+        **{k: reader.facts[k] for k in ("bytes", "sha256")},
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -177,13 +184,17 @@ class TokenCache:
         self.folder = folder
         if not (folder / "manifest.json").exists():
             unfinished = (folder / "plan.json").exists()
-            raise DamagedCache(f"{folder}: " + ("is unfinished; run tokenize again" if unfinished else "is no cache: no manifest.json"))
+            raise DamagedCache(
+                f"{folder}: " + ("is unfinished; run tokenize again" if unfinished else "is no cache: no manifest.json")
+            )
         manifest = _read_json(folder / "manifest.json")
         checksum = manifest.pop("checksum", None)
         if manifest.get("format") != FORMAT:
             raise DamagedCache(f"{folder / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}")
         if checksum != _sha256_of(manifest) or manifest["key"] != key_of(manifest["spec"]):
-            raise DamagedCache(f"{folder / 'manifest.json'}: was changed after it was written; its checksum does not fit")
+            raise DamagedCache(
+                f"{folder / 'manifest.json'}: was changed after it was written; its checksum does not fit"
+            )
         self.manifest = manifest
         self.key: str = manifest["key"]
         self.spec: dict[str, Any] = manifest["spec"]
@@ -256,25 +267,35 @@ def find_cache(caches: Path, wanted: str | None) -> Path:
         return Path(wanted)
     finished = [path.parent for path in caches.glob("*/manifest.json")]
     if wanted:
-        finished = [path for path in finished if path.name.startswith(wanted) or path.name.rpartition("-")[2].startswith(wanted[:12])]
+        finished = [
+            path
+            for path in finished
+            if path.name.startswith(wanted) or path.name.rpartition("-")[2].startswith(wanted[:12])
+        ]
     if not finished:
         what = f"no cache {wanted!r}" if wanted else "no finished cache"
         raise ValueError(f"{what} in {caches}; make one with pipelines/tokenize.py")
     if wanted and len(finished) > 1:
-        raise ValueError(f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}")
+        raise ValueError(
+            f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"
+        )
     return max(finished, key=lambda path: (path / "manifest.json").stat().st_mtime)
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
     """Rows to train on and rows to validate on.
 
-    Videos of a split other than train are held out. Where no video has one, every tenth group is (a video without a group is its own), chosen by hash.
+    Videos of a split other than train are held out. Where no video has a split, every tenth group is, chosen by hash; a video without a
+    group is its own.
     """
     videos = list(videos)
     if any(v.split not in (None, "train") for v in videos):
         held = [v.split not in (None, "train") for v in videos]
     else:
-        groups = sorted({v.group or v.path for v in videos}, key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest())
+        groups = sorted(
+            {v.group or v.path for v in videos},
+            key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest(),
+        )
         chosen = set(groups[: math.ceil(len(groups) / 10)]) if len(groups) > 1 else set()
         held = [(v.group or v.path) in chosen for v in videos]
     return [i for i, h in enumerate(held) if not h], [i for i, h in enumerate(held) if h]

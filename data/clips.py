@@ -97,13 +97,17 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
         split, index = video.path.split("/")
         clip = moving_digits.render(0, split, int(index))
         total, numbers = len(clip), wanted(len(clip))
-        pixels = np.stack([resized(av.VideoFrame.from_ndarray(clip[i]), spec.size) for i in numbers])
+        pixels = clip[numbers]
+        if spec.size != moving_digits.SIZE:
+            pixels = np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in pixels])
     else:
         frames = read_frames(source.root / video.path, spec.size, wanted)
         total, numbers, pixels = frames.total, wanted(frames.total), frames.pixels_THWC
     row = {number: i for i, number in enumerate(numbers)}
     views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(starts(total))]
-    return Clips(np.stack([_cut(pixels, [row[i] for i in view.frames(spec.frames)], view) for view in views]), tuple(views))
+    return Clips(
+        np.stack([_cut(pixels, [row[i] for i in view.frames(spec.frames)], view) for view in views]), tuple(views)
+    )
 
 
 def _draw(path: str, view: int, axis: int, choices: int) -> int:
@@ -117,7 +121,9 @@ def _draw(path: str, view: int, axis: int, choices: int) -> int:
 def _in_time(spec: ClipSpec, path: str, view: int, total: int) -> View:
     span = (spec.frames - 1) * spec.stride + 1
     if total < span:  # begin at the first frame, pad behind the last
-        return View(start=0, stride=spec.stride, real=(total - 1) // spec.stride + 1, top=0, left=0, size=spec.size, flip=False)
+        return View(
+            start=0, stride=spec.stride, real=(total - 1) // spec.stride + 1, top=0, left=0, size=spec.size, flip=False
+        )
     start = _draw(path, view, 0, total - span + 1)
     return View(start=start, stride=spec.stride, real=spec.frames, top=0, left=0, size=spec.size, flip=False)
 

@@ -4,7 +4,7 @@ Decoders conceal errors: of files with 200 overwritten bytes most still decode t
 raise (`err_detect=explode`), frames marked corrupt are refused, and the last timestamp is held against the declared duration.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,9 @@ def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
     """The frame upright as uint8 RGB (h, w, 3), aspect ratio kept."""
     scale = short_side / min(frame.width, frame.height)
     width, height = (max(short_side, round(side * scale)) for side in (frame.width, frame.height))
-    pixels_HWC = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC").to_ndarray()
+    pixels_HWC = frame.reformat(
+        width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
+    ).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels_HWC, k=round(getattr(frame, "rotation", 0) / 90) % 4))
 
 
@@ -81,8 +83,9 @@ def _open(path: Path) -> av.container.InputContainer:
 def _declared(container: av.container.InputContainer) -> _Declared:
     stream = container.streams.video[0]
     rate = float(stream.average_rate or 0)
-    start = float((stream.start_time or 0) * stream.time_base)
-    seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base
+    tick = stream.time_base or 0
+    start = float((stream.start_time or 0) * tick)
+    seconds = float(stream.duration * tick) if stream.duration else (container.duration or 0) / av.time_base
     return _Declared(stream.frames or round(seconds * rate), seconds, start, rate, bool(stream.frames))
 
 

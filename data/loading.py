@@ -83,20 +83,40 @@ class TokenDataset(Dataset):
 
 
 class ClipDataset(Dataset):
-    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `skipped` ((path, reason) of every damaged video, which the batch lacks)."""
+    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `skipped` ((path, reason) of every damaged video, which the batch lacks).
 
-    def __init__(self, source: Source, rows: Sequence[int], spec: ClipSpec, plan: BatchPlan) -> None:
+    Views never change, so what was decoded once is kept, as long as it fits into `memory` bytes.
+    """
+
+    def __init__(
+        self, source: Source, rows: Sequence[int], spec: ClipSpec, plan: BatchPlan, memory: int = 2**30
+    ) -> None:
         self.source, self.rows, self.spec, self.plan = source, rows, spec, plan
+        self._free = memory
+        self._kept: dict[int, np.ndarray | DamagedVideo] = {}
+
+    def _read(self, row: int) -> np.ndarray | DamagedVideo:
+        if row in self._kept:
+            return self._kept[row]
+        try:
+            views = read_clips(self.source, self.source.videos[row], self.spec).pixels_VTHWC
+        except DamagedVideo as damage:
+            self._kept[row] = damage
+            return damage
+        if views.nbytes <= self._free:
+            self._kept[row] = views
+            self._free -= views.nbytes
+        return views
 
     def __getitem__(self, step: int) -> Batch:
         draw = self.plan.draw(step)
         clips, skipped = [], []
         for i, view in zip(draw.rows_B, draw.view_B, strict=True):
-            video = self.source.videos[self.rows[i]]
-            try:
-                clips.append(pick_view(read_clips(self.source, video, self.spec).pixels_VTHWC, view))
-            except DamagedVideo as damage:
-                skipped.append((video.path, str(damage)))
+            views = self._read(self.rows[i])
+            if isinstance(views, DamagedVideo):
+                skipped.append((self.source.videos[self.rows[i]].path, str(views)))
+            else:
+                clips.append(pick_view(views, view))
         if not clips:
             path, reason = skipped[0]
             raise ValueError(f"all {len(skipped)} videos of a batch are damaged; the first, {path}: {reason}")
@@ -116,7 +136,9 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     """The batches of `steps`, in order, made ahead by `workers` processes (0: in this one)."""
     # Forked workers inherit the locks of threads that do not exist in them; a fork server starts clean.
     context = "forkserver" if workers else None
-    return iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=context))
+    return iter(
+        DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+    )
 
 
 def evaluation_batches(cache: TokenCache, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:

@@ -24,7 +24,12 @@ SPLITS: Mapping[str, int] = MappingProxyType({"train": 1600, "test": 600})  # cl
 
 # Axis of the torus and direction of travel of each class; image rows count downwards, angles clockwise as seen.
 _MOTION = ((0, -1), (0, 1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1))
-_SPEED = ((2.0, 4.0), (2.0, 4.0), (0.15, 0.35), (0.04, 0.08))  # per frame: pixels, pixels, radians, share of the scale range
+_SPEED = (
+    (2.0, 4.0),
+    (2.0, 4.0),
+    (0.15, 0.35),
+    (0.04, 0.08),
+)  # per frame: pixels, pixels, radians, share of the scale range
 _PERIOD = (SIZE, SIZE, 2 * np.pi, 1.0)
 _HEIGHT = (22.0, 44.0)  # pixels, smallest and largest digit
 

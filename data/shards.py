@@ -71,7 +71,9 @@ class ShardWriter:
         self._writer.write({"__key__": key, **members})
         self._samples.append({"id": key, **facts, "members": places})
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.close()
         if kind is not None:
             self._file.close()

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from data import moving_digits
 
-SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
-)
+_SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
+SUFFIXES = frozenset(_SUFFIXES.split())
 _SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
 BUILTIN = "builtin:"
 
@@ -69,7 +68,9 @@ def _builtin(src: str) -> Source:
         sizes = dict(zip(sizes, map(int, counts), strict=True))
     classes = moving_digits.CLASSES
     videos = [
-        Video(path=f"{split}/{i:06d}", size=0, label=classes[i % len(classes)], split=split) for split, n in sizes.items() for i in range(n)
+        Video(path=f"{split}/{i:06d}", size=0, label=classes[i % len(classes)], split=split)
+        for split, n in sizes.items()
+        for i in range(n)
     ]
     if not videos:
         raise ValueError(f"{src}: asks for no clips")
@@ -89,7 +90,7 @@ def _folder(root: Path) -> Source:
             label = parents[-1] if len(parents) > (split is not None) else None
             videos.append(Video(_posix(full.relative_to(root)), full.stat().st_size, label=label, split=split))
     if not videos:
-        raise ValueError(f"{root}: holds no video files ({' '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{root}: holds no video files ({_SUFFIXES})")
     return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
@@ -131,7 +132,9 @@ def _is_csv(file: Path, text: str) -> bool:
 def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(text.splitlines())
     if "path" not in (reader.fieldnames or ()):
-        raise ValueError(f"{file}: a CSV list needs a header line with a column 'path' (and label, group, split if there are any)")
+        raise ValueError(
+            f"{file}: a CSV list needs a header line with a column 'path' (and label, group, split if there are any)"
+        )
     return [(reader.line_num, {k: v for k, v in row.items() if k}) for row in reader if row["path"]]
 
 
@@ -143,7 +146,9 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
         if len(fields) > 3:
-            raise ValueError(f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; quote a path with spaces")
+            raise ValueError(
+                f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; quote a path with spaces"
+            )
         if fields:
             rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
     return rows

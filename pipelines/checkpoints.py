@@ -76,7 +76,11 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     for name, parameter in module.named_parameters():
-        state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        state = {
+            key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name
+        }
         if state:
             # Step counters live where the optimizer made them; everything else beside its parameter.
-            optimizer.state[parameter] = {k: v if k == "step" and not v.is_cuda else v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = {
+                k: v if k == "step" and not v.is_cuda else v.to(parameter.device) for k, v in state.items()
+            }

@@ -30,7 +30,9 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(description=schema.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times, later files win")
+    parser.add_argument(
+        "--config", action="config", help="YAML file of settings; may be given several times, later files win"
+    )
     parser.add_class_arguments(schema, as_group=False)
     settings = parser.parse_args(argv)
     try:

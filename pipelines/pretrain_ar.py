@@ -1,6 +1,6 @@
 """Stage two: pre-train a transformer on cached codes."""
 
-if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
     import os
     import sys
 
@@ -76,7 +76,9 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, {accelerator.mixed_precision} on {accelerator.device}; "
         f"{len(rows)} videos to train on, {len(held_out)} held out; codes by their frequencies cost {cache.manifest['unigram_bits']:.2f} bits",
     )
-    result = fit(run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips))
+    result = fit(
+        run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)
+    )
     if accelerator.is_main_process:
         objective.save(run.folder / "model")
     summary = {
@@ -95,7 +97,9 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
 
 def code_spec(cache: TokenCache) -> CodeSpec:
     """What stage two has to know of the codes."""
-    return CodeSpec(shape=cache.codes_shape, vocab_size=cache.vocab_size, levels=cache.levels, codebook_VC=cache.codebook())
+    return CodeSpec(
+        shape=cache.codes_shape, vocab_size=cache.vocab_size, levels=cache.levels, codebook_VC=cache.codebook()
+    )
 
 
 def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
@@ -112,7 +116,9 @@ def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDatas
     return broadcast_object_list(chosen)[0]
 
 
-def validate(accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]) -> dict[str, float]:
+def validate(
+    accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]
+) -> dict[str, float]:
     """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     total: dict[str, Tensor] = {}

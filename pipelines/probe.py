@@ -1,6 +1,6 @@
 """Frozen evaluation of a pre-trained model, beside the same probe on baselines that know nothing of pre-training."""
 
-if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
     import os
     import sys
 
@@ -74,7 +74,9 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     trained = summary_of(pretrained)
     cache = TokenCache(find_cache(config.caches, config.cache or trained["cache"]))
     if cache.spec["tokenizer"] != trained["tokenizer"]:
-        raise ValueError(f"--cache {cache.folder}: was made by another tokenizer than that of {pretrained}; its codes mean other things")
+        raise ValueError(
+            f"--cache {cache.folder}: was made by another tokenizer than that of {pretrained}; its codes mean other things"
+        )
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
     accelerator = Accelerator(mixed_precision="bf16" if resolve_precision("auto") == "bf16" else "no")
     use_all_cores(accelerator)
@@ -105,7 +107,12 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
 
 
 def _probe_all(
-    accelerator: Accelerator, config: Probe, pretrained: Path, cache: TokenCache, labelled: Labelled, folds: list[list[Fold]]
+    accelerator: Accelerator,
+    config: Probe,
+    pretrained: Path,
+    cache: TokenCache,
+    labelled: Labelled,
+    folds: list[list[Fold]],
 ) -> dict[str, Any]:
     """The accuracies of the model and of its baselines, as the summary gives them."""
     tested = sum(len(fold.test) for fold in folds[0])
@@ -131,12 +138,16 @@ def _probe_all(
         "motion_energy": with_error([a.linear for a in repeat([energy_NF])], tested),
         "layer": Counter(layer for a in trained for layer in a.chosen).most_common(1)[0][0],
         "layers": [with_error([a.layers[i] for a in trained], tested) for i in range(len(trained[0].layers))],
-        "untrained_layers": [with_error([a.layers[i] for a in untrained], tested) for i in range(len(untrained[0].layers))],
+        "untrained_layers": [
+            with_error([a.layers[i] for a in untrained], tested) for i in range(len(untrained[0].layers))
+        ],
     }
 
 
 @torch.inference_mode()
-def _features(accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int], bar: Any) -> list[np.ndarray]:
+def _features(
+    accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int], bar: Any
+) -> list[np.ndarray]:
     """Pooled features of the canonical views, one (N, F) per layer."""
     objective.to(accelerator.device)
     pooled: list[list[np.ndarray]] = []
@@ -152,9 +163,15 @@ def _pixel_baselines(cache: TokenCache, rows: Sequence[int], bar: Any) -> tuple[
     """The middle frame in 16x16 colours, and the mean absolute difference between frames in 16x16 greys, (N, F) each."""
     frames, energies = [], []
     for clip_THWC in canonical_clips(cache, rows):
-        small_THWC = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(clip_THWC.copy()).float().permute(0, 3, 1, 2), 16)
+        small_THWC = torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(clip_THWC.copy()).float().permute(0, 3, 1, 2), 16
+        )
         frames.append(small_THWC[len(small_THWC) // 2].flatten().numpy())
-        energies.append(small_THWC.mean(1).diff(dim=0).abs().mean(0).flatten().numpy() if len(small_THWC) > 1 else np.zeros(256, np.float32))
+        energies.append(
+            small_THWC.mean(1).diff(dim=0).abs().mean(0).flatten().numpy()
+            if len(small_THWC) > 1
+            else np.zeros(256, np.float32)
+        )
         bar.update()
     return np.stack(frames), np.stack(energies)
 

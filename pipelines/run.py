@@ -1,14 +1,14 @@
 """A run: its folder, what it was started with, what it measured, what it says at the end.
 
-    runs/<pipeline>-<hash of the configuration>/
-      config.yaml        everything that decides the result; a valid --config
-      environment.json   versions, device, command
-      choices.json       what was chosen for this hardware: precision, attention
-      metrics.jsonl      one line per logged step
-      checkpoints/       pipelines/checkpoints.py
-      model/             from_pretrained
-      samples/           pictures
-      summary.json       the last line of stdout again; with it the run is finished
+runs/<pipeline>-<hash of the configuration>/
+  config.yaml        everything that decides the result; a valid --config
+  environment.json   versions, device, command
+  choices.json       what was chosen for this hardware: precision, attention
+  metrics.jsonl      one line per logged step
+  checkpoints/       pipelines/checkpoints.py
+  model/             from_pretrained
+  samples/           pictures
+  summary.json       the last line of stdout again; with it the run is finished
 """
 
 import hashlib
@@ -139,7 +139,9 @@ def find_run(wanted: Path | None, pipeline: str) -> Path:
         return wanted
     finished = [path.parent for path in RUNS.glob("*/summary.json") if pipeline_of(path.parent) == pipeline]
     if not finished:
-        raise ValueError(f"no finished run of {pipeline} in {RUNS}/; start one with pipelines/{pipeline}.py, or name a folder with --run")
+        raise ValueError(
+            f"no finished run of {pipeline} in {RUNS}/; start one with pipelines/{pipeline}.py, or name a folder with --run"
+        )
     return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime)
 
 
@@ -148,14 +150,27 @@ def pipeline_of(folder: Path) -> str:
 
 
 def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
-    versions = {}
-    for package in ("torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"):
+    versions: dict[str, str | None] = {}
+    for package in (
+        "torch",
+        "accelerate",
+        "vector-quantize-pytorch",
+        "webdataset",
+        "av",
+        "numpy",
+        "scikit-learn",
+        "xformers",
+    ):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    )
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     return {
         "pipeline": pipeline,

@@ -1,6 +1,6 @@
 """Stage one: write each video's codes once, as webdataset shards. Without a tokenizer it trains one first."""
 
-if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
     import os
     import sys
 
@@ -26,6 +26,7 @@ from data.decoding import DamagedVideo
 from data.pixels import KeepPixels, pack_pixels
 from data.shards import sample_id, to_npy
 from data.sources import Source, Video, load_source
+from pipelines.config import parse
 from pipelines.run import Run, command, progress, say, use_all_cores
 from pipelines.train_tokenizer import TrainTokenizer, train
 from tokenizer import VideoTokenizer, load_tokenizer
@@ -87,9 +88,9 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
 
 
 def _trained_here(accelerator: Accelerator, config: Tokenize) -> str:
-    """The run folder of a tokenizer trained on these videos with default settings."""
-    training = TrainTokenizer(videos=config.videos, clip=config.clip)
-    settings = json.dumps({"videos": config.videos, "clip": asdict(config.clip)})
+    """The run folder of the tokenizer that `train_tokenizer` makes of these videos and clips by default."""
+    flags = [f"--clip.{name}={str(value).lower()}" for name, value in asdict(config.clip).items()]
+    training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
     run = Run("train_tokenizer", training, settings)
     if not run.finished:
         say(accelerator, f"no --tokenizer given: training one on {config.videos}")
@@ -128,7 +129,9 @@ def _summary(cache: TokenCache, tokenizer: str, reused: bool, began: float) -> d
     }
 
 
-def _fill(accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> None:
+def _fill(
+    accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer
+) -> None:
     """Make the missing shards; every process makes each world-size-th of them."""
     if accelerator.is_main_process:
         writer.begin()
@@ -142,12 +145,20 @@ def _fill(accelerator: Accelerator, writer: CacheWriter, config: Tokenize, sourc
     accelerator.wait_for_everyone()
 
 
-def _write_shard(writer: CacheWriter, number: int, config: Tokenize, source: Source, tokenizer: VideoTokenizer, bar: tqdm) -> None:
+def _write_shard(
+    writer: CacheWriter, number: int, config: Tokenize, source: Source, tokenizer: VideoTokenizer, bar: tqdm
+) -> None:
     skipped: list[dict[str, str]] = []
     with writer.open_shard(number) as shard:
         usable = _usable(_read(source, writer.videos(number), config), skipped, bar)
         for video, clips, codes_VTHW in _encode(usable, tokenizer, config):
-            facts = {"path": video.path, "size": video.size, "label": video.label, "group": video.group, "split": video.split}
+            facts = {
+                "path": video.path,
+                "size": video.size,
+                "label": video.label,
+                "group": video.group,
+                "split": video.split,
+            }
             facts["padded"] = clips.padded
             codes = to_npy(codes_VTHW.astype(writer.spec.dtype))
             text = json.dumps({**facts, "views": clips.describe()}, sort_keys=True).encode()
@@ -175,10 +186,19 @@ class _Videos(Dataset):
 
 def _read(source: Source, videos: tuple[Video, ...], config: Tokenize) -> Iterator[tuple[Video, Clips | str]]:
     context = "forkserver" if config.workers else None
-    return iter(DataLoader(_Videos(source, videos, config.clip), batch_size=None, num_workers=config.workers, multiprocessing_context=context))
+    return iter(
+        DataLoader(
+            _Videos(source, videos, config.clip),
+            batch_size=None,
+            num_workers=config.workers,
+            multiprocessing_context=context,
+        )
+    )
 
 
-def _usable(read: Iterator[tuple[Video, Clips | str]], skipped: list[dict[str, str]], bar: tqdm) -> Iterator[tuple[Video, Clips]]:
+def _usable(
+    read: Iterator[tuple[Video, Clips | str]], skipped: list[dict[str, str]], bar: tqdm
+) -> Iterator[tuple[Video, Clips]]:
     for video, clips in read:
         bar.update()
         if isinstance(clips, str):

@@ -1,6 +1,6 @@
 """Train VQ3D, this project's tokenizer, on a folder of videos."""
 
-if not __package__:  # started as a file: the repository heads sys.path, not pipelines/, whose tokenize.py hides Python's own
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
     import os
     import sys
 
@@ -40,7 +40,7 @@ class TrainTokenizer(Training):
     """What a clip is"""
     model: Callable[[], VQ3D] = VQ3D
     """The tokenizer's architecture; --model.help lists its settings."""
-    steps: int = 400
+    steps: int = 500
     """Optimizer steps."""
     batch_size: int = 16
     """Clips of one step, of all processes together."""
@@ -85,13 +85,21 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[st
         return numbers
 
     dataset = ClipDataset(source, rows, config.clip, parts)
-    result = fit(run, accelerator, module, dataset, config, validate, watch=lambda batch: skipped.update(batch["skipped"]))
+    result = fit(
+        run, accelerator, module, dataset, config, validate, watch=lambda batch: skipped.update(batch["skipped"])
+    )
     if accelerator.is_main_process:
         tokenizer.save_pretrained(run.folder / "model")
         write_json(run.folder / "skipped.json", skipped)
     if skipped:
         say(accelerator, f"{len(skipped)} damaged videos were left out; {run.folder / 'skipped.json'} names them")
-    summary = {"run": str(run.folder), "step": config.steps, **result.losses, "skipped": len(skipped), "seconds": round(result.seconds, 1)}
+    summary = {
+        "run": str(run.folder),
+        "step": config.steps,
+        **result.losses,
+        "skipped": len(skipped),
+        "seconds": round(result.seconds, 1),
+    }
     return run.finish(accelerator, summary)
 
 
@@ -111,7 +119,9 @@ def validation_clips(source: Source, rows: list[int], clip: ClipSpec, skipped: d
     return torch.from_numpy(np.stack(clips))
 
 
-def evaluate(tokenizer: VQ3D, pixels_BTHWC: torch.Tensor, device: torch.device) -> tuple[dict[str, float], torch.Tensor]:
+def evaluate(
+    tokenizer: VQ3D, pixels_BTHWC: torch.Tensor, device: torch.device
+) -> tuple[dict[str, float], torch.Tensor]:
     """PSNR (mean over clips), code usage and perplexity of held-out clips, and the reconstructed clips, uint8."""
     codes, videos, errors = [], [], []
     for part in pixels_BTHWC.split(16):

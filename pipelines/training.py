@@ -66,7 +66,9 @@ class Training:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts"
+            )
 
 
 def lr_at(step: int, config: Training) -> float:
@@ -81,7 +83,9 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
     """Process group, device and precision; made before any module, since quantizers ask for the group when they are built."""
     tracker = None if config.tracker == "none" else config.tracker
     precision = run.chosen("precision", resolve_precision(config.precision))
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", log_with=tracker, project_dir=run.folder)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no", log_with=tracker, project_dir=run.folder
+    )
     use_all_cores(accelerator)
     return accelerator
 
@@ -176,7 +180,9 @@ def fit(
     return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
 
 
-def _validated(run: Run, accelerator: Accelerator, module: nn.Module, validate: Callable[[int], dict[str, float]], step: int) -> dict[str, float]:
+def _validated(
+    run: Run, accelerator: Accelerator, module: nn.Module, validate: Callable[[int], dict[str, float]], step: int
+) -> dict[str, float]:
     module.eval()
     with torch.no_grad(), accelerator.autocast():
         numbers = validate(step)
@@ -209,7 +215,9 @@ def _step(
             total[key] = total.get(key, 0) + value.detach() / config.accumulate
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_gradient)
     if not torch.isfinite(norm):
-        raise FloatingPointError(f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); the last checkpoint is untouched")
+        raise FloatingPointError(
+            f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); the last checkpoint is untouched"
+        )
     optimizer.step()
     optimizer.zero_grad()
     return total

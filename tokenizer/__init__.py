@@ -30,5 +30,7 @@ def load_tokenizer(source: str) -> VideoTokenizer:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin announces every load there
             tokenizer = VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
     except Exception as error:
-        raise ValueError(f"{source}: does not load as a VQ3D tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(
+            f"{source}: does not load as a VQ3D tokenizer: {' '.join(str(error).split())[:300]}"
+        ) from error
     return tokenizer.eval().requires_grad_(False)

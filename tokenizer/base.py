@@ -4,14 +4,14 @@ Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes
 """
 
 import hashlib
-from typing import Any, Protocol, runtime_checkable
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-@runtime_checkable
-class VideoTokenizer(Protocol):
+class VideoTokenizer(nn.Module):
     """Pixels <-> codes. Pixels are always uint8, so that no range can be mistaken for another."""
 
     vocab_size: int
@@ -20,25 +20,25 @@ class VideoTokenizer(Protocol):
     levels: tuple[int, ...] | None
     """Values of each digit of a code, lowest first; None if codes are rows of a codebook."""
 
+    @abstractmethod
     def codes_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of codes of such a clip; ValueError if the tokenizer cannot take it."""
-        ...
 
+    @abstractmethod
     def encode(self, pixels_BTHWC: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) -> codes, int64 (B, t, h, w)."""
-        ...
 
+    @abstractmethod
     def decode(self, codes_Bthw: Tensor) -> Tensor:
         """Codes -> uint8 (B, T, H, W, 3)."""
-        ...
 
+    @abstractmethod
     def codebook(self) -> Tensor | None:
         """Vectors of a learned codebook, (vocab_size, C); None if codes are made of digits."""
-        ...
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Hash of all that decides the codes: architecture and weights."""
-        ...
 
 
 def hash_module(module: nn.Module, config: dict[str, Any]) -> str:

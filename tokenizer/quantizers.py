@@ -80,5 +80,7 @@ class MovingAverage(Quantizer):
         return self.vq.codebook
 
 
-def make_quantizer(name: QuantizerName, *, levels: tuple[int, ...], codebook_size: int, codebook_channels: int) -> Quantizer:
+def make_quantizer(
+    name: QuantizerName, *, levels: tuple[int, ...], codebook_size: int, codebook_channels: int
+) -> Quantizer:
     return FiniteScalar(levels) if name == "fsq" else MovingAverage(codebook_size, codebook_channels)

@@ -10,12 +10,12 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from tokenizer.base import hash_module, to_float, to_uint8
+from tokenizer.base import VideoTokenizer, hash_module, to_float, to_uint8
 from tokenizer.blocks import ResidualBlock, depth_to_space, space_to_depth
 from tokenizer.quantizers import QuantizerName, make_quantizer
 
 
-class VQ3D(nn.Module, PyTorchModelHubMixin, library_name="arvideo"):
+class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
     """Space-to-depth, residual blocks, quantizer, residual blocks, depth-to-space.
 
     Args:
@@ -45,13 +45,19 @@ class VQ3D(nn.Module, PyTorchModelHubMixin, library_name="arvideo"):
         super().__init__()
         if width % 8:
             raise ValueError(f"tokenizer width {width} is not a multiple of 8")
-        self.stride = tuple(stride)
-        self.quantizer = make_quantizer(quantizer, levels=tuple(levels), codebook_size=codebook_size, codebook_channels=codebook_channels)
+        self.stride = stride
+        self.quantizer = make_quantizer(
+            quantizer, levels=levels, codebook_size=codebook_size, codebook_channels=codebook_channels
+        )
         self.vocab_size, self.levels = self.quantizer.vocab_size, self.quantizer.levels
         block, channels = 3 * math.prod(stride), self.quantizer.channels
-        self.encoder = nn.Sequential(nn.Conv3d(block, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, channels, 1))
-        self.decoder = nn.Sequential(nn.Conv3d(channels, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, block, 1))
-        self.to(memory_format=torch.channels_last_3d)
+        self.encoder = nn.Sequential(
+            nn.Conv3d(block, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, channels, 1)
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv3d(channels, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, block, 1)
+        )
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch has it, its stubs do not
 
     def codes_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of codes of a clip.
@@ -59,17 +65,23 @@ class VQ3D(nn.Module, PyTorchModelHubMixin, library_name="arvideo"):
         Raises:
             ValueError: if the stride does not divide it.
         """
-        clip = (frames, height, width)
-        if any(n < s or n % s for n, s in zip(clip, self.stride, strict=True)):
-            raise ValueError(f"a clip of {frames} frames of {height}x{width} is not a multiple of the tokenizer's stride {self.stride}")
-        return tuple(n // s for n, s in zip(clip, self.stride, strict=True))
+        t, h, w = self.stride
+        if min(frames, height, width) < 1 or frames % t or height % h or width % w:
+            raise ValueError(
+                f"a clip of {frames} frames of {height}x{width} is not a multiple of the tokenizer's stride {self.stride}"
+            )
+        return frames // t, height // h, width // w
 
     def forward(self, video_BTHWC: Tensor) -> dict[str, Tensor]:
         """Float in [-1, 1] -> `video` (the same, reconstructed), `codes` (B, t, h, w) and the quantizer's auxiliary loss `quantizer`."""
         z_BDthw = self.encoder(space_to_depth(video_BTHWC, self.stride))
         grid = z_BDthw.shape[2:]
         quantized_BND, codes_BN, auxiliary = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
-        return {"video": self._decode(quantized_BND, grid), "codes": codes_BN.unflatten(1, grid), "quantizer": auxiliary}
+        return {
+            "video": self._decode(quantized_BND, grid),
+            "codes": codes_BN.unflatten(1, grid),
+            "quantizer": auxiliary,
+        }
 
     @torch.no_grad()
     def encode(self, pixels_BTHWC: Tensor) -> Tensor:

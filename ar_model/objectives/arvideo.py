@@ -1,11 +1,15 @@
 """ARVideo: predict space-time clusters of tokens, one after another, in a random order (arXiv 2405.15160).
 
-What is seen  clusters of tokens in a random order; of each the encoder gets a random share `keep`, of the last nothing (sections 3.2, 3.3).
+What is seen  clusters of tokens in a random order; of each the encoder gets a random share `keep`, of the last nothing
+(sections 3.2, 3.3).
 Input         the codes of a tokenizer (the paper: pixels).
-Trunk         a ViT under a block-triangular mask; a decoder of cross-attention only, whose queries of a cluster see lower ranks (section 3.4).
-Target        cross-entropy of the codes (the paper: squared error of pixels) in a random share `targets` of each next cluster.
+Trunk         a ViT under a block-triangular mask; a decoder of cross-attention only, whose queries of a cluster see
+              lower ranks (section 3.4).
+Target        cross-entropy of the codes (the paper: squared error of pixels) in a random share `targets` of each next
+              cluster.
 
-Legend: B batch, T H W the grid of codes, L tokens, N clusters, K tokens of a cluster, k kept and m predicted ones, P codes of a token, D width.
+Legend: B batch, T H W the grid of codes, L tokens, N clusters, K tokens of a cluster, k kept and m predicted ones, P
+codes of a token, D width.
 """
 
 import math
@@ -32,11 +36,12 @@ class ARVideo(Objective):
         order: order of prediction.
         keep: share of each cluster's tokens that the encoder sees.
         targets: share of each next cluster's tokens that is predicted in a step; all of them in validation.
-        causal: false is the control of the same boxes, dropping and decoder without the causal mask: masked prediction of tokens that
-            were dropped.
+        causal: false is the control of the same boxes, dropping and decoder without the causal mask: masked prediction
+            of tokens that were dropped.
         code_patch: codes of one token along (t, h, w).
         code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine positions to the tokens.
+        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine positions to
+            the tokens.
         likelihood: predict a code at once, or digit by digit.
         width: width of the encoder.
         depth: blocks of the encoder.
@@ -77,6 +82,11 @@ class ARVideo(Objective):
         self.time_slices = self.clusters.grid[0]
         self.order = order
         self.causal = causal
+        self.members_NK: Tensor
+        self.position_LD: Tensor
+        self.query_position_LD: Tensor
+        self.angle_LA: Tensor
+        self.query_angle_LA: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
         if n < 2:
@@ -120,7 +130,8 @@ class ARVideo(Objective):
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Output of every encoder block for whole clips, no mask, nothing dropped: a list of (B, L, D), tokens in raster order."""
+        """Output of every encoder block for whole clips, no mask, nothing dropped: a list of (B, L, D), tokens in
+        raster order."""
         codes_BLP = patch_codes(batch["codes_BTHW"], self.patch)
         return self.encoder(self.embedding(codes_BLP) + self.position_LD, rotation=self._rotation(self.angle_LA[None]))
 

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -15,15 +15,17 @@ from ar_model.inputs import CodeSpec
 class Objective(nn.Module, PyTorchModelHubMixin):
     """A model and its loss. The training loop and the probes use these two methods and nothing else.
 
-    A batch is a dictionary of tensors whose first axis is the sample: `codes_BTHW` (int64), `seed_B` (int64, the source of all randomness
-    of the step) and whatever else the cache holds.
+    A batch is a dictionary of tensors whose first axis is the sample: `codes_BTHW` (int64), `seed_B` (int64, the source
+    of all randomness of the step) and whatever else the cache holds.
     """
 
     time_slices: int
     """Tokens along time: `features` are that many equal runs of tokens."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # the mixin does not hand these down by itself
-        super().__init_subclass__(coders={CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}, library_name="arvideo", **kwargs)
+        super().__init_subclass__(
+            coders={CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}, library_name="arvideo", **kwargs
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`loss` (scalar, with gradient) and numbers to log (scalars, without)."""
@@ -35,7 +37,9 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
     def save(self, folder: Path) -> None:
         """Write weights and configuration, for `load_objective`, `from_pretrained` and the hub."""
-        self.save_pretrained(folder, config={"objective": type(self).__name__, **self._hub_mixin_config})
+        self.save_pretrained(
+            folder, config={"objective": type(self).__name__, **cast(dict[str, Any], self._hub_mixin_config)}
+        )
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Objective":
