@@ -1,22 +1,119 @@
-"""Pictures that pipelines write: PNG files and, for the report, charts."""
+"""Pictures that pipelines write: PNG grids of clips, and the report's charts.
 
+Legend: B clips, T H W C frames, height, width, colours.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from einops import rearrange
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+INK, MUTED, ACCENT, SECOND = "#1a1a1a", "#8a8a8a", "#0b6e99", "#c4622d"
+_STYLE: Any = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "svg.hashsalt": "arvideo",
+}
 
-def reconstruction_grid(pixels_BTHWC: Tensor, video_BTHWC: Tensor, file: Path, columns: int = 8) -> None:
+
+def reconstruction_grid(pixels_BTHWC: Tensor, video_BTHWC: Tensor, columns: int = 8) -> np.ndarray:
     """Three rows per clip, frames from left to right: input, reconstruction, and their difference around grey."""
     frames = np.linspace(0, pixels_BTHWC.shape[1] - 1, columns).round().astype(int)
     seen, made = (x[:, frames].numpy() for x in (pixels_BTHWC, video_BTHWC))
     difference = (128 + (made.astype(np.int16) - seen)).clip(0, 255).astype(np.uint8)
     rows = np.stack([seen, made, difference], axis=1)
-    save_png(rearrange(rows, "b r t h w c -> (b r h) (t w) c"), file)
+    return rearrange(rows, "b r t h w c -> (b r h) (t w) c")
+
+
+def to_png(image_HWC: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, "PNG")
+    return file.getvalue()
 
 
 def save_png(image_HWC: np.ndarray, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_HWC).save(file)
+    file.write_bytes(to_png(image_HWC))
+
+
+def line_chart(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, level: tuple[str, float] | None = None
+) -> str:
+    """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for (name, (xs, ys)), colour in zip(lines.items(), (ACCENT, SECOND, MUTED), strict=False):
+            axes.plot(
+                xs, ys, label=name, color=colour, linewidth=1.8, marker="o" if len(xs) < 12 else None, markersize=4
+            )
+        if level is not None:
+            axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                level[0], (1, level[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def bar_chart(bars: Mapping[str, tuple[float, float]], *, x: str, level: tuple[str, float]) -> str:
+    """Named horizontal bars (value, standard error) as SVG; the first is the one to look at."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 0.5 + 0.42 * len(bars)), layout="constrained")
+        axes = figure.subplots()
+        values, errors = zip(*bars.values(), strict=True)
+        places = np.arange(len(bars))
+        axes.barh(places, values, xerr=errors, height=0.62, color=[ACCENT] + ["#b9c4c9"] * (len(bars) - 1), ecolor=INK)
+        axes.set_yticks(places, list(bars), color=INK)
+        axes.invert_yaxis()
+        axes.axvline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(level[0], (level[1], 1), xycoords=("data", "axes fraction"), ha="left", va="bottom", color=INK)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(x)
+        return _svg(figure)
+
+
+def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> str:
+    """Cluster orders as SVG: one row per sample, one map per time slice; a token's colour and number is its cluster's rank."""
+    samples, slices = rank_BTHW.shape[:2]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(1.1 * slices, 1.15 * samples), layout="constrained")
+        axes = figure.subplots(samples, slices, squeeze=False)
+        for b in range(samples):
+            for t in range(slices):
+                panel = axes[b, t]
+                panel.imshow(rank_BTHW[b, t], cmap="viridis", vmin=0, vmax=max(1, ranks - 1))
+                panel.set_xticks([])
+                panel.set_yticks([])
+                for rank in np.unique(rank_BTHW[b, t]):
+                    y, x = np.argwhere(rank_BTHW[b, t] == rank).mean(0)
+                    colour = "white" if rank < 0.7 * ranks else INK
+                    panel.annotate(str(rank + 1), (x, y), ha="center", va="center", color=colour, fontsize=8)
+                if b == 0:
+                    panel.set_title(f"t = {t}", fontsize=8, color=MUTED)
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

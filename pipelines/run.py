@@ -99,13 +99,9 @@ class Run:
             with open(self._metrics, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def metrics(self) -> list[dict[str, float]]:
-        """All that was logged."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
-
     def rewind(self, step: int) -> None:
         """Forget what was logged after a step: the run continues from there."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+        kept = [line for line in metrics_of(self.folder) if line["step"] <= step]
         if self._metrics.exists():
             self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -125,6 +121,17 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """All that a run logged."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def environment_of(folder: Path) -> dict[str, Any]:
+    """Where and how a run was last started."""
+    return json.loads((folder / "environment.json").read_text())
+
+
 def find_run(wanted: Path | None, pipeline: str) -> Path:
     """The run folder given, or the newest finished one of a pipeline.
 
@@ -137,16 +144,14 @@ def find_run(wanted: Path | None, pipeline: str) -> Path:
         if not (wanted / "summary.json").exists():
             raise ValueError(f"--run {wanted}: is not finished; run its command again to continue it")
         return wanted
-    finished = [path.parent for path in RUNS.glob("*/summary.json") if pipeline_of(path.parent) == pipeline]
+    finished = [
+        path.parent for path in RUNS.glob("*/summary.json") if environment_of(path.parent)["pipeline"] == pipeline
+    ]
     if not finished:
         raise ValueError(
             f"no finished run of {pipeline} in {RUNS}/; start one with pipelines/{pipeline}.py, or name a folder with --run"
         )
     return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime)
-
-
-def pipeline_of(folder: Path) -> str:
-    return json.loads((folder / "environment.json").read_text())["pipeline"]
 
 
 def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from data.decoding import DamagedVideo
 from data.loading import BatchPlan, ClipDataset
 from data.shards import write_json
 from data.sources import Source, load_source
-from pipelines.pictures import reconstruction_grid
+from pipelines.pictures import reconstruction_grid, save_png
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator
 from tokenizer import VQ3D
@@ -81,7 +81,9 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[st
     def validate(step: int) -> dict[str, float]:
         numbers, video_BTHWC = evaluate(tokenizer, pixels_BTHWC, accelerator.device)
         if accelerator.is_main_process:
-            reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8], run.folder / "samples" / f"step_{step:06d}.png")
+            save_png(
+                reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8]), run.folder / "samples" / f"step_{step:06d}.png"
+            )
         return numbers
 
     dataset = ClipDataset(source, rows, config.clip, parts)

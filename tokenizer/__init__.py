@@ -24,7 +24,7 @@ def load_tokenizer(source: str) -> VideoTokenizer:
         folder = folder / "model"
     if folder.exists() and not (folder / "config.json").exists():
         raise ValueError(f"{source}: is no tokenizer: no config.json in it")
-    if not folder.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+    if not folder.exists() and (source.count("/") != 1 or source[0] in "./~" or folder.parent.is_dir()):
         raise ValueError(f"{source}: no such tokenizer folder")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin announces every load there

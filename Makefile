@@ -1,0 +1,37 @@
+# Everything a clone needs: Python 3.10 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# PyTorch's CPU build is enough for everything here; on Linux set PIP_EXTRA_INDEX_URL to PyTorch's CPU index to get it.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: setup demo test soak lint clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; try make PYTHON=python3.12" >&2; exit 2; }
+	@echo "creating .venv and installing into it" >&2
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# The four commands of the README with their defaults; the last line of each is one JSON object on stdout.
+demo: setup
+	@for step in tokenize pretrain_ar probe report; do $(BIN)/accelerate launch pipelines/$$step.py || exit 1; done
+
+test: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m "not soak"
+
+soak: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info

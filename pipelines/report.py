@@ -1,0 +1,258 @@
+"""One self-contained HTML page of what happened: tokenizer, cache, pre-training, probe, skipped videos, commands."""
+
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import base64
+import json
+import shlex
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ar_model.clusters import cluster_order
+from ar_model.objectives import ARVideo, load_objective
+from data.cache import TokenCache
+from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
+from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, summary_of
+from pipelines.source_clips import canonical_clips
+from tokenizer import load_tokenizer
+
+_PAGE = Path(__file__).with_name("report.html")
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One self-contained HTML page of what happened: tokenizer, cache, pre-training, probe, skipped videos, commands."""
+
+    run: Path | None = None
+    """Run folder of pretrain_ar; by default the newest finished one."""
+    out: Path | None = None
+    """Folder of the page; by default `report` in the run folder."""
+
+
+def main(config: Report, settings: str) -> dict[str, Any]:
+    accelerator = Accelerator()
+    folder = find_run(config.run, "pretrain_ar")
+    page = (config.out or folder / "report") / "index.html"
+    if accelerator.is_main_process:
+        trained = summary_of(folder)
+        cache = TokenCache(Path(trained["cache"]))
+        probes = [
+            summary_of(path.parent) for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime)
+        ]
+        sections = {
+            "title": escape(f"{trained['objective']} on {cache.folder.name}"),
+            "lead": _lead(trained, probes),
+            "probe": "".join(_probe(probe) for probe in probes) or "<p>Not probed yet: run pipelines/probe.py.</p>",
+            "curves": _curves(folder, trained),
+            "orders": _orders(folder),
+            "tokenizer": _tokenizer(cache),
+            "cache": _cache(cache),
+            "skipped": _skipped(cache),
+            "commands": _commands(folder, cache),
+            "environment": _environment(folder),
+        }
+        text = _PAGE.read_text()
+        for name, content in sections.items():
+            text = text.replace(f"<!-- {name} -->", content)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text)
+        say(accelerator, f"open {page}")
+    accelerator.wait_for_everyone()
+    return {"page": str(page), "run": str(folder)}
+
+
+def _lead(trained: dict[str, Any], probes: list[dict[str, Any]]) -> str:
+    """What came out, in numbers that can be read at a glance."""
+    saved = 1 - trained["bits_per_code"] / trained["unigram_bits"] if trained["unigram_bits"] else 0
+    tiles = []
+    if probes:
+        probe = probes[-1]
+        tiles += [
+            (
+                "frozen linear probe",
+                f"{probe['linear']['mean']:.3f}",
+                f"± {probe['linear']['stderr']:.3f}, n = {probe['n']}",
+            ),
+            ("the same, untrained network", f"{probe['untrained']['mean']:.3f}", f"chance {probe['chance']:.3f}"),
+        ]
+    tiles += [
+        (
+            "bits per code, held out",
+            f"{trained['bits_per_code']:.2f}",
+            f"{100 * saved:.0f} % below {trained['unigram_bits']:.2f} unigram",
+        ),
+        (
+            "clips per second",
+            f"{trained['clips_per_second']:.0f}",
+            f"{trained['step']} steps in {trained['seconds']:.0f} s",
+        ),
+    ]
+    return "".join(f"<div class=tile><span>{a}</span><b>{b}</b><small>{c}</small></div>" for a, b, c in tiles)
+
+
+def _probe(probe: dict[str, Any]) -> str:
+    names = {
+        "linear": "pre-trained, linear",
+        "knn": "pre-trained, 20 nearest neighbours",
+        "untrained": "untrained network, linear",
+        "motion_energy": "motion energy of the pixels, linear",
+        "one_frame": "one pixel frame, linear",
+    }
+    bars = {names[key]: (probe[key]["mean"], probe[key]["stderr"]) for key in names}
+    rows = [[name, f"{mean:.3f} ± {error:.3f}"] for name, (mean, error) in bars.items()]
+    rows.append(["always the commonest class", f"{probe['chance']:.3f}"])
+    layers = [
+        [f"layer {i}", *(f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" for entry in pair)]
+        for i, pair in enumerate(zip(probe["layers"], probe["untrained_layers"], strict=True), start=1)
+    ]
+    cut = "the official held-out split" if probe["folds"] == 1 else f"{probe['folds']} folds"
+    return (
+        f"<p>{escape(Path(probe['cache']).name)}: {probe['n']} labelled clips tested, {cut}, {probe['seeds']} seeds; "
+        f"{probe['skipped']} videos skipped, {probe['unlabelled']} unlabelled. Most often chosen: layer {probe['layer']}. "
+        f"Protocol: {escape(probe['protocol'])}.</p>"
+        + bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"]))
+        + '<div class="columns">'
+        + _table(["features", "accuracy ± standard error"], rows)
+        + _table(["linear probe of", "pre-trained", "untrained"], layers)
+        + "</div>"
+    )
+
+
+def _curves(folder: Path, trained: dict[str, Any]) -> str:
+    logged = metrics_of(folder)
+    lines = {}
+    for key, name in (("val_bits_per_code", "held out, all targets"), ("bits_per_code", "training")):
+        points = [(m["step"], m[key]) for m in logged if key in m]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            lines[name] = (xs, ys)
+    return line_chart(
+        lines, x="step", y="bits per code", level=("unigram entropy of the cache", trained["unigram_bits"])
+    )
+
+
+def _orders(folder: Path) -> str:
+    objective = load_objective(folder / "model")
+    if not isinstance(objective, ARVideo):
+        return "<p>This objective has no order.</p>"
+    clusters, samples = objective.clusters, 4
+    order_BN = cluster_order(clusters, objective.order, torch.arange(samples))
+    rank_BN = order_BN.argsort(dim=1)
+    rank_BL = torch.empty(samples, clusters.members().numel(), dtype=torch.long)
+    members_NK = clusters.members()
+    for b in range(samples):
+        rank_BL[b, members_NK] = rank_BN[b][:, None].expand_as(members_NK)
+    return (
+        f"<p>Order “{escape(objective.order)}”: {len(members_NK)} clusters of {'×'.join(map(str, clusters.box))} tokens. "
+        f"Four samples, one row each; time runs to the right; numbers and colours tell when a cluster is predicted. "
+        f"The encoder sees {objective.kept} of the {members_NK.shape[1]} tokens of each cluster but the last.</p>"
+        + rank_maps(rank_BL.view(samples, *clusters.grid).numpy(), len(members_NK))
+    )
+
+
+def _tokenizer(cache: TokenCache) -> str:
+    source = cache.manifest["made_with"]["tokenizer"]
+    try:
+        tokenizer = load_tokenizer(source)
+        rows = np.linspace(0, len(cache) - 1, min(4, len(cache))).round().astype(int).tolist()
+        pixels = torch.from_numpy(np.stack(list(canonical_clips(cache, rows))))
+    except ValueError as error:
+        return f"<p>No pictures: {escape(str(error))}</p>"
+    codes = torch.from_numpy(np.stack([cache.codes(row)[0] for row in rows]).astype(np.int64))
+    picture = to_png(reconstruction_grid(pixels, tokenizer.decode(codes)))
+    text = f"<p>{escape(source)}. Per clip: the video, what its cached codes decode to, and the difference.</p>"
+    if (Path(source) / "summary.json").exists():
+        made = summary_of(Path(source))
+        text += (
+            f"<p>Held-out clips: {made['psnr']:.2f} dB PSNR, {100 * made['code_usage']:.1f} % of the codes in use, "
+            f"perplexity {made['perplexity']:.0f}; {made['step']} steps in {made['seconds']:.0f} s.</p>"
+        )
+        points = [(m["step"], m["val_psnr"]) for m in metrics_of(Path(source)) if "val_psnr" in m]
+        if len(points) > 1:
+            xs, ys = zip(*points, strict=True)
+            text += line_chart({"held out": (xs, ys)}, x="step", y="PSNR in dB")
+    return (
+        text
+        + f'<img class="pixels" alt="reconstructions" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+    )
+
+
+def _cache(cache: TokenCache) -> str:
+    manifest, clip = cache.manifest, cache.clip
+    listed = len(cache.spec["videos"])
+    rows = [
+        ["folder", str(cache.folder)],
+        ["key", cache.key],
+        [
+            "videos",
+            f"{listed} listed = {manifest['samples']} used + {len(manifest['skipped'])} skipped; {manifest['padded']} padded",
+        ],
+        [
+            "clips",
+            f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, {clip.views} view(s) per video",
+        ],
+        ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
+        [
+            "vocabulary",
+            f"{manifest['codes_used']} of {cache.vocab_size} in use; unigram entropy {manifest['unigram_bits']:.3f} bits",
+        ],
+        ["shards", f"{len(manifest['shards'])}, {sum(s['bytes'] for s in manifest['shards']) / 2**20:.1f} MiB"],
+    ]
+    return _table(["", ""], rows)
+
+
+def _skipped(cache: TokenCache) -> str:
+    skipped = cache.manifest["skipped"]
+    if not skipped:
+        return "<p>No video was skipped.</p>"
+    shown = [[entry["path"], entry["reason"]] for entry in islice(skipped, 200)]
+    more = f"<p>… and {len(skipped) - 200} more, in the cache's manifest.</p>" if len(skipped) > 200 else ""
+    return _table(["video", "reason"], shown) + more
+
+
+def _commands(folder: Path, cache: TokenCache) -> str:
+    """The commands of the runs that this page tells of, in the order in which they were started."""
+    related = [
+        folder,
+        Path(cache.manifest["made_with"]["tokenizer"]),
+        *(path.parent for path in folder.glob("*/environment.json")),
+    ]
+    related += [p.parent for p in RUNS.glob("*/summary.json") if summary_of(p.parent).get("cache") == str(cache.folder)]
+    runs = {path.resolve(): environment_of(path) for path in related if (path / "environment.json").exists()}
+    started = sorted(runs.values(), key=lambda environment: environment["started"])
+    lines = dict.fromkeys(f"accelerate launch {shlex.join(environment['command'])}" for environment in started)
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def _environment(folder: Path) -> str:
+    environment = environment_of(folder)
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    choices = json.loads((folder / "choices.json").read_text())
+    rows = [
+        ["device", f"{environment['device']}, {environment['processes']} process(es)"],
+        ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()))],
+        ["software", f"Python {environment['python']}, {versions}"],
+        ["started", environment["started"]],
+    ]
+    return _table(["", ""], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{f'<thead><tr>{top}</tr></thead>' if any(head) else ''}<tbody>{body}</tbody></table>"
+
+
+if __name__ == "__main__":
+    command(Report, main)
