@@ -20,8 +20,7 @@ class BlockMask:
     """Queries and keys come in `blocks` equal runs; a query of run i sees the keys of runs 0..i.
 
     With both sides sorted by rank this one triangle serves every sample, whatever its order: in the encoder run i holds
-    the clusters of rank i on both sides; in the decoder run i of the queries is rank i + 1, so that it sees lower ranks
-    only.
+    the clusters of rank i on both sides; in the decoder run i of the queries is rank i + 1: it sees lower ranks only.
     """
 
     blocks: int
@@ -88,8 +87,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]] = {
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (arXiv 2104.09864) of tokens: cosine and sine of an angle for every pair of channels, (B or 1,
-    1, L, H / 2)."""
+    """Rotary positions (arXiv 2104.09864): cosine and sine of an angle per pair of channels, (B or 1, 1, L, H / 2)."""
 
     cos: Tensor
     sin: Tensor
@@ -106,8 +104,7 @@ class Rotation(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` (B, L, D) to `context` (B, M, D), or to itself; rotations carry the positions of
-    either."""
+    """Multi-head attention of `x` (B, L, D) to `context` (B, M, D), or to itself; rotations carry their positions."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

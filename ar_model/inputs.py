@@ -16,7 +16,7 @@ CodeInput = Literal["geometry", "rows"]
 
 
 class CodeSpec:
-    """What a cache says of its codes. (No dataclass: the hub mixin would turn that into a dictionary, codebook and all.)
+    """What a cache says of its codes. (No dataclass: the hub mixin would turn it into a dictionary, codebook and all.)
 
     Args:
         shape: codes of a clip along (t, h, w).
@@ -62,8 +62,7 @@ class CodeTable(nn.Module):
     """One vector per code, composed from the code's geometry.
 
     Digits: the sum of one learned vector per digit value. Codebook: its vectors through a learned projection. Neither,
-    or `by_geometry`
-    false: one learned row per code. `free_rows` adds such rows, starting at zero, to the first two.
+    or `by_geometry` false: one learned row per code. `free_rows` adds such rows, starting at zero, to the first two.
     """
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
@@ -102,8 +101,7 @@ class CodeTable(nn.Module):
 
 
 def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Mixed-radix digits of codes, (...) -> (..., digits), lowest digit first as FSQ numbers its codes (arXiv
-    2309.15505)."""
+    """Mixed-radix digits of codes, (...) -> (..., digits), lowest first as FSQ numbers its codes (arXiv 2309.15505)."""
     digits = []
     for n in levels:
         digits.append(codes % n)
@@ -130,8 +128,7 @@ def patch_codes(codes_BTHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 class CodeEmbedding(nn.Module):
-    """The codes of a token (B, L, P) -> (B, L, D): their vectors side by side through a linear layer (none for a single
-    code)."""
+    """Codes of a token (B, L, P) -> (B, L, D): vectors side by side through a linear layer (none for a single code)."""
 
     def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
     """How a labelled set is cut, as a function of the seed.
 
     - where samples are held out officially: those, and a random nine tenths of the others to train on;
-    - else, where groups exist: up to ten folds that never cut a group (each group its own fold if there are at most ten);
+    - else, where groups exist: up to ten folds that cut no group (each group its own fold if there are at most ten);
     - else: up to ten folds with equal shares of the classes.
 
     Raises:
@@ -66,8 +66,8 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
 class LinearProbe:
     """A ridge classifier on standardised features.
 
-    Its penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form; `score` is that accuracy, so
-    that a layer can be chosen without a look at held-out samples.
+    Its penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form;
+    `score` is that accuracy, so that a layer can be chosen without a look at held-out samples.
     """
 
     def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
@@ -127,7 +127,10 @@ def evaluate(layers_NF: Sequence[np.ndarray], y_N: np.ndarray, folds: Sequence[F
 
 
 def with_error(accuracies: Sequence[float], tested: int) -> dict[str, float]:
-    """Mean over repetitions and its standard error: of drawing `tested` samples (binomial) and of the repetitions, added as variances."""
+    """Mean over repetitions and its standard error.
+
+    The error is that of drawing `tested` samples (binomial) and that of the repetitions, added as variances.
+    """
     mean = float(np.mean(accuracies))
     repeated = float(np.var(accuracies, ddof=1) / len(accuracies)) if len(accuracies) > 1 else 0.0
     return {"mean": round(mean, 4), "stderr": round((mean * (1 - mean) / tested + repeated) ** 0.5, 4)}

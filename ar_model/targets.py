@@ -17,9 +17,9 @@ CodeLikelihood = Literal["joint", "digits"]
 class CodeTarget(nn.Module):
     """Negative log-likelihood of codes given a decoder's output.
 
-    `joint`: one softmax over the vocabulary, whose output vectors are composed by geometry (a digit's vector is shared by all codes that have
-    it) plus one free row per code. `digits`: one softmax per digit, as if digits were independent given the context; an honest likelihood too,
-    and the only affordable one for large vocabularies.
+    `joint`: one softmax over the vocabulary, whose output vectors are composed by geometry (a digit's vector is shared
+    by all codes that have it) plus one free row per code. `digits`: one softmax per digit, as if digits were
+    independent given the context; an honest likelihood too, and the only affordable one for large vocabularies.
 
     Raises:
         ValueError: for `digits` of codes that have none.

@@ -16,7 +16,8 @@ from ar_model.attention import Attention, Mask, Rotation
 def sincos_positions(grid: tuple[int, int, int], width: int) -> Tensor:
     """Fixed sine-cosine codes of all (t, h, w) of a grid in raster order, (L, width).
 
-    A third of the channels (even, the rest goes to time) belongs to each axis, half sines and half cosines (arXiv 1706.03762, section 3.5).
+    A third of the channels (even, the rest goes to time) belongs to each axis, half sines and half cosines
+    (arXiv 1706.03762, section 3.5).
     """
     side = width // 6 * 2
     axes = (width - 2 * side, side, side)

@@ -6,8 +6,8 @@
       codebook.safetensors    the tokenizer's code vectors, if it has a learned codebook
       shards/                 data/shards.py
 
-The key is a sha256 over content only: tokenizer, clips, numeric policy, decoder, kept pixels and the list of videos. Folders, processes,
-shard size and dates are not in it.
+The key is a sha256 over content only: tokenizer, clips, numeric policy, decoder, kept pixels and the list of videos.
+Folders, processes, shard size and dates are not in it.
 
 Legend: V views, t h w the grid of codes.
 """
@@ -85,7 +85,7 @@ class CacheWriter:
         return (self.folder / "manifest.json").exists()
 
     def begin(self) -> None:
-        """Make the folder and write down the plan. An earlier, unfinished run's shard size wins over the one asked for."""
+        """Make the folder and write down the plan. An unfinished run's shard size wins over the one asked for."""
         self.shards.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "plan.json").exists():
             write_json(self.folder / "plan.json", {"spec": self.preimage, "shard_size": self._wanted_size})
@@ -258,7 +258,7 @@ def _video(sample: dict[str, Any]) -> Video:
 
 
 def find_cache(caches: Path, wanted: str | None) -> Path:
-    """The folder of a cache: a folder given as such, the only one whose name or key begins with `wanted`, or the newest.
+    """The folder of a cache: one given as such, the only one whose name or key begins with `wanted`, or the newest.
 
     Raises:
         ValueError: if there is none, or more than one.
@@ -285,8 +285,8 @@ def find_cache(caches: Path, wanted: str | None) -> Path:
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
     """Rows to train on and rows to validate on.
 
-    Videos of a split other than train are held out. Where no video has a split, every tenth group is, chosen by hash; a video without a
-    group is its own.
+    Videos of a split other than train are held out. Where no video has a split, every tenth group is, chosen by hash;
+    a video without a group is its own.
     """
     videos = list(videos)
     if any(v.split not in (None, "train") for v in videos):

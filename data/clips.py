@@ -1,7 +1,7 @@
 """Views: which frames of a video, which crop, mirrored or not. A pure function of (specification, video, view number).
 
-View 0 is the canonical one, used for evaluation: the middle of the video, the middle of the frame, not mirrored. Further views are drawn
-from the hash of the video's path, so that a cache of several views is an augmentation that never changes.
+View 0 is the canonical one, used for evaluation: the middle of the video, the middle of the frame, not mirrored.
+Further views are drawn from the hash of the video's path, so a cache of several is an augmentation that never changes.
 
 Legend: V views, T frames, H W pixels, C colours.
 """

@@ -1,7 +1,8 @@
 """Open a video, decode it from start to end, and say so if anything in it is damaged. No seeking, one thread.
 
-Decoders conceal errors: of files with 200 overwritten bytes most still decode to the full number of frames. So the decoder is told to
-raise (`err_detect=explode`), frames marked corrupt are refused, and the last timestamp is held against the declared duration.
+Decoders conceal errors: of files with 200 overwritten bytes most still decode to the full number of frames. So the
+decoder is told to raise (`err_detect=explode`), frames marked corrupt are refused, and the last timestamp is held
+against the declared duration.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,9 @@ class Frames:
 def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[int]]) -> Frames:
     """Decode the frames that `choose(total)` names, resized so that the short side has `short_side` pixels.
 
-    The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an estimate: where it is wrong
-    the file is decoded once more, so the choice always follows the true number. Memory holds the chosen frames only.
+    The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
+    estimate: where it is wrong the file is decoded once more, so the choice always follows the true number. Memory
+    holds the chosen frames only.
 
     Raises:
         DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.

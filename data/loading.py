@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step, rank, world size): the state of a loader is one integer.
 
-Samples come in epochs, each a fresh permutation; batches run across the border of two epochs, so every sample comes exactly once per
-epoch and none is dropped. The global batch is cut into equal consecutive parts, one per process, so the sequence of global
-batches does not depend on the number of processes or workers.
+Samples come in epochs, each a fresh permutation; batches run across the border of two epochs, so every sample comes
+exactly once per epoch and none is dropped. The global batch is cut into equal consecutive parts, one per process, so
+the sequence of global batches does not depend on the number of processes or workers.
 
 Legend: B samples of this process, T H W codes or pixels, V views.
 """
@@ -83,9 +83,10 @@ class TokenDataset(Dataset):
 
 
 class ClipDataset(Dataset):
-    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `skipped` ((path, reason) of every damaged video, which the batch lacks).
+    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8) and `skipped`.
 
-    Views never change, so what was decoded once is kept, as long as it fits into `memory` bytes.
+    `skipped` holds the (path, reason) of every damaged video; the batch lacks these. Views never change, so what was
+    decoded once is kept, as long as it fits into `memory` bytes.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
 
 
 def evaluation_batches(cache: TokenCache, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:
-    """The canonical view of the given rows, once each and in order; the last batch may be smaller. `seed_B` depends on the row only."""
+    """The canonical view of each row, in order; the last batch may be smaller. `seed_B` depends on the row only."""
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         codes = [cache.codes(row)[0] for row in part]

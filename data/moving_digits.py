@@ -1,11 +1,12 @@
 """Moving digits: real handwritten digits in eight motions, made on the fly; one frame tells nothing of the motion.
 
-The state of a clip is a point (x, y, angle, log-scale) of a 4-dimensional torus: a digit that leaves at one side comes back at the
-other, one that has grown to the full size starts again small. The point is drawn uniformly and the class only says along which
-coordinate, and which way, it travels. A translation of a torus keeps the uniform distribution, so every single frame, whichever it
-is, has the same distribution in all eight classes; only the difference between frames carries the label.
+The state of a clip is a point (x, y, angle, log-scale) of a 4-dimensional torus: a digit that leaves at one side comes
+back at the other, one that has grown to the full size starts again small. The point is drawn uniformly and the class
+only says along which coordinate, and which way, it travels. A translation of a torus keeps the uniform distribution, so
+every single frame, whichever it is, has the same distribution in all eight classes; only the difference between frames
+carries the label.
 
-Everything is a pure function of (seed, split, index). The held-out split uses other handwritten samples than the training split.
+Everything is a pure function of (seed, split, index). Training and held-out split use different handwritten samples.
 """
 
 import functools

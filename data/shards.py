@@ -1,9 +1,11 @@
-"""Shards: webdataset tars written atomically and byte for byte the same each time, read by offset and without running anything.
+"""Shards: webdataset tars written atomically and byte for byte alike, read by offset and without running anything.
 
-    000000.tar    samples in the order of the video list; <id>.codes.npy, <id>.json and, if pixels are kept, more members per sample
-    000000.json   the shard's record: bytes and sha256 of the tar, and per sample its facts and the offset, size and crc32 of each member
+    000000.tar    samples in the order of the video list; <id>.codes.npy, <id>.json and, if pixels are kept, more
+                  members per sample
+    000000.json   the shard's record: bytes and sha256 of the tar, and per sample its facts and the offset, size and
+                  crc32 of each member
 
-A shard exists once its record does: the tar is written under another name, flushed, hashed and renamed, the record comes last.
+A shard exists once its record does: the tar is written under another name, flushed, hashed, renamed; the record last.
 """
 
 import functools

@@ -38,9 +38,10 @@ class Source:
 def load_source(src: str) -> Source:
     """Open what `--videos` names.
 
-    - a folder: every video file below it; the folder around a file is its label, a top folder train, val or test its split;
-    - a list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of label, group, split;
-      paths are relative to the file;
+    - a folder: every video file below it; the folder around a file is its label,
+      a top folder train, val or test its split;
+    - a list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of
+      label, group, split; paths are relative to the file;
     - `builtin:moving-digits`, or with the numbers of clips per split `builtin:moving-digits:TRAIN:TEST`.
 
     Raises:
@@ -147,7 +148,8 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
             raise ValueError(f"{file}, line {number}: {error}") from None
         if len(fields) > 3:
             raise ValueError(
-                f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; quote a path with spaces"
+                f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; "
+                "quote a path with spaces"
             )
         if fields:
             rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))

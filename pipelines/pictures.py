@@ -26,6 +26,7 @@ _STYLE: Any = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "svg.hashsalt": "arvideo",
+    "svg.fonttype": "none",  # text stays text
 }
 
 

@@ -39,7 +39,7 @@ class Pretrain(Training):
     """What is learned, and by which network; --objective.help ARVideo lists the settings of one."""
     attention: Literal["auto", "plain", "sdpa", "xformers"] = "auto"
     """Kernel of all attention layers; auto times them on the first batch."""
-    steps: int = 800
+    steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
     """Clips of one step, of all processes together."""

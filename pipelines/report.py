@@ -64,7 +64,7 @@ def main(config: Report, settings: str) -> dict[str, Any]:
         }
         text = _PAGE.read_text()
         for name, content in sections.items():
-            text = text.replace(f"<!-- {name} -->", content)
+            text = text.replace("{{ " + name + " }}", content)
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text)
         say(accelerator, f"open {page}")

@@ -24,7 +24,7 @@ def depth_to_space(x_BCthw: Tensor, stride: tuple[int, int, int]) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """A convolution in space, one in time (arXiv 1711.11248), with a norm before and a residual around; the identity at first."""
+    """A convolution in space, one in time (arXiv 1711.11248), norm before, residual around; the identity at first."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

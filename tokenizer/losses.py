@@ -19,7 +19,7 @@ class Reconstruction(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` of `pixels_BTHWC` (uint8), `psnr` in dB, and the codes' `perplexity` and `code_usage` in this batch."""
+        """`loss` of `pixels_BTHWC` (uint8), `psnr` in dB, the codes' `perplexity` and `code_usage` in this batch."""
         video_BTHWC = to_float(batch["pixels_BTHWC"])
         out = self.tokenizer(video_BTHWC)
         error = F.mse_loss(out["video"].float(), video_BTHWC)
@@ -33,7 +33,7 @@ def psnr(squared_error: Tensor) -> Tensor:
 
 
 def code_health(counts_V: Tensor) -> dict[str, Tensor]:
-    """`code_usage`: share of the vocabulary that occurs; `perplexity`: two to the entropy of the codes, at most the vocabulary."""
+    """`code_usage`: share of the vocabulary in use; `perplexity`: two to the codes' entropy, at most the vocabulary."""
     share_V = counts_V.double() / counts_V.sum().clamp_min(1)
     entropy = -(share_V * share_V.clamp_min(1e-30).log()).sum()
     return {"code_usage": (counts_V > 0).double().mean(), "perplexity": entropy.exp()}

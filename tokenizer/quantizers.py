@@ -13,7 +13,7 @@ QuantizerName = Literal["fsq", "ema-vq"]
 
 
 class Quantizer(nn.Module):
-    """Vectors (B, N, C) -> (quantized vectors (B, N, C), codes (B, N) int64, auxiliary loss). Always computes in fp32."""
+    """Vectors (B, N, C) -> (quantized vectors (B, N, C), codes (B, N) int64, auxiliary loss). Always in fp32."""
 
     vocab_size: int
     channels: int
@@ -32,7 +32,7 @@ class Quantizer(nn.Module):
 
 
 class FiniteScalar(Quantizer):
-    """FSQ (arXiv 2309.15505): every channel is rounded to a few levels. No state, so nothing collapses and nothing needs synchronising."""
+    """FSQ (arXiv 2309.15505): every channel rounded to a few levels. No state: nothing to collapse or synchronise."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -51,8 +51,10 @@ class FiniteScalar(Quantizer):
 
 
 class MovingAverage(Quantizer):
-    """VQ whose codebook follows its inputs (arXiv 1711.00937, appendix A.1), started by k-means, dead codes revived, gradients by the
-    rotation trick (arXiv 2410.06424)."""
+    """VQ whose codebook follows its inputs (arXiv 1711.00937, appendix A.1).
+
+    Started by k-means, dead codes revived, gradients by the rotation trick (arXiv 2410.06424).
+    """
 
     def __init__(self, vocab_size: int, channels: int) -> None:
         super().__init__()

@@ -68,12 +68,13 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         t, h, w = self.stride
         if min(frames, height, width) < 1 or frames % t or height % h or width % w:
             raise ValueError(
-                f"a clip of {frames} frames of {height}x{width} is not a multiple of the tokenizer's stride {self.stride}"
+                f"a clip of {frames} frames of {height}x{width} is not a multiple "
+                f"of the tokenizer's stride {self.stride}"
             )
         return frames // t, height // h, width // w
 
     def forward(self, video_BTHWC: Tensor) -> dict[str, Tensor]:
-        """Float in [-1, 1] -> `video` (the same, reconstructed), `codes` (B, t, h, w) and the quantizer's auxiliary loss `quantizer`."""
+        """Float in [-1, 1] -> `video` (its reconstruction), `codes` (B, t, h, w), `quantizer` (its auxiliary loss)."""
         z_BDthw = self.encoder(space_to_depth(video_BTHWC, self.stride))
         grid = z_BDthw.shape[2:]
         quantized_BND, codes_BN, auxiliary = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))

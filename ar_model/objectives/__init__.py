@@ -12,8 +12,9 @@ OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo,
 
 
 def load_objective(folder: Path, *, trained: bool = True) -> Objective:
-    """The model in a folder written by `save_pretrained`, in evaluation mode; with `trained` false the same network,
-    newly initialised.
+    """The model in a folder written by `save_pretrained`, in evaluation mode.
+
+    With `trained` false it is the same network, newly initialised.
 
     Raises:
         ValueError: if there is none.

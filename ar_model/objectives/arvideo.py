@@ -1,15 +1,15 @@
 """ARVideo: predict space-time clusters of tokens, one after another, in a random order (arXiv 2405.15160).
 
 What is seen  clusters of tokens in a random order; of each the encoder gets a random share `keep`, of the last nothing
-(sections 3.2, 3.3).
+              (sections 3.2, 3.3).
 Input         the codes of a tokenizer (the paper: pixels).
 Trunk         a ViT under a block-triangular mask; a decoder of cross-attention only, whose queries of a cluster see
               lower ranks (section 3.4).
-Target        cross-entropy of the codes (the paper: squared error of pixels) in a random share `targets` of each next
-              cluster.
+Target        cross-entropy of the codes (the paper: squared error of pixels) in a random share `targets` of
+              each next cluster.
 
-Legend: B batch, T H W the grid of codes, L tokens, N clusters, K tokens of a cluster, k kept and m predicted ones, P
-codes of a token, D width.
+Legend: B batch, T H W the grid of codes, L tokens, N clusters, K tokens of a cluster, k kept and m predicted ones,
+P codes of a token, D width.
 """
 
 import math
@@ -40,8 +40,8 @@ class ARVideo(Objective):
             of tokens that were dropped.
         code_patch: codes of one token along (t, h, w).
         code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine positions to
-            the tokens.
+        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
+            positions to the tokens.
         likelihood: predict a code at once, or digit by digit.
         width: width of the encoder.
         depth: blocks of the encoder.
@@ -130,8 +130,7 @@ class ARVideo(Objective):
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Output of every encoder block for whole clips, no mask, nothing dropped: a list of (B, L, D), tokens in
-        raster order."""
+        """Output of every encoder block for whole clips, (B, L, D) in raster order; no mask, nothing dropped."""
         codes_BLP = patch_codes(batch["codes_BTHW"], self.patch)
         return self.encoder(self.embedding(codes_BLP) + self.position_LD, rotation=self._rotation(self.angle_LA[None]))
 

@@ -32,7 +32,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         raise NotImplementedError
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Representations of whole clips, one (B, L, D) per layer, tokens in raster order; no masks, nothing dropped."""
+        """Representations of whole clips, one (B, L, D) per layer, tokens in raster order; no mask, nothing dropped."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:

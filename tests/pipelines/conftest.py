@@ -1,0 +1,84 @@
+"""Tiny runs of the whole path, made once per session and shared."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TINY_TOKENIZER = ["--steps", "6", "--batch_size", "4", "--model.width", "16", "--model.depth", "1", "--save_every", "3", "--warmup", "1"]
+TINY_MODEL = [
+    *("--steps", "6", "--batch_size", "4", "--warmup", "1", "--validate_every", "3", "--save_every", "2", "--precision", "fp32"),
+    *("--attention", "plain", "--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
+    *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
+]
+DIGITS = "builtin:moving-digits:24:16"
+
+Result = subprocess.CompletedProcess[str]
+
+
+def start(folder: Path, script: str, *flags: str, launch: list[str] | None = None) -> Result:
+    """Run a pipeline in a folder, by default as a plain file of this Python."""
+    launcher = launch or [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*launcher, str(ROOT / "pipelines" / f"{script}.py"), *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+
+
+def last_line(result: Result) -> dict[str, Any]:
+    """The summary of a successful run."""
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refused(result: Result) -> str:
+    """The one line that a user's mistake ends with."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if ": error: " in line]
+    assert len(errors) == 1, result.stderr
+    assert result.stdout == ""
+    return errors[0]
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages ran once on built-in data: runs/, caches/ and answers.json (their last lines)."""
+    folder = tmp_path_factory.mktemp("house")
+    answers = {"train_tokenizer": last_line(start(folder, "train_tokenizer", "--videos", DIGITS, *TINY_TOKENIZER))}
+    tokenizer = answers["train_tokenizer"]["run"]
+    flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7"]
+    answers["tokenize"] = last_line(start(folder, "tokenize", *flags))
+    answers["pretrain_ar"] = last_line(start(folder, "pretrain_ar", *TINY_MODEL))
+    answers["probe"] = last_line(start(folder, "probe", "--seeds", "2"))
+    answers["report"] = last_line(start(folder, "report"))
+    (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def answers(house: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((house / "answers.json").read_text())
+
+
+@pytest.fixture
+def copy_of(house: Path, tmp_path: Path) -> Callable[[], Path]:
+    """A copy of the house that a test may damage."""
+
+    def make() -> Path:
+        import shutil
+
+        return Path(shutil.copytree(house, tmp_path / "copy"))
+
+    return make

@@ -1,0 +1,50 @@
+"""pipelines/tokenize.py must never hide Python's own `tokenize`, which inspect, dataclasses and torch import."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted(path for path in (ROOT / "pipelines").glob("*.py") if path.name != "__init__.py")
+SCRIPTS = [path for path in FILES if '__name__ == "__main__"' in path.read_text()]
+HEADER = FILES and (ROOT / "pipelines" / "tokenize.py").read_text().split("\n\n")[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_every_script_starts_with_the_header(script: Path) -> None:
+    assert "sys.path[0]" in HEADER + script.read_text().split("\n\n")[2]
+    body = ast.parse(script.read_text()).body
+    assert isinstance(body[1], ast.If), "the header follows the docstring at once"
+    assert ast.unparse(body[1].test) == "not __package__"
+    assert "os.path.dirname(os.path.dirname(os.path.abspath(__file__)))" in ast.unparse(body[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help_works_from_anywhere(script: Path, tmp_path: Path) -> None:
+    folder = {0: ROOT, 1: ROOT / "pipelines", 2: tmp_path}[SCRIPTS.index(script) % 3]
+    result = subprocess.run([sys.executable, str(script), "--help"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "--config" in result.stdout
+
+
+def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -> None:
+    """Compile workers and spawned data workers inherit sys.path."""
+    source = (ROOT / "pipelines" / "tokenize.py").read_text()
+    header = ast.unparse(ast.parse(source).body[1])
+    probe = ROOT / "pipelines"
+    code = f"__package__ = ''\n__file__ = {str(probe / 'tokenize.py')!r}\nimport sys\nsys.path.insert(0, {str(probe)!r})\n{header}\n"
+    code += "import os; print(os.pathsep.join(sys.path))"
+    path = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.strip()
+    assert str(probe) not in path.split(os.pathsep)
+    child = "import tokenize; print(tokenize.__file__)"
+    environment = {**os.environ, "PYTHONPATH": path}
+    found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    assert "pipelines" not in found.stdout
+
+
+def test_no_other_script_has_a_standard_library_name() -> None:
+    assert {path.stem for path in FILES} & set(sys.stdlib_module_names) == {"tokenize"}

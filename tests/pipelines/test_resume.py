@@ -1,0 +1,104 @@
+"""Training continues exactly where it stopped, and its pieces are pure functions."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import checkpoints
+from pipelines.training import Training, lr_at, make_optimizer
+
+from .conftest import ROOT, TINY_MODEL, last_line, start
+
+
+def losses(run: Path) -> dict[int, str]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: float(line["val_loss"]).hex() for line in lines if "val_loss" in line}
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_killed_run_continues_bit_for_bit(house: Path, tmp_path: Path, workers: str) -> None:
+    flags = [*TINY_MODEL, "--steps", "40", "--save_every", "4", "--validate_every", "20"]
+    straight = last_line(start(house, "pretrain_ar", *flags, "--out", str(tmp_path / "straight")))
+    command = [sys.executable, str(ROOT / "pipelines" / "pretrain_ar.py"), *flags, "--workers", workers, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list((tmp_path / "killed" / "checkpoints").glob("step_*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = start(house, "pretrain_ar", *flags, "--workers", workers, "--out", str(tmp_path / "killed"))
+    answer = last_line(resumed)
+    assert "continuing" in resumed.stderr or (tmp_path / "killed" / "summary.json").exists()
+    assert answer["loss"] == straight["loss"]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+
+
+def test_accumulation_gives_the_same_weights_as_the_whole_batch(house: Path, tmp_path: Path) -> None:
+    whole = last_line(start(house, "pretrain_ar", *TINY_MODEL, "--out", str(tmp_path / "whole")))
+    parts = last_line(start(house, "pretrain_ar", *TINY_MODEL, "--accumulate", "4", "--out", str(tmp_path / "parts")))
+    assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    config = Training(steps=100, warmup=10, lr=1.0)
+    assert lr_at(0, config) == pytest.approx(0.1)
+    assert lr_at(9, config) == pytest.approx(1.0)
+    assert lr_at(10, config) == pytest.approx(1.0)
+    assert lr_at(55, config) == pytest.approx(0.505)
+    assert lr_at(99, config) < 0.02
+    assert all(lr_at(step, config) >= lr_at(step + 1, config) for step in range(10, 99))
+
+
+def _trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = make_optimizer(module, Training())
+    for _ in range(3):
+        module(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [v for group in optimizer.param_groups for p in group["params"] for _, v in sorted(optimizer.state[p].items())]
+
+
+def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
+    module, optimizer = _trained(0)
+    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, keep=2)
+    other, other_optimizer = _trained(1)
+    assert checkpoints.load(tmp_path, other, other_optimizer) == {"step": 3, "seconds": 1.5}
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_state(optimizer), _state(other_optimizer), strict=True))
+
+
+def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_passed_over(tmp_path: Path) -> None:
+    module, optimizer = _trained(0)
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    broken = tmp_path / "step_000003" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert checkpoints.load(tmp_path, module, optimizer) == {"step": 2, "seconds": 0.0}
+    (tmp_path / "step_000002" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="none of its 2 checkpoints can be read"):
+        checkpoints.load(tmp_path, module, optimizer)
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    (tmp_path / ".step_000009.tmp").mkdir(parents=True)
+    module, optimizer = _trained(0)
+    assert checkpoints.load(tmp_path, module, optimizer) is None
