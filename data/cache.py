@@ -113,6 +113,8 @@ class CacheWriter:
             ValueError: if not one video could be used.
             DamagedCache: if a shard is not what its record says.
         """
+        for left_over in self.shards.glob("*.tmp*"):  # of a process that was killed
+            left_over.unlink()
         readers = [ShardReader(path) for path in sorted(self.shards.glob("*.tar"))]
         counts = np.zeros(self.spec.vocab_size, np.int64)
         shape = (self.spec.clip.views, *self.spec.codes_shape)

@@ -51,7 +51,11 @@ def save_png(image_HWC: np.ndarray, file: Path) -> None:
 
 
 def line_chart(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, level: tuple[str, float] | None = None
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    level: tuple[str, float] | None = None,
 ) -> str:
     """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line."""
     with matplotlib.rc_context(_STYLE):

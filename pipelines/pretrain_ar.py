@@ -71,10 +71,12 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     set_backend(objective, backend)
     clips = (held_out or rows)[:VALIDATION_CLIPS]
     millions = sum(p.numel() for p in objective.parameters()) / 1e6
+    unigram = cache.manifest["unigram_bits"]
     say(
         accelerator,
-        f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, {accelerator.mixed_precision} on {accelerator.device}; "
-        f"{len(rows)} videos to train on, {len(held_out)} held out; codes by their frequencies cost {cache.manifest['unigram_bits']:.2f} bits",
+        f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, "
+        f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
+        f"{len(rows)} videos to train on, {len(held_out)} held out; codes by their frequencies cost {unigram:.2f} bits",
     )
     result = fit(
         run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)
@@ -88,7 +90,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         "tokenizer": cache.spec["tokenizer"],
         "step": config.steps,
         **result.losses,
-        "unigram_bits": round(cache.manifest["unigram_bits"], 4),
+        "unigram_bits": round(unigram, 4),
         "clips_per_second": round(result.samples_per_second, 2),
         "seconds": round(result.seconds, 1),
     }
@@ -103,7 +105,7 @@ def code_spec(cache: TokenCache) -> CodeSpec:
 
 
 def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """The attention kernel of the configuration, or the one that is fastest on the first batch; the main process decides for all."""
+    """The configured attention kernel, or the fastest on the first batch; the main process decides for all."""
     if config.attention != "auto":
         return config.attention
     batch = _to(dataset[0], accelerator.device)

@@ -200,7 +200,8 @@ def _cache(cache: TokenCache) -> str:
         ],
         [
             "clips",
-            f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, {clip.views} view(s) per video",
+            f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, "
+            f"{clip.views} view(s) of each video",
         ],
         ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
         [
@@ -241,7 +242,7 @@ def _environment(folder: Path) -> str:
     choices = json.loads((folder / "choices.json").read_text())
     rows = [
         ["device", f"{environment['device']}, {environment['processes']} process(es)"],
-        ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()))],
+        ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()) if name != "about")],
         ["software", f"Python {environment['python']}, {versions}"],
         ["started", environment["started"]],
     ]

@@ -3,7 +3,7 @@
 runs/<pipeline>-<hash of the configuration>/
   config.yaml        everything that decides the result; a valid --config
   environment.json   versions, device, command
-  choices.json       what was chosen for this hardware: precision, attention
+  choices.json       what the settings leave open: key of the newest cache, precision and attention for this hardware
   metrics.jsonl      one line per logged step
   checkpoints/       pipelines/checkpoints.py
   model/             from_pretrained
@@ -57,17 +57,17 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     def begin(self, accelerator: Accelerator) -> None:
-        """Make the folder and write down what is started."""
+        """Make the folder and write down what is started; of a finished run nothing is changed."""
         if (self.folder / "config.yaml").exists():
             self._refuse_other(read_settings(self.folder / "config.yaml"))
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(self._settings)
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
-        accelerator.wait_for_everyone()
+        self.choose(accelerator, "about", lambda: self._about)
 
     def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
-        """A choice that depends on the hardware: made once, written down, and kept when the run is continued."""
+        """A choice that the settings leave open: made once, written down, and kept when the run is continued."""
         choices = self._read_choices()
         if name not in choices:
             choices[name] = decide()
@@ -84,12 +84,15 @@ class Run:
         return json.loads(self._choices.read_text()) if self._choices.exists() else {}
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
+        if self.chosen("about", self._about) != self._about:
+            raise ValueError(f"--out {self.folder}: holds a run on another cache; choose another --out")
         now = load_settings(self._settings)
         differ = [k for k in {**earlier, **now} if k not in FREE and earlier.get(k) != now.get(k)]
         if differ:
             key = sorted(differ)[0]
             raise ValueError(
-                f"--out {self.folder}: holds a run of another configuration ({key} was {earlier.get(key)}, is {now.get(key)}); choose another --out"
+                f"--out {self.folder}: holds a run of another configuration "
+                f"({key} was {earlier.get(key)}, is {now.get(key)}); choose another --out"
             )
 
     def log(self, accelerator: Accelerator, step: int, values: dict[str, float]) -> None:
@@ -222,9 +225,10 @@ def use_all_cores(accelerator: Accelerator) -> None:
 
 
 def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:
-    """A progress bar on stderr, of the main process only; one line every ten seconds where stderr is no terminal."""
+    """A progress bar on stderr, of the main process only; a line every ten seconds where stderr is no terminal."""
     lines = not sys.stderr.isatty()
     return tqdm(
+        file=_Lines() if lines else sys.stderr,
         total=total,
         initial=start,
         desc=what,
@@ -233,6 +237,17 @@ def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) ->
         dynamic_ncols=not lines,
         disable=not accelerator.is_main_process,
     )
+
+
+class _Lines:
+    """stderr for logs: what a bar would draw over itself becomes lines."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip("\r\n") + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def say(accelerator: Accelerator, text: str) -> None:

@@ -210,7 +210,7 @@ def _usable(
 def _encode(
     videos: Iterator[tuple[Video, Clips]], tokenizer: VideoTokenizer, config: Tokenize
 ) -> Iterator[tuple[Video, Clips, np.ndarray]]:
-    """Codes (V, t, h, w) of every video. Clips of several videos share a batch of one fixed size, the last one filled up with zeros."""
+    """Codes (V, t, h, w) of every video. Clips of several videos share batches of one size, the last filled with zeros."""
     waiting: list[tuple[Video, Clips]] = []
     pixels: list[np.ndarray] = []
     codes: list[np.ndarray] = []

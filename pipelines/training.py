@@ -1,6 +1,7 @@
 """The training loop. It knows batches, losses and checkpoints; it cannot tell one objective from another.
 
-All randomness of a step comes from (seed, step): the batch and its seeds from data/loading.py, the global generator is reseeded each step.
+All randomness of a step comes from (seed, step): the batch and its seeds are drawn so by data/loading.py, and the global
+generator, which some quantizers use, is seeded anew for each step.
 """
 
 import math
@@ -96,7 +97,8 @@ def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
+    return "bf16" if any(has) else "fp32"
 
 
 def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:

@@ -11,9 +11,25 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-TINY_TOKENIZER = ["--steps", "6", "--batch_size", "4", "--model.width", "16", "--model.depth", "1", "--save_every", "3", "--warmup", "1"]
+TINY_TOKENIZER = [
+    *("--steps", "6", "--batch_size", "4", "--save_every", "3", "--warmup", "1"),
+    *("--model.width", "16", "--model.depth", "1"),
+]
 TINY_MODEL = [
-    *("--steps", "6", "--batch_size", "4", "--warmup", "1", "--validate_every", "3", "--save_every", "2", "--precision", "fp32"),
+    *(
+        "--steps",
+        "6",
+        "--batch_size",
+        "4",
+        "--warmup",
+        "1",
+        "--validate_every",
+        "3",
+        "--save_every",
+        "2",
+        "--precision",
+        "fp32",
+    ),
     *("--attention", "plain", "--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
     *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
 ]

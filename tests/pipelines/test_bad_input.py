@@ -17,7 +17,13 @@ from pipelines.run import command
 
 from .conftest import DIGITS, TINY_MODEL, TINY_TOKENIZER, refused, start
 
-SCHEMAS = {"train_tokenizer": "TrainTokenizer", "tokenize": "Tokenize", "pretrain_ar": "Pretrain", "probe": "Probe", "report": "Report"}
+SCHEMAS = {
+    "train_tokenizer": "TrainTokenizer",
+    "tokenize": "Tokenize",
+    "pretrain_ar": "Pretrain",
+    "probe": "Probe",
+    "report": "Report",
+}
 Call = Callable[..., Any]
 
 
@@ -89,7 +95,9 @@ def test_unknown_keys_in_flags_and_files(call: Call, here: Path) -> None:
     assert "steps" in call("train_tokenizer", "--steps", "many")
 
 
-def test_damaged_videos_are_skipped_named_and_counted(call: Call, here: Path, house: Path, answers: dict[str, Any]) -> None:
+def test_damaged_videos_are_skipped_named_and_counted(
+    call: Call, here: Path, house: Path, answers: dict[str, Any]
+) -> None:
     for i in range(3):
         write_video(here / "videos" / "a" / f"{i}.mp4", value=i)
         write_video(here / "videos" / "b" / f"{i}.mkv", value=5 * i)
@@ -127,7 +135,9 @@ def test_clusters_that_do_not_divide_the_grid(call: Call, here: Path, house: Pat
     assert "clusters of 3x4x4 tokens do not divide the grid of 8x8x8 tokens" in line
 
 
-def test_caches_that_are_not_there_or_unfinished(call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]) -> None:
+def test_caches_that_are_not_there_or_unfinished(
+    call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]
+) -> None:
     copy = copy_of()
     caches = str(copy / "caches")
     assert "no finished cache" in call("pretrain_ar", "--caches", str(copy / "none"))
@@ -143,7 +153,9 @@ def test_an_edited_manifest_is_refused(call: Call, copy_of: Callable[[], Path], 
     assert "manifest.json: was changed after it was written" in line
 
 
-def test_a_run_folder_of_another_configuration(call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]) -> None:
+def test_a_run_folder_of_another_configuration(
+    call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]
+) -> None:
     copy = copy_of()
     folder = copy / answers["pretrain_ar"]["run"]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -159,10 +171,21 @@ def test_probe_and_report_without_a_run(call: Call, here: Path) -> None:
     assert "--run nowhere: is no run folder" in call("probe", "--run", "nowhere")
 
 
-def test_a_cache_of_another_tokenizer_is_refused_by_the_probe(call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]) -> None:
+def test_a_cache_of_another_tokenizer_is_refused_by_the_probe(
+    call: Call, copy_of: Callable[[], Path], answers: dict[str, Any]
+) -> None:
     copy = copy_of()
     other = call("train_tokenizer", "--videos", DIGITS, *TINY_TOKENIZER, "--seed", "1", "--out", str(copy / "other"))
-    flags = ["--videos", DIGITS, "--tokenizer", other["run"], "--caches", str(copy / "caches2"), "--out", str(copy / "t2")]
+    flags = [
+        "--videos",
+        DIGITS,
+        "--tokenizer",
+        other["run"],
+        "--caches",
+        str(copy / "caches2"),
+        "--out",
+        str(copy / "t2"),
+    ]
     made = call("tokenize", *flags)
     line = call("probe", "--run", str(copy / answers["pretrain_ar"]["run"]), "--cache", made["cache"])
     assert "was made by another tokenizer" in line

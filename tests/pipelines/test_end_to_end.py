@@ -41,7 +41,14 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
 def test_a_run_folder_holds_what_the_plan_says(house: Path, answers: Answers) -> None:
     for pipeline in ("train_tokenizer", "pretrain_ar"):
         folder = house / answers[pipeline]["run"]
-        for name in ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model/model.safetensors", "summary.json"):
+        for name in (
+            "config.yaml",
+            "environment.json",
+            "metrics.jsonl",
+            "checkpoints",
+            "model/model.safetensors",
+            "summary.json",
+        ):
             assert (folder / name).exists(), name
         assert json.loads((folder / "summary.json").read_text()) == answers[pipeline]
         assert len(list((folder / "checkpoints").iterdir())) == 2
@@ -49,7 +56,9 @@ def test_a_run_folder_holds_what_the_plan_says(house: Path, answers: Answers) ->
 
 
 def test_metrics_hold_training_and_validation(house: Path, answers: Answers) -> None:
-    lines = [json.loads(line) for line in (house / answers["pretrain_ar"]["run"] / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (house / answers["pretrain_ar"]["run"] / "metrics.jsonl").read_text().splitlines()
+    ]
     validated = {line["step"]: line["val_bits_per_code"] for line in lines if "val_bits_per_code" in line}
     assert list(validated) == [3, 6]
     assert validated[6] == answers["pretrain_ar"]["bits_per_code"]
@@ -68,7 +77,16 @@ def test_the_cache_holds_every_video_once(house: Path, answers: Answers) -> None
 
 
 def test_a_second_tokenize_decodes_nothing(house: Path, answers: Answers) -> None:
-    flags = ["--videos", DIGITS, "--tokenizer", answers["train_tokenizer"]["run"], "--workers", "1", "--shard_size", "100"]
+    flags = [
+        "--videos",
+        DIGITS,
+        "--tokenizer",
+        answers["train_tokenizer"]["run"],
+        "--workers",
+        "1",
+        "--shard_size",
+        "100",
+    ]
     again = last_line(start(house, "tokenize", *flags))
     assert again["reused"]
     assert not answers["tokenize"]["reused"]

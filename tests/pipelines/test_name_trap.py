@@ -26,7 +26,9 @@ def test_every_script_starts_with_the_header(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_help_works_from_anywhere(script: Path, tmp_path: Path) -> None:
     folder = {0: ROOT, 1: ROOT / "pipelines", 2: tmp_path}[SCRIPTS.index(script) % 3]
-    result = subprocess.run([sys.executable, str(script), "--help"], cwd=folder, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert "--config" in result.stdout
 
@@ -38,11 +40,15 @@ def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -
     probe = ROOT / "pipelines"
     code = f"__package__ = ''\n__file__ = {str(probe / 'tokenize.py')!r}\nimport sys\nsys.path.insert(0, {str(probe)!r})\n{header}\n"
     code += "import os; print(os.pathsep.join(sys.path))"
-    path = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.strip()
+    path = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout.strip()
     assert str(probe) not in path.split(os.pathsep)
     child = "import tokenize; print(tokenize.__file__)"
     environment = {**os.environ, "PYTHONPATH": path}
-    found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
     assert "pipelines" not in found.stdout
 
 

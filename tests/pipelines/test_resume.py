@@ -32,8 +32,18 @@ def weights(run: Path) -> str:
 def test_a_killed_run_continues_bit_for_bit(house: Path, tmp_path: Path, workers: str) -> None:
     flags = [*TINY_MODEL, "--steps", "40", "--save_every", "4", "--validate_every", "20"]
     straight = last_line(start(house, "pretrain_ar", *flags, "--out", str(tmp_path / "straight")))
-    command = [sys.executable, str(ROOT / "pipelines" / "pretrain_ar.py"), *flags, "--workers", workers, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        sys.executable,
+        str(ROOT / "pipelines" / "pretrain_ar.py"),
+        *flags,
+        "--workers",
+        workers,
+        "--out",
+        str(tmp_path / "killed"),
+    ]
+    process = subprocess.Popen(
+        command, cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while not list((tmp_path / "killed" / "checkpoints").glob("step_*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -73,7 +83,9 @@ def _trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
-    return [v for group in optimizer.param_groups for p in group["params"] for _, v in sorted(optimizer.state[p].items())]
+    return [
+        v for group in optimizer.param_groups for p in group["params"] for _, v in sorted(optimizer.state[p].items())
+    ]
 
 
 def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:

@@ -15,7 +15,17 @@ def launcher() -> list[str]:
     with socket.socket() as probe:  # a port that is free now, so that two test runs do not meet
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    flags = ["--cpu", "--num_processes", "2", "--main_process_port", port, "--num_machines", "1", "--mixed_precision", "no"]
+    flags = [
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        port,
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, "--dynamo_backend", "no"]
 
 
