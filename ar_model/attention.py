@@ -48,8 +48,9 @@ def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
 @functools.lru_cache(maxsize=32)
 def _bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The mask as a number to add to the scores, (Q, K)."""
-    hidden = ~mask.visible(device)
-    return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    with torch.inference_mode(False):  # what is kept must serve training too
+        hidden = ~mask.visible(device)
+        return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 
 def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line for a user's mistake, exit code 2."""
+        message = message.replace("Expected a dot import path string:", "there is no such class:")
         raise SystemExit(fail(self.prog.removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 

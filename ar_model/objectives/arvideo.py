@@ -75,8 +75,9 @@ class ARVideo(Objective):
         decoder_heads: int = 4,
     ) -> None:
         super().__init__()
-        if not (0 < keep <= 1 and 0 < targets <= 1):
-            raise ValueError(f"keep {keep} and targets {targets} are shares in (0, 1]")
+        for name, share in (("keep", keep), ("targets", targets)):
+            if not 0 < share <= 1:
+                raise ValueError(f"objective.{name} is {share}, but must be a share in (0, 1]")
         self.patch = code_patch
         self.clusters = ClusterGrid(token_grid(codes, code_patch), clusters)
         self.time_slices = self.clusters.grid[0]

@@ -24,8 +24,9 @@ def test_every_script_starts_with_the_header(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
-def test_help_works_from_anywhere(script: Path, tmp_path: Path) -> None:
-    folder = {0: ROOT, 1: ROOT / "pipelines", 2: tmp_path}[SCRIPTS.index(script) % 3]
+@pytest.mark.parametrize("place", ["repository", "pipelines", "elsewhere"])
+def test_help_works_from_anywhere(script: Path, place: str, tmp_path: Path) -> None:
+    folder = {"repository": ROOT, "pipelines": ROOT / "pipelines", "elsewhere": tmp_path}[place]
     result = subprocess.run(
         [sys.executable, str(script), "--help"], cwd=folder, capture_output=True, text=True, timeout=120
     )

@@ -1,0 +1,180 @@
+"""Views: pure functions of (specification, path, number), inside the frame, and recorded well enough to be cut again."""
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.clips import Clips, ClipSpec, View, read_clips
+from data.decoding import DamagedVideo, read_frames
+from data.moving_digits import render
+from data.sources import Source, Video, load_source
+from tests.conftest import MakeVideo
+
+SPEC = ClipSpec(frames=4, size=32, stride=2, views=6, flip=True)
+
+
+def cut_again(source: Source, video: Video, view: View, count: int) -> np.ndarray:
+    """The pixels of a view, from its record only."""
+    assert source.root is not None
+    pixels = read_frames(source.root / video.path, view.size, lambda _: view.frames(count)).pixels_THWC
+    box = pixels[:, view.top : view.top + view.size, view.left : view.left + view.size]
+    return box[:, :, ::-1] if view.flip else box
+
+
+def numbered_source(folder: Path, make_video: MakeVideo, count: int, name: str = "a.mp4") -> Source:
+    """One video whose brightness is the number of the frame."""
+    folder.mkdir(exist_ok=True)
+    make_video(folder / name, [np.full((32, 32, 3), 20 + 8 * i, np.uint8) for i in range(count)])
+    return load_source(str(folder))
+
+
+def numbers_of(clips: Clips, view: int) -> list[int]:
+    return [round((frame.mean() - 20) / 8) for frame in clips.pixels_VTHWC[view]]
+
+
+@pytest.fixture(scope="module")
+def source(video_folder: Path) -> Source:
+    return load_source(str(video_folder))
+
+
+@pytest.fixture(scope="module")
+def all_clips(source: Source) -> list[Clips]:
+    return [read_clips(source, video, SPEC) for video in source.videos]
+
+
+def test_clips_are_bytes_of_the_specified_shape(all_clips: list[Clips]) -> None:
+    for clips in all_clips:
+        assert clips.pixels_VTHWC.shape == (6, 4, 32, 32, 3)
+        assert clips.pixels_VTHWC.dtype == np.uint8
+        assert clips.pixels_VTHWC.flags["C_CONTIGUOUS"]
+        assert len(clips.views) == 6
+        assert not clips.padded
+
+
+@pytest.mark.parametrize(("count", "start"), [(20, 6), (21, 7), (8, 0), (9, 0), (10, 1)])
+def test_view_0_is_the_middle_of_the_video(tmp_path: Path, make_video: MakeVideo, count: int, start: int) -> None:
+    source = numbered_source(tmp_path / "set", make_video, count)
+    clips = read_clips(source, source.videos[0], ClipSpec(frames=8, size=16, views=3))
+    assert clips.views[0].start == start
+    assert numbers_of(clips, 0) == list(range(start, start + 8))
+
+
+def test_view_0_is_the_middle_of_the_frame_and_never_mirrored(source: Source, all_clips: list[Clips]) -> None:
+    for clips in all_clips:
+        view = clips.views[0]
+        assert (view.top, view.left, view.flip) == (
+            0,
+            5,
+            False,
+        )  # 48 x 64 becomes 32 x 43, of which 11 columns are over
+
+
+def test_view_0_is_the_same_whatever_the_number_of_views(source: Source, all_clips: list[Clips]) -> None:
+    for video, clips in zip(source.videos, all_clips, strict=True):
+        alone = read_clips(source, video, replace(SPEC, views=1, flip=False))
+        assert np.array_equal(alone.pixels_VTHWC[0], clips.pixels_VTHWC[0])
+        more = read_clips(source, video, replace(SPEC, views=8))
+        assert more.views[:6] == clips.views
+
+
+def test_stride_takes_every_stride_th_frame(tmp_path: Path, make_video: MakeVideo) -> None:
+    source = numbered_source(tmp_path / "set", make_video, 20)
+    clips = read_clips(source, source.videos[0], ClipSpec(frames=4, size=16, stride=5, views=4))
+    for v, view in enumerate(clips.views):
+        assert numbers_of(clips, v) == [view.start + 5 * i for i in range(4)]
+        assert view.start + 15 < 20
+
+
+def test_views_are_the_same_every_time_and_in_every_folder(
+    video_folder: Path, source: Source, all_clips: list[Clips], tmp_path: Path
+) -> None:
+    moved = load_source(str(shutil.copytree(video_folder, tmp_path / "elsewhere")))
+    for video, clips in zip(moved.videos, all_clips, strict=True):
+        again = read_clips(moved, video, SPEC)
+        assert again.views == clips.views
+        assert np.array_equal(again.pixels_VTHWC, clips.pixels_VTHWC)
+
+
+def test_views_of_one_video_and_of_several_videos_differ(all_clips: list[Clips]) -> None:
+    drawn = [view for clips in all_clips for view in clips.views[1:]]
+    assert len({view.start for view in drawn}) > 8
+    assert len({view.left for view in drawn}) > 6
+    assert {view.flip for view in drawn} == {True, False}
+    same = [a.views[1:] == b.views[1:] for a, b in itertools.combinations(all_clips, 2)]
+    assert not any(same)
+
+
+def test_crop_and_clip_stay_inside_the_video(all_clips: list[Clips]) -> None:
+    for view in (view for clips in all_clips for view in clips.views):
+        assert 0 <= view.top <= 32 - view.size
+        assert 0 <= view.left <= 43 - view.size
+        assert 0 <= view.start
+        assert max(view.frames(4)) < 20
+
+
+def test_recorded_view_cuts_the_same_pixels_again(source: Source, all_clips: list[Clips]) -> None:
+    for video, clips in zip(source.videos, all_clips, strict=True):
+        for record, pixels in zip(clips.describe(), clips.pixels_VTHWC, strict=True):
+            assert np.array_equal(cut_again(source, video, View(**record), SPEC.frames), pixels)
+
+
+def test_flip_mirrors_left_to_right_and_nothing_else(source: Source, all_clips: list[Clips]) -> None:
+    mirrored = 0
+    for video, clips in zip(source.videos, all_clips, strict=True):
+        plain = read_clips(source, video, replace(SPEC, flip=False))
+        for v, view in enumerate(clips.views):
+            assert plain.views[v] == replace(view, flip=False)
+            expected = plain.pixels_VTHWC[v]
+            assert np.array_equal(clips.pixels_VTHWC[v], np.flip(expected, axis=2) if view.flip else expected)
+            mirrored += view.flip and not np.array_equal(expected, np.flip(expected, axis=2))
+    assert mirrored > 3
+
+
+@pytest.mark.parametrize(
+    ("stride", "real", "numbers"), [(1, 5, [0, 1, 2, 3, 4, 4, 4, 4]), (2, 3, [0, 2, 4, 4, 4, 4, 4, 4])]
+)
+def test_short_video_is_padded_with_its_last_frame_and_marked(
+    tmp_path: Path, make_video: MakeVideo, stride: int, real: int, numbers: list[int]
+) -> None:
+    source = numbered_source(tmp_path / "set", make_video, 5)
+    clips = read_clips(source, source.videos[0], ClipSpec(frames=8, size=16, stride=stride, views=2))
+    assert clips.padded
+    for v, view in enumerate(clips.views):
+        assert (view.start, view.real) == (0, real)
+        assert numbers_of(clips, v) == numbers
+        assert np.array_equal(cut_again(source, source.videos[0], view, 8), clips.pixels_VTHWC[v])
+
+
+def test_video_of_exactly_the_needed_length_is_not_padded(tmp_path: Path, make_video: MakeVideo) -> None:
+    source = numbered_source(tmp_path / "set", make_video, 7)
+    clips = read_clips(source, source.videos[0], ClipSpec(frames=4, size=16, stride=2, views=2))
+    assert not clips.padded
+    assert numbers_of(clips, 1) == [0, 2, 4, 6]
+
+
+def test_damaged_video_is_an_error_not_a_clip(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    source = load_source(str(tmp_path))
+    with pytest.raises(DamagedVideo):
+        read_clips(source, source.videos[0], SPEC)
+
+
+def test_built_in_clip_is_the_rendered_one() -> None:
+    source = load_source("builtin:moving-digits:8:8")
+    video = source.videos[-1]
+    assert video.path == "train/000007"
+    clips = read_clips(source, video, ClipSpec(frames=16, size=64))
+    assert np.array_equal(clips.pixels_VTHWC[0], render(0, "train", 7))
+    small = read_clips(source, video, ClipSpec(frames=8, size=32, views=2))
+    assert small.pixels_VTHWC.shape == (2, 8, 32, 32, 3)
+    assert [view.start for view in small.views][0] == 4
+
+
+@pytest.mark.parametrize("name", ["frames", "size", "stride", "views"])
+def test_number_below_one_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"clip\.{name} is 0"):
+        ClipSpec(**{name: 0})
