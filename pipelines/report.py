@@ -229,7 +229,9 @@ def _commands(folder: Path, cache: TokenCache) -> str:
         Path(cache.manifest["made_with"]["tokenizer"]),
         *(path.parent for path in folder.glob("*/environment.json")),
     ]
-    related += [p.parent for p in RUNS.glob("*/summary.json") if summary_of(p.parent).get("cache") == str(cache.folder)]
+    caches = {str(cache.folder), *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}
+    made_caches = (path.parent for path in RUNS.glob("tokenize-*/summary.json"))
+    related += [path for path in made_caches if summary_of(path)["cache"] in caches]
     runs = {path.resolve(): environment_of(path) for path in related if (path / "environment.json").exists()}
     started = sorted(runs.values(), key=lambda environment: environment["started"])
     lines = dict.fromkeys(f"accelerate launch {shlex.join(environment['command'])}" for environment in started)

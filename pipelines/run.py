@@ -174,11 +174,7 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     device = accelerator.device
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     return {
         "pipeline": pipeline,
@@ -189,6 +185,13 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:

@@ -530,7 +530,7 @@ def test_bits_per_code_fall_when_one_batch_is_learned_by_heart(likelihood: str) 
 
 
 GOLDEN_LOSSES = {
-    "paper": [0.0],
-    "digits": [0.0],
-    "masked": [0.0],
+    "paper": [4.327564, 4.215971, 4.215762, 4.232730, 4.129077],
+    "digits": [5.151972, 4.735350, 4.550007, 4.674309, 4.235769],
+    "masked": [4.290186, 4.211633, 4.181710, 4.133166, 4.074662],
 }
