@@ -55,22 +55,10 @@ class MLP(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, each with its norm before and a residual around (arXiv 2010.11929)."""
+    """Attention and MLP, each with its norm before and a residual around (arXiv 2010.11929).
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width)
-
-    def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.norm1(x_BLD), mask=mask, rotation=rotation)
-        return x_BLD + self.mlp(self.norm2(x_BLD))
-
-
-class CrossBlock(nn.Module):
-    """Cross-attention and MLP without self-attention: queries do not see each other (arXiv 2405.15160, table 9)."""
+    Self-attention, or with a context cross-attention only: then the tokens do not see each other (arXiv 2405.15160, table 9).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -82,10 +70,10 @@ class CrossBlock(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        context_BMD: Tensor,
-        mask: Mask,
-        rotation: Rotation | None,
-        context_rotation: Rotation | None,
+        context_BMD: Tensor | None = None,
+        mask: Mask = None,
+        rotation: Rotation | None = None,
+        context_rotation: Rotation | None = None,
     ) -> Tensor:
         x_BLD = x_BLD + self.attention(self.norm1(x_BLD), context_BMD, mask, rotation, context_rotation)
         return x_BLD + self.mlp(self.norm2(x_BLD))
@@ -102,7 +90,7 @@ class Encoder(nn.Module):
     def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
         layers = []
         for block in self.blocks:
-            x_BLD = block(x_BLD, mask, rotation)
+            x_BLD = block(x_BLD, mask=mask, rotation=rotation)
             layers.append(x_BLD)
         return layers
 
@@ -113,7 +101,7 @@ class CrossDecoder(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, context_width: int) -> None:
         super().__init__()
         self.context = nn.Linear(context_width, width)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(

@@ -20,9 +20,9 @@ from ar_model.attention import fastest_backend, set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
 from data.cache import TokenCache, find_cache, hold_out
-from data.loading import BatchPlan, TokenDataset, evaluation_batches
+from data.loading import TokenDataset, evaluation_batches
 from pipelines.run import Run, command, say
-from pipelines.training import Training, fit, make_accelerator
+from pipelines.training import Training, fit, make_accelerator, plan_parts
 
 VALIDATION_CLIPS = 512
 
@@ -59,13 +59,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return run.summary()
     objective.to(accelerator.device)
     rows, held_out = hold_out(cache.videos)
-    parts = BatchPlan(
-        samples=len(rows),
-        batch_size=config.batch_size // config.accumulate,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    parts = plan_parts(accelerator, config, len(rows))
     dataset = TokenDataset(cache, rows, parts)
     backend = run.choose(accelerator, "attention", lambda: _fastest(accelerator, objective, dataset, config))
     set_backend(objective, backend)

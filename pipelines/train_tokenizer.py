@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from data.cache import hold_out
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
-from data.loading import BatchPlan, ClipDataset
+from data.loading import ClipDataset
 from data.shards import write_json
 from data.sources import Source, load_source
 from pipelines.pictures import reconstruction_grid, save_png
 from pipelines.run import Run, command, say
-from pipelines.training import Training, fit, make_accelerator
+from pipelines.training import Training, fit, make_accelerator, plan_parts
 from tokenizer import VQ3D
 from tokenizer.base import to_float
 from tokenizer.losses import Reconstruction, code_health, psnr
@@ -67,13 +67,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[st
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
         return run.summary()
     rows, held_out = hold_out(source.videos)
-    parts = BatchPlan(
-        samples=len(rows),
-        batch_size=config.batch_size // config.accumulate,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    parts = plan_parts(accelerator, config, len(rows))
     skipped: dict[str, str] = {}
     module = Reconstruction(tokenizer).to(accelerator.device)
     pixels_BTHWC = validation_clips(source, held_out or rows, config.clip, skipped)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from data.loading import Batch, batches
+from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
 from pipelines.run import Run, progress, say, use_all_cores
 
@@ -89,6 +89,17 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
     )
     use_all_cores(accelerator)
     return accelerator
+
+
+def plan_parts(accelerator: Accelerator, config: Training, samples: int) -> BatchPlan:
+    """The batches of this process, `config.accumulate` to a step."""
+    return BatchPlan(
+        samples=samples,
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
 
 
 def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:

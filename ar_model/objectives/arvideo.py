@@ -92,8 +92,9 @@ class ARVideo(Objective):
         n, size = self.members_NK.shape
         if n < 2:
             raise ValueError("one cluster covers the whole clip: nothing is left to predict")
-        self.kept = math.ceil(keep * size)
-        self.predicted = math.ceil(targets * size)
+        self.kept, self.predicted = (
+            math.ceil(share * size - 1e-9) for share in (keep, targets)
+        )  # 0.28 of 25 is 7, not 7 + 1e-15
         if not causal and self.kept == size:
             raise ValueError("without the causal mask only dropped tokens are predicted: keep must leave some")
 

@@ -39,7 +39,8 @@ def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -
     source = (ROOT / "pipelines" / "tokenize.py").read_text()
     header = ast.unparse(ast.parse(source).body[1])
     probe = ROOT / "pipelines"
-    code = f"__package__ = ''\n__file__ = {str(probe / 'tokenize.py')!r}\nimport sys\nsys.path.insert(0, {str(probe)!r})\n{header}\n"
+    code = f"__package__ = ''\n__file__ = {str(probe / 'tokenize.py')!r}\n"
+    code += f"import sys\nsys.path.insert(0, {str(probe)!r})\n{header}\n"
     code += "import os; print(os.pathsep.join(sys.path))"
     path = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
