@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads or (width // heads) % 2:
+        if heads < 1 or width % heads or (width // heads) % 2:
             raise ValueError(f"width {width} does not give {heads} heads an even number of channels each")
         self.heads = heads
         self.backend = "sdpa"

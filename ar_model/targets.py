@@ -3,7 +3,7 @@
 Legend: B batch, L predicted tokens, P codes of one token, V codes of the vocabulary, D width.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +29,22 @@ class CodeTarget(nn.Module):
         self, codes: CodeSpec, width: int, codes_per_token: int = 1, likelihood: CodeLikelihood = "joint"
     ) -> None:
         super().__init__()
+        if likelihood not in get_args(CodeLikelihood):
+            raise ValueError(f"likelihood {likelihood!r} is neither joint nor digits")
         if likelihood == "digits" and codes.levels is None:
             raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ); these are rows of a codebook")
         self.codes_per_token = codes_per_token
         self.levels = codes.levels if likelihood == "digits" else None
         self.split = nn.Linear(width, codes_per_token * width)
+        nn.init.xavier_uniform_(self.split.weight)
+        nn.init.zeros_(self.split.bias)
         if likelihood == "joint":
             self.table = CodeTable(codes, width, free_rows=True)
             self.bias = nn.Parameter(torch.zeros(codes.vocab_size))
         else:
             self.digits = nn.Linear(width, sum(codes.levels or ()))
+            nn.init.normal_(self.digits.weight, std=0.02)  # the first guess is about the uniform distribution
+            nn.init.zeros_(self.digits.bias)
         self.scale = width**-0.5
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor) -> Tensor:

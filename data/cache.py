@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from data.clips import ClipSpec
 from data.decoding import VERSION
 from data.pixels import KeepPixels, unpack_pixels
-from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, write_json
+from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, write_bytes, write_json
 from data.sources import Video
 
 FORMAT = "arvideo-cache-1"
@@ -76,7 +76,8 @@ class CacheWriter:
         self.spec, self.preimage = spec, spec.preimage()
         self.key = key_of(self.preimage)
         found = sorted(caches.glob(f"*-{self.key[:12]}"))
-        self.folder = found[0] if found else caches / f"{name}-{self.key[:12]}"
+        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")  # file names end at 255 bytes
+        self.folder = found[0] if found else caches / f"{short}-{self.key[:12]}"
         self.shards = self.folder / "shards"
         self._wanted_size = shard_size
 
@@ -115,6 +116,8 @@ class CacheWriter:
         """
         for left_over in self.shards.glob("*.tmp*"):  # of a process that was killed
             left_over.unlink()
+        if self.missing():
+            raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
         readers = [ShardReader(path) for path in sorted(self.shards.glob("*.tar"))]
         counts = np.zeros(self.spec.vocab_size, np.int64)
         shape = (self.spec.clip.views, *self.spec.codes_shape)
@@ -122,6 +125,8 @@ class CacheWriter:
             reader.verify()
             for row in range(len(reader.samples)):
                 codes = from_npy(reader.read(row, "codes.npy"), self.spec.dtype, shape)
+                if codes.max() >= self.spec.vocab_size:
+                    raise DamagedCache(f"{reader.tar}: sample {reader.samples[row]['id']} leaves the vocabulary")
                 counts += np.bincount(codes.ravel(), minlength=self.spec.vocab_size)
         samples = sum(len(reader.samples) for reader in readers)
         skipped = [entry for reader in readers for entry in reader.facts["skipped"]]
@@ -130,8 +135,11 @@ class CacheWriter:
             raise ValueError(
                 f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']}"
             )
+        codebook = None
         if codebook_VC is not None:
-            save_file({"codebook_VC": codebook_VC.contiguous()}, self.folder / "codebook.safetensors")
+            content = save({"codebook_VC": codebook_VC.detach().cpu().contiguous()})
+            write_bytes(self.folder / "codebook.safetensors", content)
+            codebook = hashlib.sha256(content).hexdigest()
         share = counts[counts > 0] / counts.sum()
         manifest = {
             "format": FORMAT,
@@ -146,7 +154,7 @@ class CacheWriter:
             "codes": int(counts.sum()),
             "codes_used": int((counts > 0).sum()),
             "unigram_bits": float(-(share * np.log2(share)).sum()),
-            "codebook": codebook_VC is not None,
+            "codebook": codebook,
         }
         write_json(self.folder / "manifest.json", {**manifest, "checksum": _sha256_of(manifest)})
 
@@ -242,8 +250,18 @@ class TokenCache:
         return unpack_pixels(self.spec["keep_pixels"], lambda extension: shard.read(row, extension), self.clip)
 
     def codebook(self) -> torch.Tensor | None:
-        """Vectors of a learned codebook, (vocab_size, C)."""
-        return load_file(self.folder / "codebook.safetensors")["codebook_VC"] if self.manifest["codebook"] else None
+        """Vectors of a learned codebook, (vocab_size, C); None if codes are made of digits.
+
+        Raises:
+            DamagedCache: if they are missing or were changed.
+        """
+        if self.manifest["codebook"] is None:
+            return None
+        path = self.folder / "codebook.safetensors"
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != self.manifest["codebook"]:
+            raise DamagedCache(f"{path}: is missing or was changed")
+        return load(content)["codebook_VC"]
 
     def verify(self) -> None:
         """Hash all shards.
@@ -269,11 +287,7 @@ def find_cache(caches: Path, wanted: str | None) -> Path:
         return Path(wanted)
     finished = [path.parent for path in caches.glob("*/manifest.json")]
     if wanted:
-        finished = [
-            path
-            for path in finished
-            if path.name.startswith(wanted) or path.name.rpartition("-")[2].startswith(wanted[:12])
-        ]
+        finished = [path for path in finished if path.name.startswith(wanted) or _key_in(path).startswith(wanted)]
     if not finished:
         what = f"no cache {wanted!r}" if wanted else "no finished cache"
         raise ValueError(f"{what} in {caches}; make one with pipelines/tokenize.py")
@@ -282,6 +296,10 @@ def find_cache(caches: Path, wanted: str | None) -> Path:
             f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"
         )
     return max(finished, key=lambda path: (path / "manifest.json").stat().st_mtime)
+
+
+def _key_in(folder: Path) -> str:
+    return str(_read_json(folder / "manifest.json").get("key"))
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:

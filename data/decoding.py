@@ -15,7 +15,7 @@ import numpy as np
 VERSION = f"pyav-{av.__version__}"
 # Demuxers for files that hold a video; without this list a text file can be a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
-_MISSING = 3.0  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
+_MISSING = 3  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
 
 
 class DamagedVideo(Exception):
@@ -52,7 +52,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
                 return Frames(np.stack([frames[i] for i in wanted]), total)
             expected = total
     except av.error.FFmpegError as error:
-        raise DamagedVideo(f"does not open as a video: {error.strerror}") from None
+        raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
@@ -67,8 +67,10 @@ def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Declared:
-    frames: int  # 0: unknown
-    seconds: float  # 0: unknown
+    """What the file says of itself; 0 where it says nothing."""
+
+    frames: int
+    seconds: float
     start: float
     rate: float
     counts_frames: bool  # the number of frames is written in the file, not computed from its duration
@@ -76,19 +78,19 @@ class _Declared:
 
 def _open(path: Path) -> av.container.InputContainer:
     container = av.open(f"file:{path}", metadata_errors="replace", options={"format_whitelist": _FORMATS})
-    if not container.streams.video:
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        what = "holds no video stream" if not container.streams.video else "holds video of an unknown codec"
         container.close()
-        raise DamagedVideo("holds no video stream")
+        raise DamagedVideo(what)
     return container
 
 
 def _declared(container: av.container.InputContainer) -> _Declared:
     stream = container.streams.video[0]
     rate = float(stream.average_rate or 0)
-    tick = stream.time_base or 0
-    start = float((stream.start_time or 0) * tick)
-    seconds = float(stream.duration * tick) if stream.duration else (container.duration or 0) / av.time_base
-    return _Declared(stream.frames or round(seconds * rate), seconds, start, rate, bool(stream.frames))
+    seconds = (container.duration or 0) / av.time_base
+    frames = stream.frames or round(seconds * rate)
+    return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, bool(stream.frames))
 
 
 def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
@@ -100,22 +102,40 @@ def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[i
         stream.thread_type = "NONE"
         stream.codec_context.options = {"err_detect": "explode"}
         try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise DamagedVideo(f"frame {count} is corrupt")
-                if count in wanted:
-                    frames[count] = resized(frame, short_side)
-                end = frame.time if frame.time is not None else end
-                count += 1
-        except av.error.FFmpegError as error:
-            raise DamagedVideo(f"frame {count} does not decode: {error.strerror}") from None
+            for packet in container.demux():  # of all streams: the file ends where the last of them ends
+                end = max(end, _end(packet, declared.rate))
+                for frame in packet.decode() if packet.stream is stream else ():
+                    if frame.is_corrupt:
+                        raise DamagedVideo(f"frame {count} is corrupt")
+                    if count in wanted:
+                        frames[count] = resized(frame, short_side)
+                    count += 1
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
     _refuse_early_end(declared, count, end)
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise DamagedVideo("its frames change shape on the way")
     return frames, count
+
+
+def _end(packet: av.Packet, rate: float) -> float:
+    """When the packet has been shown, in seconds."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    length = float(packet.duration * packet.time_base) if packet.duration else 1 / rate if rate else 0.0
+    return float(packet.pts * packet.time_base) + length
 
 
 def _refuse_early_end(declared: _Declared, count: int, end: float) -> None:
     if count == 0:
         raise DamagedVideo("holds no frames")
-    late = (declared.start + declared.seconds - end) * declared.rate - 1 if declared.seconds else 0
-    if declared.counts_frames and count + _MISSING < declared.frames or late > _MISSING:
-        raise DamagedVideo(f"ends early: {count} frames of about {max(declared.frames, round(count + late))}")
+    if declared.counts_frames:
+        missing = declared.frames - count
+    else:  # durations count from zero in some formats and from the first picture in others: believe the milder
+        missing = round((declared.seconds - max(end, end - declared.start)) * declared.rate)
+    if missing > _MISSING:
+        raise DamagedVideo(f"ends early: {count} frames of about {count + missing}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

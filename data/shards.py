@@ -36,10 +36,11 @@ def sample_id(path: str) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file at once or not at all."""
     text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False) + "\n"
-    _replace(path, text.encode())
+    write_bytes(path, text.encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(content)
@@ -49,7 +50,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 class ShardWriter:
-    """Writes one shard; leaving the `with` block by an exception leaves nothing behind."""
+    """Writes one shard; leaving the `with` block without `commit` leaves nothing behind."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.tar = folder / f"{number:06d}.tar"
@@ -57,6 +58,7 @@ class ShardWriter:
         self._temporary = self.tar.with_name(f"{self.tar.name}.tmp{os.getpid()}")
         self._samples: list[dict] = []
         self._position = 0
+        self._committed = False
 
     def __enter__(self) -> "ShardWriter":
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in __exit__
@@ -76,9 +78,14 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
-        if kind is not None:
+        if self._committed:
+            return
+        try:
+            self._writer.close()
             self._file.close()
+        except OSError:  # the disk is full: what matters has been raised already
+            pass
+        finally:
             self._temporary.unlink(missing_ok=True)
 
     def commit(self, **facts: Any) -> None:
@@ -89,6 +96,7 @@ class ShardWriter:
         self._file.close()
         content = self._temporary.read_bytes()
         os.replace(self._temporary, self.tar)
+        self._committed = True
         digest = hashlib.sha256(content).hexdigest()
         write_json(self.record, {"bytes": len(content), "sha256": digest, "samples": self._samples, **facts})
 

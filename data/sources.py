@@ -1,6 +1,7 @@
 """Where videos come from: a folder, a list file, or a built-in set, always as one sorted list of `Video`."""
 
 import csv
+import io
 import os
 import shlex
 from collections import Counter
@@ -81,11 +82,15 @@ def _builtin(src: str) -> Source:
 def _folder(root: Path) -> Source:
     videos = []
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
+        here = os.path.realpath(folder)
+        # Not into links that lead back to where the walk came from.
+        folders[:] = [f for f in folders if not f"{here}/".startswith(os.path.realpath(os.path.join(folder, f)) + "/")]
         for file in files:
             full = Path(folder, file)
-            if full.suffix.lower() not in SUFFIXES or not full.is_file():
+            if full.suffix.lower() not in SUFFIXES:
                 continue
+            if not full.is_file():
+                raise ValueError(f"{full}: is a broken link or no file")
             parents = full.relative_to(root).parts[:-1]
             split = _SPLITS.get(parents[0].lower()) if parents else None
             label = parents[-1] if len(parents) > (split is not None) else None
@@ -97,7 +102,7 @@ def _folder(root: Path) -> Source:
 
 def _list_file(file: Path) -> Source:
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     if "\0" in text:
@@ -107,7 +112,7 @@ def _list_file(file: Path) -> Source:
         raise ValueError(f"{file}: lists no videos")
     here = file.resolve().parent
     full = [(line, here / row["path"], row) for line, row in rows]
-    missing = [(line, row["path"]) for line, path, row in full if not path.is_file()]
+    missing = [(line, row["path"]) for line, path, row in full if not os.path.isfile(path)]
     if missing:
         line, path = missing[0]
         raise ValueError(f"{file}, line {line}: no such video: {path} ({len(missing)} of {len(rows)} are missing)")
@@ -118,7 +123,9 @@ def _list_file(file: Path) -> Source:
         Video(
             _posix(path.resolve().relative_to(root)),
             path.stat().st_size,
-            **{key: row.get(key) or None for key in ("label", "group", "split")},
+            label=row.get("label") or None,
+            group=row.get("group") or None,
+            split=_SPLITS.get(row.get("split", "").lower(), row.get("split")) or None,
         )
         for _, path, row in full
     ]
@@ -131,17 +138,21 @@ def _is_csv(file: Path, text: str) -> bool:
 
 
 def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(text.splitlines())
-    if "path" not in (reader.fieldnames or ()):
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    if "path" not in reader.fieldnames:
         raise ValueError(
             f"{file}: a CSV list needs a header line with a column 'path' (and label, group, split if there are any)"
         )
-    return [(reader.line_num, {k: v for k, v in row.items() if k}) for row in reader if row["path"]]
+    try:
+        return [(reader.line_num, {k: v for k, v in row.items() if k and v}) for row in reader if row["path"]]
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
 
 
 def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         try:
             fields = shlex.split(line, comments=True)
         except ValueError as error:

@@ -24,7 +24,7 @@ def _make_video(
     audio_seconds: float = 0,
     **options: str,
 ) -> Path:
-    """Write frames, uint8 (h, w, 3), as a video. `times` are their ticks of 1 / rate seconds, `last_duration` ticks of the muxer."""
+    """Write frames, uint8 (h, w, 3), as a video; `times` and `last_duration` count ticks of 1 / rate seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
@@ -70,7 +70,7 @@ def make_video() -> MakeVideo:
 
 @pytest.fixture(scope="session")
 def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of two classes, `left` and `right`, of three videos each: 20 frames of 64 x 48 in mp4, mkv and avi. Not to be changed."""
+    """Folder of two classes, `left` and `right`, of three videos each: 20 frames of 64 x 48 in mp4, mkv, avi. Read only."""
     root = tmp_path_factory.mktemp("videos")
     for label, direction in (("left", -1), ("right", 1)):
         (root / label).mkdir()
@@ -102,7 +102,7 @@ def _make_cache(
     finish: bool = True,
     only_shards: Sequence[int] | None = None,
 ) -> Path:
-    """Codes of a video depend on its path only. `skip`: paths of damaged videos; `only_shards`: which of the missing ones to make."""
+    """Codes of a video depend on its path only. `skip`: damaged videos; `only_shards`: which missing ones to make."""
     from data.cache import CacheSpec, CacheWriter
     from data.clips import ClipSpec
     from data.pixels import pack_pixels

@@ -72,6 +72,8 @@ class MovingAverage(Quantizer):
         )
 
     def forward(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.training and not self.vq._codebook.initted:
+            raise ValueError("the codebook was never trained: its codes would mean whatever is encoded first")
         with torch.autocast(z_BNC.device.type, enabled=False):
             return self.vq(z_BNC.float())
 
@@ -85,4 +87,15 @@ class MovingAverage(Quantizer):
 def make_quantizer(
     name: QuantizerName, *, levels: tuple[int, ...], codebook_size: int, codebook_channels: int
 ) -> Quantizer:
-    return FiniteScalar(levels) if name == "fsq" else MovingAverage(codebook_size, codebook_channels)
+    """The quantizer of a name.
+
+    Raises:
+        ValueError: if there is none, or the settings are not for it.
+    """
+    if name == "fsq":
+        if len(levels) < 1 or min(levels) < 3:
+            raise ValueError(f"FSQ levels {levels} must be 3 or more each")
+        return FiniteScalar(levels)
+    if name == "ema-vq":
+        return MovingAverage(codebook_size, codebook_channels)
+    raise ValueError(f"quantizer {name!r} is neither fsq nor ema-vq")

@@ -45,9 +45,9 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         super().__init__()
         if width % 8:
             raise ValueError(f"tokenizer width {width} is not a multiple of 8")
-        self.stride = stride
+        self.stride = (stride[0], stride[1], stride[2])  # a saved configuration gives lists
         self.quantizer = make_quantizer(
-            quantizer, levels=levels, codebook_size=codebook_size, codebook_channels=codebook_channels
+            quantizer, levels=tuple(levels), codebook_size=codebook_size, codebook_channels=codebook_channels
         )
         self.vocab_size, self.levels = self.quantizer.vocab_size, self.quantizer.levels
         block, channels = 3 * math.prod(stride), self.quantizer.channels

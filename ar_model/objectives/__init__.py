@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from ar_model.objectives.arvideo import ARVideo
 from ar_model.objectives.base import Objective
 
@@ -12,16 +15,23 @@ OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo,
 
 
 def load_objective(folder: Path, *, trained: bool = True) -> Objective:
-    """The model in a folder written by `save_pretrained`, in evaluation mode.
+    """The model in a folder written by `save`, in evaluation mode.
 
-    With `trained` false it is the same network, newly initialised.
+    With `trained` false it is the same network newly initialised; what is no parameter, such as a tokenizer's codebook, it keeps.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it cannot be read.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        cls = OBJECTIVES[config["objective"]]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{folder}: holds no pre-trained model ({type(error).__name__}: {error})") from None
-    return (cls.load(folder) if trained else cls.from_config(config)).eval()
+        objective = OBJECTIVES[config["objective"]].from_config(config)
+        weights = load_file(folder / "model.safetensors")
+        if trained:
+            objective.load_state_dict(weights, strict=True)
+        else:
+            parameters = dict(objective.named_parameters())
+            objective.load_state_dict({k: v for k, v in weights.items() if k not in parameters}, strict=False)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{folder}: holds no pre-trained model that can be read ({reason})") from None
+    return objective.eval()

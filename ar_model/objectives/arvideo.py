@@ -13,6 +13,7 @@ P codes of a token, D width.
 """
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,11 @@ class ARVideo(Objective):
         decoder_heads: int = 4,
     ) -> None:
         super().__init__()
+        if order not in get_args(Order) or code_input not in get_args(CodeInput):
+            raise ValueError(f"order {order!r} or code_input {code_input!r} is none of the choices")
+        if depth < 1 or decoder_depth < 1:
+            raise ValueError(f"depth {depth} and decoder_depth {decoder_depth} must be at least 1")
+        clusters, code_patch = _three(clusters), _three(code_patch)
         for name, share in (("keep", keep), ("targets", targets)):
             if not 0 < share <= 1:
                 raise ValueError(f"objective.{name} is {share}, but must be a share in (0, 1]")
@@ -103,7 +109,8 @@ class ARVideo(Objective):
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, context_width=width)
         self.target = CodeTarget(codes, decoder_width, math.prod(code_patch), likelihood)
-        self.apply(init_weights)
+        for part in (self.embedding, self.encoder, self.decoder):
+            part.apply(init_weights)
         grid = self.clusters.grid
         self.register_buffer("position_LD", sincos_positions(grid, width), persistent=False)
         self.register_buffer("query_position_LD", sincos_positions(grid, decoder_width), persistent=False)
@@ -152,3 +159,8 @@ class ARVideo(Objective):
 
 def _take(codes_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
     return codes_BLP.gather(1, tokens_BM[..., None].expand(-1, -1, codes_BLP.shape[-1]))
+
+
+def _three(sides: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A tuple also of the list that a saved configuration gives."""
+    return sides[0], sides[1], sides[2]

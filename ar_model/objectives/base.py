@@ -1,8 +1,6 @@
 """What every objective is to the rest of the house."""
 
-import contextlib
 import inspect
-import io
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,9 +45,3 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         known = {k: v for k, v in config.items() if k in inspect.signature(cls.__init__).parameters}
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
         return cls(**{**known, "codes": CodeSpec.from_json(config["codes"])})
-
-    @classmethod
-    def load(cls, folder: Path) -> "Objective":
-        """The model that `save` wrote."""
-        with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin announces every load there
-            return cls.from_pretrained(folder, strict=True)

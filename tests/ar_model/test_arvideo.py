@@ -340,7 +340,8 @@ def test_code_input_rows_gives_every_code_its_own_vector_and_geometry_shares_the
 def test_a_codebook_enters_by_its_vectors() -> None:
     codes = torch.arange(64).view(1, 64, 1)
     by_geometry, by_rows = (
-        build(spec(geometry="codebook"), width=96, heads=2, code_input=code_input) for code_input in ("geometry", "rows")
+        build(spec(geometry="codebook"), width=96, heads=2, code_input=code_input)
+        for code_input in ("geometry", "rows")
     )
     assert torch.linalg.matrix_rank(by_geometry.embedding(codes)[0]) == 5  # channels of the codebook
     assert torch.linalg.matrix_rank(by_rows.embedding(codes)[0]) == 64

@@ -55,7 +55,7 @@ def test_clips_are_bytes_of_the_specified_shape(all_clips: list[Clips]) -> None:
         assert not clips.padded
 
 
-@pytest.mark.parametrize(("count", "start"), [(20, 6), (21, 7), (8, 0), (9, 0), (10, 1)])
+@pytest.mark.parametrize(("count", "start"), [(20, 6), (21, 6), (8, 0), (9, 0), (10, 1)])
 def test_view_0_is_the_middle_of_the_video(tmp_path: Path, make_video: MakeVideo, count: int, start: int) -> None:
     source = numbered_source(tmp_path / "set", make_video, count)
     clips = read_clips(source, source.videos[0], ClipSpec(frames=8, size=16, views=3))
@@ -112,7 +112,7 @@ def test_crop_and_clip_stay_inside_the_video(all_clips: list[Clips]) -> None:
     for view in (view for clips in all_clips for view in clips.views):
         assert 0 <= view.top <= 32 - view.size
         assert 0 <= view.left <= 43 - view.size
-        assert 0 <= view.start
+        assert view.start >= 0
         assert max(view.frames(4)) < 20
 
 

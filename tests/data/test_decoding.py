@@ -1,4 +1,4 @@
-"""Decoding: the frames that were asked for, upright and in proportion; and damage is one kind of error with one line of reason."""
+"""Decoding: the frames that were asked for, upright and in proportion; damage is one kind of error with one line of reason."""
 
 import os
 import random

@@ -69,6 +69,9 @@ def test_the_training_loss_is_the_squared_error_plus_the_quantizers_own(quantize
     torch.manual_seed(1)
     kept = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     found = Reconstruction(tokenizer)({"pixels_BTHWC": pixels})
+    assert found["loss"].requires_grad and not found["psnr"].requires_grad
+    found["loss"].backward()
+    assert tokenizer.encoder[0].weight.grad.abs().max() > 0
     tokenizer.load_state_dict(kept)
     torch.manual_seed(1)
     out = tokenizer(pixels.float() / 127.5 - 1)
@@ -77,9 +80,6 @@ def test_the_training_loss_is_the_squared_error_plus_the_quantizers_own(quantize
     assert (out["quantizer"].item() > 0) == (quantizer == "ema-vq")
     assert found["psnr"].item() == pytest.approx(10 * math.log10(4 / error.item()), abs=1e-3)
     assert found["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
-    assert found["loss"].requires_grad and not found["psnr"].requires_grad
-    found["loss"].backward()
-    assert tokenizer.encoder[0].weight.grad.abs().max() > 0
 
 
 def test_pixels_in_another_range_are_refused() -> None:

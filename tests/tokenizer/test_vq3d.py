@@ -246,17 +246,19 @@ def test_the_fingerprint_changes_with_any_weight(quantizer: str) -> None:
     seen = {tokenizer.fingerprint()}
     assert tokenizer.fingerprint() in seen
     for count, value in enumerate(tokenizer.state_dict().values(), start=2):
-        last = value.view(-1)[-1:]
-        before = last.clone()
-        last.copy_(~last if value.dtype == torch.bool else last + 1e-3)
+        last = (-1,) * value.ndim
+        before = value[last].clone()
+        value[last] = ~before if value.dtype == torch.bool else before + 1e-3
         seen.add(tokenizer.fingerprint())
         assert len(seen) == count
-        last.copy_(before)
+        value[last] = before
     assert tokenizer.fingerprint() in seen and len(seen) == len(tokenizer.state_dict()) + 1
 
 
 def test_the_fingerprint_changes_with_architecture_even_at_equal_weights() -> None:
-    found = {build(**changes).fingerprint() for changes in [{}, {"stride": (4, 2, 4)}, {"levels": (3, 5)}, {"depth": 2}]}
+    found = {
+        build(**changes).fingerprint() for changes in [{}, {"stride": (4, 2, 4)}, {"levels": (3, 5)}, {"depth": 2}]
+    }
     assert len(found) == 4
 
 
@@ -284,16 +286,13 @@ def test_evaluation_does_not_invent_a_codebook_that_was_never_trained() -> None:
     assert same(state(tokenizer), before)
 
 
-def test_training_moves_a_learned_codebook_towards_its_inputs() -> None:
+def test_training_starts_a_learned_codebook_and_keeps_moving_it() -> None:
     tokenizer = build("ema-vq", fitted=False).train()
     assert not tokenizer.codebook().any()
-    clips = to_float(pixels(16))
-    errors = []
-    for _ in range(3):
+    for seed in range(3):
         before = tokenizer.codebook().clone()
-        tokenizer(clips)
-        errors.append(float((tokenizer.codebook() - before).norm()))
-    assert errors[0] > 0 and errors[1] > 0
+        tokenizer(to_float(pixels(16, seed=seed)))
+        assert not torch.equal(tokenizer.codebook(), before)
     assert len(tokenizer.codebook().unique(dim=0)) > 8
 
 
