@@ -40,9 +40,9 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
     Raises:
         DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
     """
-    if path.stat().st_size == 0:
-        raise DamagedVideo("empty file")
     try:
+        if path.stat().st_size == 0:
+            raise DamagedVideo("empty file")
         with _open(path) as container:
             expected = max(1, _declared(container).frames)
         while True:
@@ -53,16 +53,24 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
             expected = total
     except av.error.FFmpegError as error:
         raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
+    except FileNotFoundError:
+        raise DamagedVideo("is gone since it was listed") from None
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
     """The frame upright as uint8 RGB (h, w, 3), aspect ratio kept."""
+    height, width = _shape(frame, short_side)
     scale = short_side / min(frame.width, frame.height)
-    width, height = (max(short_side, round(side * scale)) for side in (frame.width, frame.height))
     pixels_HWC = frame.reformat(
         width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
     ).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels_HWC, k=round(getattr(frame, "rotation", 0) / 90) % 4))
+
+
+def _shape(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
+    """Height and width of the resized frame."""
+    scale = short_side / min(frame.width, frame.height)
+    return max(short_side, round(frame.height * scale)), max(short_side, round(frame.width * scale))
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ def _declared(container: av.container.InputContainer) -> _Declared:
 def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
     frames: dict[int, np.ndarray] = {}
     count, end = 0, 0.0
+    shape: tuple[int, int] | None = None
     with _open(path) as container:
         declared = _declared(container)
         stream = container.streams.video[0]
@@ -107,14 +116,15 @@ def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[i
                 for frame in packet.decode() if packet.stream is stream else ():
                     if frame.is_corrupt:
                         raise DamagedVideo(f"frame {count} is corrupt")
+                    shape = shape or _shape(frame, short_side)
+                    if _shape(frame, short_side) != shape:
+                        raise DamagedVideo(f"frame {count} has another shape than the first")
                     if count in wanted:
                         frames[count] = resized(frame, short_side)
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
             raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
     _refuse_early_end(declared, count, end)
-    if len({frame.shape for frame in frames.values()}) > 1:
-        raise DamagedVideo("its frames change shape on the way")
     return frames, count
 
 

@@ -23,6 +23,8 @@ def pack_pixels(keep: KeepPixels, pixels_VTHWC: np.ndarray) -> dict[str, bytes]:
         return {}
     if keep == "raw":
         return {"pixels.npy": to_npy(pixels_VTHWC)}
+    if pixels_VTHWC.shape[1] * pixels_VTHWC.shape[2] > 65_500:
+        raise ValueError("the frames of a clip stacked exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
     return {f"view{v:02d}.jpg": _jpeg(clip.reshape(-1, *clip.shape[2:])) for v, clip in enumerate(pixels_VTHWC)}
 
 

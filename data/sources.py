@@ -6,13 +6,22 @@ import os
 import shlex
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from data import moving_digits
 
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
-_SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 BUILTIN = "builtin:"
 
 
@@ -81,7 +90,7 @@ def _builtin(src: str) -> Source:
 
 def _folder(root: Path) -> Source:
     videos = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         here = os.path.realpath(folder)
         # Not into links that lead back to where the walk came from.
         folders[:] = [f for f in folders if not f"{here}/".startswith(os.path.realpath(os.path.join(folder, f)) + "/")]
@@ -98,6 +107,10 @@ def _folder(root: Path) -> Source:
     if not videos:
         raise ValueError(f"{root}: holds no video files ({_SUFFIXES})")
     return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
+
+
+def _raise(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _list_file(file: Path) -> Source:
@@ -153,10 +166,13 @@ def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     rows = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        if line.lstrip().startswith("#"):
+            continue
         try:
-            fields = shlex.split(line, comments=True)
+            fields = shlex.split(line)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
+        fields = list(takewhile(lambda field: not field.startswith("#"), fields))  # lab#1 is no comment
         if len(fields) > 3:
             raise ValueError(
                 f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; "

@@ -249,6 +249,18 @@ def test_jpeg_pixels_come_back_nearly_and_each_in_its_place() -> None:
     assert np.abs(found.astype(int) - pixels).max() <= 4
 
 
+def test_jpeg_holds_clips_of_any_length_or_refuses_them_by_name() -> None:
+    from data.pixels import pack_pixels, unpack_pixels
+
+    pixels = np.zeros((1, 4200, 16, 16, 3), np.uint8)  # stacked they are higher than the 65,500 rows of a JPEG
+    try:
+        members = pack_pixels("jpeg", pixels)
+    except ValueError as error:
+        assert "jpeg" in str(error)
+        return
+    assert np.array_equal(unpack_pixels("jpeg", members.__getitem__, ClipSpec(frames=4200, size=16)), pixels)
+
+
 def test_jpeg_cache_opens_and_a_jpeg_that_is_none_is_damage(tmp_path: Path, make_cache: MakeCache) -> None:
     from data.pixels import unpack_pixels
 
