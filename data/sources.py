@@ -6,7 +6,6 @@ import os
 import shlex
 from collections import Counter
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from data import moving_digits
@@ -166,13 +165,10 @@ def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     rows = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        if line.lstrip().startswith("#"):
-            continue
         try:
-            fields = shlex.split(line)
+            fields = shlex.split(_without_comment(line))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
-        fields = list(takewhile(lambda field: not field.startswith("#"), fields))  # lab#1 is no comment
         if len(fields) > 3:
             raise ValueError(
                 f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; "
@@ -181,6 +177,19 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
         if fields:
             rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
     return rows
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a # that begins a word outside quotes; shlex would also cut `lab#1`."""
+    quote = ""
+    for i, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "#" and (i == 0 or line[i - 1].isspace()):
+            return line[:i]
+    return line
 
 
 def _posix(path: Path) -> str:
