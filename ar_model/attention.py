@@ -153,17 +153,19 @@ def fastest_backend(model: nn.Module, step: Callable[[], Tensor], device: torch.
     Gradients are dropped.
     """
     seconds: dict[str, float] = {}
+    failure: Exception | None = None
     for name in BACKENDS if device.type == "cuda" else ("plain", "sdpa"):
         set_backend(model, name)
         try:
             laps = [_lap(step, device) for _ in range(4)]
-        except (ImportError, NotImplementedError, ValueError, RuntimeError):
-            if name != "xformers":
-                raise
-            continue  # not installed, or without a kernel for this device and type
+        except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
+            failure = error  # not installed, or without a kernel for this device and type
+            continue
         finally:
             model.zero_grad(set_to_none=True)
         seconds[name] = min(laps[1:])
+    if not seconds and failure is not None:
+        raise failure
     fastest = min(seconds, key=lambda name: seconds[name])
     set_backend(model, fastest)
     return fastest
