@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from data.clips import ClipSpec
 from data.decoding import VERSION
 from data.pixels import KeepPixels, unpack_pixels
-from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, write_bytes, write_json
+from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, to_npy, write_bytes, write_json
 from data.sources import Video
 
 FORMAT = "arvideo-cache-1"
@@ -106,6 +106,16 @@ class CacheWriter:
 
     def open_shard(self, shard: int) -> ShardWriter:
         return ShardWriter(self.shards, shard)
+
+    def pack(self, codes_VTHW: np.ndarray) -> bytes:
+        """The codes of a video as a member of a shard.
+
+        Raises:
+            ValueError: if they leave the vocabulary.
+        """
+        if codes_VTHW.min() < 0 or codes_VTHW.max() >= self.spec.vocab_size:
+            raise ValueError(f"the tokenizer gave codes beyond its {self.spec.vocab_size}")
+        return to_npy(codes_VTHW.astype(self.spec.dtype))
 
     def finish(self, made_with: dict[str, Any], codebook_VC: torch.Tensor | None) -> None:
         """Check every shard, count the codes, and write the manifest.

@@ -17,14 +17,19 @@ KeepPixels = Literal["none", "raw", "jpeg"]
 JPEG_QUALITY = 92
 
 
+def refuse_too_long(keep: KeepPixels, frames: int, height: int) -> None:
+    """Raise a ValueError for clips whose stacked frames no JPEG can hold."""
+    if keep == "jpeg" and frames * height > 65_500:
+        raise ValueError(f"{frames} frames of {height} pixels exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
+
+
 def pack_pixels(keep: KeepPixels, pixels_VTHWC: np.ndarray) -> dict[str, bytes]:
     """Shard members by extension."""
     if keep == "none":
         return {}
     if keep == "raw":
         return {"pixels.npy": to_npy(pixels_VTHWC)}
-    if pixels_VTHWC.shape[1] * pixels_VTHWC.shape[2] > 65_500:
-        raise ValueError("the frames of a clip stacked exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
+    refuse_too_long(keep, *pixels_VTHWC.shape[1:3])
     return {f"view{v:02d}.jpg": _jpeg(clip.reshape(-1, *clip.shape[2:])) for v, clip in enumerate(pixels_VTHWC)}
 
 

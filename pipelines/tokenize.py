@@ -23,8 +23,8 @@ from tqdm import tqdm
 from data.cache import CacheSpec, CacheWriter, TokenCache
 from data.clips import Clips, ClipSpec, read_clips
 from data.decoding import DamagedVideo
-from data.pixels import KeepPixels, pack_pixels
-from data.shards import sample_id, to_npy
+from data.pixels import KeepPixels, pack_pixels, refuse_too_long
+from data.shards import sample_id
 from data.sources import Source, Video, load_source
 from pipelines.config import parse
 from pipelines.run import Run, command, progress, say, use_all_cores
@@ -61,6 +61,7 @@ class Tokenize:
         for name in ("encode_batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        refuse_too_long(self.keep_pixels, self.clip.frames, self.clip.size)
 
 
 def main(config: Tokenize, settings: str) -> dict[str, Any]:
@@ -160,9 +161,12 @@ def _write_shard(
                 "split": video.split,
             }
             facts["padded"] = clips.padded
-            codes = to_npy(codes_VTHW.astype(writer.spec.dtype))
             text = json.dumps({**facts, "views": clips.describe()}, sort_keys=True).encode()
-            members = {"codes.npy": codes, "json": text, **pack_pixels(config.keep_pixels, clips.pixels_VTHWC)}
+            members = {
+                "codes.npy": writer.pack(codes_VTHW),
+                "json": text,
+                **pack_pixels(config.keep_pixels, clips.pixels_VTHWC),
+            }
             shard.add(sample_id(video.path), members, facts)
         shard.commit(skipped=skipped)
 
