@@ -2,7 +2,8 @@
 
     caches/<name>-<first 12 of key>/
       manifest.json           written last; without it the folder is unfinished work that the next run completes
-      plan.json               what is being made: the preimage of the key and the shard size
+      made_with.json          where the videos and the tokenizer were, the last time they were looked at
+  plan.json               what is being made: the preimage of the key and the shard size
       codebook.safetensors    the tokenizer's code vectors, if it has a learned codebook
       shards/                 data/shards.py
 
@@ -27,11 +28,22 @@ from safetensors.torch import load, save
 
 from data.clips import ClipSpec
 from data.decoding import VERSION
-from data.pixels import KeepPixels, unpack_pixels
-from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, to_npy, write_bytes, write_json
+from data.pixels import JPEG_QUALITY, KeepPixels, unpack_pixels
+from data.shards import (
+    DamagedCache,
+    ShardReader,
+    ShardWriter,
+    from_npy,
+    remove_left_overs,
+    to_npy,
+    write_bytes,
+    write_json,
+)
 from data.sources import Video
 
 FORMAT = "arvideo-cache-1"
+CUTTING = f"clips-1 digits-1 jpeg-{JPEG_QUALITY}"
+"""Version of the code that makes pixels of a specification; a change of it makes other caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +66,9 @@ class CacheSpec:
     def preimage(self) -> dict[str, Any]:
         """What the key is the hash of, in JSON form."""
         videos = [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]
-        return json.loads(json.dumps({"format": FORMAT, "decoder": VERSION, **asdict(self), "videos": videos}))
+        return json.loads(
+            json.dumps({"format": FORMAT, "decoder": VERSION, "cutting": CUTTING, **asdict(self), "videos": videos})
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -117,15 +131,18 @@ class CacheWriter:
             raise ValueError(f"the tokenizer gave codes beyond its {self.spec.vocab_size}")
         return to_npy(codes_VTHW.astype(self.spec.dtype))
 
-    def finish(self, made_with: dict[str, Any], codebook_VC: torch.Tensor | None) -> None:
+    def note(self, made_with: dict[str, str]) -> None:
+        """Write down where videos and tokenizer were found this time: no content, so not in the manifest."""
+        write_json(self.folder / "made_with.json", made_with)
+
+    def finish(self, codebook_VC: torch.Tensor | None) -> None:
         """Check every shard, count the codes, and write the manifest.
 
         Raises:
             ValueError: if not one video could be used.
             DamagedCache: if a shard is not what its record says.
         """
-        for left_over in self.shards.glob("*.tmp*"):  # of a process that was killed
-            left_over.unlink()
+        remove_left_overs(self.shards)
         if self.missing():
             raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
         readers = [ShardReader(path) for path in sorted(self.shards.glob("*.tar"))]
@@ -155,7 +172,6 @@ class CacheWriter:
             "format": FORMAT,
             "key": self.key,
             "spec": self.preimage,
-            "made_with": made_with,
             "shards": [_entry(reader) for reader in readers],
             "samples": samples,
             "padded": sum(sample["padded"] for reader in readers for sample in reader.samples),
@@ -184,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DamagedCache(f"{path}: missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCache(f"{path}: is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise DamagedCache(f"{path}: is not a JSON object")
@@ -211,10 +227,20 @@ class TokenCache:
         checksum = manifest.pop("checksum", None)
         if manifest.get("format") != FORMAT:
             raise DamagedCache(f"{folder / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}")
-        if checksum != _sha256_of(manifest) or manifest["key"] != key_of(manifest["spec"]):
+        if checksum != _sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
             raise DamagedCache(
                 f"{folder / 'manifest.json'}: was changed after it was written; its checksum does not fit"
             )
+        try:
+            self._read(manifest)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, DamagedCache):
+                raise
+            raise DamagedCache(
+                f"{folder / 'manifest.json'}: is no manifest ({type(error).__name__}: {error})"
+            ) from None
+
+    def _read(self, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
         self.key: str = manifest["key"]
         self.spec: dict[str, Any] = manifest["spec"]
@@ -258,6 +284,11 @@ class TokenCache:
             raise ValueError(f"{self.folder}: holds no pixels; make it with --keep_pixels raw or jpeg")
         shard, row = self._places[index]
         return unpack_pixels(self.spec["keep_pixels"], lambda extension: shard.read(row, extension), self.clip)
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Where `videos` and `tokenizer` were found the last time, as they were named on the command line."""
+        return _read_json(self.folder / "made_with.json")
 
     def codebook(self) -> torch.Tensor | None:
         """Vectors of a learned codebook, (vocab_size, C); None if codes are made of digits.

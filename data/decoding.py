@@ -103,7 +103,7 @@ def _declared(container: av.container.InputContainer) -> _Declared:
 
 def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
     frames: dict[int, np.ndarray] = {}
-    count, end = 0, 0.0
+    count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
     with _open(path) as container:
         declared = _declared(container)
@@ -113,6 +113,7 @@ def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[i
         try:
             for packet in container.demux():  # of all streams: the file ends where the last of them ends
                 end = max(end, _end(packet, declared.rate))
+                hidden += packet.stream is stream and packet.is_discard  # cut away by an edit list
                 for frame in packet.decode() if packet.stream is stream else ():
                     if frame.is_corrupt:
                         raise DamagedVideo(f"frame {count} is corrupt")
@@ -124,7 +125,7 @@ def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[i
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
             raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
-    _refuse_early_end(declared, count, end)
+    _refuse_early_end(declared, count, hidden, end)
     return frames, count
 
 
@@ -136,11 +137,11 @@ def _end(packet: av.Packet, rate: float) -> float:
     return float(packet.pts * packet.time_base) + length
 
 
-def _refuse_early_end(declared: _Declared, count: int, end: float) -> None:
+def _refuse_early_end(declared: _Declared, count: int, hidden: int, end: float) -> None:
     if count == 0:
         raise DamagedVideo("holds no frames")
     if declared.counts_frames:
-        missing = declared.frames - count
+        missing = declared.frames - count - hidden
     else:  # durations count from zero in some formats and from the first picture in others: believe the milder
         missing = round((declared.seconds - max(end, end - declared.start)) * declared.rate)
     if missing > _MISSING:

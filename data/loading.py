@@ -83,10 +83,10 @@ class TokenDataset(Dataset):
 
 
 class ClipDataset(Dataset):
-    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8) and `skipped`.
+    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `real_B`, `skipped`.
 
-    `skipped` holds the (path, reason) of every damaged video; the batch lacks these. Views never change, so what was
-    decoded once is kept, as long as it fits into `memory` bytes.
+    A damaged video leaves its place in the batch black and false in `real_B`, and is in `skipped` as (path, reason).
+    Views never change, so what was decoded once is kept, as long as it fits into `memory` bytes.
     """
 
     def __init__(
@@ -111,17 +111,17 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         draw = self.plan.draw(step)
-        clips, skipped = [], []
-        for i, view in zip(draw.rows_B, draw.view_B, strict=True):
+        shape = (self.spec.frames, self.spec.size, self.spec.size, 3)
+        pixels = np.zeros((len(draw.rows_B), *shape), np.uint8)
+        real, skipped = np.ones(len(pixels), bool), []
+        for b, (i, view) in enumerate(zip(draw.rows_B, draw.view_B, strict=True)):
             views = self._read(self.rows[i])
             if isinstance(views, DamagedVideo):
+                real[b] = False
                 skipped.append((self.source.videos[self.rows[i]].path, str(views)))
             else:
-                clips.append(pick_view(views, view))
-        if not clips:
-            path, reason = skipped[0]
-            raise ValueError(f"all {len(skipped)} videos of a batch are damaged; the first, {path}: {reason}")
-        return {"pixels_BTHWC": torch.from_numpy(np.stack(clips)), "skipped": skipped}
+                pixels[b] = pick_view(views, view)
+        return {"pixels_BTHWC": torch.from_numpy(pixels), "real_B": torch.from_numpy(real), "skipped": skipped}
 
 
 def pick_view(views: np.ndarray, draw: float) -> np.ndarray:

@@ -14,6 +14,8 @@ import io
 import json
 import mmap
 import os
+import platform
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import psutil
 import webdataset
 
 
@@ -41,12 +44,26 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file at once or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(path.name + _temporary())
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _temporary() -> str:
+    """Ending of a file that this process is writing."""
+    return f".tmp-{platform.node()}-{os.getpid()}"
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Delete what killed processes of this machine were writing, and what is a day old."""
+    for path in folder.glob("*.tmp-*-*"):
+        machine, _, process = path.name.partition(".tmp-")[2].rpartition("-")
+        dead = machine == platform.node() and process.isdigit() and not psutil.pid_exists(int(process))
+        if dead or time.time() - path.stat().st_mtime > 86_400:
+            path.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -55,7 +72,7 @@ class ShardWriter:
     def __init__(self, folder: Path, number: int) -> None:
         self.tar = folder / f"{number:06d}.tar"
         self.record = self.tar.with_suffix(".json")
-        self._temporary = self.tar.with_name(f"{self.tar.name}.tmp{os.getpid()}")
+        self._temporary = self.tar.with_name(self.tar.name + _temporary())
         self._samples: list[dict] = []
         self._position = 0
         self._committed = False

@@ -1,11 +1,12 @@
 """Where videos come from: a folder, a list file, or a built-in set, always as one sorted list of `Video`."""
 
 import csv
+import hashlib
 import io
 import os
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from data import moving_digits
@@ -43,6 +44,11 @@ class Source:
     root: Path | None
     videos: tuple[Video, ...]
 
+    @property
+    def digest(self) -> str:
+        """Hash of the list: paths, sizes, labels, groups and splits."""
+        return hashlib.sha256(repr([astuple(video) for video in self.videos]).encode()).hexdigest()
+
 
 def load_source(src: str) -> Source:
     """Open what `--videos` names.
@@ -60,7 +66,7 @@ def load_source(src: str) -> Source:
     if src.startswith(BUILTIN):
         return _builtin(src)
     path = Path(src).expanduser()
-    if not path.exists():
+    if not src or not path.exists():
         raise FileNotFoundError(f"{src}: no such folder or list file")
     source = _folder(path) if path.is_dir() else _list_file(path)
     twice = [p for p, n in Counter(v.path for v in source.videos).items() if n > 1]
@@ -89,6 +95,10 @@ def _builtin(src: str) -> Source:
 
 def _folder(root: Path) -> Source:
     videos = []
+    tops = [entry.name.lower() for entry in os.scandir(root) if entry.is_dir()]
+    has_splits = bool(tops) and all(
+        top in _SPLITS for top in tops
+    )  # beside other folders, `train` is a class of trains
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         here = os.path.realpath(folder)
         # Not into links that lead back to where the walk came from.
@@ -100,7 +110,7 @@ def _folder(root: Path) -> Source:
             if not full.is_file():
                 raise ValueError(f"{full}: is a broken link or no file")
             parents = full.relative_to(root).parts[:-1]
-            split = _SPLITS.get(parents[0].lower()) if parents else None
+            split = _SPLITS[parents[0].lower()] if parents and has_splits else None
             label = parents[-1] if len(parents) > (split is not None) else None
             videos.append(Video(_posix(full.relative_to(root)), full.stat().st_size, label=label, split=split))
     if not videos:

@@ -63,7 +63,8 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+    found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -79,8 +80,5 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tens
         state = {
             key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name
         }
-        if state:
-            # Step counters live where the optimizer made them; everything else beside its parameter.
-            optimizer.state[parameter] = {
-                k: v if k == "step" and not v.is_cuda else v.to(parameter.device) for k, v in state.items()
-            }
+        if state:  # the fused optimizer wants its step counters beside the parameter too
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}

@@ -117,10 +117,12 @@ def validate(
 ) -> dict[str, float]:
     """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
+    counts = 1 if mine else 0  # a process without a clip of its own takes part all the same: reduce waits for all
+    mine = mine or rows[:1]
     total: dict[str, Tensor] = {}
     for batch in evaluation_batches(cache, mine, batch_size=32):
         for key, value in objective(_to(batch, accelerator.device)).items():
-            total[key] = total.get(key, 0) + value.double() * len(batch["row_B"])
+            total[key] = total.get(key, 0) + value.double() * len(batch["row_B"]) * counts
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
 
 

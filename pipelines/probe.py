@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
 from ar_model.objectives import Objective, load_objective
-from ar_model.probes import PROTOCOL, Accuracy, Fold, evaluate, make_folds, slice_means, with_error
+from ar_model.probes import PROTOCOL, Accuracy, Fold, chance, evaluate, make_folds, slice_means, with_error
 from data.cache import TokenCache, find_cache
 from data.loading import evaluation_batches
-from pipelines.run import Run, command, find_run, progress, say, summary_of, use_all_cores
+from pipelines.run import Run, command, find_run, progress, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
 from pipelines.training import resolve_precision
 
@@ -78,8 +78,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
             f"--cache {cache.folder}: was made by another tokenizer than that of {pretrained}; its codes mean other things"
         )
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
-    accelerator = Accelerator(mixed_precision="bf16" if resolve_precision("auto") == "bf16" else "no")
-    use_all_cores(accelerator)
+    accelerator = start_accelerator(resolve_precision("auto"))
     labelled = Labelled.of(cache)
     folds = [labelled.folds(seed) for seed in range(config.seeds)]
     run.begin(accelerator)
@@ -100,7 +99,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         "seeds": config.seeds,
         "skipped": len(cache.manifest["skipped"]),
         "unlabelled": len(cache) - len(labelled.rows),
-        "chance": round(max(Counter(labelled.y_N).values()) / len(labelled.y_N), 4),
+        "chance": round(chance(labelled.y_N, folds[0]), 4),
         **results,
     }
     return run.finish(accelerator, summary)

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from ar_model.clusters import cluster_order
 from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
-from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, summary_of
+from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
 from tokenizer import load_tokenizer
 
@@ -41,7 +40,7 @@ class Report:
 
 
 def main(config: Report, settings: str) -> dict[str, Any]:
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     folder = find_run(config.run, "pretrain_ar")
     page = (config.out or folder / "report") / "index.html"
     if accelerator.is_main_process:
@@ -62,11 +61,11 @@ def main(config: Report, settings: str) -> dict[str, Any]:
             "commands": _commands(folder, cache),
             "environment": _environment(folder),
         }
-        text = _PAGE.read_text()
+        text = _PAGE.read_text(encoding="utf-8")
         for name, content in sections.items():
             text = text.replace("{{ " + name + " }}", content)
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8", errors="backslashreplace")
         say(accelerator, f"open {page}")
     accelerator.wait_for_everyone()
     return {"page": str(page), "run": str(folder)}
@@ -90,7 +89,7 @@ def _lead(trained: dict[str, Any], probes: list[dict[str, Any]]) -> str:
         (
             "bits per code, held out",
             f"{trained['bits_per_code']:.2f}",
-            f"{100 * saved:.0f} % below {trained['unigram_bits']:.2f} unigram",
+            f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} {trained['unigram_bits']:.2f} unigram",
         ),
         (
             "clips per second",
@@ -162,7 +161,7 @@ def _orders(folder: Path) -> str:
 
 
 def _tokenizer(cache: TokenCache) -> str:
-    source = cache.manifest["made_with"]["tokenizer"]
+    source = cache.made_with["tokenizer"]
     try:
         tokenizer = load_tokenizer(source)
         rows = np.linspace(0, len(cache) - 1, min(4, len(cache))).round().astype(int).tolist()
@@ -226,7 +225,7 @@ def _commands(folder: Path, cache: TokenCache) -> str:
     """The commands of the runs that this page tells of, in the order in which they were started."""
     related = [
         folder,
-        Path(cache.manifest["made_with"]["tokenizer"]),
+        Path(cache.made_with["tokenizer"]),
         *(path.parent for path in folder.glob("*/environment.json")),
     ]
     caches = {str(cache.folder), *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}

@@ -18,16 +18,20 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
+from safetensors import SafetensorError
 from tqdm import tqdm
 
-from data.shards import write_json
+from data.shards import write_bytes, write_json
 from pipelines.config import fail, load_settings, parse, read_settings
+from pipelines.processes import start_cpu_processes
 
 T = TypeVar("T")
 RUNS = Path("runs")
@@ -43,7 +47,7 @@ class Run:
     """
 
     def __init__(self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS) -> None:
-        """`about` is what the configuration does not say but the result depends on, such as the key of the newest cache."""
+        """`about` is what the configuration does not say but the result depends on: the cache's key, the list of videos."""
         self.pipeline = pipeline
         chosen = {k: v for k, v in load_settings(settings).items() if k not in FREE}
         identity = hashlib.sha256(json.dumps([pipeline, about, chosen], sort_keys=True).encode()).hexdigest()[:8]
@@ -60,9 +64,10 @@ class Run:
         """Make the folder and write down what is started; of a finished run nothing is changed."""
         if (self.folder / "config.yaml").exists():
             self._refuse_other(read_settings(self.folder / "config.yaml"))
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process and not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self._settings)
+            write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
         self.choose(accelerator, "about", lambda: self._about)
 
@@ -85,7 +90,7 @@ class Run:
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         if self.chosen("about", self._about) != self._about:
-            raise ValueError(f"--out {self.folder}: holds a run on another cache; choose another --out")
+            raise ValueError(f"--out {self.folder}: holds a run on other videos or another cache; choose another --out")
         now = load_settings(self._settings)
         differ = [k for k in {**earlier, **now} if k not in FREE and earlier.get(k) != now.get(k)]
         if differ:
@@ -102,11 +107,13 @@ class Run:
             with open(self._metrics, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after a step: the run continues from there."""
+    def rewind(self, step: int, steps: int) -> None:
+        """Forget what was logged after a step: the run continues from there. The validation after the last step is done again."""
         kept = [line for line in metrics_of(self.folder) if line["step"] <= step]
+        if step == steps:
+            kept = [line for line in kept if line["step"] < steps or "val_loss" not in line and "val_psnr" not in line]
         if self._metrics.exists():
-            self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_bytes(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def finish(self, accelerator: Accelerator, summary: dict[str, Any]) -> dict[str, Any]:
         if accelerator.is_main_process:
@@ -125,9 +132,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """All that a run logged."""
+    """All that a run logged; a line that was being written when the run was killed is left out."""
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def environment_of(folder: Path) -> dict[str, Any]:
@@ -144,6 +152,8 @@ def find_run(wanted: Path | None, pipeline: str) -> Path:
     if wanted is not None:
         if not (wanted / "environment.json").exists():
             raise ValueError(f"--run {wanted}: is no run folder")
+        if environment_of(wanted)["pipeline"] != pipeline:
+            raise ValueError(f"--run {wanted}: is a run of {environment_of(wanted)['pipeline']}, not of {pipeline}")
         if not (wanted / "summary.json").exists():
             raise ValueError(f"--run {wanted}: is not finished; run its command again to continue it")
         return wanted
@@ -201,9 +211,10 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     """
     name = Path(sys.argv[0]).stem
     config, settings = parse(schema)
+    start_cpu_processes()
     try:
         summary = body(config, settings)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:  # the last is what a full disk gives there
         if os.environ.get("ARVIDEO_TRACEBACK"):
             raise
         sys.exit(fail(name, str(error)))
@@ -219,12 +230,15 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def use_all_cores(accelerator: Accelerator) -> None:
-    """Give PyTorch this process's share of the cores; launchers set one thread per process, which halves a small machine."""
-    if accelerator.device.type == "cpu":
+def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
+    """Process group, device and precision. Nobody is given up for waiting while one process checks a large cache."""
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    mixed = "bf16" if precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], **settings)
+    if accelerator.device.type == "cpu":  # launchers set one thread per process, which halves a small machine
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(max(1, cores // local))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))))
+    return accelerator
 
 
 def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:

@@ -19,10 +19,13 @@ def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarr
     if cache.spec["keep_pixels"] != "none":
         yield from (cache.pixels(row)[0] for row in rows)
         return
-    videos = cache.manifest["made_with"]["videos"]
+    videos = cache.made_with["videos"]
     try:
         source = load_source(videos)
+        sizes = {video.path: video.size for video in source.videos}
         for row in rows:
+            if sizes.get(cache.videos[row].path) != cache.videos[row].size:
+                raise ValueError(f"{cache.videos[row].path} is gone or has changed")
             yield read_clips(source, cache.videos[row], cache.clip).pixels_VTHWC[0]
     except (OSError, ValueError, DamagedVideo) as error:
         raise ValueError(f"the videos of {cache.folder} ({videos}) cannot be read again: {error}") from None

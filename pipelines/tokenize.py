@@ -27,8 +27,9 @@ from data.pixels import KeepPixels, pack_pixels, refuse_too_long
 from data.shards import sample_id
 from data.sources import Source, Video, load_source
 from pipelines.config import parse
-from pipelines.run import Run, command, progress, say, use_all_cores
+from pipelines.run import Run, command, progress, say, start_accelerator
 from pipelines.train_tokenizer import TrainTokenizer, train
+from pipelines.training import make_accelerator
 from tokenizer import VideoTokenizer, load_tokenizer
 
 
@@ -61,6 +62,8 @@ class Tokenize:
         for name in ("encode_batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, but must not be negative")
         refuse_too_long(self.keep_pixels, self.clip.frames, self.clip.size)
 
 
@@ -68,34 +71,38 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     began = time.perf_counter()
     source = load_source(config.videos)
     run = Run("tokenize", config, settings)
-    accelerator = Accelerator()
-    use_all_cores(accelerator)
-    run.begin(accelerator)
-    chosen = config.tokenizer or _trained_here(accelerator, config)
+    if config.tokenizer is None:
+        accelerator, chosen = _trained_here(config, source)
+    else:
+        accelerator, chosen = start_accelerator(), config.tokenizer
     tokenizer = load_tokenizer(chosen)
     writer = CacheWriter(config.caches, source.name, _cache_spec(config, source, tokenizer), config.shard_size)
+    run.begin(accelerator)
     reused = writer.finished
     if reused:
         say(accelerator, f"{writer.folder} is finished: nothing is left to do")
     else:
         _fill(accelerator, writer, config, source, tokenizer.to(accelerator.device))
         if accelerator.is_main_process:
-            writer.finish({"tokenizer": chosen, "videos": config.videos}, tokenizer.codebook())
-        accelerator.wait_for_everyone()
+            writer.finish(tokenizer.codebook())
+    if accelerator.is_main_process:
+        writer.note({"tokenizer": chosen, "videos": config.videos})
+    accelerator.wait_for_everyone()
     cache = TokenCache(writer.folder)
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))
 
 
-def _trained_here(accelerator: Accelerator, config: Tokenize) -> str:
+def _trained_here(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
     """The run folder of the tokenizer that `train_tokenizer` makes of these videos and clips by default."""
     flags = [f"--clip.{name}={str(value).lower()}" for name, value in asdict(config.clip).items()]
     training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
-    run = Run("train_tokenizer", training, settings)
+    run = Run("train_tokenizer", training, settings, about=source.digest)
+    accelerator = make_accelerator(training, run)
     if not run.finished:
         say(accelerator, f"no --tokenizer given: training one on {config.videos}")
-    return train(run, accelerator, training)["run"]
+    return accelerator, train(run, accelerator, training, source)["run"]
 
 
 def _cache_spec(config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheSpec:
@@ -238,8 +245,12 @@ def _encode_batch(clips: list[np.ndarray], tokenizer: VideoTokenizer, config: To
     filled = np.zeros((config.encode_batch, *clips[0].shape), np.uint8)
     filled[: len(clips)] = clips
     pixels = torch.from_numpy(filled).to(next(tokenizer.parameters()).device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on how many threads share them; parallel work is for processes
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return tokenizer.encode(pixels)[: len(clips)].cpu().numpy()
+        codes = tokenizer.encode(pixels)[: len(clips)].cpu().numpy()
+    torch.set_num_threads(threads)
+    return codes
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ if not __package__:  # started as a file: put the repository first, not pipeline
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from data.cache import hold_out
 from data.clips import ClipSpec, read_clips
@@ -51,14 +54,14 @@ class TrainTokenizer(Training):
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
-    run = Run("train_tokenizer", config, settings)
-    accelerator = make_accelerator(config, run)
-    return train(run, accelerator, config)
-
-
-def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[str, Any]:
-    """Train and save a tokenizer; returns the summary, at once if the run is finished already."""
     source = load_source(config.videos)
+    run = Run("train_tokenizer", config, settings, about=source.digest)
+    accelerator = make_accelerator(config, run)
+    return train(run, accelerator, config, source)
+
+
+def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: Source) -> dict[str, Any]:
+    """Train and save a tokenizer; returns the summary, at once if the run is finished already."""
     torch.manual_seed(config.seed)
     tokenizer = config.model()
     tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
@@ -68,16 +71,18 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[st
         return run.summary()
     rows, held_out = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
-    skipped: dict[str, str] = {}
+    skipped = json.loads(_skipped_file(run).read_text()) if _skipped_file(run).exists() else {}
     module = Reconstruction(tokenizer).to(accelerator.device)
-    pixels_BTHWC = validation_clips(source, held_out or rows, config.clip, skipped)
+    pixels_BTHWC = validation_clips(source, held_out, rows, config.clip, skipped)
 
     def validate(step: int) -> dict[str, float]:
+        for part in gather_object([skipped]):
+            skipped.update(part)
         numbers, video_BTHWC = evaluate(tokenizer, pixels_BTHWC, accelerator.device)
         if accelerator.is_main_process:
-            save_png(
-                reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8]), run.folder / "samples" / f"step_{step:06d}.png"
-            )
+            write_json(_skipped_file(run), skipped)
+            grid = reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8])
+            save_png(grid, run.folder / "samples" / f"step_{step:06d}.png")
         return numbers
 
     dataset = ClipDataset(source, rows, config.clip, parts)
@@ -86,32 +91,40 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer) -> dict[st
     )
     if accelerator.is_main_process:
         tokenizer.save_pretrained(run.folder / "model")
-        write_json(run.folder / "skipped.json", skipped)
     if skipped:
-        say(accelerator, f"{len(skipped)} damaged videos were left out; {run.folder / 'skipped.json'} names them")
-    summary = {
-        "run": str(run.folder),
-        "step": config.steps,
-        **result.losses,
-        "skipped": len(skipped),
-        "seconds": round(result.seconds, 1),
-    }
-    return run.finish(accelerator, summary)
+        say(accelerator, f"{len(skipped)} damaged videos were left out; {_skipped_file(run)} names them")
+    summary = {"run": str(run.folder), "step": config.steps, **result.losses, "skipped": len(skipped)}
+    return run.finish(accelerator, {**summary, "seconds": round(result.seconds, 1)})
 
 
-def validation_clips(source: Source, rows: list[int], clip: ClipSpec, skipped: dict[str, str]) -> torch.Tensor:
-    """Canonical clips of up to 96 held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out."""
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), VALIDATION_CLIPS)).round().astype(int)
-    clips = []
-    for i in spread:
-        video = source.videos[rows[i]]
-        try:
-            clips.append(read_clips(source, video, clip).pixels_VTHWC[0])
-        except DamagedVideo as damage:
-            skipped[video.path] = str(damage)
+def _skipped_file(run: Run) -> Path:
+    return run.folder / "skipped.json"
+
+
+def validation_clips(
+    source: Source, held_out: list[int], rows: list[int], clip: ClipSpec, skipped: dict[str, str]
+) -> torch.Tensor:
+    """Canonical clips of up to 96 held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out.
+
+    Where no held-out video can be used, training videos are.
+
+    Raises:
+        ValueError: if no video at all can be used.
+    """
+    spread = np.linspace(0, len(held_out) - 1, min(len(held_out), VALIDATION_CLIPS)).round().astype(int)
+    clips: list[np.ndarray] = []
+    for candidates in ([held_out[i] for i in spread], rows):
+        for row in candidates if not clips else ():
+            video = source.videos[row]
+            try:
+                clips.append(read_clips(source, video, clip).pixels_VTHWC[0])
+            except DamagedVideo as damage:
+                skipped[video.path] = str(damage)
+            if len(clips) == VALIDATION_CLIPS:
+                break
     if not clips:
         path, reason = next(iter(skipped.items()))
-        raise ValueError(f"none of the videos to validate on can be used; the first, {path}: {reason}")
+        raise ValueError(f"none of the {len(skipped)} videos tried can be used; the first, {path}: {reason}")
     return torch.from_numpy(np.stack(clips))
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
-from pipelines.run import Run, progress, say, use_all_cores
+from pipelines.run import Run, progress, say, start_accelerator
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
@@ -66,6 +66,14 @@ class Training:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("warmup", "weight_decay", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
+        for name in ("lr", "clip_gradient"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts"
@@ -84,11 +92,7 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
     """Process group, device and precision; made before any module, since quantizers ask for the group when they are built."""
     tracker = None if config.tracker == "none" else config.tracker
     precision = run.chosen("precision", resolve_precision(config.precision))
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", log_with=tracker, project_dir=run.folder
-    )
-    use_all_cores(accelerator)
-    return accelerator
+    return start_accelerator(precision, log_with=tracker, project_dir=run.folder)
 
 
 def plan_parts(accelerator: Accelerator, config: Training, samples: int) -> BatchPlan:
@@ -157,7 +161,7 @@ def fit(
     state = checkpoints.load(run.folder / "checkpoints", module, optimizer) or {"step": 0, "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
     if accelerator.is_main_process:
-        run.rewind(start)
+        run.rewind(start, config.steps)
     if start:
         say(accelerator, f"continuing {run.folder} from step {start}")
     model, optimizer = accelerator.prepare(module, optimizer)
@@ -189,7 +193,8 @@ def fit(
     bar.close()
     seconds = seconds_before + time.perf_counter() - began
     final = _validated(run, accelerator, module, validate, config.steps)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would end the process group too
+        tracker.finish()
     return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
 
 

@@ -142,5 +142,5 @@ def _make_cache(
                 shard.add(sample_id(video.path), members, {**facts, "padded": False})
             shard.commit(skipped=skipped)
     if finish:
-        writer.finish({"made by": "a test"}, codebook_VC)
+        writer.finish(codebook_VC)
     return writer.folder

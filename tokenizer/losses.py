@@ -4,7 +4,6 @@ Legend: B clips, T H W C frames, height, width, colours; V codes of the vocabula
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.base import to_float
@@ -19,11 +18,13 @@ class Reconstruction(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` of `pixels_BTHWC` (uint8), `psnr` in dB, the codes' `perplexity` and `code_usage` in this batch."""
+        """`loss` of `pixels_BTHWC` (uint8) where `real_B`; `psnr` in dB, `perplexity` and `code_usage` of this batch."""
+        real_B = batch["real_B"]
         video_BTHWC = to_float(batch["pixels_BTHWC"])
         out = self.tokenizer(video_BTHWC)
-        error = F.mse_loss(out["video"].float(), video_BTHWC)
-        health = code_health(torch.bincount(out["codes"].flatten(), minlength=self.tokenizer.vocab_size))
+        error_B = (out["video"].float() - video_BTHWC).square().mean((1, 2, 3, 4))
+        error = (error_B * real_B).sum() / real_B.sum().clamp_min(1)
+        health = code_health(torch.bincount(out["codes"][real_B].flatten(), minlength=self.tokenizer.vocab_size))
         return {"loss": error + out["quantizer"], "psnr": psnr(error.detach()), **health}
 
 

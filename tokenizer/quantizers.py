@@ -97,5 +97,7 @@ def make_quantizer(
             raise ValueError(f"FSQ levels {levels} must be 3 or more each")
         return FiniteScalar(levels)
     if name == "ema-vq":
+        if codebook_size < 2 or codebook_channels < 1:
+            raise ValueError(f"a codebook of {codebook_size} vectors of {codebook_channels} channels is none")
         return MovingAverage(codebook_size, codebook_channels)
     raise ValueError(f"quantizer {name!r} is neither fsq nor ema-vq")

@@ -43,8 +43,10 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         codebook_channels: int = 8,
     ) -> None:
         super().__init__()
-        if width % 8:
+        if width < 1 or width % 8:
             raise ValueError(f"tokenizer width {width} is not a multiple of 8")
+        if min(stride) < 1 or depth < 0:
+            raise ValueError(f"tokenizer stride {tuple(stride)} must be 1 or more each, and depth {depth} not negative")
         self.stride = (stride[0], stride[1], stride[2])  # a saved configuration gives lists
         self.quantizer = make_quantizer(
             quantizer, levels=tuple(levels), codebook_size=codebook_size, codebook_channels=codebook_channels

@@ -78,8 +78,8 @@ class ARVideo(Objective):
         super().__init__()
         if order not in get_args(Order) or code_input not in get_args(CodeInput):
             raise ValueError(f"order {order!r} or code_input {code_input!r} is none of the choices")
-        if depth < 1 or decoder_depth < 1:
-            raise ValueError(f"depth {depth} and decoder_depth {decoder_depth} must be at least 1")
+        if min(width, depth, decoder_width, decoder_depth) < 1:
+            raise ValueError("objective.width, depth, decoder_width and decoder_depth must be at least 1")
         clusters, code_patch = _three(clusters), _three(code_patch)
         for name, share in (("keep", keep), ("targets", targets)):
             if not 0 < share <= 1:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import platform
 import random
 import re
 import shutil
@@ -166,7 +167,7 @@ def test_large_vocabularies_keep_every_code(tmp_path: Path, vocab_size: int, dty
     codes = np.random.default_rng(0).integers(vocab_size - 300, vocab_size, (2, 2, 2, 3, 3))
     codes[0, 0, 0, 0, :2] = 0, vocab_size - 1
     writer = written_by_hand(tmp_path, spec, codes)
-    writer.finish({}, None)
+    writer.finish(None)
     cache = TokenCache(writer.folder)
     assert np.array_equal(all_codes(cache), codes)
     assert cache.codes(0).dtype == np.dtype(dtype)
@@ -186,7 +187,7 @@ def test_manifest_counts_videos_clips_and_codes(tmp_path: Path, make_cache: Make
 
 def test_manifest_counts_padded_videos(tmp_path: Path) -> None:
     writer = written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3)))
-    writer.finish({}, None)
+    writer.finish(None)
     assert TokenCache(writer.folder).manifest["padded"] == 1
 
 
@@ -202,7 +203,7 @@ def test_unigram_bits_are_the_entropy_of_the_codes(cache: TokenCache) -> None:
 def test_unigram_bits_of_equally_frequent_codes(tmp_path: Path, count: int, bits: float) -> None:
     spec = replace(SPEC, codes_shape=(2, 4, 4))
     writer = written_by_hand(tmp_path, spec, np.arange(2 * 2 * 32).reshape(2, 2, 2, 4, 4) % count)
-    writer.finish({}, None)
+    writer.finish(None)
     assert TokenCache(writer.folder).manifest["unigram_bits"] == pytest.approx(bits)
 
 
@@ -313,7 +314,7 @@ def test_interrupted_run_completed_later_is_the_same_byte_for_byte(tmp_path: Pat
     straight = make_cache(tmp_path / "straight")
     broken = make_cache(tmp_path / "broken", only_shards=[0, 1], finish=False)
     (broken / "shards" / "000001.json").unlink()  # killed between the tar and its record
-    (broken / "shards" / "000002.tar.tmp99999").write_bytes(b"torn")
+    (broken / "shards" / f"000002.tar.tmp-{platform.node()}-99999999").write_bytes(b"torn")
     kept = (broken / "shards" / "000000.tar").stat().st_mtime_ns
     completed = make_cache(tmp_path / "broken", shard_size=5)
     assert completed == broken
@@ -334,7 +335,7 @@ def test_only_missing_shards_are_missing(tmp_path: Path, make_cache: MakeCache) 
 def test_cache_with_missing_shards_cannot_be_finished(tmp_path: Path) -> None:
     writer = written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3)), shards=1)
     with pytest.raises(ValueError, match="missing"):
-        writer.finish({}, None)
+        writer.finish(None)
     assert not writer.finished
 
 
@@ -360,7 +361,7 @@ def test_code_beyond_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_pa
     codes[1, 1, 1, 2, 2] = SPEC.vocab_size
     writer = written_by_hand(tmp_path, SPEC, codes)
     with pytest.raises(ValueError, match="vocabulary"):
-        writer.finish({}, None)
+        writer.finish(None)
     assert not writer.finished
 
 

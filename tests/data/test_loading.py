@@ -180,8 +180,10 @@ def test_damaged_videos_are_reported_and_never_replaced(damaged_source: Source) 
         for step in (2 * epoch, 2 * epoch + 1):
             batch = dataset[step]
             expected = expected_clips(damaged_source, plan.draw(step), damaged)
-            assert np.array_equal(batch["pixels_BTHWC"].numpy(), np.stack(expected))
-            assert len(batch["pixels_BTHWC"]) + len(batch["skipped"]) == 4
+            assert np.array_equal(batch["pixels_BTHWC"][batch["real_B"]].numpy(), np.stack(expected))
+            assert not batch["pixels_BTHWC"][~batch["real_B"]].any()
+            assert len(batch["pixels_BTHWC"]) == 4
+            assert len(batch["skipped"]) == (~batch["real_B"]).sum()
             used += len(expected)
             skipped += batch["skipped"]
         assert used == 6
@@ -190,13 +192,12 @@ def test_damaged_videos_are_reported_and_never_replaced(damaged_source: Source) 
         assert "does not open as a video" in dict(skipped)["right/text.mp4"]
 
 
-def test_batch_of_damaged_videos_only_is_an_error(damaged_source: Source) -> None:
+def test_batch_of_damaged_videos_only_counts_for_nothing(damaged_source: Source) -> None:
     rows = [i for i, video in enumerate(damaged_source.videos) if video.path == "left/empty.mp4"]
     dataset = ClipDataset(damaged_source, rows, CLIP, BatchPlan(samples=1, batch_size=2, seed=0))
-    with pytest.raises(
-        ValueError, match=r"all 2 videos of a batch are damaged; the first, left/empty\.mp4: empty file"
-    ):
-        dataset[0]
+    batch = dataset[0]
+    assert not batch["real_B"].any()
+    assert batch["skipped"] == [("left/empty.mp4", "empty file")] * 2
 
 
 @pytest.mark.parametrize("memory", [0, 2 * 3 * 4 * 16 * 16 * 3, 2**30])

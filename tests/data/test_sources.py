@@ -60,9 +60,15 @@ def test_folder_around_a_file_is_its_label(tmp_path: Path) -> None:
 
 
 def test_top_folders_train_val_and_test_are_splits_not_labels(tmp_path: Path) -> None:
-    touch(tmp_path, "train/run/a.mp4", "Validation/run/b.mp4", "testing/c.mp4", "run/train/d.mp4")
+    touch(tmp_path, "train/run/a.mp4", "Validation/run/b.mp4", "testing/c.mp4", "train/train/d.mp4")
     found = {video.path[-5]: (video.split, video.label) for video in load_source(str(tmp_path)).videos}
-    assert found == {"a": ("train", "run"), "b": ("val", "run"), "c": ("test", None), "d": (None, "train")}
+    assert found == {"a": ("train", "run"), "b": ("val", "run"), "c": ("test", None), "d": ("train", "train")}
+
+
+def test_a_class_of_trains_beside_other_classes_is_no_split(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.mp4", "car/b.mp4")
+    found = {video.path[-5]: (video.split, video.label) for video in load_source(str(tmp_path)).videos}
+    assert found == {"a": (None, "train"), "b": (None, "car")}
 
 
 def test_folder_lists_videos_only_sorted_by_path(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_training_loss_is_the_squared_error_plus_the_quantizers_own(quantize
     tokenizer.quantizer.train(quantizer == "ema-vq")  # whose commitment counts in training only
     torch.manual_seed(1)
     kept = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    found = Reconstruction(tokenizer)({"pixels_BTHWC": pixels})
+    found = Reconstruction(tokenizer)({"pixels_BTHWC": pixels, "real_B": torch.ones(len(pixels), dtype=torch.bool)})
     assert found["loss"].requires_grad and not found["psnr"].requires_grad
     found["loss"].backward()
     assert tokenizer.encoder[0].weight.grad.abs().max() > 0
@@ -84,4 +84,18 @@ def test_the_training_loss_is_the_squared_error_plus_the_quantizers_own(quantize
 
 def test_pixels_in_another_range_are_refused() -> None:
     with pytest.raises(ValueError, match="float32"):
-        Reconstruction(VQ3D(width=8, depth=1))({"pixels_BTHWC": torch.rand(1, 2, 8, 8, 3)})
+        Reconstruction(VQ3D(width=8, depth=1))(
+            {"pixels_BTHWC": torch.rand(1, 2, 8, 8, 3), "real_B": torch.ones(1, dtype=torch.bool)}
+        )
+
+
+def test_places_of_damaged_videos_do_not_count() -> None:
+    torch.manual_seed(0)
+    loss = Reconstruction(VQ3D(width=8, depth=1))
+    pixels = torch.randint(256, (3, 2, 8, 8, 3), dtype=torch.uint8)
+    real = torch.tensor([True, False, True])
+    whole = loss({"pixels_BTHWC": pixels[real], "real_B": real[real]})
+    holed = loss({"pixels_BTHWC": pixels * real[:, None, None, None, None], "real_B": real})
+    assert torch.allclose(whole["loss"], holed["loss"])
+    assert whole["code_usage"] == holed["code_usage"]
+    assert loss({"pixels_BTHWC": pixels, "real_B": ~real & real})["loss"] == 0
