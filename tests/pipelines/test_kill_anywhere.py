@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import DIGITS, ROOT, last_line, start
+from .conftest import DIGITS, ENVIRONMENT, ROOT, last_line, start
 
 
 def contents(cache: Path) -> dict[str, str]:
@@ -36,7 +36,12 @@ def test_a_killed_tokenize_is_completed(house: Path, answers: dict[str, Any], tm
     ]
     command = [sys.executable, str(ROOT / "pipelines" / "tokenize.py"), *flags]
     process = subprocess.Popen(
-        command, cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=house,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     while not list(tmp_path.glob("*/shards/*")) and process.poll() is None:
         time.sleep(0.001)

@@ -16,7 +16,7 @@ import torch
 from pipelines import checkpoints
 from pipelines.training import Training, lr_at, make_optimizer
 
-from .conftest import ROOT, TINY_MODEL, last_line, start
+from .conftest import ENVIRONMENT, ROOT, TINY_MODEL, last_line, start
 
 
 def losses(run: Path) -> dict[int, str]:
@@ -42,7 +42,12 @@ def test_a_killed_run_continues_bit_for_bit(house: Path, tmp_path: Path, workers
         str(tmp_path / "killed"),
     ]
     process = subprocess.Popen(
-        command, cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=house,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     while not list((tmp_path / "killed" / "checkpoints").glob("step_*")) and process.poll() is None:
         time.sleep(0.01)
