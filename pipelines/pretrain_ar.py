@@ -70,7 +70,8 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         accelerator,
         f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, "
         f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
-        f"{len(rows)} videos to train on, {len(held_out)} held out; codes by their frequencies cost {unigram:.2f} bits",
+        f"cache {cache.folder.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
+        f"codes by their frequencies cost {unigram:.2f} bits",
     )
     result = fit(
         run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)

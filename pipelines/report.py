@@ -24,6 +24,7 @@ from data.cache import TokenCache
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
+from pipelines.train_tokenizer import COLLAPSED, collapse_warning
 from tokenizer import load_tokenizer
 
 _PAGE = Path(__file__).with_name("report.html")
@@ -178,7 +179,7 @@ def _tokenizer(cache: TokenCache) -> str:
             f"perplexity {made['perplexity']:.0f}; {made['step']} steps in {made['seconds']:.0f} s.</p>"
         )
         points = [(m["step"], m["val_psnr"]) for m in metrics_of(Path(source)) if "val_psnr" in m]
-        if len(points) > 1:
+        if len(points) > 2:
             xs, ys = zip(*points, strict=True)
             text += line_chart({"held out": (xs, ys)}, x="step", y="PSNR in dB")
     return (
@@ -190,6 +191,9 @@ def _tokenizer(cache: TokenCache) -> str:
 def _cache(cache: TokenCache) -> str:
     manifest, clip = cache.manifest, cache.clip
     listed = len(cache.spec["videos"])
+    warning = ""
+    if manifest["codes_used"] < COLLAPSED * cache.vocab_size:
+        warning = f"<p><b>{escape(collapse_warning(manifest['codes_used'], cache.vocab_size))}</b></p>"
     rows = [
         ["folder", str(cache.folder)],
         ["key", cache.key],
@@ -209,7 +213,7 @@ def _cache(cache: TokenCache) -> str:
         ],
         ["shards", f"{len(manifest['shards'])}, {sum(s['bytes'] for s in manifest['shards']) / 2**20:.1f} MiB"],
     ]
-    return _table(["", ""], rows)
+    return warning + _table(["", ""], rows)
 
 
 def _skipped(cache: TokenCache) -> str:

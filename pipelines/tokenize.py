@@ -28,7 +28,7 @@ from data.shards import sample_id
 from data.sources import Source, Video, load_source
 from pipelines.config import parse
 from pipelines.run import Run, command, progress, say, start_accelerator
-from pipelines.train_tokenizer import TrainTokenizer, train
+from pipelines.train_tokenizer import COLLAPSED, TrainTokenizer, collapse_warning, train
 from pipelines.training import make_accelerator
 from tokenizer import VideoTokenizer, load_tokenizer
 
@@ -89,6 +89,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         writer.note({"tokenizer": chosen, "videos": config.videos})
     accelerator.wait_for_everyone()
     cache = TokenCache(writer.folder)
+    if cache.manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, cache.manifest["codes"]):
+        say(accelerator, collapse_warning(cache.manifest["codes_used"], cache.vocab_size))
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))

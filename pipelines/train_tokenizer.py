@@ -31,6 +31,8 @@ from tokenizer.base import to_float
 from tokenizer.losses import Reconstruction, code_health, psnr
 
 VALIDATION_CLIPS = 96
+COLLAPSED = 0.05
+"""Share of the codes in use below which nothing that comes later means much."""
 
 
 @dataclass(kw_only=True)
@@ -91,10 +93,22 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     )
     if accelerator.is_main_process:
         tokenizer.save_pretrained(run.folder / "model")
+    if result.losses["code_usage"] < COLLAPSED:
+        say(
+            accelerator,
+            collapse_warning(round(result.losses["code_usage"] * tokenizer.vocab_size), tokenizer.vocab_size),
+        )
     if skipped:
         say(accelerator, f"{len(skipped)} damaged videos were left out; {_skipped_file(run)} names them")
     summary = {"run": str(run.folder), "step": config.steps, **result.losses, "skipped": len(skipped)}
     return run.finish(accelerator, {**summary, "seconds": round(result.seconds, 1)})
+
+
+def collapse_warning(used: int, vocabulary: int) -> str:
+    return (
+        f"WARNING: only {used} of {vocabulary} codes are in use. Bits per code will look good and mean little: "
+        "train the tokenizer longer (pipelines/train_tokenizer.py --steps), and look at its pictures first."
+    )
 
 
 def _skipped_file(run: Run) -> Path:

@@ -5,6 +5,8 @@ generator, which some quantizers use, is seeded anew for each step.
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -171,6 +173,7 @@ def fit(
     parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
     bar = progress(accelerator, config.steps, run.pipeline, start)
     began = time.perf_counter()
+    interrupted = _Interrupt(accelerator)
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 2**32 + step)
         for group in optimizer.param_groups:
@@ -185,17 +188,39 @@ def fit(
             run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": round(seconds, 3)})
         if done % config.validate_every == 0 and done < config.steps:
             _validated(run, accelerator, module, validate, done)
-        if done % config.save_every == 0 or done == config.steps:
+        if done % config.save_every == 0 or done == config.steps or interrupted.asked:
             if accelerator.is_main_process:
                 saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
                 checkpoints.save(run.folder / "checkpoints", module, optimizer.optimizer, saved, keep=2)
             accelerator.wait_for_everyone()
+        if interrupted.asked:
+            bar.close()
+            raise KeyboardInterrupt
+    interrupted.restore()
     bar.close()
     seconds = seconds_before + time.perf_counter() - began
     final = _validated(run, accelerator, module, validate, config.steps)
     for tracker in accelerator.trackers:  # end_training would end the process group too
         tracker.finish()
     return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
+
+
+class _Interrupt:
+    """Ctrl-C ends the step that runs and saves before it ends the run; with several processes, or twice, it ends at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.asked = False
+        self._before = signal.getsignal(signal.SIGINT)
+        if accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._ask:
+            signal.signal(signal.SIGINT, self._before)
 
 
 def _validated(
