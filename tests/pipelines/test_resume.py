@@ -61,6 +61,21 @@ def test_a_killed_run_continues_bit_for_bit(house: Path, tmp_path: Path, workers
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
 
 
+def test_ctrl_c_saves_what_was_learned(house: Path, tmp_path: Path) -> None:
+    flags = [*TINY_MODEL, "--steps", "5000", "--save_every", "5000", "--validate_every", "5000", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "pipelines" / "pretrain_ar.py"), *flags]
+    process = subprocess.Popen(command, cwd=house, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; run the same command again to continue" in error
+    assert "Traceback" not in error
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step_")) >= 10
+
+
 def test_accumulation_gives_the_same_weights_as_the_whole_batch(house: Path, tmp_path: Path) -> None:
     whole = last_line(start(house, "pretrain_ar", *TINY_MODEL, "--out", str(tmp_path / "whole")))
     parts = last_line(start(house, "pretrain_ar", *TINY_MODEL, "--accumulate", "4", "--out", str(tmp_path / "parts")))
