@@ -27,9 +27,9 @@ def load_tokenizer(source: str) -> VideoTokenizer:
         raise ValueError(f"{source}: is no tokenizer: no config.json in it")
     if not folder.exists() and (source.count("/") != 1 or source[0] in "./~" or folder.parent.is_dir()):
         raise ValueError(f"{source}: no such tokenizer folder")
-    if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
-        raise ValueError(f"{source}: is a pre-trained model, not a tokenizer")
     try:
+        if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
+            raise ValueError("it is a pre-trained model")
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin announces every load there
             tokenizer = VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
     except Exception as error:
