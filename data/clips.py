@@ -2,20 +2,22 @@
 
 View 0 is the canonical one, used for evaluation: the middle of the video, the middle of the frame, not mirrored.
 Further views are drawn from the hash of the video's path, so a cache of several is an augmentation that never changes.
+Dense views are consecutive clips that cover the video from its first frame to its last, middle crop, not mirrored.
 
 Legend: V views, T frames, H W pixels, C colours.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import av
 import numpy as np
 
 from data import moving_digits
-from data.decoding import read_frames, resized
+from data.decoding import iter_frames, read_frames, resized
 from data.sources import Source, Video
 
 
@@ -33,15 +35,17 @@ class ClipSpec:
     """Side of the square crop in pixels; the short side of the video is resized to it, the aspect ratio kept."""
     stride: int = 1
     """Every stride-th frame of the video is taken."""
-    views: int = 1
-    """Clips of each video; the first is the middle one, the others are drawn from its path."""
+    views: int | Literal["dense"] = 1
+    """Clips of each video; the first is the middle one, the others are drawn from its path. dense: as many consecutive
+    ones as cover the whole video."""
     flip: bool = False
     """Whether views after the first may be mirrored left to right."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "stride", "views"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"clip.{name} is {getattr(self, name)}, but must be at least 1")
+            value = getattr(self, name)
+            if value != "dense" and value < 1:
+                raise ValueError(f"clip.{name} is {value}, but must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class Cuts:
+    """Where the clips of a video were cut, its number of frames, and how many a second has."""
+
+    views: tuple[View, ...]
+    frames: int
+    rate: float | None
+
+
+@dataclass(frozen=True)
 class Clips:
     """All views of one video."""
 
@@ -75,9 +88,26 @@ class Clips:
     def padded(self) -> bool:
         return any(view.real < self.pixels_VTHWC.shape[1] for view in self.views)
 
-    def describe(self) -> list[dict]:
-        """The views in JSON form."""
-        return [asdict(view) for view in self.views]
+
+_COLUMNS = ("start", "real", "top", "left", "flip")
+
+
+def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
+    """The views in JSON form: what is the same in all, and a column for what is not. Short, for it is kept with every video."""
+    return {
+        "stride": spec.stride,
+        "crop": spec.size,
+        **{name: [int(getattr(view, name)) for view in views] for name in _COLUMNS},
+    }
+
+
+def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
+    """The views that `describe` wrote down."""
+    rows = zip(*(described[name] for name in _COLUMNS), strict=True)
+    views = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    stride, size = int(described["stride"]), int(described["crop"])
+    views = [{name: int(value) for name, value in view.items()} for view in views]
+    return tuple(View(**{**view, "flip": bool(view["flip"])}, stride=stride, size=size) for view in views)
 
 
 def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
@@ -86,28 +116,109 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
     Raises:
         DamagedVideo: if the video cannot be used (data/decoding.py).
     """
+    clips: list[np.ndarray] = []
+    views: tuple[View, ...] = ()
+    for part in iter_clips(source, video, spec):
+        if isinstance(part, Cuts):
+            views = part.views
+        else:
+            clips.append(part)
+    return Clips(np.stack(clips), views)
 
+
+def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.ndarray:
+    """One view of a video, uint8 (T, H, W, 3).
+
+    Raises:
+        DamagedVideo: if the video cannot be used.
+        IndexError: if it has no such view.
+    """
+    for number, part in enumerate(iter_clips(source, video, spec)):
+        if number == view and not isinstance(part, Cuts):
+            return part
+    raise IndexError(f"{video.path} has no view {view}")
+
+
+def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | Cuts]:
+    """The views of a video one after the other, uint8 (T, H, W, 3), and at last where they were cut.
+
+    Of dense views only one is in memory at a time, so a video may be of any length.
+
+    Raises:
+        DamagedVideo: if the video cannot be used, often only after its last view.
+    """
+    return _dense(source, video, spec) if spec.views == "dense" else _chosen(source, video, spec, spec.views)
+
+
+def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | Cuts]:
     def starts(total: int) -> list[View]:
-        return [_in_time(spec, video.path, v, total) for v in range(spec.views)]
+        return [_in_time(spec, video.path, v, total) for v in range(count)]
 
     def wanted(total: int) -> Sequence[int]:
         return sorted({i for view in starts(total) for i in view.frames(spec.frames)})
 
     if source.root is None:
-        split, index = video.path.split("/")
-        clip = moving_digits.render(0, split, int(index))
-        total, numbers = len(clip), wanted(len(clip))
+        clip = _rendered(video, spec)
+        total, numbers, rate = len(clip), wanted(len(clip)), None
         pixels = clip[numbers]
-        if spec.size != moving_digits.SIZE:
-            pixels = np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in pixels])
     else:
         frames = read_frames(source.root / video.path, spec.size, wanted)
-        total, numbers, pixels = frames.total, wanted(frames.total), frames.pixels_THWC
+        total, numbers, pixels, rate = frames.total, wanted(frames.total), frames.pixels_THWC, frames.rate
     row = {number: i for i, number in enumerate(numbers)}
     views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(starts(total))]
-    return Clips(
-        np.stack([_cut(pixels, [row[i] for i in view.frames(spec.frames)], view) for view in views]), tuple(views)
-    )
+    for view in views:
+        yield _cut(pixels, [row[i] for i in view.frames(spec.frames)], view)
+    yield Cuts(tuple(views), total, rate)
+
+
+def _dense(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | Cuts]:
+    views: list[View] = []
+    waiting: list[np.ndarray] = []
+
+    def clip() -> np.ndarray:
+        start = len(views) * spec.frames * spec.stride
+        view = View(start=start, stride=spec.stride, real=len(waiting), top=0, left=0, size=spec.size, flip=False)
+        views.append(_in_space(spec, video.path, 0, view, waiting[0].shape[:2]))
+        rows = [min(i, len(waiting) - 1) for i in range(spec.frames)]
+        pixels_THWC = _cut(np.stack(waiting), rows, views[-1])
+        waiting.clear()
+        return pixels_THWC
+
+    frames = _every(source, video, spec)
+    while True:
+        try:
+            waiting.append(next(frames))
+        except StopIteration as end:
+            total, rate = end.value
+            break
+        if len(waiting) == spec.frames:
+            yield clip()
+    if waiting:
+        yield clip()
+    yield Cuts(tuple(views), total, rate)
+
+
+def _every(source: Source, video: Video, spec: ClipSpec) -> Generator[np.ndarray, None, tuple[int, float | None]]:
+    """Every stride-th frame of a video, resized; returns the number of all frames and their rate."""
+    if source.root is None:
+        clip = _rendered(video, spec)
+        yield from clip[:: spec.stride]
+        return len(clip), None
+    decoded = iter_frames(source.root / video.path, spec.size, lambda number: number % spec.stride == 0)
+    while True:
+        try:
+            yield next(decoded)[1]
+        except StopIteration as end:
+            return end.value
+
+
+def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
+    """A built-in clip in the size that is wanted."""
+    split, index = video.path.split("/")
+    clip = moving_digits.render(0, split, int(index))
+    if spec.size == moving_digits.SIZE:
+        return clip
+    return np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in clip])
 
 
 def _draw(path: str, view: int, axis: int, choices: int) -> int:

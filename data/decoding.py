@@ -5,7 +5,8 @@ decoder is told to raise (`err_detect=explode`), frames marked corrupt are refus
 against the declared duration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,11 @@ class DamagedVideo(Exception):
 
 @dataclass(frozen=True)
 class Frames:
-    """Chosen frames of a video, uint8 (n, h, w, 3), and the video's number of frames."""
+    """Chosen frames of a video, uint8 (n, h, w, 3), the video's number of frames, and how many a second has."""
 
     pixels_THWC: np.ndarray
     total: int
+    rate: float | None
 
 
 def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[int]]) -> Frames:
@@ -40,17 +42,43 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
     Raises:
         DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise DamagedVideo("empty file")
+    with _as_damage(path):
         with _open(path) as container:
             expected = max(1, _declared(container).frames)
         while True:
             wanted = choose(expected)
-            frames, total = _decode(path, short_side, frozenset(wanted))
+            frames: dict[int, np.ndarray] = {}
+            decoded = iter_frames(path, short_side, frozenset(wanted).__contains__)
+            while True:
+                try:
+                    number, pixels_HWC = next(decoded)
+                except StopIteration as end:
+                    total, rate = end.value
+                    break
+                frames[number] = pixels_HWC
             if total == expected:
-                return Frames(np.stack([frames[i] for i in wanted]), total)
+                return Frames(np.stack([frames[i] for i in wanted]), total, rate)
             expected = total
+
+
+def iter_frames(
+    path: Path, short_side: int, wanted: Callable[[int], bool]
+) -> Generator[tuple[int, np.ndarray], None, tuple[int, float | None]]:
+    """Decode a video from start to end; gives number and pixels (h, w, 3) of each wanted frame, as it comes.
+
+    Returns, when all are given, the number of frames and how many a second has. Raises DamagedVideo as `read_frames`
+    does, often only at the end.
+    """
+    with _as_damage(path):
+        return (yield from _decode(path, short_side, wanted))
+
+
+@contextmanager
+def _as_damage(path: Path) -> Iterator[None]:
+    try:
+        if path.stat().st_size == 0:
+            raise DamagedVideo("empty file")
+        yield
     except av.error.FFmpegError as error:
         raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
     except FileNotFoundError:
@@ -101,8 +129,9 @@ def _declared(container: av.container.InputContainer) -> _Declared:
     return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, bool(stream.frames))
 
 
-def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[int, np.ndarray], int]:
-    frames: dict[int, np.ndarray] = {}
+def _decode(
+    path: Path, short_side: int, wanted: Callable[[int], bool]
+) -> Generator[tuple[int, np.ndarray], None, tuple[int, float | None]]:
     count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
     with _open(path) as container:
@@ -120,13 +149,13 @@ def _decode(path: Path, short_side: int, wanted: frozenset[int]) -> tuple[dict[i
                     shape = shape or _shape(frame, short_side)
                     if _shape(frame, short_side) != shape:
                         raise DamagedVideo(f"frame {count} has another shape than the first")
-                    if count in wanted:
-                        frames[count] = resized(frame, short_side)
+                    if wanted(count):
+                        yield count, resized(frame, short_side)
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
             raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
     _refuse_early_end(declared, count, hidden, end)
-    return frames, count
+    return count, declared.rate or None
 
 
 def _end(packet: av.Packet, rate: float) -> float:

@@ -2,14 +2,15 @@
 
 Samples come in epochs, each a fresh permutation; batches run across the border of two epochs, so every sample comes
 exactly once per epoch and none is dropped. The global batch is cut into equal consecutive parts, one per process, so
-the sequence of global batches does not depend on the number of processes or workers.
+the sequence of global batches does not depend on the number of processes or workers. Behind an address the permutation
+is one of shards, and of samples within a few neighbouring shards, so that each shard is fetched once per epoch.
 
-Legend: B samples of this process, T H W codes or pixels, V views.
+Legend: N samples, B samples of this process, T H W codes or pixels, V views.
 """
 
-import functools
+import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.cache import TokenCache
+from data.cache.storage import MEMORY
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
 from data.sources import Source
@@ -26,11 +28,13 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step reads: samples, a number in [0, 1) that chooses the view, and a seed for everything drawn later."""
+    """What one step reads: samples, a number in [0, 1) that chooses the view, a seed for everything drawn later, and a
+    number that chooses a second view."""
 
     rows_B: np.ndarray
     view_B: np.ndarray
     seed_B: np.ndarray
+    other_B: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,9 @@ class BatchPlan:
     seed: int
     rank: int = 0
     world: int = 1
+    blocks_N: np.ndarray | None = None
+    """Block of each sample, rising: samples are permuted within blocks, and the blocks; None: all of them at once."""
+    _epochs: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -57,29 +64,67 @@ class BatchPlan:
     def draw(self, step: int) -> Draw:
         share = self.batch_size // self.world
         first = step * self.batch_size + self.rank * share
-        places = [divmod(first + i, self.samples) for i in range(share)]
-        draws = [[column[place] for column in _epoch(self.samples, self.seed, epoch)] for epoch, place in places]
-        rows, views, seeds = zip(*draws, strict=True)
-        return Draw(np.array(rows), np.array(views), np.array(seeds))
+        last = first + share - 1
+        parts = []
+        for epoch in range(first // self.samples, last // self.samples + 1):
+            begin = max(first - epoch * self.samples, 0)
+            end = min(last + 1 - epoch * self.samples, self.samples)
+            parts.append([column[begin:end] for column in self._epoch(epoch)])
+        return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
+        if epoch not in self._epochs:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            n = self.samples
+            order, view, seed, other = rng.permutation(n), rng.random(n), rng.integers(2**63, size=n), rng.random(n)
+            if self.blocks_N is not None:
+                turn = rng.permutation(self.blocks_N[-1] + 1)
+                order = order[np.argsort(turn[self.blocks_N[order]], kind="stable")]
+            while len(self._epochs) > 1:  # a batch reaches into two epochs at most, unless epochs are tiny
+                self._epochs.pop(next(iter(self._epochs)), None)
+            self._epochs[epoch] = (order, view, seed, other)
+        return self._epochs[epoch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_epochs": {}}
 
 
-@functools.lru_cache(maxsize=2)
-def _epoch(samples: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return rng.permutation(samples), rng.random(samples), rng.integers(2**63, size=samples)
+def blocks_of(cache: TokenCache, rows: Sequence[int], share: float = 0.25) -> np.ndarray | None:
+    """The blocks in which the samples of a remote cache are read: neighbouring shards that fill a share of the memory for
+    them. None for a cache in a folder, where any sample is as near as any other."""
+    if not cache.remote:
+        return None
+    sizes = np.array([shard.bytes for shard in cache.shards])
+    block_of_shard = np.cumsum(sizes) // max(int(MEMORY * share), int(sizes.max()))
+    return np.unique(block_of_shard[cache.clips.shard_N[np.asarray(rows)]], return_inverse=True)[1]
 
 
 class TokenDataset(Dataset):
-    """Step -> batch of cached codes: `codes_BTHW`, `seed_B`, `row_B` (place in the cache)."""
+    """Step -> batch of cached codes: `codes_BTHW`, `seed_B`, `row_B` (place in the cache).
 
-    def __init__(self, cache: TokenCache, rows: Sequence[int], plan: BatchPlan) -> None:
-        self.cache, self.rows, self.plan = cache, rows, plan
+    With `pairs` also `pair_BTHW`, another view of the same videos.
+
+    Raises:
+        ValueError: if pairs are wanted of a video that has one view only.
+    """
+
+    def __init__(self, cache: TokenCache, rows: Sequence[int], plan: BatchPlan, *, pairs: bool = False) -> None:
+        self._clips, self._rows_N, self._plan, self._pairs = cache.clips, np.asarray(rows), plan, pairs
+        if pairs and (cache.views_N[self._rows_N] < 2).any():
+            raise ValueError(
+                f"{cache.address}: pairs need two views of every video; make it with --clip.views 2 or more"
+            )
 
     def __getitem__(self, step: int) -> Batch:
-        draw = self.plan.draw(step)
-        rows_B = [self.rows[i] for i in draw.rows_B]
-        codes = [pick_view(self.cache.codes(row), view) for row, view in zip(rows_B, draw.view_B, strict=True)]
-        return {"codes_BTHW": _as_codes(codes), "seed_B": torch.from_numpy(draw.seed_B), "row_B": torch.tensor(rows_B)}
+        draw = self._plan.draw(step)
+        rows_B = self._rows_N[draw.rows_B]
+        count_B = self._clips.views_N[rows_B]
+        view_B = (draw.view_B * count_B).astype(np.int64)
+        batch = {"codes_BTHW": self._clips.gather(rows_B, view_B), "seed_B": draw.seed_B, "row_B": rows_B}
+        if self._pairs:
+            other_B = (view_B + 1 + (draw.other_B * (count_B - 1)).astype(np.int64)) % count_B
+            batch["pair_BTHW"] = self._clips.gather(rows_B, other_B)
+        return batch
 
 
 class ClipDataset(Dataset):
@@ -129,22 +174,39 @@ def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
     return views[int(draw * len(views))]
 
 
-def _as_codes(codes: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(codes).astype(np.int64))
-
-
 def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     """The batches of `steps`, in order, made ahead by `workers` processes (0: in this one)."""
     # Forked workers inherit the locks of threads that do not exist in them; a fork server starts clean.
-    context = "forkserver" if workers else None
-    return iter(
-        DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload(["data.loading"])  # torch is imported once, not by every worker
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        multiprocessing_context=context,
+        collate_fn=_as_sent,  # type: ignore[arg-type]  # without batch_size it gets one item
     )
+    return map(_as_tensors, loader)
+
+
+def _as_sent(batch: Batch) -> Batch:
+    """Arrays travel from a worker through a pipe; large ones as tensors, for those do in shared memory, which costs half a
+    millisecond whatever its size."""
+    large = {key: torch.from_numpy(v) for key, v in batch.items() if isinstance(v, np.ndarray) and v.nbytes >= 2**19}
+    return {**batch, **large}
+
+
+def _as_tensors(batch: Batch) -> Batch:
+    """Codes and numbers as int64."""
+    tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
+    return {key: v.long() if key.endswith("_BTHW") else v for key, v in tensors.items()}
 
 
 def evaluation_batches(cache: TokenCache, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:
     """The canonical view of each row, in order; the last batch may be smaller. `seed_B` depends on the row only."""
     for first in range(0, len(rows), batch_size):
-        part = rows[first : first + batch_size]
-        codes = [cache.codes(row)[0] for row in part]
-        yield {"codes_BTHW": _as_codes(codes), "seed_B": torch.tensor(part), "row_B": torch.tensor(part)}
+        row_B = np.asarray(rows[first : first + batch_size])
+        views_B = np.array([cache.canonical(row) for row in row_B])
+        yield _as_tensors({"codes_BTHW": cache.clips.gather(row_B, views_B), "seed_B": row_B, "row_B": row_B})

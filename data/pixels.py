@@ -1,6 +1,6 @@
-"""A clip's pixels inside a cache: as an array, or as one JPEG per view with its frames stacked.
+"""A clip's pixels inside a cache: one member per view, an array, or a JPEG of its frames stacked.
 
-Legend: V views, T frames, H W pixels, C colours.
+Legend: T frames, H W pixels, C colours.
 """
 
 import io
@@ -23,22 +23,25 @@ def refuse_too_long(keep: KeepPixels, frames: int, height: int) -> None:
         raise ValueError(f"{frames} frames of {height} pixels exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
 
 
-def pack_pixels(keep: KeepPixels, pixels_VTHWC: np.ndarray) -> dict[str, bytes]:
-    """Shard members by extension."""
+def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[str, bytes]:
+    """The member of a shard that holds the pixels of a view, by extension; none if they are not kept."""
     if keep == "none":
         return {}
     if keep == "raw":
-        return {"pixels.npy": to_npy(pixels_VTHWC)}
-    refuse_too_long(keep, *pixels_VTHWC.shape[1:3])
-    return {f"view{v:02d}.jpg": _jpeg(clip.reshape(-1, *clip.shape[2:])) for v, clip in enumerate(pixels_VTHWC)}
+        return {_extension(keep, view): to_npy(pixels_THWC)}
+    refuse_too_long(keep, *pixels_THWC.shape[:2])
+    return {_extension(keep, view): _jpeg(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:]))}
 
 
-def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec) -> np.ndarray:
-    """The pixels, uint8 (V, T, H, W, 3); `read` gives a member by its extension."""
+def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec, view: int) -> np.ndarray:
+    """The pixels of a view, uint8 (T, H, W, 3); `read` gives a member by its extension."""
     shape = (clip.frames, clip.size, clip.size, 3)
-    if keep == "raw":
-        return from_npy(read("pixels.npy"), np.dtype("u1"), (clip.views, *shape))
-    return np.stack([_unjpeg(read(f"view{v:02d}.jpg")).reshape(shape) for v in range(clip.views)])
+    content = read(_extension(keep, view))
+    return from_npy(content, np.dtype("u1"), shape) if keep == "raw" else _unjpeg(content, shape)
+
+
+def _extension(keep: KeepPixels, view: int) -> str:
+    return f"view{view:02d}.{'npy' if keep == 'raw' else 'jpg'}"
 
 
 def _jpeg(image_HWC: np.ndarray) -> bytes:
@@ -47,8 +50,11 @@ def _jpeg(image_HWC: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _unjpeg(content: bytes) -> np.ndarray:
+def _unjpeg(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        return np.asarray(Image.open(io.BytesIO(content), formats=["JPEG"]).convert("RGB"))
-    except OSError as error:
+        image = Image.open(io.BytesIO(content), formats=["JPEG"])
+        if image.size != (shape[2], shape[0] * shape[1]):  # before anything is decoded
+            raise DamagedCache(f"a JPEG in the cache has {image.size} pixels, not those of its clip")
+        return np.asarray(image.convert("RGB")).reshape(shape)
+    except (OSError, Image.DecompressionBombError) as error:
         raise DamagedCache(f"a JPEG in the cache does not decode: {error}") from None

@@ -1,11 +1,15 @@
 """Where videos come from: a folder, a list file, or a built-in set, always as one sorted list of `Video`."""
 
 import csv
+import functools
 import hashlib
 import io
+import math
 import os
 import shlex
+import stat
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -75,6 +79,25 @@ def load_source(src: str) -> Source:
     return source
 
 
+def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
+    """Rows to train on and rows to validate on.
+
+    Videos of a split other than train are held out. Where no video has a split, every tenth group is, chosen by hash;
+    a video without a group is its own.
+    """
+    videos = list(videos)
+    if any(v.split not in (None, "train") for v in videos):
+        held = [v.split not in (None, "train") for v in videos]
+    else:
+        groups = sorted(
+            {v.group or v.path for v in videos},
+            key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest(),
+        )
+        chosen = set(groups[: math.ceil(len(groups) / 10)]) if len(groups) > 1 else set()
+        held = [(v.group or v.path) in chosen for v in videos]
+    return [i for i, h in enumerate(held) if not h], [i for i, h in enumerate(held) if h]
+
+
 def _builtin(src: str) -> Source:
     name, *counts = src.removeprefix(BUILTIN).split(":")
     sizes = dict(moving_digits.SPLITS)
@@ -103,16 +126,21 @@ def _folder(root: Path) -> Source:
         here = os.path.realpath(folder)
         # Not into links that lead back to where the walk came from.
         folders[:] = [f for f in folders if not f"{here}/".startswith(os.path.realpath(os.path.join(folder, f)) + "/")]
+        inner = os.path.relpath(folder, root)
+        parents = () if inner == "." else tuple(inner.split(os.sep))
+        split = _SPLITS[parents[0].lower()] if parents and has_splits else None
+        label = parents[-1] if len(parents) > (split is not None) else None
         for file in files:
-            full = Path(folder, file)
-            if full.suffix.lower() not in SUFFIXES:
+            if os.path.splitext(file)[1].lower() not in SUFFIXES:
                 continue
-            if not full.is_file():
+            full = os.path.join(folder, file)
+            try:
+                status = os.stat(full)
+            except OSError:
+                status = None
+            if status is None or not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{full}: is a broken link or no file")
-            parents = full.relative_to(root).parts[:-1]
-            split = _SPLITS[parents[0].lower()] if parents and has_splits else None
-            label = parents[-1] if len(parents) > (split is not None) else None
-            videos.append(Video(_posix(full.relative_to(root)), full.stat().st_size, label=label, split=split))
+            videos.append(Video("/".join((*parents, file)), status.st_size, label=label, split=split))
     if not videos:
         raise ValueError(f"{root}: holds no video files ({_SUFFIXES})")
     return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
@@ -132,26 +160,40 @@ def _list_file(file: Path) -> Source:
     rows = _csv_rows(file, text) if _is_csv(file, text) else _plain_rows(file, text)
     if not rows:
         raise ValueError(f"{file}: lists no videos")
-    here = file.resolve().parent
-    full = [(line, here / row["path"], row) for line, row in rows]
-    missing = [(line, row["path"]) for line, path, row in full if not os.path.isfile(path)]
+    here = os.path.realpath(file.parent)
+    folder_of = functools.cache(os.path.realpath)  # folders are few, files are many
+    full: list[tuple[str, int, dict[str, str]]] = []
+    missing = []
+    for line, row in rows:
+        path = os.path.join(here, row["path"])
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
+            missing.append((line, row["path"]))
+            continue
+        if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
+            path = os.path.realpath(path)
+        full.append((os.path.join(folder_of(os.path.dirname(path)), os.path.basename(path)), status.st_size, row))
     if missing:
-        line, path = missing[0]
-        raise ValueError(f"{file}, line {line}: no such video: {path} ({len(missing)} of {len(rows)} are missing)")
+        line, name = missing[0]
+        raise ValueError(f"{file}, line {line}: no such video: {name} ({len(missing)} of {len(rows)} are missing)")
     # Relative to the list where possible, so that moving list and videos together changes nothing.
-    inside = all(path.resolve().is_relative_to(here) for _, path, _ in full)
-    root = here if inside else Path(os.path.commonpath([path.resolve().parent for _, path, _ in full]))
+    folders = {os.path.dirname(path) for path, _, _ in full}
+    inside = all(f"{folder}/".startswith(f"{here.rstrip('/')}/") for folder in folders)
+    root = here if inside else os.path.commonpath(folders)
     videos = [
         Video(
-            _posix(path.resolve().relative_to(root)),
-            path.stat().st_size,
+            path[len(root.rstrip("/")) + 1 :],
+            size,
             label=row.get("label") or None,
             group=row.get("group") or None,
             split=_SPLITS.get(row.get("split", "").lower(), row.get("split")) or None,
         )
-        for _, path, row in full
+        for path, size, row in full
     ]
-    return Source(name=file.stem, root=root, videos=tuple(sorted(videos, key=lambda v: v.path)))
+    return Source(name=file.stem, root=Path(root), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
 def _is_csv(file: Path, text: str) -> bool:
@@ -200,7 +242,3 @@ def _without_comment(line: str) -> str:
         elif character == "#" and (i == 0 or line[i - 1].isspace()):
             return line[:i]
     return line
-
-
-def _posix(path: Path) -> str:
-    return path.as_posix()

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data.shards import write_json
+from data.files import write_json
 
 
 def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:

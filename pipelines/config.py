@@ -34,7 +34,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; may be given several times, later files win"
     )
-    parser.add_class_arguments(schema, as_group=False)
+    parser.add_class_arguments(schema, as_group=False, as_positional=True)
     settings = parser.parse_args(argv)
     try:
         values = vars(parser.instantiate(settings))

@@ -19,8 +19,9 @@ from torch import Tensor
 from ar_model.attention import fastest_backend, set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
-from data.cache import TokenCache, find_cache, hold_out
-from data.loading import TokenDataset, evaluation_batches
+from data.cache import TokenCache, find_cache
+from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
+from data.sources import hold_out
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 
@@ -32,7 +33,7 @@ class Pretrain(Training):
     """Stage two: pre-train a transformer on cached codes."""
 
     cache: str | None = None
-    """Folder of a cache, or the beginning of its name or key; by default the newest in --caches."""
+    """Folder or https, s3, gs or hf address of a cache, or how its name or key begins; by default the newest in --caches."""
     caches: Path = Path("caches")
     """Where caches live."""
     objective: Callable[[CodeSpec], Objective] = ARVideo
@@ -48,7 +49,7 @@ class Pretrain(Training):
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
-    cache = TokenCache(find_cache(config.caches, config.cache))
+    cache = TokenCache.open(find_cache(config.caches, config.cache))
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
     torch.manual_seed(config.seed)
@@ -59,7 +60,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return run.summary()
     objective.to(accelerator.device)
     rows, held_out = hold_out(cache.videos)
-    parts = plan_parts(accelerator, config, len(rows))
+    parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     dataset = TokenDataset(cache, rows, parts)
     backend = run.choose(accelerator, "attention", lambda: _fastest(accelerator, objective, dataset, config))
     set_backend(objective, backend)
@@ -70,7 +71,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         accelerator,
         f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, "
         f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
-        f"cache {cache.folder.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
+        f"cache {cache.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
         f"codes by their frequencies cost {unigram:.2f} bits",
     )
     result = fit(
@@ -81,7 +82,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     summary = {
         "run": str(run.folder),
         "objective": type(objective).__name__,
-        "cache": str(cache.folder),
+        "cache": cache.address,
         "tokenizer": cache.spec["tokenizer"],
         "step": config.steps,
         **result.losses,
@@ -94,8 +95,12 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
 
 def code_spec(cache: TokenCache) -> CodeSpec:
     """What stage two has to know of the codes."""
+    codebook_VC = cache.codebook()
     return CodeSpec(
-        shape=cache.codes_shape, vocab_size=cache.vocab_size, levels=cache.levels, codebook_VC=cache.codebook()
+        shape=cache.codes_shape,
+        vocab_size=cache.vocab_size,
+        levels=cache.levels,
+        codebook_VC=None if codebook_VC is None else torch.from_numpy(codebook_VC),
     )
 
 
@@ -103,7 +108,7 @@ def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDatas
     """The configured attention kernel, or the fastest on the first batch; the main process decides for all."""
     if config.attention != "auto":
         return config.attention
-    batch = _to(dataset[0], accelerator.device)
+    batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
 
     def step() -> Tensor:
         with accelerator.autocast():

@@ -61,7 +61,7 @@ class Labelled:
         videos = [cache.videos[row] for row in rows]
         y_N = np.array([video.label for video in videos])
         if len(set(y_N)) < 2:
-            raise ValueError(f"{cache.folder}: {len(set(y_N))} classes among its labels; a probe needs two or more")
+            raise ValueError(f"{cache.address}: {len(set(y_N))} classes among its labels; a probe needs two or more")
         held_out = np.array([video.split not in (None, "train") for video in videos])
         return cls(rows, y_N, [video.group for video in videos], held_out)
 
@@ -72,10 +72,10 @@ class Labelled:
 def main(config: Probe, settings: str) -> dict[str, Any]:
     pretrained = find_run(config.run, "pretrain_ar")
     trained = summary_of(pretrained)
-    cache = TokenCache(find_cache(config.caches, config.cache or trained["cache"]))
+    cache = TokenCache.open(find_cache(config.caches, config.cache or trained["cache"]))
     if cache.spec["tokenizer"] != trained["tokenizer"]:
         raise ValueError(
-            f"--cache {cache.folder}: was made by another tokenizer than that of {pretrained}; its codes mean other things"
+            f"--cache {cache.address}: was made by another tokenizer than that of {pretrained}; its codes mean other things"
         )
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
     accelerator = start_accelerator(resolve_precision("auto"))
@@ -92,7 +92,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         results = _probe_all(accelerator, config, pretrained, cache, labelled, folds)
     summary = {
         "run": str(pretrained),
-        "cache": str(cache.folder),
+        "cache": cache.address,
         "protocol": PROTOCOL,
         "n": sum(len(fold.test) for fold in folds[0]),
         "folds": len(folds[0]),

@@ -21,6 +21,7 @@ import torch
 from ar_model.clusters import cluster_order
 from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
+from data.loading import evaluation_batches
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
@@ -46,12 +47,12 @@ def main(config: Report, settings: str) -> dict[str, Any]:
     page = (config.out or folder / "report") / "index.html"
     if accelerator.is_main_process:
         trained = summary_of(folder)
-        cache = TokenCache(Path(trained["cache"]))
+        cache = TokenCache.open(trained["cache"])
         probes = [
             summary_of(path.parent) for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime)
         ]
         sections = {
-            "title": escape(f"{trained['objective']} on {cache.folder.name}"),
+            "title": escape(f"{trained['objective']} on {cache.name}"),
             "lead": _lead(trained, probes),
             "probe": "".join(_probe(probe) for probe in probes) or "<p>Not probed yet: run pipelines/probe.py.</p>",
             "curves": _curves(folder, trained),
@@ -169,7 +170,7 @@ def _tokenizer(cache: TokenCache) -> str:
         pixels = torch.from_numpy(np.stack(list(canonical_clips(cache, rows))))
     except ValueError as error:
         return f"<p>No pictures: {escape(str(error))}</p>"
-    codes = torch.from_numpy(np.stack([cache.codes(row)[0] for row in rows]).astype(np.int64))
+    codes = torch.cat([batch["codes_BTHW"] for batch in evaluation_batches(cache, rows, len(rows))])
     picture = to_png(reconstruction_grid(pixels, tokenizer.decode(codes)))
     text = f"<p>{escape(source)}. Per clip: the video, what its cached codes decode to, and the difference.</p>"
     if (Path(source) / "summary.json").exists():
@@ -195,7 +196,7 @@ def _cache(cache: TokenCache) -> str:
     if manifest["codes_used"] < COLLAPSED * cache.vocab_size:
         warning = f"<p><b>{escape(collapse_warning(manifest['codes_used'], cache.vocab_size))}</b></p>"
     rows = [
-        ["folder", str(cache.folder)],
+        ["folder", cache.address],
         ["key", cache.key],
         [
             "videos",
@@ -232,7 +233,7 @@ def _commands(folder: Path, cache: TokenCache) -> str:
         Path(cache.made_with["tokenizer"]),
         *(path.parent for path in folder.glob("*/environment.json")),
     ]
-    caches = {str(cache.folder), *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}
+    caches = {cache.address, *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}
     made_caches = (path.parent for path in RUNS.glob("tokenize-*/summary.json"))
     related += [path for path in made_caches if summary_of(path)["cache"] in caches]
     runs = {path.resolve(): environment_of(path) for path in related if (path / "environment.json").exists()}

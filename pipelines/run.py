@@ -29,7 +29,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from data.shards import write_bytes, write_json
+from data.files import write_bytes, write_json
 from pipelines.config import fail, load_settings, parse, read_settings
 from pipelines.processes import start_cpu_processes
 
@@ -183,18 +183,21 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     return {
         "pipeline": pipeline,
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": name,
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a number was measured on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
 
 
 def _cpu_name() -> str:
@@ -236,9 +239,14 @@ def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
     mixed = "bf16" if precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], **settings)
     if accelerator.device.type == "cpu":  # launchers set one thread per process, which halves a small machine
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))))
+        torch.set_num_threads(cores(accelerator))
     return accelerator
+
+
+def cores(accelerator: Accelerator) -> int:
+    """Cores that this process may call its own."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
 
 
 def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:

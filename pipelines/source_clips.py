@@ -1,31 +1,42 @@
-"""The pixels behind a cache: kept in it, or cut again from the videos it was made of."""
+"""The pixels behind a cache: kept in it, or cut again from the videos it was made of.
 
-from collections.abc import Iterator, Sequence
+Legend: T H W C frames, height, width, colours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
 from data.cache import TokenCache
-from data.clips import read_clips
+from data.clips import Cuts, iter_clips
 from data.decoding import DamagedVideo
 from data.sources import load_source
 
 
 def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarray]:
-    """View 0 of the given rows, uint8 (T, H, W, 3).
+    """The canonical view of each of the given rows, uint8 (T, H, W, 3).
 
     Raises:
         ValueError: if the cache kept no pixels and the videos have changed or gone.
     """
+    yield from clips_of(cache, {row: [cache.canonical(row)] for row in rows})
+
+
+def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[np.ndarray]:
+    """The pixels of some views, in rising order, of each row, uint8 (T, H, W, 3); raises as above."""
     if cache.spec["keep_pixels"] != "none":
-        yield from (cache.pixels(row)[0] for row in rows)
+        yield from (cache.pixels(row, view) for row, wanted in views.items() for view in wanted)
         return
     videos = cache.made_with["videos"]
     try:
         source = load_source(videos)
         sizes = {video.path: video.size for video in source.videos}
-        for row in rows:
-            if sizes.get(cache.videos[row].path) != cache.videos[row].size:
-                raise ValueError(f"{cache.videos[row].path} is gone or has changed")
-            yield read_clips(source, cache.videos[row], cache.clip).pixels_VTHWC[0]
+        for row, wanted in views.items():
+            video = cache.videos[row]
+            if sizes.get(video.path) != video.size:
+                raise ValueError(f"{video.path} is gone or has changed")
+            clips = islice(iter_clips(source, video, cache.clip), wanted[-1] + 1)
+            yield from (clip for view, clip in enumerate(clips) if view in wanted and not isinstance(clip, Cuts))
     except (OSError, ValueError, DamagedVideo) as error:
-        raise ValueError(f"the videos of {cache.folder} ({videos}) cannot be read again: {error}") from None
+        raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None

@@ -17,12 +17,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.cache import hold_out
-from data.clips import ClipSpec, read_clips
+from data.clips import ClipSpec, read_clip
 from data.decoding import DamagedVideo
+from data.files import write_json
 from data.loading import ClipDataset
-from data.shards import write_json
-from data.sources import Source, load_source
+from data.sources import Source, hold_out, load_source
 from pipelines.pictures import reconstruction_grid, save_png
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
@@ -53,6 +52,11 @@ class TrainTokenizer(Training):
     """Highest learning rate."""
     weight_decay: float = 0.01
     """Of AdamW, on matrices only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip.views == "dense":
+            raise ValueError("clip.views dense is for tokenize; train a tokenizer on a number of views")
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def validation_clips(
         for row in candidates if not clips else ():
             video = source.videos[row]
             try:
-                clips.append(read_clips(source, video, clip).pixels_VTHWC[0])
+                clips.append(read_clip(source, video, clip, 0))
             except DamagedVideo as damage:
                 skipped[video.path] = str(damage)
             if len(clips) == VALIDATION_CLIPS:

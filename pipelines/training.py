@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -97,14 +98,17 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
     return start_accelerator(precision, log_with=tracker, project_dir=run.folder)
 
 
-def plan_parts(accelerator: Accelerator, config: Training, samples: int) -> BatchPlan:
-    """The batches of this process, `config.accumulate` to a step."""
+def plan_parts(
+    accelerator: Accelerator, config: Training, samples: int, blocks_N: np.ndarray | None = None
+) -> BatchPlan:
+    """The batches of this process, `config.accumulate` to a step; `blocks_N` as in BatchPlan."""
     return BatchPlan(
         samples=samples,
         batch_size=config.batch_size // config.accumulate,
         seed=config.seed,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        blocks_N=blocks_N,
     )
 
 

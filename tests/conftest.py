@@ -8,7 +8,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 
 MakeVideo = Callable[..., Path]
 MakeCache = Callable[..., Path]
@@ -94,9 +93,9 @@ def _make_cache(
     vocab_size: int = 64,
     codes_shape: tuple[int, int, int] = (2, 3, 3),
     levels: tuple[int, ...] | None = None,
-    views: int = 2,
-    keep_pixels: str = "none",
-    codebook_VC: torch.Tensor | None = None,
+    views: Any = 2,
+    keep_pixels: Any = "none",
+    codebook_VC: np.ndarray | None = None,
     skip: Sequence[str] = (),
     tokenizer: str = "a tokenizer",
     finish: bool = True,
@@ -104,9 +103,9 @@ def _make_cache(
 ) -> Path:
     """Codes of a video depend on its path only. `skip`: damaged videos; `only_shards`: which missing ones to make."""
     from data.cache import CacheSpec, CacheWriter
-    from data.clips import ClipSpec
+    from data.clips import ClipSpec, Cuts, View
     from data.pixels import pack_pixels
-    from data.shards import sample_id, to_npy
+    from data.shards import sample_id
     from data.sources import Video
 
     if isinstance(videos, int):
@@ -129,18 +128,18 @@ def _make_cache(
         if only_shards is not None and number not in only_shards:
             continue
         with writer.open_shard(number) as shard:
-            skipped = []
             for video in writer.videos(number):
                 if video.path in skip:
-                    skipped.append({"path": video.path, "reason": "damaged for the test"})
+                    shard.skip(video, "damaged for the test")
                     continue
                 rng = np.random.default_rng(int(sample_id(video.path), 16))
-                codes = rng.integers(vocab_size, size=(views, *codes_shape)).astype(spec.dtype)
-                pixels = rng.integers(256, size=(views, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
-                facts = {key: getattr(video, key) for key in ("path", "size", "label", "group", "split")}
-                members = {"codes.npy": to_npy(codes), "json": b"{}", **pack_pixels(spec.keep_pixels, pixels)}
-                shard.add(sample_id(video.path), members, {**facts, "padded": False})
-            shard.commit(skipped=skipped)
+                count = views if views != "dense" else int(rng.integers(1, 6))
+                codes = rng.integers(vocab_size, size=(count, *codes_shape)).astype(spec.dtype)
+                pixels = rng.integers(256, size=(count, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
+                members = {k: m for v, p in enumerate(pixels) for k, m in pack_pixels(keep_pixels, v, p).items()}
+                cut = [View(start=4 * v, stride=1, real=4, top=0, left=0, size=8, flip=False) for v in range(count)]
+                shard.add(video, codes, Cuts(tuple(cut), 4 * count, 25.0), members)
+            shard.commit()
     if finish:
         writer.finish(codebook_VC)
     return writer.folder

@@ -1,5 +1,6 @@
 """A finished cache, shared by the tests that read it."""
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import pytest
 from data.cache import TokenCache
 from tests.conftest import MakeCache
 
+# Data workers are forked from a server; one that has imported torch already makes each of them start ten times faster.
+multiprocessing.set_forkserver_preload(["data.loading"])
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> TokenCache:
     """Ten videos in three shards, with raw pixels."""
-    return TokenCache(make_cache(tmp_path_factory.mktemp("caches"), keep_pixels="raw"))
+    return TokenCache.open(make_cache(tmp_path_factory.mktemp("caches"), keep_pixels="raw"))
 
 
 @pytest.fixture
 def copy(cache: TokenCache, tmp_path: Path) -> Path:
-    return shutil.copytree(cache.folder, tmp_path / cache.folder.name)
+    """A copy of its folder that a test may damage."""
+    return shutil.copytree(cache.address, tmp_path / cache.name)

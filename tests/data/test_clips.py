@@ -1,6 +1,7 @@
 """Views: pure functions of (specification, path, number), inside the frame, and recorded well enough to be cut again."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.clips import Clips, ClipSpec, View, read_clips
+from data.clips import Clips, ClipSpec, View, describe, read_clips, recorded_views
 from data.decoding import DamagedVideo, read_frames
 from data.moving_digits import render
 from data.sources import Source, Video, load_source
@@ -118,8 +119,10 @@ def test_crop_and_clip_stay_inside_the_video(all_clips: list[Clips]) -> None:
 
 def test_recorded_view_cuts_the_same_pixels_again(source: Source, all_clips: list[Clips]) -> None:
     for video, clips in zip(source.videos, all_clips, strict=True):
-        for record, pixels in zip(clips.describe(), clips.pixels_VTHWC, strict=True):
-            assert np.array_equal(cut_again(source, video, View(**record), SPEC.frames), pixels)
+        recorded = recorded_views(json.loads(json.dumps(describe(clips.views, SPEC))))
+        assert recorded == clips.views
+        for view, pixels in zip(recorded, clips.pixels_VTHWC, strict=True):
+            assert np.array_equal(cut_again(source, video, view, SPEC.frames), pixels)
 
 
 def test_flip_mirrors_left_to_right_and_nothing_else(source: Source, all_clips: list[Clips]) -> None:

@@ -29,7 +29,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> TokenCache:
-    return TokenCache(make_cache(tmp_path_factory.mktemp("caches"), 11, views=3))
+    return TokenCache.open(make_cache(tmp_path_factory.mktemp("caches"), 11, views=3))
 
 
 @pytest.fixture
@@ -125,11 +125,11 @@ def test_token_batches_hold_the_drawn_view_of_the_given_rows(cache: TokenCache) 
     seen = []
     for step in range(5):
         batch, draw = dataset[step], plan.draw(step)
-        assert batch["codes_BTHW"].dtype == batch["seed_B"].dtype == torch.int64
+        assert batch["codes_BTHW"].dtype == np.uint16, "the cache's own type, until it has left a worker"
         assert batch["seed_B"].tolist() == draw.seed_B.tolist()
         assert batch["row_B"].tolist() == [rows[i] for i in draw.rows_B]
         for codes, row, view in zip(batch["codes_BTHW"], batch["row_B"].tolist(), draw.view_B, strict=True):
-            assert np.array_equal(codes.numpy(), cache.codes(row)[int(3 * view)])
+            assert np.array_equal(codes, cache.codes(row)[int(3 * view)])
         seen += batch["row_B"].tolist()
     assert sorted(seen) == sorted(rows * 4)
 
@@ -144,6 +144,19 @@ def test_workers_change_nothing_and_a_resumed_run_goes_on_the_same(cache: TokenC
     for expected, again, worked in zip(straight[3:], resumed, by_workers, strict=True):
         assert same(expected, again)
         assert same(expected, worked)
+
+
+def test_batches_of_half_a_megabyte_leave_workers_unchanged(tmp_path: Path, make_cache: MakeCache) -> None:
+    """They travel in shared memory, in the type of the cache."""
+    for vocab_size in (2**16, 2**18):
+        cache = TokenCache.open(make_cache(tmp_path, 5, vocab_size=vocab_size, codes_shape=(16, 64, 64)))
+        dataset = TokenDataset(cache, range(5), BatchPlan(samples=5, batch_size=6, seed=1), pairs=True)
+        assert dataset[0]["codes_BTHW"].nbytes > 2**19
+        alone, worked = (list(batches(dataset, range(3), workers)) for workers in (0, 2))
+        assert len(alone) == 3
+        for one, two in zip(alone, worked, strict=True):
+            assert same(one, two)
+            assert two["codes_BTHW"].dtype == two["pair_BTHW"].dtype == torch.int64
 
 
 def test_evaluation_takes_the_canonical_view_of_every_row_once_in_order(cache: TokenCache) -> None:

@@ -1,7 +1,6 @@
 """Shards: the same bytes every time, at once or not at all, readable by webdataset, and no change to them goes unnoticed."""
 
 import io
-import json
 import os
 import pickle
 import random
@@ -13,20 +12,29 @@ import numpy as np
 import pytest
 import webdataset
 
-from data.shards import DamagedCache, ShardReader, ShardWriter, from_npy, sample_id, to_npy, write_json
+from data.cache.index import ShardIndex, open_shards
+from data.cache.storage import Folder
+from data.shards import DamagedCache, ShardWriter, from_npy, sample_id, to_npy
+
+from .by_hand import clip_checksums
 
 Samples = list[tuple[str, dict[str, bytes]]]
+PREIMAGE = {
+    "videos": [[f"video {i}", 1, None, None, None] for i in range(5)],
+    "codes_shape": [2, 3, 3],
+    "vocab_size": 64,
+}
 
 
 def some_samples(count: int = 5) -> Samples:
-    """Members of awkward sizes, in an order that is not the alphabet's."""
-    draw = random.Random(0)
+    """Members of awkward sizes, in an order that is not the alphabet's; sample i has i + 1 views."""
+    rng, draw = np.random.default_rng(0), random.Random(0)
     return [
         (
             sample_id(f"video {i}"),
             {
                 "json": b"{}",
-                "codes.npy": draw.randbytes(300 + 137 * i),
+                "codes.npy": to_npy(rng.integers(64, size=(i + 1, 2, 3, 3)).astype("<u2")),
                 "a.bin": draw.randbytes([0, 1, 511, 512, 513][i]),
             },
         )
@@ -35,12 +43,19 @@ def some_samples(count: int = 5) -> Samples:
 
 
 def write(folder: Path, samples: Samples, number: int = 0) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with ShardWriter(folder, number) as shard:
+    """A shard, with all that its record needs in a cache."""
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    codes_N = []
+    with ShardWriter(folder / "shards", number, ("video", "views", "padded", "frames")) as shard:
         for i, (key, members) in enumerate(samples):
-            shard.add(key, members, {"path": f"video {i}"})
-        shard.commit(skipped=[])
+            shard.add(key, members, {"video": i, "views": i + 1, "padded": 0, "frames": 20})
+            codes_N.append(np.load(io.BytesIO(members["codes.npy"])))
+        shard.commit(skipped=[], **clip_checksums(codes_N))
     return shard.tar
+
+
+def opened(tar: Path) -> ShardIndex:
+    return open_shards(Folder(tar.parent.parent), [tar.name], PREIMAGE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +63,13 @@ def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("shards"), some_samples())
 
 
-def copied(tar: Path, folder: Path, content: bytes) -> Path:
+def copied(tar: Path, folder: Path, content: bytes | bytearray) -> Path:
     """Another content under the record of a shard."""
-    (folder / tar.name).write_bytes(content)
-    (folder / tar.name).with_suffix(".json").write_bytes(tar.with_suffix(".json").read_bytes())
-    return folder / tar.name
+    copy = folder / "shards" / tar.name
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(content)
+    copy.with_suffix(".json").write_bytes(tar.with_suffix(".json").read_bytes())
+    return copy
 
 
 def test_written_twice_is_the_same_byte_for_byte(tar: Path, tmp_path: Path) -> None:
@@ -63,21 +80,36 @@ def test_written_twice_is_the_same_byte_for_byte(tar: Path, tmp_path: Path) -> N
 
 def test_finished_shard_is_two_files_named_by_number(tmp_path: Path) -> None:
     write(tmp_path, some_samples(), number=12)
-    assert sorted(os.listdir(tmp_path)) == ["000012.json", "000012.tar"]
+    assert sorted(os.listdir(tmp_path / "shards")) == ["000012.json", "000012.tar"]
 
 
 def test_offsets_lead_to_the_right_content(tar: Path) -> None:
-    reader = ShardReader(tar)
+    shard = opened(tar)
     samples = some_samples()
     for row in (3, 0, 4, 1, 2):
         key, members = samples[row]
-        assert reader.samples[row]["id"] == key
-        assert reader.samples[row]["path"] == f"video {row}"
+        assert shard.key(row) == key
+        assert shard.path(row) == f"video {row}"
+        assert sorted(shard.extensions(row)) == sorted(members)
         for extension, content in members.items():
-            assert reader.read(row, extension) == content
-    with pytest.raises(KeyError):
-        reader.read(0, "none.npy")
-    reader.verify()
+            assert shard.read(row, extension) == content
+        assert np.array_equal(shard.codes(row), np.load(io.BytesIO(members["codes.npy"])))
+    with pytest.raises(DamagedCache, match="has no none.npy"):
+        shard.read(0, "none.npy")
+    shard.verify()
+    assert shard.damage() == []
+
+
+def test_samples_need_not_have_the_same_members(tmp_path: Path) -> None:
+    samples = some_samples()
+    for row in (0, 2, 4):
+        del samples[row][1]["a.bin"]
+    shard = opened(write(tmp_path, samples))
+    assert shard.read(3, "a.bin") == samples[3][1]["a.bin"]
+    assert "a.bin" not in shard.extensions(2)
+    for row in (0, 2, 4):
+        with pytest.raises(DamagedCache, match="has no a.bin"):
+            shard.read(row, "a.bin")
 
 
 def test_plain_webdataset_reads_the_same_samples(tar: Path) -> None:
@@ -96,14 +128,14 @@ def test_shard_names_no_person_host_or_time(tar: Path) -> None:
 
 def test_every_truncation_is_found_when_the_shard_is_opened(tar: Path, tmp_path: Path) -> None:
     content = tar.read_bytes()
-    for length in range(0, len(content), 512):
+    for length in range(0, len(content), 64):
         with pytest.raises(DamagedCache, match=rf"has {length} bytes, its record says {len(content)}"):
-            ShardReader(copied(tar, tmp_path, content[:length]))
+            opened(copied(tar, tmp_path, content[:length]))
 
 
 def test_bytes_behind_the_end_are_found(tar: Path, tmp_path: Path) -> None:
     with pytest.raises(DamagedCache, match="its record says"):
-        ShardReader(copied(tar, tmp_path, tar.read_bytes() + bytes(512)))
+        opened(copied(tar, tmp_path, tar.read_bytes() + bytes(512)))
 
 
 def test_every_flipped_bit_is_found_by_verify(tar: Path, tmp_path: Path) -> None:
@@ -112,22 +144,40 @@ def test_every_flipped_bit_is_found_by_verify(tar: Path, tmp_path: Path) -> None
     for _ in range(200):
         changed = bytearray(content)
         changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        with pytest.raises(DamagedCache, match="changed since it was written"):
-            ShardReader(copied(tar, tmp_path, changed)).verify()
+        with pytest.raises(DamagedCache, match=r"000000\.tar: .*(is damaged|has changed since it was written)"):
+            opened(copied(tar, tmp_path, changed)).verify()
+
+
+def test_damage_outside_of_samples_is_told_from_damage_of_a_sample(tar: Path, tmp_path: Path) -> None:
+    content = bytearray(tar.read_bytes())
+    content[-1] ^= 1  # in the padding behind the last member
+    (line,) = opened(copied(tar, tmp_path, content)).damage()
+    assert line.endswith("000000.tar: content has changed since it was written, outside its samples")
+
+
+def test_every_damaged_sample_is_named(tar: Path, tmp_path: Path) -> None:
+    content = bytearray(tar.read_bytes())
+    for row in (4, 1):
+        begin = content.index(some_samples()[row][1]["codes.npy"])
+        content[begin + 100] ^= 1
+    lines = opened(copied(tar, tmp_path, content)).damage()
+    assert [re.findall(r"sample (\w+) \(video (\d)\), codes\.npy", line) for line in lines] == [
+        [(sample_id(f"video {row}"), str(row))] for row in (1, 4)
+    ]
 
 
 def test_every_flipped_bit_of_a_member_is_found_when_it_is_read(tar: Path, tmp_path: Path) -> None:
-    content = tar.read_bytes()
+    content, samples = tar.read_bytes(), some_samples()
     draw = random.Random(0)
     for _ in range(200):
-        row, extension = draw.randrange(5), draw.choice(["json", "codes.npy"])
-        offset, size, _ = ShardReader(tar).samples[row]["members"][extension]
+        row, extension = draw.randrange(1, 5), draw.choice(["json", "codes.npy", "a.bin"])
+        begin = content.index(os.fsencode(f"{sample_id(f'video {row}')}.{extension}")) + 512
         changed = bytearray(content)
-        changed[offset + draw.randrange(size)] ^= 1 << draw.randrange(8)
-        reader = ShardReader(copied(tar, tmp_path, changed))
-        with pytest.raises(DamagedCache, match=rf"{reader.samples[row]['id']}\.{extension} is damaged"):
-            reader.read(row, extension)
-        assert reader.read((row + 1) % 5, extension) == some_samples()[(row + 1) % 5][1][extension]
+        changed[begin + draw.randrange(len(samples[row][1][extension]))] ^= 1 << draw.randrange(8)
+        shard = opened(copied(tar, tmp_path, changed))
+        with pytest.raises(DamagedCache, match=rf"sample {shard.key(row)} \(video {row}\), {extension}: is damaged"):
+            shard.read(row, extension)
+        assert shard.read((row + 1) % 5, extension) == samples[(row + 1) % 5][1][extension]
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".json"])
@@ -135,7 +185,7 @@ def test_missing_half_of_a_shard_is_named(tar: Path, tmp_path: Path, suffix: str
     copy = copied(tar, tmp_path, tar.read_bytes())
     copy.with_suffix(suffix).unlink()
     with pytest.raises(DamagedCache, match=rf"000000\{suffix}: missing"):
-        ShardReader(copy)
+        opened(copy)
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b"null", b"3", b'{"samples": []}', b"\xff\xfe", b'{"bytes": 3}'])
@@ -143,12 +193,12 @@ def test_record_that_is_none_is_refused(tar: Path, tmp_path: Path, record: bytes
     copy = copied(tar, tmp_path, tar.read_bytes())
     copy.with_suffix(".json").write_bytes(record)
     with pytest.raises(DamagedCache, match="is not a shard record"):
-        ShardReader(copy)
+        opened(copy)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_exception_inside_with_leaves_no_file(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), ShardWriter(tmp_path, 0) as shard:
+    with pytest.raises(error), ShardWriter(tmp_path, 0, ()) as shard:
         for key, members in some_samples():
             shard.add(key, members, {})
         raise error
@@ -156,7 +206,7 @@ def test_exception_inside_with_leaves_no_file(tmp_path: Path, error: type[BaseEx
 
 
 def test_a_shard_is_invisible_until_it_is_committed(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, 0) as shard:
+    with ShardWriter(tmp_path, 0, ()) as shard:
         for key, members in some_samples():
             shard.add(key, members, {})
         assert not [name for name in os.listdir(tmp_path) if name.endswith((".tar", ".json"))]
@@ -165,42 +215,18 @@ def test_a_shard_is_invisible_until_it_is_committed(tmp_path: Path) -> None:
 
 
 def test_a_shard_left_without_commit_leaves_no_file(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, 0) as shard:
+    with ShardWriter(tmp_path, 0, ()) as shard:
         shard.add(*some_samples()[0], {})
     assert os.listdir(tmp_path) == []
 
 
 def test_failing_again_keeps_the_shard_that_is_there(tar: Path, tmp_path: Path) -> None:
-    write(tmp_path, some_samples())
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, 0) as shard:
+    again = write(tmp_path, some_samples())
+    with pytest.raises(RuntimeError), ShardWriter(again.parent, 0, ()) as shard:
         shard.add("other", {"json": b"[]"}, {})
         raise RuntimeError
-    assert sorted(os.listdir(tmp_path)) == ["000000.json", "000000.tar"]
-    assert (tmp_path / "000000.tar").read_bytes() == tar.read_bytes()
-
-
-def test_full_disk_is_reported_as_such_and_leaves_no_file(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))  # files may not grow past 1 MiB
-    try:
-        with pytest.raises(OSError, match="File too large"), ShardWriter(tmp_path, 0) as shard:
-            for i in range(40):
-                shard.add(sample_id(str(i)), {"codes.npy": bytes(100_000)}, {})
-            shard.commit(skipped=[])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.listdir(tmp_path) == []
-
-
-def test_json_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"b": 1, "a": [2]})
-    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"a": float("nan")})
-    assert os.listdir(tmp_path) == ["a.json"]
-    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
+    assert sorted(os.listdir(again.parent)) == ["000000.json", "000000.tar"]
+    assert again.read_bytes() == tar.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -227,10 +253,10 @@ def test_ids_of_like_paths_differ() -> None:
     assert len({sample_id(path) for path in paths}) == len(paths)
 
 
-def test_reader_survives_pickling_after_it_was_used(tar: Path) -> None:
-    reader = ShardReader(tar)
-    reader.read(0, "json")
-    again = pickle.loads(pickle.dumps(reader))
+def test_open_shard_survives_pickling_after_it_was_used(tar: Path) -> None:
+    shard = opened(tar)
+    shard.read(0, "json")
+    again = pickle.loads(pickle.dumps(shard))
     assert again.read(1, "codes.npy") == some_samples()[1][1]["codes.npy"]
 
 

@@ -8,28 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import Source, Video, load_source
+from data.sources import Source, Video, hold_out, load_source
 
-HOSTILE_NAMES = {
-    "spaces": b"a  b .mp4",
-    "dots": b"clip.v1.final.mp4",
-    "comma": b"a,b,.mp4",
-    "quotes": b'it\'s "so".mp4',
-    "hash": b"#1 a#b.mp4",
-    "backslash": b"a\\b.mp4",
-    "newline": b"a\nb.mp4",
-    "carriage return": b"a\rb.mp4",
-    "line separator": "a\u2028b.mp4".encode(),
-    "form feed": b"a\x0cb.mp4",
-    "255 bytes": b"x" * 251 + b".mp4",
-    "NFC": "\u00e9.mp4".encode(),
-    "NFD": "e\u0301.mp4".encode(),
-    "emoji": "\U0001f3ac\U0001f469\u200d\U0001f680.mp4".encode(),
-    "right to left": "\u202eabc.mp4".encode(),
-    "undecodable bytes": b"\xff\xfe\x80.mp4",
-    "option": b"--videos.mp4",
-    "url": b"file:a.mp4",
-}
+from .hostile_names import HOSTILE_NAMES
 
 
 def touch(root: Path, *paths: str) -> Path:
@@ -248,11 +229,11 @@ def test_hostile_name_survives_folder_and_csv(tmp_path: Path, kind: str) -> None
     touch(tmp_path, f"label/{name}")
     assert load_source(str(tmp_path)).videos == (Video(f"label/{name}", 5, label="label"),)
     with open(tmp_path / "list.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([["path", "label"], [f"label/{name}", name]])
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["path", "label"], [f"label/{name}", name]])
     assert load_source(str(tmp_path / "list.csv")).videos == (Video(f"label/{name}", 5, label=name),)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HOSTILE_NAMES if kind not in ("newline", "carriage return")])
+@pytest.mark.parametrize("kind", [kind for kind, name in HOSTILE_NAMES.items() if not set(name) & set(b"\n\r")])
 def test_hostile_name_on_one_line_survives_a_quoted_list(tmp_path: Path, kind: str) -> None:
     name = os.fsdecode(HOSTILE_NAMES[kind])
     touch(tmp_path, name)
@@ -266,3 +247,28 @@ def test_names_that_differ_in_unicode_form_only_are_two_videos(tmp_path: Path) -
     if len(list(tmp_path.iterdir())) < 2:
         pytest.skip("this file system takes both forms for one name")
     assert len(load_source(str(tmp_path)).videos) == 2
+
+
+def test_videos_of_other_splits_are_held_out() -> None:
+    splits = ["train", "val", None, "test", "train"]
+    assert hold_out([Video(str(i), 1, split=split) for i, split in enumerate(splits)]) == ([0, 2, 4], [1, 3])
+
+
+def test_without_splits_a_tenth_is_held_out_and_groups_stay_together() -> None:
+    videos = [Video(f"{i:03d}", 1, group=f"g{i % 20}") for i in range(100)]
+    train, held = hold_out(videos)
+    assert sorted(train + held) == list(range(100))
+    assert len(held) == 10
+    assert len({videos[i].group for i in held}) == 2
+    assert not {videos[i].group for i in held} & {videos[i].group for i in train}
+
+
+def test_holding_out_does_not_depend_on_the_order_of_the_videos() -> None:
+    videos = [Video(f"{i:03d}\udcff", 1) for i in range(40)]
+    held = {videos[i].path for i in hold_out(videos)[1]}
+    assert len(held) == 4
+    assert {videos[::-1][i].path for i in hold_out(videos[::-1])[1]} == held
+
+
+def test_a_single_group_is_all_trained_on() -> None:
+    assert hold_out([Video("a", 1, group="g"), Video("b", 1, group="g")]) == ([0, 1], [])

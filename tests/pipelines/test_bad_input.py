@@ -109,7 +109,7 @@ def test_damaged_videos_are_skipped_named_and_counted(
     tokenizer = str(house / answers["train_tokenizer"]["run"])
     made = call("tokenize", "--videos", "videos", "--tokenizer", tokenizer, "--clip.stride", "3")
     assert (made["videos"], made["skipped"], made["padded"]) == (10, 3, 7)
-    cache = TokenCache(here / made["cache"])
+    cache = TokenCache.open(here / made["cache"])
     assert {entry["path"] for entry in cache.manifest["skipped"]} == {"a/zero.mp4", "a/text.mp4", "b/cut.mkv"}
     assert all(entry["reason"] and "\n" not in entry["reason"] for entry in cache.manifest["skipped"])
     assert sorted(video.label for video in cache.videos) == ["a"] * 3 + ["b"] * 4
@@ -121,6 +121,24 @@ def test_nothing_but_damaged_videos(call: Call, here: Path, house: Path, answers
     tokenizer = str(house / answers["train_tokenizer"]["run"])
     assert "none of the 1 videos can be used" in call("tokenize", "--videos", "videos", "--tokenizer", tokenizer)
     assert "only.mp4: empty file" in call("train_tokenizer", "--videos", "videos")
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_completes(
+    call: Call, here: Path, house: Path, answers: dict[str, Any]
+) -> None:
+    resource = pytest.importorskip("resource")
+    flags = ["--videos", DIGITS, "--tokenizer", str(house / answers["train_tokenizer"]["run"]), "--keep_pixels", "raw"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))  # no file grows past 1 MiB
+    try:
+        assert "File too large" in call("tokenize", *flags, "--shard_size", "7")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (cache,) = (here / "caches").iterdir()
+    assert [path.name for path in (cache / "shards").iterdir()] == []
+    made = call("tokenize", *flags, "--shard_size", "7")
+    assert (made["videos"], made["reused"]) == (40, False)
+    TokenCache.open(here / made["cache"]).verify()
 
 
 def test_tokenizers_that_do_not_fit(call: Call, here: Path, house: Path, answers: dict[str, Any]) -> None:

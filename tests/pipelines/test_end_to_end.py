@@ -66,7 +66,7 @@ def test_metrics_hold_training_and_validation(house: Path, answers: Answers) -> 
 
 
 def test_the_cache_holds_every_video_once(house: Path, answers: Answers) -> None:
-    cache = TokenCache(house / answers["tokenize"]["cache"])
+    cache = TokenCache.open(house / answers["tokenize"]["cache"])
     assert len(cache) == 40
     assert len({video.path for video in cache.videos}) == 40
     codes = np.stack([cache.codes(i) for i in range(len(cache))])
@@ -76,7 +76,7 @@ def test_the_cache_holds_every_video_once(house: Path, answers: Answers) -> None
     assert answers["pretrain_ar"]["unigram_bits"] == pytest.approx(entropy, abs=1e-3)
 
 
-def test_a_second_tokenize_decodes_nothing(house: Path, answers: Answers) -> None:
+def test_a_second_tokenize_decodes_nothing(house: Path, answers: Answers, tmp_path: Path) -> None:
     flags = [
         "--videos",
         DIGITS,
@@ -86,6 +86,8 @@ def test_a_second_tokenize_decodes_nothing(house: Path, answers: Answers) -> Non
         "1",
         "--shard_size",
         "100",
+        "--out",
+        str(tmp_path / "elsewhere"),
     ]
     again = last_line(start(house, "tokenize", *flags))
     assert again["reused"]

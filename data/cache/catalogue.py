@@ -1,0 +1,102 @@
+"""Finding caches, and what is to be said of each at a glance."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data.cache.index import MALFORMED
+from data.cache.spec import FORMAT
+from data.cache.storage import Folder, is_address, read_json
+from data.clips import ClipSpec
+from data.shards import DamagedCache
+
+
+def find_cache(caches: Path, wanted: str | None) -> str:
+    """A cache: a folder or address given as such, the only one whose name or key begins with `wanted`, or the newest.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    if wanted and (is_address(wanted) or Path(wanted, "manifest.json").exists()):
+        return wanted
+    finished = [path.parent for path in caches.glob("*/manifest.json")]
+    if wanted:
+        finished = [path for path in finished if path.name.startswith(wanted) or _key_in(path).startswith(wanted)]
+    if not finished:
+        what = f"no cache {wanted!r}" if wanted else "no finished cache"
+        raise ValueError(f"{what} in {caches}; make one with pipelines/tokenize.py")
+    if wanted and len(finished) > 1:
+        raise ValueError(
+            f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"
+        )
+    return str(max(finished, key=lambda path: (path / "manifest.json").stat().st_mtime))
+
+
+def _key_in(folder: Path) -> str:
+    try:
+        return str(read_json(Folder(folder), "manifest.json").get("key"))
+    except (DamagedCache, OSError):  # damage of one cache hinders nobody who looks for another
+        return ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table of caches."""
+
+    name: str
+    state: str
+    """complete, `3 of 8 shards`, or what is wrong."""
+    bytes: int
+    changed: float
+    """Seconds since 1970."""
+    videos: int | None = None
+    """None, as all that follows, where it is not known, or not yet."""
+    skipped: int | None = None
+    clips: int | None = None
+    codes: int | None = None
+    clip: dict[str, Any] | None = None
+    made_of: str | None = None
+    """Videos and tokenizer, as they were named."""
+    tokenizer: str | None = None
+
+
+def list_caches(caches: Path) -> list[Entry]:
+    """All caches below a folder, newest first; nothing but manifests and plans is read."""
+    folders = {path.parent for name in ("manifest.json", "plan.json") for path in caches.glob(f"*/{name}")}
+    return sorted((_entry(folder) for folder in folders), key=lambda entry: -entry.changed)
+
+
+def _entry(folder: Path) -> Entry:
+    sizes = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    whole: dict[str, Any] = {
+        "bytes": sum(size.st_size for size in sizes),
+        "changed": max((size.st_mtime for size in sizes), default=0.0),
+    }
+    try:
+        return Entry(name=folder.name, **_said_of(Folder(folder), folder), **whole)
+    except (*MALFORMED, OSError, ZeroDivisionError) as error:
+        state = f"damaged: {' '.join(str(error).split())}"
+        return Entry(name=folder.name, state=state, **whole)
+
+
+def _said_of(files: Folder, folder: Path) -> dict[str, Any]:
+    """What manifest or plan tell."""
+    made_with = read_json(files, "made_with.json") if (folder / "made_with.json").exists() else {}
+    made = {"made_of": made_with.get("videos"), "tokenizer": made_with.get("tokenizer")}
+    if not (folder / "manifest.json").exists():
+        plan = read_json(files, "plan.json")
+        if "spec" not in plan:
+            return {"state": "has lost its manifest; run tokenize again", **made}
+        videos, done = len(plan["spec"]["videos"]), len(list(folder.glob("shards/*.tar")))
+        state = f"{done} of {-(-videos // plan['shard_size'])} shards"
+        return {"state": state, "videos": videos, "clip": asdict(ClipSpec(**plan["spec"]["clip"])), **made}
+    manifest = read_json(files, "manifest.json")
+    return {
+        "state": "complete" if manifest["format"] == FORMAT else f"of format {manifest['format']}",
+        "videos": len(manifest["spec"]["videos"]),
+        "skipped": len(manifest["skipped"]),
+        "clips": int(manifest["clips"]),
+        "codes": int(manifest["codes"]),
+        "clip": asdict(ClipSpec(**manifest["spec"]["clip"])),
+        **made,
+    }

@@ -1,0 +1,71 @@
+"""Measure this project beside the alternative, as ratios within one run."""
+
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.clips import ClipSpec
+from pipelines.benchmarks import Row, cache_damage, cache_memory, cache_reading, cache_reuse, cache_tokenizing
+from pipelines.cache_tool import table
+from pipelines.run import command, device_name, start_accelerator
+
+
+@dataclass
+class Benchmark:
+    """Measure this project beside the alternative, as ratios within one run."""
+
+    what: Literal["cache"]
+    """cache: reading, tokenizing, reuse, memory, size and damage of the token cache."""
+    videos: str = "builtin:moving-digits:400:0"
+    """What is tokenized: a folder, a list file, or a built-in set."""
+    clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
+    """What a clip is"""
+    scale: float = 1.0
+    """Size of the synthetic caches; 1: those of docs/benchmarks.md."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 100:
+            raise ValueError(f"scale is {self.scale}, but must be above 0 and at most 100")
+        if self.clip.views == "dense":
+            raise ValueError("clip.views is dense, but must be a number here")
+
+
+def main(config: Benchmark, settings: str) -> dict[str, Any]:
+    device = start_accelerator().device
+    began = time.perf_counter()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
+        for measure in _measures(config, Path(folder)):
+            for row in measure():
+                rows.append(row)
+                print(f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
+    print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
+    return {
+        "table": [{**asdict(row), "device": device_name(device)} for row in rows],
+        "device": device_name(device),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _measures(config: Benchmark, folder: Path) -> list[Callable[[], Iterator[Row]]]:
+    return [
+        lambda: cache_reading.measure(folder, config.scale),
+        lambda: cache_tokenizing.measure(folder, config.videos, config.clip),
+        lambda: cache_reuse.measure(folder, config.scale),
+        lambda: cache_memory.measure(folder, config.scale),
+        lambda: cache_damage.measure(folder, config.scale),
+    ]
+
+
+if __name__ == "__main__":
+    command(Benchmark, main)

@@ -1,0 +1,123 @@
+"""Shuffled batches from a cache, from the same shards through webdataset, and from one array of the same bytes.
+
+Legend: N clips, B clips of a batch, t h w the grid of codes.
+"""
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import DataLoader, Dataset
+
+from data.cache import TokenCache
+from data.loading import BatchPlan, TokenDataset, batches
+from pipelines.benchmarks import Row
+from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
+
+_BATCH = 64
+_ROUNDS = 5
+_VIEWS = 4
+
+
+def measure(folder: Path, scale: float) -> Iterator[Row]:
+    """Clips per second, medians of rounds that take turns, after the workers have started."""
+    cache = TokenCache.open(synthetic_cache(folder, numbered_videos(int(20_000 * scale) + 256), views=_VIEWS))
+    unchecked = TokenCache.open(cache.address, checksums=False)
+    mapped = _one_array(folder / "codes.bin", cache)
+    count = int(1500 * scale) + 20
+    for workers in (2, 0):
+        ways: dict[str, Callable[[], Iterable[Any]]] = {
+            "ours": partial(_ours, cache, workers),
+            "unchecked": partial(_ours, unchecked, workers),
+            "memmap": partial(_loader, _Mapped(mapped, len(cache)), workers),
+            "webdataset": partial(_webdataset, cache, workers),
+        }
+        speeds = _race(ways, count)
+        where = f"{workers} workers" if workers else "in the training process"
+        yield _row(
+            f"shuffled batches, {where}", speeds, "webdataset", "webdataset's pipeline", "≥ 10" if workers else ""
+        )
+        yield _row(f"shuffled batches, {where}", speeds, "memmap", "numpy.memmap gather", "≥ 0.5" if workers else "")
+        yield _row(f"the same, with and without checksums, {where}", speeds, "unchecked", "checksums=False", "≥ 0.95")
+
+
+def _row(what: str, speeds: dict[str, float], peer: str, name: str, reach: str) -> Row:
+    ratio = speeds["ours"] / speeds[peer]
+    return Row(
+        what=what, unit="clips/s", ours=speeds["ours"], peer=speeds[peer], alternative=name, ratio=ratio, reach=reach
+    )
+
+
+def _race(ways: dict[str, Callable[[], Iterable[Any]]], count: int) -> dict[str, float]:
+    """Clips per second of each; webdataset gets a tenth of the batches, for it would take minutes."""
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_ROUNDS):
+        for name, way in ways.items():
+            wanted = count // 10 if name == "webdataset" else count
+            stream = iter(way())
+            for _ in islice(stream, 8):  # workers start, files are opened
+                pass
+            began = time.perf_counter()
+            clips = sum(len(batch) for batch in islice(stream, wanted))
+            seen[name].append(clips / (time.perf_counter() - began))
+            del stream
+    return {name: statistics.median(speeds) for name, speeds in seen.items()}
+
+
+def _ours(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
+    plan = BatchPlan(samples=len(cache), batch_size=_BATCH, seed=0)
+    dataset = TokenDataset(cache, range(len(cache)), plan)
+    return (batch["codes_BTHW"] for batch in batches(dataset, range(10**6), workers))
+
+
+def _loader(dataset: Any, workers: int) -> DataLoader:
+    context = "forkserver" if workers else None
+    steps = None if isinstance(dataset, torch.utils.data.IterableDataset) else range(10**6)
+    return DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+
+
+def _one_array(file: Path, cache: TokenCache) -> tuple[Path, tuple[int, ...]]:
+    """All clips of a cache in one file, the simplest thing that could be read."""
+    shape = (len(cache) * _VIEWS, *cache.codes_shape)
+    array = np.memmap(file, "<u2", "w+", shape=shape)
+    for row in range(len(cache)):
+        array[row * _VIEWS : (row + 1) * _VIEWS] = cache.codes(row)
+    array.flush()
+    return file, shape
+
+
+class _Mapped(Dataset):
+    """Step -> batch, gathered from a mapped array; one view of each video, in a new order each epoch."""
+
+    def __init__(self, mapped: tuple[Path, tuple[int, ...]], videos: int) -> None:
+        self._mapped, self._videos = mapped, videos
+        self._codes_NTHW: np.ndarray | None = None
+        self._order = np.random.default_rng(0).permutation(videos)
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        if self._codes_NTHW is None:
+            self._codes_NTHW = np.memmap(self._mapped[0], "<u2", "r", shape=self._mapped[1])
+        first = step * _BATCH % (self._videos - _BATCH)
+        rows_B = self._order[first : first + _BATCH] * _VIEWS + step % _VIEWS
+        return torch.from_numpy(self._codes_NTHW[rows_B])
+
+
+def _webdataset(cache: TokenCache, workers: int) -> DataLoader:
+    """The pipeline of webdataset's own examples: shards and samples shuffled, decoded, one view taken, batched."""
+    urls = [f"{cache.address}/{shard.file}" for shard in cache.shards]
+    dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
+    stages = dataset.shuffle(1000).map(_one_view).batched(_BATCH, collation_fn=np.stack).repeat()
+    return _loader(stages.map(torch.from_numpy), workers)
+
+
+def _one_view(sample: dict[str, Any]) -> np.ndarray:
+    codes_Vthw = np.load(io.BytesIO(sample["codes.npy"]), allow_pickle=False)
+    return codes_Vthw[hash(sample["__key__"]) % len(codes_Vthw)]

@@ -1,0 +1,58 @@
+"""Caches of random codes, to measure reading without tokenizing anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.cache import CacheSpec, CacheWriter
+from data.clips import ClipSpec, Cuts, View
+from data.sources import Video
+
+
+def synthetic_cache(
+    folder: Path,
+    videos: Sequence[Video],
+    *,
+    views: int,
+    codes_shape: tuple[int, int, int] = (8, 8, 8),
+    vocab_size: int = 1000,
+    shard_size: int = 256,
+    tokenizer: str = "none",
+    clip: ClipSpec | None = None,
+) -> Path:
+    """A finished cache of the given videos, as tokenize would write it, but with random codes."""
+    clip = clip or ClipSpec(views=views)
+    spec = CacheSpec(
+        tokenizer=tokenizer,
+        codes_shape=codes_shape,
+        vocab_size=vocab_size,
+        levels=(8, 5, 5, 5) if vocab_size == 1000 else None,
+        clip=clip,
+        precision="fp32",
+        encode_batch=8,
+        keep_pixels="none",
+        videos=tuple(videos),
+    )
+    writer = CacheWriter(folder, "synthetic", spec, shard_size)
+    writer.begin()
+    rng = np.random.default_rng(0)
+    for number in writer.missing():
+        with writer.open_shard(number) as shard:
+            for video in writer.videos(number):
+                starts, lefts = rng.integers(300, size=views).tolist(), rng.integers(50, size=views).tolist()
+                cuts = tuple(
+                    View(start=start, stride=1, real=clip.frames, top=0, left=left, size=clip.size, flip=False)
+                    for start, left in zip(starts, lefts, strict=True)
+                )
+                codes = rng.integers(vocab_size, size=(views, *codes_shape), dtype=np.uint16)
+                shard.add(video, codes, Cuts(cuts, 320, 25.0), {})
+            shard.commit()
+    writer.finish(None)
+    writer.note({"videos": "none", "tokenizer": tokenizer})
+    return writer.folder
+
+
+def numbered_videos(count: int) -> list[Video]:
+    """Videos that do not exist, in ten classes."""
+    return [Video(f"class{i % 10}/video_{i:07d}.mp4", 100_000 + i, label=f"class{i % 10}") for i in range(count)]

@@ -1,0 +1,131 @@
+"""Clips -> codes, in batches of one fixed size, so that a video's codes do not depend on its neighbours.
+
+Legend: B clips of a batch, T H W C frames, height, width, colours; V views of a video; t h w the grid of codes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from data.clips import ClipSpec, Cuts, iter_clips
+from data.decoding import DamagedVideo
+from data.pixels import KeepPixels, pack_pixels
+from data.sources import Source, Video
+from tokenizer import VideoTokenizer
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """One view of a video: its pixels, and the shard member that keeps them, if they are kept."""
+
+    pixels_THWC: np.ndarray
+    member: dict[str, bytes]
+
+
+Decoded = DecodedClip | Cuts | DamagedVideo
+
+
+def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> Iterator[Decoded]:
+    """The views of a video one after the other, then where they were cut; or, at any point, why it cannot be used."""
+    try:
+        for view, item in enumerate(iter_clips(source, video, clip)):
+            yield item if isinstance(item, Cuts) else DecodedClip(item, pack_pixels(keep, view, item))
+    except DamagedVideo as damage:
+        yield damage
+
+
+@dataclass
+class EncodedVideo:
+    """A video on its way through the tokenizer."""
+
+    video: Video
+    codes: list[np.ndarray] = field(default_factory=list)
+    """(t, h, w) of each view."""
+    pixels: dict[str, bytes] = field(default_factory=dict)
+    clips: int = 0
+    end: Cuts | DamagedVideo | None = None
+    """How it ended: well, or with damage."""
+
+    @property
+    def complete(self) -> bool:
+        return isinstance(self.end, DamagedVideo) or (self.end is not None and len(self.codes) == self.clips)
+
+
+class Encoder:
+    """Sends clips through a tokenizer, always `batch` at a time, the last ones filled up with black.
+
+    Codes are the same in any batch, on any number of processes: one CPU thread (sums depend on how many threads share
+    them; parallel work is for processes), no TF32, no kernel chosen by trial.
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer, batch: int, precision: str) -> None:
+        self._tokenizer, self._batch, self._precision = tokenizer, batch, precision
+        self._device = next(tokenizer.parameters()).device
+
+    def videos(
+        self,
+        decoded: Iterable[tuple[Video, Iterator[Decoded]]],
+        compare: Callable[[int, int], None] = lambda codes, differ: None,
+    ) -> Iterator[EncodedVideo]:
+        """The codes of each video, in order; `compare` is told of bf16 how many codes of how many fp32 makes otherwise."""
+        waiting: deque[EncodedVideo] = deque()
+        clips: list[tuple[EncodedVideo, np.ndarray]] = []
+        first = True
+
+        def encode() -> None:
+            nonlocal first
+            pixels_BTHWC = self._filled([pixels for _, pixels in clips])
+            codes_Bthw = self._encode(pixels_BTHWC, self._precision)[: len(clips)]
+            if first and self._precision != "fp32":
+                exact_Bthw = self._encode(pixels_BTHWC, "fp32")[: len(clips)]
+                compare(codes_Bthw.size, int((codes_Bthw != exact_Bthw).sum()))
+            first = False
+            for (owner, _), codes_thw in zip(clips, codes_Bthw, strict=True):
+                owner.codes.append(codes_thw)
+            clips.clear()
+
+        for video, parts in decoded:
+            owner = EncodedVideo(video)
+            waiting.append(owner)
+            for part in parts:
+                if isinstance(part, DecodedClip):
+                    owner.clips += 1
+                    owner.pixels.update(part.member)
+                    clips.append((owner, part.pixels_THWC))
+                else:
+                    owner.end = part
+                if len(clips) == self._batch:
+                    encode()
+            while waiting and waiting[0].complete:
+                yield waiting.popleft()
+        if clips:
+            encode()
+        yield from waiting
+
+    def _filled(self, clips: list[np.ndarray]) -> torch.Tensor:
+        filled = np.zeros((self._batch, *clips[0].shape), np.uint8)
+        for b, clip in enumerate(clips):
+            filled[b] = clip
+        return torch.from_numpy(filled).to(self._device)
+
+    def _encode(self, pixels_BTHWC: torch.Tensor, precision: str) -> np.ndarray:
+        with _reproducible(), torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return self._tokenizer.encode(pixels_BTHWC).cpu().numpy()
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    exact_cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    matmul, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    try:
+        with exact_cudnn:
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.set_num_threads(threads)

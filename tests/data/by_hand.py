@@ -1,0 +1,138 @@
+"""Caches and shards of given content, and small helpers that several test files of caches share."""
+
+import base64
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
+from data.cache.spec import sha256_of
+from data.clips import ClipSpec, Cuts, View
+from data.files import write_json
+from data.shards import sample_id
+from data.sources import Video
+
+VIDEOS = (Video("a.mp4", 5, "run", "g", "train"), Video("b.mp4", 6, "jump", "h", "test"))
+SPEC = CacheSpec(
+    tokenizer="fingerprint",
+    codes_shape=(2, 3, 3),
+    vocab_size=64,
+    levels=(8, 8),
+    clip=ClipSpec(frames=4, size=8, views=2),
+    precision="fp32",
+    encode_batch=2,
+    keep_pixels="none",
+    videos=VIDEOS,
+)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def all_codes(cache: TokenCache) -> np.ndarray:
+    return np.stack([cache.codes(i) for i in range(len(cache))])
+
+
+def expected_codes(path: str, views: int = 2, vocab_size: int = 64) -> np.ndarray:
+    """What make_cache writes for a video."""
+    rng = np.random.default_rng(int(sample_id(path), 16))
+    return rng.integers(vocab_size, size=(views, *SPEC.codes_shape))
+
+
+def flipped(content: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def some_cuts(views: int, real: int = 4) -> Cuts:
+    """Clips of four frames one behind the other; `real` of the frames of each exist."""
+    cut = [View(start=4 * v, stride=1, real=real, top=0, left=0, size=8, flip=False) for v in range(views)]
+    return Cuts(tuple(cut), 4 * views, 25.0)
+
+
+def written_by_hand(
+    caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray] | np.ndarray, shards: int | None = None
+) -> CacheWriter:
+    """A cache of the given codes, one video per shard, the first of them padded; not finished."""
+    writer = CacheWriter(caches, "hand", spec, 1)
+    writer.begin()
+    for number in writer.missing()[:shards]:
+        with writer.open_shard(number) as shard:
+            for video in writer.videos(number):
+                codes_Vthw = np.asarray(codes_N[number])
+                shard.add(video, codes_Vthw, some_cuts(len(codes_Vthw), real=4 - (number == 0)), {})
+            shard.commit()
+    return writer
+
+
+def filled(caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray], codebook_VC: np.ndarray | None = None) -> Path:
+    """A finished cache of the given codes, one video per shard, made as tokenize does it: shards are claimed."""
+    writer = CacheWriter(caches, "filled", spec, 1)
+    writer.begin()
+    try:
+        while writer.missing():
+            for number in writer.claims():
+                with writer.open_shard(number) as shard:
+                    (video,) = writer.videos(number)
+                    shard.add(video, codes_N[number], some_cuts(len(codes_N[number])), {})
+                    shard.commit()
+    finally:
+        writer.release_all()
+    writer.finish(codebook_VC)
+    return writer.folder
+
+
+def clip_checksums(codes_N: Sequence[np.ndarray]) -> dict[str, str]:
+    """What a shard's record says of the clips of its videos."""
+    sums = [xxh3_64_intdigest(clip.tobytes()) for codes_Vthw in codes_N for clip in codes_Vthw]
+    return {"clip_xxh3": base64.b64encode(np.array(sums, "<u8").tobytes()).decode()}
+
+
+def rewritten_record(folder: Path, number: int, **changes: Any) -> None:
+    """Change a shard's record, and the manifest with it, so that all checksums fit again."""
+    path = folder / "shards" / f"{number:06d}.json"
+    write_json(path, {**json.loads(path.read_text()), **changes})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][number]["record"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    rewritten_manifest(folder, shards=manifest["shards"])
+
+
+def rewritten_manifest(folder: Path, **changes: Any) -> None:
+    """Change a manifest so that key and checksum fit what it says."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    manifest.pop("checksum")
+    manifest["key"] = key_of(manifest["spec"])
+    write_json(folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
+
+
+class Child:
+    """A forked process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def wait(self) -> int:
+        """Its exit code, minus the signal if one killed it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def in_a_child(work: Callable[[], object]) -> Child:
+    """Do something in a forked process; it exits with 1 if that fails."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return Child(pid)

@@ -1,0 +1,168 @@
+"""How much damage of a shard is noticed, by a cache and by plain webdataset. Pure functions: a shard's path in, counts out.
+
+The shard belongs to a finished cache. Only copies of it are damaged.
+"""
+
+import io
+import random
+import shutil
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from data.cache import TokenCache
+from data.shards import DamagedCache
+
+Samples = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the content of a member lies in a tar."""
+
+    key: str
+    first: int
+    end: int
+    codes: int | None
+    """First byte of the clips' codes, if they are in this member."""
+
+
+def count_cuts(shard: Path, step: int = 64) -> Counter[str]:
+    """Cut a shard after every `step` bytes.
+
+    - `cuts`, and of them `refused`: DamagedCache when the cache is opened;
+    - what plain webdataset makes of them: see `by_webdataset`.
+    """
+    whole, counts = samples_of(shard), Counter[str]()
+    content = shard.read_bytes()
+    with _copied(shard) as (folder, tar):
+        for length in range(0, len(content), step):
+            tar.write_bytes(content[:length])
+            counts["cuts"] += 1
+            counts["refused"] += _refused(lambda: TokenCache.open(folder))
+            counts[by_webdataset(tar, whole)] += 1
+    return counts
+
+
+def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
+    """Flip one random bit of a shard, `flips` times.
+
+    - `flips`, and of them `verified`: DamagedCache of `TokenCache.verify`;
+    - `in_samples`: those within a member, and of them `named`: `damage` gives one line, with the sample's key;
+    - `outside`: the others, and of them `said`: `damage` says that no sample is damaged, and all can be read;
+    - `in_codes`: those within codes of clips, and of them `codes` and `gather`: refused when they are read that way;
+    - what plain webdataset makes of them: see `by_webdataset`.
+    """
+    whole, spans, draw = samples_of(shard), spans_of(shard), random.Random(seed)
+    counts: Counter[str] = Counter()
+    content = bytearray(shard.read_bytes())
+    with _copied(shard) as (folder, tar):
+        for _ in range(flips):
+            place, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
+            content[place] ^= bit
+            tar.write_bytes(content)
+            content[place] ^= bit
+            counts["flips"] += 1
+            cache = TokenCache.open(folder)
+            counts["verified"] += _refused(cache.verify)
+            counts.update(_at_reading(cache, shard.name, place, spans))
+            counts[by_webdataset(tar, whole)] += 1
+    return counts
+
+
+def count_flips_beside(folder: Path, flips: int, seed: int = 0) -> Counter[str]:
+    """Flip one random bit of a cache's manifest or of one of its records, `flips` times.
+
+    - `flips`, and of them `refused`: DamagedCache when the cache is opened.
+    """
+    draw, counts = random.Random(seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(shutil.copytree(folder, Path(temporary, folder.name)))
+        files = [copy / "manifest.json", *sorted((copy / "shards").glob("*.json"))]
+        for _ in range(flips):
+            path = draw.choices(files, [file.stat().st_size for file in files])[0]
+            content = path.read_bytes()
+            changed = bytearray(content)
+            changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed)
+            counts["flips"] += 1
+            counts["refused"] += _refused(lambda: TokenCache.open(copy).verify())
+            path.write_bytes(content)
+    return counts
+
+
+def by_webdataset(tar: Path, whole: Samples) -> str:
+    """What plain webdataset makes of a damaged shard.
+
+    `raised` an exception; or without a word: `fewer` samples than there were (or more), as many but `changed`, the `same`.
+    """
+    try:
+        found = samples_of(tar)
+    except Exception:
+        return "webdataset: raised"
+    if len(found) != len(whole):
+        return "webdataset: fewer"
+    return "webdataset: same" if found == whole else "webdataset: changed"
+
+
+def samples_of(tar: Path) -> Samples:
+    """What plain webdataset reads."""
+    samples = webdataset.WebDataset(str(tar), shardshuffle=False)
+    return [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in samples]
+
+
+def spans_of(shard: Path) -> list[Span]:
+    """Members of a whole shard, found by Python's tarfile."""
+    spans = []
+    with tarfile.open(shard) as archive:
+        for member in archive.getmembers():
+            end, codes = member.offset_data + member.size, None
+            file = archive.extractfile(member)
+            if member.name.endswith(".codes.npy") and file is not None:
+                codes = end - np.load(io.BytesIO(file.read()), allow_pickle=False).nbytes
+            spans.append(Span(member.name.partition(".")[0], member.offset_data, end, codes))
+    return spans
+
+
+def _at_reading(cache: TokenCache, name: str, place: int, spans: list[Span]) -> Counter[str]:
+    """Whether the damage at a place of a shard is noticed when its samples are read."""
+    shard = next(shard for shard in cache.shards if shard.name == name)
+    span = next((span for span in spans if span.first <= place < span.end), None)
+    lines, rows = shard.damage(), range(len(shard.video_N))
+    if span is None:
+        said = len(lines) == 1 and "outside its samples" in lines[0]
+        readable = not any(_refused(lambda row=row: shard.codes(row)) for row in rows)  # type: ignore[misc]
+        return Counter(outside=1, said=said and readable)
+    counts = Counter(in_samples=1, named=len(lines) == 1 and span.key in lines[0])
+    if span.codes is None or place < span.codes:
+        return counts
+    row = next(row for row in rows if shard.key(row) == span.key)
+    video = sum(len(other.video_N) for other in cache.shards if other.name < name) + row
+    view = (place - span.codes) * int(cache.views_N[video]) // (span.end - span.codes)
+    gathered = _refused(lambda: cache.clips.gather(np.array([video]), np.array([view])))
+    counts.update(in_codes=1, codes=_refused(lambda: cache.codes(video)), gather=gathered)
+    return counts
+
+
+def _refused(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except DamagedCache:
+        return True
+    return False
+
+
+@contextmanager
+def _copied(shard: Path) -> Iterator[tuple[Path, Path]]:
+    """A copy of the cache of a shard, and of the shard."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(shutil.copytree(shard.parent.parent, Path(temporary, shard.parent.parent.name)))
+        yield folder, folder / "shards" / shard.name

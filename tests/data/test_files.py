@@ -1,0 +1,300 @@
+"""Files that processes share: whole or not there, the first writer wins, and a piece of work belongs to one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data import files
+from data.files import Claim, compact, machine, remove_left_overs, temporary_name, write_bytes, write_first, write_json
+
+from .by_hand import in_a_child
+
+DEAD = 99_999_999
+"""A process that there is not: Linux counts to 2**22."""
+
+
+@pytest.fixture
+def other_process() -> Iterator[psutil.Process]:
+    """A process that lives as long as the test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def claimed_by(path: Path, machine: str, process: int, started: float, age: float = 0) -> Claim:
+    """A claim that another process has made."""
+    path.symlink_to(f"{machine}:{process}:{started:.2f}")
+    moment = time.time() - age
+    os.utime(path, (moment, moment), follow_symlinks=False)
+    return Claim(path)
+
+
+# --- whole or not there
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_first])
+def test_file_is_written_whole_and_alone(tmp_path: Path, write: Callable[[Path, bytes], None]) -> None:
+    write(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"long content")
+    write_bytes(tmp_path / "a", b"short")
+    assert (tmp_path / "a").read_bytes() == b"short"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_json_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": [2]})
+    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
+
+
+def test_json_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": {"b": 1, "a": 2}, "w": "\udcff\n"})
+    write_json(tmp_path / "b", {"w": "\udcff\n", "x": {"a": 2, "b": 1}})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads((tmp_path / "a").read_text()) == {"w": "\udcff\n", "x": {"a": 2, "b": 1}}
+    assert compact({"b": 1, "a": [1, 2]}) == '{"a":[1,2],"b":1}'
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_first])
+@pytest.mark.parametrize("step", ["fsync", "replace", "link"])
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, bytes], None], step: str
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    class Stopped(BaseException):
+        """Like Ctrl-C."""
+
+    def fails(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(files.os, step, fails)
+    if step in ("fsync", "replace" if write is write_bytes else "link"):
+        with pytest.raises(Stopped):
+            write(tmp_path / "a", b"new")
+        assert (tmp_path / "a").read_bytes() == b"old"
+    else:
+        write(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+    contents = {bytes([letter]) * 300_000 for letter in b"abc"}
+    path = tmp_path / "a"
+    write_bytes(path, b"a" * 300_000)
+    stopped = threading.Event()
+
+    def writes() -> None:
+        while not stopped.is_set():
+            for content in contents:
+                write_bytes(path, content)
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    try:
+        seen = {path.read_bytes() for _ in range(200)}
+    finally:
+        stopped.set()
+        writer.join()
+    assert seen <= contents
+
+
+# --- the first writer wins
+
+
+def test_first_content_stays(tmp_path: Path) -> None:
+    write_first(tmp_path / "a", b"first")
+    write_first(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_of_many_processes_that_write_at_once_one_wins_and_all_read_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def writes() -> None:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.001)
+        write_first(path, str(os.getpid()).encode() * 1000)
+        (tmp_path / f"read by {os.getpid()}").write_bytes(path.read_bytes())
+
+    children = [in_a_child(writes) for _ in range(6)]
+    (tmp_path / "go").touch()
+    assert [child.wait() for child in children] == [0] * 6
+    read = {found.read_bytes() for found in tmp_path.glob("read by *")}
+    assert read == {path.read_bytes()}
+    assert path.read_bytes() in [str(child.pid).encode() * 1000 for child in children]
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_first_writer_wins_where_the_file_system_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(files.os, "link", no_links)
+    write_first(tmp_path / "a", b"first")
+    write_first(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+# --- claims
+
+
+def test_a_claim_is_ours_until_we_release_it(tmp_path: Path) -> None:
+    claim, same = Claim(tmp_path / "0.claim"), Claim(tmp_path / "0.claim")
+    assert claim.take()
+    assert not same.take(), "not even the process that has it gets it twice"
+    claim.release()
+    assert os.listdir(tmp_path) == []
+    assert same.take()
+
+
+def test_a_claim_that_is_gone_can_be_released_and_kept(tmp_path: Path) -> None:
+    claim = Claim(tmp_path / "0.claim")
+    claim.keep()
+    claim.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_of_many_processes_one_gets_the_claim(tmp_path: Path) -> None:
+    def takes() -> None:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.001)
+        taken = Claim(tmp_path / "0.claim").take()
+        (tmp_path / f"{os.getpid()} {taken}").touch()
+        while not (tmp_path / "end").exists():  # alive until all have tried
+            time.sleep(0.001)
+
+    children = [in_a_child(takes) for _ in range(6)]
+    (tmp_path / "go").touch()
+    while len(list(tmp_path.glob("* *"))) < 6:
+        time.sleep(0.001)
+    (tmp_path / "end").touch()
+    assert [child.wait() for child in children] == [0] * 6
+    assert len(list(tmp_path.glob("* True"))) == 1
+
+
+def test_claim_of_a_living_process_is_respected_however_old(tmp_path: Path, other_process: psutil.Process) -> None:
+    started = other_process.create_time()
+    claim = claimed_by(tmp_path / "0.claim", machine(), other_process.pid, started, age=1e6)
+    assert not claim.take()
+    remove_left_overs(tmp_path)
+    assert (tmp_path / "0.claim").is_symlink()
+
+
+def test_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    def takes_and_dies() -> None:
+        assert Claim(tmp_path / "0.claim").take()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(takes_and_dies).wait() == -signal.SIGKILL
+    assert (tmp_path / "0.claim").is_symlink()
+    assert Claim(tmp_path / "0.claim").take()
+    assert os.readlink(tmp_path / "0.claim").split(":")[1] == str(os.getpid())
+
+
+def test_claim_of_a_killed_process_is_taken_over_before_its_parent_has_noticed(tmp_path: Path) -> None:
+    """A process whose parent does not wait for it, as in a container without an init, stays in the table when dead."""
+
+    def takes_and_dies() -> None:
+        assert Claim(tmp_path / "0.claim").take()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = in_a_child(takes_and_dies)
+    try:
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
+        assert Claim(tmp_path / "0.claim").take()
+    finally:
+        child.wait()
+
+
+def test_claim_of_a_dead_process_whose_number_another_one_got_is_taken_over(
+    tmp_path: Path, other_process: psutil.Process
+) -> None:
+    before = other_process.create_time() - 5
+    assert claimed_by(tmp_path / "0.claim", machine(), other_process.pid, before).take()
+
+
+@pytest.mark.parametrize(("age", "taken"), [(0, False), (120, False), (300, True)])
+def test_claim_of_another_machine_is_respected_until_it_was_silent_for_long(
+    tmp_path: Path, age: float, taken: bool
+) -> None:
+    claim = claimed_by(tmp_path / "0.claim", "another machine:80", DEAD, 1.0, age)
+    assert claim.take() == taken
+
+
+def test_a_sign_of_life_keeps_the_claim_of_another_machine(tmp_path: Path) -> None:
+    claim = claimed_by(tmp_path / "0.claim", "another machine", DEAD, 1.0, age=1000)
+    claim.keep()
+    assert not claim.take()
+
+
+@pytest.mark.parametrize("target", ["nonsense", "a:b:c", f"{machine()}:x:1.00"])
+def test_claim_that_names_nobody_is_taken_over_only_when_it_is_old(tmp_path: Path, target: str) -> None:
+    (tmp_path / "0.claim").symlink_to(target)
+    assert not Claim(tmp_path / "0.claim").take()
+    os.utime(tmp_path / "0.claim", (1e9, 1e9), follow_symlinks=False)
+    assert Claim(tmp_path / "0.claim").take()
+
+
+def test_where_there_are_no_links_all_work_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(files.os, "symlink", no_links)
+    claim = Claim(tmp_path / "0.claim")
+    assert claim.take()
+    claim.keep()
+    claim.release()
+    assert os.listdir(tmp_path) == []
+
+
+# --- left-overs
+
+
+def test_left_overs_of_dead_processes_go_and_those_of_living_ones_stay(
+    tmp_path: Path, other_process: psutil.Process
+) -> None:
+    node = machine()
+    gone = [f"0.tar.tmp-{node}-{DEAD}", f"0.json.tmp-{node}-{DEAD}", "old.tar.tmp-far-away-3"]
+    stay = [f"1.tar.tmp-{node}-{other_process.pid}", "2.tar.tmp-far-away-3", "3.tar", "3.json", "a.tmp", "b.tmp-"]
+    stay.append(temporary_name(tmp_path / "own").name)
+    for name in (*gone, *stay):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "old.tar.tmp-far-away-3", (1e9, 1e9))
+    claimed_by(tmp_path / "0.claim", node, DEAD, 1.0)
+    claimed_by(tmp_path / "1.claim", node, other_process.pid, other_process.create_time(), age=1e6)
+    claimed_by(tmp_path / "2.claim", "far-away", 3, 1.0)
+    claimed_by(tmp_path / "3.claim", "far-away", 3, 1.0, age=1e6)
+    remove_left_overs(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*stay, "1.claim", "2.claim"])
+
+
+def test_nothing_is_removed_where_a_claim_of_a_dead_process_leads(tmp_path: Path) -> None:
+    """The target of the link is a name, not a place, but nobody hinders a place of that name to exist."""
+    place = tmp_path / f"{machine()}:{DEAD}:1.00"
+    place.write_text("precious")
+    claimed_by(tmp_path / "0.claim", machine(), DEAD, 1.0)
+    remove_left_overs(tmp_path)
+    assert os.listdir(tmp_path) == [place.name]
+    assert place.read_text() == "precious"
