@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -11,7 +11,7 @@ U = TypeVar("U")
 
 def ahead(
     jobs: Iterable[T], work: Callable[[T], Iterator[U]], workers: int, depth: int
-) -> Iterator[tuple[T, Iterator[U]]]:
+) -> Generator[tuple[T, Iterator[U]], None, None]:
     """For each job, in order, the job and what `work` gives for it, made ahead by `workers` threads (0: by the caller).
 
     Memory holds the results of `workers` + 2 jobs, at most `depth` of each and one that waits for room. What a job gives

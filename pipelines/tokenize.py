@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -166,7 +167,8 @@ def fill(
     try:
         while writer.missing():
             if not _make_shards(writer, first, config, source, encoder, max(workers, 0), bar):
-                time.sleep(0.5)  # others are at the last ones
+                bar.set_postfix_str("waiting for the shards that other processes are making")
+                time.sleep(0.5)
             left = sum(len(writer.videos(n)) for n in writer.missing())
             bar.update(max(0, (bar.total or 0) - left - bar.n))
     finally:
@@ -189,8 +191,8 @@ def _make_shards(
         return decode(source, job[1], config.clip, config.keep_pixels)
 
     made = 0
-    with ThreadPoolExecutor(1) as behind:
-        videos = ahead(jobs(), decoded, workers, depth=config.encode_batch)
+    decoding = ahead(jobs(), decoded, workers, depth=config.encode_batch)
+    with ThreadPoolExecutor(1) as behind, closing(decoding) as videos:
         for number, group in groupby(videos, key=lambda item: item[0][0]):
             with writer.open_shard(number) as shard:
                 written = deque([behind.submit(lambda: None)])

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest
 
 from data.cache.spec import code_dtype
 from data.cache.storage import Files
@@ -86,7 +86,7 @@ class ShardIndex:
         if count and not 0 <= self.video_N.min() <= self.video_N.max() < len(self._videos):
             raise ValueError("names a video that is not in the list")
         self._places = {extension: self._place(place, count) for extension, place in record["members"].items()}
-        self.checksum_C = np.frombuffer(base64.b64decode(record["clip_xxh3"], validate=True), "<u8")
+        self.checksum_C = np.frombuffer(base64.b64decode(record["clip_xxh3"], validate=True), "V8")
         if len(self.checksum_C) != sum(self.views_N.tolist()):  # Python's sum does not overflow
             raise ValueError("has not one checksum for each clip")
         self.start_N = self._starts(count)
@@ -239,15 +239,17 @@ class ClipIndex:
         """
         if ((views_B < 0) | (views_B >= self.views_N[rows_B])).any():
             raise IndexError("no such view")
-        offsets = (self._start_N[rows_B] + views_B * self._clip_bytes).tolist()
-        size, part, names = self._clip_bytes, self._files.part, self._names
-        clips = [part(names[s], o, size) for s, o in zip(self.shard_N[rows_B].tolist(), offsets, strict=True)]
+        size = self._clip_bytes
+        offsets = (self._start_N[rows_B] + views_B * size).tolist()
+        clips = self._files.parts([self._names[shard] for shard in self.shard_N[rows_B].tolist()], offsets, size)
         content = bytearray().join(clips)  # tensors want memory that can be written to
         if self._checked:
-            expected = self._checksum_C[self._first_N[rows_B] + views_B].tolist()
-            found = list(map(xxh3_64_intdigest, clips))
-            if found != expected:
-                self._refuse(rows_B, views_B, [a == b for a, b in zip(found, expected, strict=True)])
+            expected = self._checksum_C[self._first_N[rows_B] + views_B]
+            if b"".join(map(xxh3_64_digest, clips)) != expected.tobytes():
+                good = [
+                    xxh3_64_digest(clip) == checksum.tobytes() for clip, checksum in zip(clips, expected, strict=True)
+                ]
+                self._refuse(rows_B, views_B, good)
         if len(content) != size * len(rows_B):
             self._refuse(rows_B, views_B, [len(clip) == size for clip in clips])
         codes_Bthw = np.frombuffer(content, self._dtype).reshape(len(rows_B), *self._shape)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest
 
 from data.cache.index import ShardIndex, open_shards
 from data.cache.spec import FORMAT, CacheSpec, key_of, sha256_of
@@ -205,7 +205,7 @@ class CodeShard:
         self._cache, self._number, self._spec = writer, number, writer.spec
         self._writer = ShardWriter(writer.shards, number, ("video", "views", "padded", "frames"))
         self._row = {video.path: number * writer.shard_size + i for i, video in enumerate(writer.videos(number))}
-        self._checksums: list[int] = []
+        self._checksums: list[bytes] = []
         self._skipped: list[dict[str, str]] = []
         self._compared = {"codes": 0, "differ": 0}
 
@@ -243,7 +243,7 @@ class CodeShard:
         if codes_Vthw.min() < 0 or codes_Vthw.max() >= spec.vocab_size:
             raise ValueError(f"the tokenizer gave codes beyond its {spec.vocab_size}")
         packed_Vthw = np.ascontiguousarray(codes_Vthw.astype(spec.dtype))
-        self._checksums += [xxh3_64_intdigest(clip) for clip in packed_Vthw]
+        self._checksums += [xxh3_64_digest(clip) for clip in packed_Vthw]
         self._writer.add(
             sample_id(video.path),
             {"codes.npy": to_npy(packed_Vthw), **members},
@@ -257,7 +257,7 @@ class CodeShard:
 
     def commit(self) -> None:
         """Finish the tar and write its record."""
-        checksums = base64.b64encode(np.array(self._checksums, "<u8").tobytes()).decode()
+        checksums = base64.b64encode(b"".join(self._checksums)).decode()
         facts: dict[str, Any] = {"clip_xxh3": checksums, "skipped": self._skipped}
         if self._spec.precision == "bf16":
             facts["compared"] = self._compared

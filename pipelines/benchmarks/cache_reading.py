@@ -37,7 +37,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
         ways: dict[str, Callable[[], Iterable[Any]]] = {
             "ours": partial(_ours, cache, workers),
             "unchecked": partial(_ours, unchecked, workers),
-            "memmap": partial(_loader, _Mapped(mapped, len(cache)), workers),
+            "memmap": partial(_loaded, _Mapped(mapped, len(cache)), workers),
             "webdataset": partial(_webdataset, cache, workers),
         }
         speeds = _race(ways, count)
@@ -57,10 +57,11 @@ def _row(what: str, speeds: dict[str, float], peer: str, name: str, reach: str) 
 
 
 def _race(ways: dict[str, Callable[[], Iterable[Any]]], count: int) -> dict[str, float]:
-    """Clips per second of each; webdataset gets a tenth of the batches, for it would take minutes."""
+    """Clips per second of each, in another order each round; webdataset gets a tenth of the batches, it is slow."""
     seen: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS):
-        for name, way in ways.items():
+    order = list(ways.items())
+    for round_ in range(_ROUNDS):
+        for name, way in order[round_ % len(order) :] + order[: round_ % len(order)]:
             wanted = count // 10 if name == "webdataset" else count
             stream = iter(way())
             for _ in islice(stream, 8):  # workers start, files are opened
@@ -74,14 +75,12 @@ def _race(ways: dict[str, Callable[[], Iterable[Any]]], count: int) -> dict[str,
 
 def _ours(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
     plan = BatchPlan(samples=len(cache), batch_size=_BATCH, seed=0)
-    dataset = TokenDataset(cache, range(len(cache)), plan)
+    return _loaded(TokenDataset(cache, range(len(cache)), plan), workers)
+
+
+def _loaded(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
+    """The same way from the workers to int64 tensors for both."""
     return (batch["codes_BTHW"] for batch in batches(dataset, range(10**6), workers))
-
-
-def _loader(dataset: Any, workers: int) -> DataLoader:
-    context = "forkserver" if workers else None
-    steps = None if isinstance(dataset, torch.utils.data.IterableDataset) else range(10**6)
-    return DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, multiprocessing_context=context)
 
 
 def _one_array(file: Path, cache: TokenCache) -> tuple[Path, tuple[int, ...]]:
@@ -102,12 +101,12 @@ class _Mapped(Dataset):
         self._codes_NTHW: np.ndarray | None = None
         self._order = np.random.default_rng(0).permutation(videos)
 
-    def __getitem__(self, step: int) -> torch.Tensor:
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         if self._codes_NTHW is None:
             self._codes_NTHW = np.memmap(self._mapped[0], "<u2", "r", shape=self._mapped[1])
         first = step * _BATCH % (self._videos - _BATCH)
         rows_B = self._order[first : first + _BATCH] * _VIEWS + step % _VIEWS
-        return torch.from_numpy(self._codes_NTHW[rows_B])
+        return {"codes_BTHW": self._codes_NTHW[rows_B]}
 
 
 def _webdataset(cache: TokenCache, workers: int) -> DataLoader:
@@ -115,7 +114,9 @@ def _webdataset(cache: TokenCache, workers: int) -> DataLoader:
     urls = [f"{cache.address}/{shard.file}" for shard in cache.shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
     stages = dataset.shuffle(1000).map(_one_view).batched(_BATCH, collation_fn=np.stack).repeat()
-    return _loader(stages.map(torch.from_numpy), workers)
+    context = "forkserver" if workers else None
+    codes = stages.map(torch.from_numpy)
+    return DataLoader(codes, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
 
 def _one_view(sample: dict[str, Any]) -> np.ndarray:

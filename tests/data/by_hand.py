@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest
 
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
 from data.cache.spec import sha256_of
@@ -93,8 +93,8 @@ def filled(caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray], codeboo
 
 def clip_checksums(codes_N: Sequence[np.ndarray]) -> dict[str, str]:
     """What a shard's record says of the clips of its videos."""
-    sums = [xxh3_64_intdigest(clip.tobytes()) for codes_Vthw in codes_N for clip in codes_Vthw]
-    return {"clip_xxh3": base64.b64encode(np.array(sums, "<u8").tobytes()).decode()}
+    sums = [xxh3_64_digest(clip.tobytes()) for codes_Vthw in codes_N for clip in codes_Vthw]
+    return {"clip_xxh3": base64.b64encode(b"".join(sums)).decode()}
 
 
 def rewritten_record(folder: Path, number: int, **changes: Any) -> None:
