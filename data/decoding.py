@@ -1,8 +1,8 @@
 """Open a video, decode it from start to end, and say so if anything in it is damaged. No seeking, one thread.
 
 Decoders conceal errors: of files with 200 overwritten bytes most still decode to the full number of frames. So the
-decoder is told to raise (`err_detect=explode`), frames marked corrupt are refused, and the last timestamp is held
-against the declared duration.
+decoder is told to raise, frames marked corrupt are refused, the container's checksums and indices are verified
+(`damage.py`), and the last timestamp is held against the declared duration.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,9 +13,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-VERSION = f"pyav-{av.__version__}"
+from data.damage import container_damage, overrun_decoder
+
+VERSION = f"pyav-{av.__version__} checks-2"
+"""What decides which frames a video has and whether it is refused; part of a cache's key."""
 # Demuxers for files that hold a video; without this list a text file can be a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
+# More to refuse than outright errors: bits left over behind a picture. Elsewhere good videos have those.
+_STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
 _MISSING = 3  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
 
 
@@ -109,7 +114,7 @@ class _Declared:
     seconds: float
     start: float
     rate: float
-    counts_frames: bool  # the number of frames is written in the file, not computed from its duration
+    counts_frames: bool  # the number of frames is in the file, not computed from its duration; AVI counts pauses in
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -126,7 +131,8 @@ def _declared(container: av.container.InputContainer) -> _Declared:
     rate = float(stream.average_rate or 0)
     seconds = (container.duration or 0) / av.time_base
     frames = stream.frames or round(seconds * rate)
-    return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, bool(stream.frames))
+    counts_frames = bool(stream.frames) and container.format.name != "avi"
+    return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, counts_frames)
 
 
 def _decode(
@@ -135,14 +141,19 @@ def _decode(
     count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
     with _open(path) as container:
+        if damage := container_damage(path, container.format.name):
+            raise DamagedVideo(damage)
         declared = _declared(container)
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {"err_detect": "explode" + _STRICTER.get(stream.codec_context.name, "")}
+        overrun = overrun_decoder(stream.codec_context)
         try:
             for packet in container.demux():  # of all streams: the file ends where the last of them ends
                 end = max(end, _end(packet, declared.rate))
                 hidden += packet.stream is stream and packet.is_discard  # cut away by an edit list
+                if overrun and packet.stream is stream:
+                    overrun.decode(packet)
                 for frame in packet.decode() if packet.stream is stream else ():
                     if frame.is_corrupt:
                         raise DamagedVideo(f"frame {count} is corrupt")
@@ -172,7 +183,8 @@ def _refuse_early_end(declared: _Declared, count: int, hidden: int, end: float) 
     if declared.counts_frames:
         missing = declared.frames - count - hidden
     else:  # durations count from zero in some formats and from the first picture in others: believe the milder
-        missing = round((declared.seconds - max(end, end - declared.start)) * declared.rate)
+        rate = min(declared.rate, count / end) if end > 0 else declared.rate  # an AVI may tick faster than frames come
+        missing = round((declared.seconds - max(end, end - declared.start)) * rate)
     if missing > _MISSING:
         raise DamagedVideo(f"ends early: {count} frames of about {count + missing}")
 
