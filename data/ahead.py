@@ -10,12 +10,13 @@ U = TypeVar("U")
 
 
 def ahead(
-    jobs: Iterable[T], work: Callable[[T], Iterator[U]], workers: int, depth: int
+    jobs: Iterable[T], work: Callable[[T], Iterator[U]], workers: int, depth: int, window: int | None = None
 ) -> Generator[tuple[T, Iterator[U]], None, None]:
     """For each job, in order, the job and what `work` gives for it, made ahead by `workers` threads (0: by the caller).
 
-    Memory holds the results of `workers` + 2 jobs, at most `depth` of each and one that waits for room. What a job gives
-    must be used up before the next is asked for. An exception of a job reaches the caller where its results are read.
+    Memory holds the results of `window` jobs (at least `workers` + 2, the default), at most `depth` of each and one that
+    waits for room. What a job gives must be used up before the next is asked for. An exception of a job reaches the
+    caller where its results are read.
     """
     if workers == 0:
         yield from ((job, work(job)) for job in jobs)
@@ -25,7 +26,7 @@ def ahead(
     for thread in threads:
         thread.start()
     try:
-        crew.free.release(workers + 2)
+        crew.free.release(max(workers + 2, window or 0))
         while (entry := crew.next()) is not None:
             yield entry[0], iter(entry[1])
             crew.free.release()

@@ -95,7 +95,7 @@ def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
     height, width = _shape(frame, short_side)
     scale = short_side / min(frame.width, frame.height)
     pixels_HWC = frame.reformat(
-        width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC"
+        width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC", threads=1
     ).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels_HWC, k=round(getattr(frame, "rotation", 0) / 90) % 4))
 

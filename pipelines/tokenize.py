@@ -34,6 +34,9 @@ from pipelines.train_tokenizer import COLLAPSED, TrainTokenizer, collapse_warnin
 from pipelines.training import make_accelerator
 from tokenizer import VideoTokenizer, load_tokenizer
 
+DECODED_AHEAD = 2**28
+"""Bytes of decoded clips that a process may hold."""
+
 
 @dataclass(kw_only=True)
 class Tokenize:
@@ -177,6 +180,12 @@ def fill(
     accelerator.wait_for_everyone()
 
 
+def videos_ahead(config: Tokenize) -> int:
+    """Videos whose clips may wait to be encoded: some take long to decode, so as many as memory and claims allow."""
+    clip_bytes = config.clip.frames * config.clip.size**2 * 3
+    return min(config.shard_size, DECODED_AHEAD // (config.encode_batch * clip_bytes))
+
+
 def _make_shards(
     writer: CacheWriter, first: int, config: Tokenize, source: Source, encoder: Encoder, workers: int, bar: tqdm
 ) -> int:
@@ -191,7 +200,7 @@ def _make_shards(
         return decode(source, job[1], config.clip, config.keep_pixels)
 
     made = 0
-    decoding = ahead(jobs(), decoded, workers, depth=config.encode_batch)
+    decoding = ahead(jobs(), decoded, workers, config.encode_batch, videos_ahead(config))
     with ThreadPoolExecutor(1) as behind, closing(decoding) as videos:
         for number, group in groupby(videos, key=lambda item: item[0][0]):
             with writer.open_shard(number) as shard:

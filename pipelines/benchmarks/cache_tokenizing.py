@@ -85,7 +85,7 @@ def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
     def work(video: Video) -> Iterator[Decoded]:
         return decode(source, video, clip, "none")
 
-    parts = (part for _, given in ahead(source.videos, work, workers, depth=8) for part in given)
+    parts = (part for _, given in ahead(source.videos, work, workers, 8, 256) for part in given)
     return sum(isinstance(part, DecodedClip) for part in parts)
 
 
