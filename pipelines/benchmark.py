@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.cache.tool import table
 from data.clips import ClipSpec
 from pipelines.benchmarks import Row, cache_damage, cache_memory, cache_reading, cache_reuse, cache_tokenizing
-from pipelines.cache_tool import table
 from pipelines.run import command, device_name, start_accelerator
 
 

@@ -30,7 +30,7 @@ def _imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_package_imports_only_what_lies_below_it(path: Path) -> None:
-    package = "pipelines" if path.name == "__main__.py" else path.relative_to(ROOT).parts[0]  # entry points compose
+    package = path.relative_to(ROOT).parts[0]
     assert (_imports(path) & set(PACKAGES)) <= ALLOWED[package]
 
 

@@ -15,6 +15,7 @@ storage.py    the files of a folder or behind an address
 stream.py     a cache as a webdataset pipeline
 catalogue.py  finding and listing caches
 merge.py      joining caches
+tool.py       python -m data.cache list | show | verify | merge | export
 """
 
 from data.cache.catalogue import find_cache

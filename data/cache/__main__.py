@@ -1,6 +1,6 @@
-"""`python -m data.cache`: an entry point, so it may compose all packages (pipelines/cache_tool.py)."""
+"""`python -m data.cache` (tool.py)."""
 
-from pipelines.cache_tool import main
+from data.cache.tool import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """python -m data.cache: What caches there are, whether they are whole, joining them, looking into them."""
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -16,14 +17,13 @@ from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
 from data.shards import sample_id
-from pipelines.config import fail
 
 NAME = "python -m data.cache"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(fail(self.prog, f"{message} (--help lists the flags)"))
+        sys.exit(_fail(f"{message} (--help lists the flags)", self.prog))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,12 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         answer, text, code = arguments.command(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(fail(NAME, str(error)))
+        sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
-        fail(NAME, "interrupted")
+        _fail("interrupted")
         sys.exit(130)
     print(json.dumps(answer) if arguments.json else text)
     sys.exit(code)
+
+
+def _fail(message: str, name: str = NAME) -> int:
+    """One line on stderr; returns the exit code of a user's mistake."""
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,8 +159,8 @@ def _merge(arguments: argparse.Namespace) -> tuple[Any, str, int]:
 
 
 def _export(arguments: argparse.Namespace) -> tuple[Any, str, int]:
-    from pipelines.export import export_clips  # needs torch's and the tokenizer's seconds
-
+    # Pictures of codes need a tokenizer, which this package does not know: the pipeline is called by its name.
+    export_clips = importlib.import_module("pipelines.export").export_clips
     cache = _opened(arguments, arguments.cache)
     rows = [row_of(cache, wanted) for wanted in arguments.sample]
     rows = rows or sorted({i * (len(cache) - 1) // 3 for i in range(4)})
