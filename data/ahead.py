@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -33,8 +34,9 @@ def ahead(
     finally:
         crew.stopped.set()
         crew.free.release(workers)
-        for thread in threads:
-            thread.join(timeout=5)  # one that is within a long video ends with the program
+        deadline = time.monotonic() + 2
+        for thread in threads:  # one that is within a long video ends with the program
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class _Crew(Generic[T, U]):

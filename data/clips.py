@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -83,10 +84,6 @@ class Clips:
 
     pixels_VTHWC: np.ndarray
     views: tuple[View, ...]
-
-    @property
-    def padded(self) -> bool:
-        return any(view.real < self.pixels_VTHWC.shape[1] for view in self.views)
 
 
 _COLUMNS = ("start", "real", "top", "left", "flip")
@@ -162,7 +159,7 @@ def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterato
         total, numbers, rate = len(clip), wanted(len(clip)), None
         pixels = clip[numbers]
     else:
-        frames = read_frames(source.root / video.path, spec.size, wanted)
+        frames = read_frames(_as_listed(source, video), spec.size, wanted)
         total, numbers, pixels, rate = frames.total, wanted(frames.total), frames.pixels_THWC, frames.rate
     row = {number: i for i, number in enumerate(numbers)}
     views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(starts(total))]
@@ -204,12 +201,25 @@ def _every(source: Source, video: Video, spec: ClipSpec) -> Generator[np.ndarray
         clip = _rendered(video, spec)
         yield from clip[:: spec.stride]
         return len(clip), None
-    decoded = iter_frames(source.root / video.path, spec.size, lambda number: number % spec.stride == 0)
+    decoded = iter_frames(_as_listed(source, video), spec.size, lambda number: number % spec.stride == 0)
     while True:
         try:
             yield next(decoded)[1]
         except StopIteration as end:
             return end.value
+
+
+def _as_listed(source: Source, video: Video) -> Path:
+    """Where the video is; ValueError if it has another size than when it was listed."""
+    assert source.root is not None
+    path = source.root / video.path
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: is gone since it was listed") from None
+    if size != video.size:
+        raise ValueError(f"{path}: has changed since it was listed; run again")
+    return path
 
 
 def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:

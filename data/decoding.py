@@ -5,6 +5,7 @@ decoder is told to raise, frames marked corrupt are refused, the container's che
 (`damage.py`), and the last timestamp is held against the declared duration.
 """
 
+import errno
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,20 @@ import numpy as np
 
 from data.damage import container_damage, overrun_decoder
 
-VERSION = f"pyav-{av.__version__} checks-2"
+
+def _version(library: str) -> str:
+    return ".".join(map(str, av.library_versions[library]))
+
+
+VERSION = f"pyav-{av.__version__} avcodec-{_version('libavcodec')} swscale-{_version('libswscale')} checks-2"
 """What decides which frames a video has and whether it is refused; part of a cache's key."""
 # Demuxers for files that hold a video; without this list a text file can be a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
 # More to refuse than outright errors: bits left over behind a picture. Elsewhere good videos have those.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
+_SYSTEM_ERRORS = frozenset(
+    getattr(errno, name, None) for name in ("EACCES", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EBADF")
+)
 _MISSING = 3  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
 
 
@@ -84,10 +93,22 @@ def _as_damage(path: Path) -> Iterator[None]:
         if path.stat().st_size == 0:
             raise DamagedVideo("empty file")
         yield
-    except av.error.FFmpegError as error:
-        raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
     except FileNotFoundError:
-        raise DamagedVideo("is gone since it was listed") from None
+        raise FileNotFoundError(f"{path}: is gone since it was listed") from None
+    except av.error.FFmpegError as error:
+        _raise_if_not_the_videos_fault(error, path)
+        raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
+
+
+def _raise_if_not_the_videos_fault(error: Exception, path: Path) -> None:
+    """A disk that fails or a folder that is not mounted must not be recorded as damage: that would be for ever."""
+    number = getattr(error, "errno", None)
+    if number == errno.EIO:  # what some demuxers say of damage too; if the disk fails, reading fails here
+        with path.open("rb") as file:
+            while file.read(2**20):
+                pass
+    elif number in _SYSTEM_ERRORS:
+        raise OSError(f"{path}: cannot be read: {_one_line(error)}") from None
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
@@ -164,6 +185,7 @@ def _decode(
                         yield count, resized(frame, short_side)
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
+            _raise_if_not_the_videos_fault(error, path)
             raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
     _refuse_early_end(declared, count, hidden, end)
     return count, declared.rate or None

@@ -88,7 +88,7 @@ def remove_left_overs(folder: Path) -> None:
     for path in folder.glob("*.tmp-*-*"):
         owner, _, process = path.name.partition(".tmp-")[2].rpartition("-")
         dead = owner == machine() and process.isdigit() and _start_of(int(process)) is None
-        if dead or _age(path) > 86_400:
+        if dead or owner != machine() and _age(path) > 86_400:
             path.unlink(missing_ok=True)
     for path in folder.glob("*.claim"):
         if _abandoned(path):
@@ -145,7 +145,11 @@ def _start_of(process: int) -> str | None:
     """When a process of this machine began, for another may get its number; None if it is dead."""
     try:
         found = psutil.Process(process)
-        return None if found.status() == psutil.STATUS_ZOMBIE else f"{found.create_time():.2f}"
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return None
+        with suppress(OSError):  # in ticks since the machine started: psutil's seconds follow the clock when it is set
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{found.create_time():.2f}"
     except psutil.NoSuchProcess:
         return None
 

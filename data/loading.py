@@ -89,13 +89,19 @@ class BatchPlan:
         return {**self.__dict__, "_epochs": {}}
 
 
-def blocks_of(cache: TokenCache, rows: Sequence[int], share: float = 0.25) -> np.ndarray | None:
-    """The blocks in which the samples of a remote cache are read: neighbouring shards that fill a share of the memory for
-    them. None for a cache in a folder, where any sample is as near as any other."""
+def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
+    """The blocks in which the samples of a remote cache are read: neighbouring shards of which half the memory for them
+    holds all, so that the next block fits beside them; a larger shard is one by itself. None for a cache in a folder,
+    where any sample is as near as any other."""
     if not cache.remote:
         return None
-    sizes = np.array([shard.bytes for shard in cache.shards])
-    block_of_shard = np.cumsum(sizes) // max(int(MEMORY * share), int(sizes.max()))
+    block, room = -1, 0
+    block_of_shard = np.zeros(len(cache.shards), np.int64)
+    for number, shard in enumerate(cache.shards):
+        if shard.bytes > room:
+            block, room = block + 1, MEMORY // 2
+        room -= shard.bytes
+        block_of_shard[number] = block
     return np.unique(block_of_shard[cache.clips.shard_N[np.asarray(rows)]], return_inverse=True)[1]
 
 

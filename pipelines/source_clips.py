@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from data.cache import TokenCache
+from data.cache.reader import JOINED
 from data.clips import Cuts, iter_clips
 from data.decoding import DamagedVideo
 from data.sources import load_source
@@ -30,11 +31,12 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
         return
     videos = cache.made_with["videos"]
     try:
-        source = load_source(videos)
-        sizes = {video.path: video.size for video in source.videos}
+        sources = [load_source(name) for name in videos.split(JOINED)]
+        source_of = {(video.path, video.size): source for source in reversed(sources) for video in source.videos}
         for row, wanted in views.items():
             video = cache.videos[row]
-            if sizes.get(video.path) != video.size:
+            source = source_of.get((video.path, video.size))
+            if source is None:
                 raise ValueError(f"{video.path} is gone or has changed")
             clips = islice(iter_clips(source, video, cache.clip), wanted[-1] + 1)
             yield from (clip for view, clip in enumerate(clips) if view in wanted and not isinstance(clip, Cuts))

@@ -51,7 +51,8 @@ class Tokenize:
     caches: Path = Path("caches")
     """Where caches live."""
     keep_pixels: KeepPixels = "none"
-    """Keep the clips' pixels beside their codes: raw, or jpeg (a twentieth of the size)."""
+    """Keep the clips' pixels beside their codes: raw, or jpeg (a twentieth of the size). Those of one video are held in
+    memory until it is done, which counts with long ones and dense views."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the tokenizer; bf16 is faster on GPUs and changes a few codes in a thousand."""
     encode_batch: int = 8
@@ -92,7 +93,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
             codebook_VC = tokenizer.codebook()
             writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
     if accelerator.is_main_process:
-        writer.note({"tokenizer": chosen, "videos": config.videos})
+        _note(accelerator, writer, {"tokenizer": chosen, "videos": config.videos})
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     if cache.manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, cache.manifest["codes"]):
@@ -106,6 +107,14 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))
+
+
+def _note(accelerator: Accelerator, writer: CacheWriter, made_with: dict[str, str]) -> None:
+    """Say where things are; a finished cache on a disk that cannot be written to is as good."""
+    try:
+        writer.note(made_with)
+    except OSError as error:
+        say(accelerator, f"{writer.folder}: keeps its old note of where the videos are: {error}")
 
 
 def _trained_here(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
@@ -168,12 +177,12 @@ def fill(
     bar = progress(accelerator, sum(len(writer.videos(n)) for n in missing), "tokenize")
     first = len(missing) * accelerator.process_index // accelerator.num_processes
     try:
-        while writer.missing():
+        while missing:
             if not _make_shards(writer, first, config, source, encoder, max(workers, 0), bar):
                 bar.set_postfix_str("waiting for the shards that other processes are making")
-                time.sleep(0.5)
-            left = sum(len(writer.videos(n)) for n in writer.missing())
-            bar.update(max(0, (bar.total or 0) - left - bar.n))
+                time.sleep(1)
+            missing = writer.missing()
+            bar.update(max(0, (bar.total or 0) - sum(len(writer.videos(n)) for n in missing) - bar.n))
     finally:
         writer.release_all()
     bar.close()
@@ -207,7 +216,7 @@ def _make_shards(
                 written = deque([behind.submit(lambda: None)])
                 for encoded in encoder.videos(((video, parts) for (_, video), parts in group), shard.compare):
                     written.append(behind.submit(_add, shard, encoded))
-                    if len(written) > 32:
+                    if len(written) > 4:
                         written.popleft().result()
                     bar.update()
                 while written:

@@ -1,5 +1,7 @@
 """Finding caches, and what is to be said of each at a glance."""
 
+import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ def find_cache(caches: Path, wanted: str | None) -> str:
     Raises:
         ValueError: if there is none, or more than one.
     """
-    if wanted and (is_address(wanted) or Path(wanted, "manifest.json").exists()):
+    if wanted and (is_address(wanted) or any(Path(wanted, name).exists() for name in ("manifest.json", "plan.json"))):
         return wanted
     finished = [path.parent for path in caches.glob("*/manifest.json")]
     if wanted:
@@ -67,7 +69,7 @@ def list_caches(caches: Path) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    sizes = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    sizes = [status for path in folder.rglob("*") if (status := _status(path)) and stat.S_ISREG(status.st_mode)]
     whole: dict[str, Any] = {
         "bytes": sum(size.st_size for size in sizes),
         "changed": max((size.st_mtime for size in sizes), default=0.0),
@@ -77,6 +79,13 @@ def _entry(folder: Path) -> Entry:
     except (*MALFORMED, OSError, ZeroDivisionError) as error:
         state = f"damaged: {' '.join(str(error).split())}"
         return Entry(name=folder.name, state=state, **whole)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # somebody is at work there
+        return None
 
 
 def _said_of(files: Folder, folder: Path) -> dict[str, Any]:
@@ -91,8 +100,11 @@ def _said_of(files: Folder, folder: Path) -> dict[str, Any]:
         state = f"{done} of {-(-videos // plan['shard_size'])} shards"
         return {"state": state, "videos": videos, "clip": asdict(ClipSpec(**plan["spec"]["clip"])), **made}
     manifest = read_json(files, "manifest.json")
+    entries = [(folder / "shards" / entry["file"], entry["bytes"]) for entry in manifest["shards"]]
+    whole = sum((status := _status(tar)) is not None and status.st_size == size for tar, size in entries)
+    state = "complete" if whole == len(entries) else f"{whole} of {len(entries)} shards; run tokenize again"
     return {
-        "state": "complete" if manifest["format"] == FORMAT else f"of format {manifest['format']}",
+        "state": state if manifest["format"] == FORMAT else f"of format {manifest['format']}",
         "videos": len(manifest["spec"]["videos"]),
         "skipped": len(manifest["skipped"]),
         "clips": int(manifest["clips"]),

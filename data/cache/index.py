@@ -15,13 +15,29 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_digest
 
-from data.cache.spec import code_dtype
-from data.cache.storage import Files
+from data.cache.spec import FORMAT, code_dtype, key_of, sha256_of
+from data.cache.storage import Files, read_json
 from data.clips import recorded_views
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
 """What comes of JSON that is not what it should be."""
+
+
+def read_manifest(files: Files) -> dict[str, Any]:
+    """The manifest of a finished cache, as it was written.
+
+    Raises:
+        DamagedCache: if it is missing, of another format, or was changed.
+    """
+    where = f"{files.address}/manifest.json"
+    manifest = read_json(files, "manifest.json")
+    checksum = manifest.pop("checksum", None)
+    if manifest.get("format") != FORMAT:
+        raise DamagedCache(f"{where}: format {manifest.get('format')!r} is not {FORMAT}")
+    if checksum != sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
+        raise DamagedCache(f"{where}: was changed after it was written; its checksum does not fit")
+    return manifest
 
 
 def open_shards(

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.cache.reader import TokenCache
+import numpy as np
+
+from data.cache.reader import JOINED, TokenCache
 from data.cache.spec import CacheSpec
 from data.cache.writer import CacheWriter
 from data.clips import ClipSpec
@@ -29,7 +31,10 @@ def merge(
     """
     spec = _joined_spec(parts)
     writer = CacheWriter(caches, name, spec, parts[0].manifest["shard_size"])
+    if writer.finished:
+        return writer.folder
     writer.begin()
+    _refuse_other_codes(parts)
     places = {video.path: (part, i) for part in reversed(parts) for i, video in enumerate(part.videos)}
     reasons = {entry["path"]: entry["reason"] for part in reversed(parts) for entry in part.manifest["skipped"]}
 
@@ -57,9 +62,19 @@ def merge(
     finally:
         writer.release_all()
     writer.finish(parts[0].codebook())
-    made_with = [part.made_with for part in parts]
-    writer.note({key: " + ".join(dict.fromkeys(made[key] for made in made_with)) for key in ("tokenizer", "videos")})
+    sources = list(dict.fromkeys(source for part in parts for source in part.made_with["videos"].split(JOINED)))
+    writer.note({"tokenizer": parts[0].made_with["tokenizer"], "videos": JOINED.join(sources)})
     return writer.folder
+
+
+def _refuse_other_codes(parts: Sequence[TokenCache]) -> None:
+    """A list tells videos apart by path and size only; the codes tell more."""
+    seen: dict[str, tuple[TokenCache, int]] = {}
+    for part in parts:
+        for index, video in enumerate(part.videos):
+            first, place = seen.setdefault(video.path, (part, index))
+            if first is not part and not np.array_equal(first.codes(place), part.codes(index)):
+                raise ValueError(f"{part.address} and {first.address}: {video.path} is another video in each")
 
 
 def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:

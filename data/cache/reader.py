@@ -12,13 +12,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from data.cache.index import MALFORMED, ClipIndex, ShardIndex, open_shards
-from data.cache.spec import FORMAT, key_of, sha256_of
+from data.cache.index import MALFORMED, ClipIndex, ShardIndex, open_shards, read_manifest
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
 from data.pixels import unpack_pixels
 from data.shards import DamagedCache
 from data.sources import Video
+
+JOINED = " + "
+"""Between the names of several sources, of a cache that was merged."""
 
 
 class TokenCache:
@@ -41,12 +43,7 @@ class TokenCache:
             unfinished = Path(address, "plan.json").exists()
             what = "is unfinished; run tokenize again" if unfinished else "is no cache: no manifest.json"
             raise DamagedCache(f"{address}: {what}")
-        manifest = read_json(files, "manifest.json")
-        checksum = manifest.pop("checksum", None)
-        if manifest.get("format") != FORMAT:
-            raise DamagedCache(f"{address}/manifest.json: format {manifest.get('format')!r} is not {FORMAT}")
-        if checksum != sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
-            raise DamagedCache(f"{address}/manifest.json: was changed after it was written; its checksum does not fit")
+        manifest = read_manifest(files)
         try:
             return cls(files, manifest, checksums)
         except MALFORMED as error:

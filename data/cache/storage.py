@@ -1,4 +1,4 @@
-"""Where the files of a cache are: a folder, or an address. Nothing here runs a program or follows a path out of the cache.
+"""Where the files of a cache are: a folder, or an address. Nothing here runs a program, and names are those of this project.
 
 Remote shards are fetched whole, checked against the size and sha256 in the manifest before one byte of them is used, and
 kept in memory as long as there is room.
@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import os
+import resource
 import stat
 import threading
 import time
@@ -25,7 +26,8 @@ SCHEMES = ("https", "http", "s3", "gs", "hf")
 """Addresses that may be opened; the last three through fsspec and the package of that store."""
 MEMORY = 2**29
 """Bytes of remote shards that a process keeps."""
-_OPEN_FILES = 128
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+_LARGEST = 2**34  # bytes of a remote shard
 _TRIES = 4
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address; blanks and letters beyond ASCII are escaped
 _PATIENCE = 30.0  # seconds without a byte
@@ -165,7 +167,9 @@ class Remote:
         return self.whole(name)[offset : offset + size]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
-        return [self.part(name, offset, size) for name, offset in zip(names, offsets, strict=True)]
+        wanted = list(zip(names, offsets, strict=True))
+        found = {place: self.part(*place, size) for place in sorted(set(wanted))}  # each file once
+        return [found[place] for place in wanted]
 
     def chunks(self, name: str) -> Iterator[bytes]:
         yield self.whole(name)
@@ -174,6 +178,8 @@ class Remote:
         """A shard, fetched unless it is at hand."""
         if name not in self._kept:
             size, sha256 = self._expected[name]
+            if size > _LARGEST:
+                raise DamagedCache(f"{self.address}/{name}: {size} bytes are more than a shard may have")
             content = _fetch(f"{self.address}/{name}", size)
             if len(content) != size:
                 raise DamagedCache(f"{self.address}/{name}: has not the {size} bytes that its record says")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
-from data.shards import sample_id
+from data.shards import DamagedCache, sample_id
 
 NAME = "python -m data.cache"
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(130)
-    print(json.dumps(answer) if arguments.json else text)
+    print(json.dumps(answer) if arguments.json else "\n".join(map(_printable, text.splitlines())))
     sys.exit(code)
 
 
@@ -129,24 +129,32 @@ def _show(arguments: argparse.Namespace) -> tuple[Any, str, int]:
 
 
 def _verify(arguments: argparse.Namespace) -> tuple[Any, str, int]:
-    caches = [_opened(arguments, wanted) for wanted in arguments.cache]
     damage: dict[str, list[str]] = {}
-    with tqdm(total=sum(len(cache.shards) for cache in caches), desc="verify", unit="shard", disable=None) as bar:
-        for cache in caches:
-            damage[cache.address] = []
-            for shard in cache.shards:
-                damage[cache.address] += shard.damage()
-                bar.update()
-            cache.codebook()
     lines = []
-    for cache in caches:
-        found = damage[cache.address]
-        lines += found or [
-            f"{cache.address}: {len(cache)} videos in {len(cache.shards)} shards, all as they were written"
-        ]
+    for address in [find_cache(arguments.caches, wanted) for wanted in arguments.cache]:
+        found, whole = _damage(address)
+        damage[address] = found
+        lines += found or [whole]
         if found:
-            lines += [f"{cache.address}: delete the damaged shards and run tokenize again; only they are made anew"]
+            lines += [f"{address}: delete the damaged shards and make it again; only they are made anew"]
     return damage, "\n".join(lines), 1 if any(damage.values()) else 0
+
+
+def _damage(address: str) -> tuple[list[str], str]:
+    """All damage of a cache, a line for each, and what to say if there is none."""
+    try:
+        cache = TokenCache.open(address)
+        found = []
+        for shard in tqdm(cache.shards, desc="verify", unit="shard", disable=None):
+            found += shard.damage()
+        whole = f"{address}: {len(cache)} videos in {len(cache.shards)} shards, all as they were written"
+        try:
+            cache.codebook()
+        except DamagedCache as error:
+            found.append(str(error))
+        return found, whole
+    except DamagedCache as error:
+        return [str(error)], ""
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[Any, str, int]:

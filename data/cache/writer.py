@@ -9,6 +9,7 @@ Legend: V views, t h w the grid of codes.
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_digest
 
-from data.cache.index import ShardIndex, open_shards
+from data.cache.index import MALFORMED, ShardIndex, open_shards, read_manifest
 from data.cache.spec import FORMAT, CacheSpec, key_of, sha256_of
 from data.cache.storage import Folder, read_json
 from data.clips import Cuts, describe
@@ -33,7 +34,7 @@ class CacheWriter:
     def __init__(self, caches: Path, name: str, spec: CacheSpec, shard_size: int) -> None:
         self.spec, self.preimage = spec, spec.preimage()
         self.key = key_of(self.preimage)
-        found = sorted(caches.glob(f"*-{self.key[:12]}"))
+        found = sorted(caches.glob(f"*-{self.key[:12]}"), key=lambda p: (not (p / "manifest.json").exists(), p.name))
         short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")  # file names end at 255 bytes
         self.folder = found[0] if found else caches / f"{short}-{self.key[:12]}"
         self.shards = self.folder / "shards"
@@ -56,10 +57,11 @@ class CacheWriter:
 
     @cached_property
     def shard_size(self) -> int:
-        name = "manifest.json" if (self.folder / "manifest.json").exists() else "plan.json"
-        size = read_json(Folder(self.folder), name).get("shard_size")
+        files = Folder(self.folder)
+        finished = (self.folder / "manifest.json").exists()
+        size = (read_manifest(files) if finished else read_json(files, "plan.json")).get("shard_size")
         if not isinstance(size, int) or size < 1:
-            raise DamagedCache(f"{self.folder / name}: does not say how large a shard is")
+            raise DamagedCache(f"{self.folder}: does not say how large a shard is")
         return size
 
     def missing(self) -> list[int]:
@@ -122,14 +124,39 @@ class CacheWriter:
         """Write down where videos and tokenizer were found this time: no content, so not in the manifest."""
         write_json(self.folder / "made_with.json", made_with)
         remove_left_overs(self.folder)
+        remove_left_overs(self.shards)
 
     def finish(self, codebook_VC: np.ndarray | None) -> None:
-        """Check every shard, count the codes, and write the manifest.
+        """Check every shard, count the codes, and write the manifest; of several processes one does.
 
         Raises:
             ValueError: if not one video could be used.
             DamagedCache: if a shard is not what its record says.
         """
+        claim = Claim(self.folder / "manifest.claim")
+        while not self._has_manifest():
+            if not claim.take():
+                time.sleep(0.5)
+                continue
+            self._held[-1] = claim
+            self._stay_alive()
+            try:
+                self._finish(codebook_VC)
+            finally:
+                self.release(-1)
+
+    def _has_manifest(self) -> bool:
+        """Whether there is a manifest, and of these very shards."""
+        try:
+            entries = read_manifest(Folder(self.folder))["shards"]
+            records = [
+                hashlib.sha256((self.shards / entry["file"]).with_suffix(".json").read_bytes()) for entry in entries
+            ]
+            return [entry["record"] for entry in entries] == [record.hexdigest() for record in records]
+        except (*MALFORMED, OSError):
+            return False
+
+    def _finish(self, codebook_VC: np.ndarray | None) -> None:
         remove_left_overs(self.shards)
         if self.missing():
             raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
@@ -145,7 +172,8 @@ class CacheWriter:
         if samples == 0:
             first = skipped[0]
             raise ValueError(
-                f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']}"
+                f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']} "
+                f"(delete {self.folder} to try them again)"
             )
         share = counts[counts > 0] / counts.sum()
         manifest = {
@@ -261,5 +289,6 @@ class CodeShard:
         facts: dict[str, Any] = {"clip_xxh3": checksums, "skipped": self._skipped}
         if self._spec.precision == "bf16":
             facts["compared"] = self._compared
-        self._writer.commit(**facts)
+        if not self._cache.has(self._number):  # unless somebody was faster: what is there stays
+            self._writer.commit(**facts)
         self._cache.release(self._number)

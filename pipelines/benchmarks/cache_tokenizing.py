@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,13 @@ def measure(folder: Path, videos: str, clip: ClipSpec) -> Iterator[Row]:
     for name in ("decoding", "encoding"):
         reach = "≥ 0.85" if name == slower else ""
         yield Row(
-            what=f"tokenizing {len(source.videos)} videos, one process",
+            what=f"tokenizing {len(source.videos)} videos of {source.name}, one process",
             unit="clips/s",
             ours=speeds["whole"],
             peer=speeds[name],
-            alternative=f"{name} alone",
+            alternative="encoding alone, 1 thread"
+            if name == "encoding"
+            else f"decoding alone, {max(1, workers)} thread(s)",
             ratio=speeds["whole"] / speeds[name],
             reach=reach,
         )
@@ -77,8 +80,11 @@ def _views(clip: ClipSpec) -> int:
 
 def _clips_of(source: Source, clip: ClipSpec) -> list[DecodedClip]:
     """Some real clips, to be encoded again and again."""
-    parts = (part for video in source.videos[:64] for part in decode(source, video, clip, "none"))
-    return [part for part in parts if isinstance(part, DecodedClip)]
+    parts = (part for video in source.videos for part in decode(source, video, clip, "none"))
+    clips = list(islice((part for part in parts if isinstance(part, DecodedClip)), 256))
+    if not clips:
+        raise ValueError(f"{source.name}: holds no video that can be used")
+    return clips
 
 
 def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:

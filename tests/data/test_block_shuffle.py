@@ -83,7 +83,7 @@ def test_blocks_are_neighbouring_shards_that_fit_into_memory(
     with serving(folder) as server:
         cache = TokenCache.open(server.address)
     largest = max(shard.bytes for shard in cache.shards)
-    monkeypatch.setattr(data.loading, "MEMORY", 16 * largest + 1)  # of which blocks have a quarter
+    monkeypatch.setattr(data.loading, "MEMORY", 8 * largest + 1)  # of which a block has half
     rows = [row for row in range(60) if row % 7]
     blocks_N = blocks_of(cache, rows)
     assert blocks_N is not None

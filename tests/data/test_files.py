@@ -30,9 +30,16 @@ def other_process() -> Iterator[psutil.Process]:
         process.kill()
 
 
-def claimed_by(path: Path, machine: str, process: int, started: float, age: float = 0) -> Claim:
+def beginning_of(process: psutil.Process) -> str:
+    """When a living process began, as its claims say it."""
+    beginning = files._start_of(process.pid)
+    assert beginning is not None
+    return beginning
+
+
+def claimed_by(path: Path, machine: str, process: int, started: object, age: float = 0) -> Claim:
     """A claim that another process has made."""
-    path.symlink_to(f"{machine}:{process}:{started:.2f}")
+    path.symlink_to(f"{machine}:{process}:{started}")
     moment = time.time() - age
     os.utime(path, (moment, moment), follow_symlinks=False)
     return Claim(path)
@@ -194,8 +201,7 @@ def test_of_many_processes_one_gets_the_claim(tmp_path: Path) -> None:
 
 
 def test_claim_of_a_living_process_is_respected_however_old(tmp_path: Path, other_process: psutil.Process) -> None:
-    started = other_process.create_time()
-    claim = claimed_by(tmp_path / "0.claim", machine(), other_process.pid, started, age=1e6)
+    claim = claimed_by(tmp_path / "0.claim", machine(), other_process.pid, beginning_of(other_process), age=1e6)
     assert not claim.take()
     remove_left_overs(tmp_path)
     assert (tmp_path / "0.claim").is_symlink()
@@ -231,8 +237,7 @@ def test_claim_of_a_killed_process_is_taken_over_before_its_parent_has_noticed(t
 def test_claim_of_a_dead_process_whose_number_another_one_got_is_taken_over(
     tmp_path: Path, other_process: psutil.Process
 ) -> None:
-    before = other_process.create_time() - 5
-    assert claimed_by(tmp_path / "0.claim", machine(), other_process.pid, before).take()
+    assert claimed_by(tmp_path / "0.claim", machine(), other_process.pid, f"{beginning_of(other_process)}5").take()
 
 
 @pytest.mark.parametrize(("age", "taken"), [(0, False), (120, False), (300, True)])
@@ -283,7 +288,7 @@ def test_left_overs_of_dead_processes_go_and_those_of_living_ones_stay(
         (tmp_path / name).touch()
     os.utime(tmp_path / "old.tar.tmp-far-away-3", (1e9, 1e9))
     claimed_by(tmp_path / "0.claim", node, DEAD, 1.0)
-    claimed_by(tmp_path / "1.claim", node, other_process.pid, other_process.create_time(), age=1e6)
+    claimed_by(tmp_path / "1.claim", node, other_process.pid, beginning_of(other_process), age=1e6)
     claimed_by(tmp_path / "2.claim", "far-away", 3, 1.0)
     claimed_by(tmp_path / "3.claim", "far-away", 3, 1.0, age=1e6)
     remove_left_overs(tmp_path)
