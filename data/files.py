@@ -30,6 +30,11 @@ def compact(content: Any) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def sha256_of(content: Any) -> str:
+    """Hash of JSON content, whatever the order of its keys."""
+    return hashlib.sha256(compact(content).encode()).hexdigest()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file at once or not at all; it is on the disk when this returns."""
     with _whole(path, content) as temporary:

@@ -187,7 +187,7 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     if context is not None:
         context.set_forkserver_preload(["data.loading"])  # torch is imported once, not by every worker
     loader = DataLoader(
-        dataset,
+        _Told(dataset),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
@@ -204,8 +204,23 @@ def _as_sent(batch: Batch) -> Batch:
     return {**batch, **large}
 
 
+class _Told(Dataset):
+    """Gives back the errors of a dataset, for a worker would wrap them into a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Batch:
+        try:
+            return self._dataset[step]
+        except (ValueError, OSError) as error:
+            return {"error": error}
+
+
 def _as_tensors(batch: Batch) -> Batch:
-    """Codes and numbers as int64."""
+    """Codes and numbers as int64; an error is raised."""
+    if "error" in batch:
+        raise batch["error"]
     tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
     return {key: v.long() if key.endswith("_BTHW") else v for key, v in tensors.items()}
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from data.files import sync_folder, temporary_name, write_json
+from data.files import sha256_of, sync_folder, temporary_name, write_json
 
 BLOCK = 512
 """Bytes of a tar's header; contents are filled up to a multiple of it."""
@@ -87,7 +87,8 @@ class ShardWriter:
         self._writer.close()
         self._file.finish()
         whole = {"bytes": self._file.written, "sha256": self._file.digest.hexdigest(), **facts}
-        write_json(self.record, {**whole, "samples": self._columns, "members": self._places})
+        record = {**whole, "samples": self._columns, "members": self._places}
+        write_json(self.record, {**record, "checksum": sha256_of(record)})
         os.replace(self._temporary, self.tar)
         self._committed = True
         sync_folder(self.tar.parent)

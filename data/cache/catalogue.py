@@ -31,7 +31,13 @@ def find_cache(caches: Path, wanted: str | None) -> str:
         raise ValueError(
             f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"
         )
-    return str(max(finished, key=lambda path: (path / "manifest.json").stat().st_mtime))
+    return str(max(finished, key=last_used))
+
+
+def last_used(folder: Path) -> float:
+    """When a cache was made, or found again by tokenize, in seconds since 1970; the newest is what commands take."""
+    status = [_status(folder / name) for name in ("manifest.json", "made_with.json", "plan.json")]
+    return max((found.st_mtime for found in status if found), default=0.0)
 
 
 def _key_in(folder: Path) -> str:
@@ -72,7 +78,7 @@ def _entry(folder: Path) -> Entry:
     sizes = [status for path in folder.rglob("*") if (status := _status(path)) and stat.S_ISREG(status.st_mode)]
     whole: dict[str, Any] = {
         "bytes": sum(size.st_size for size in sizes),
-        "changed": max((size.st_mtime for size in sizes), default=0.0),
+        "changed": last_used(folder),
     }
     try:
         return Entry(name=folder.name, **_said_of(Folder(folder), folder), **whole)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_digest
 
-from data.cache.spec import FORMAT, code_dtype, key_of, sha256_of
+from data.cache.spec import FORMAT, code_dtype, key_of
 from data.cache.storage import Files, read_json
 from data.clips import recorded_views
+from data.files import sha256_of
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
@@ -82,7 +83,10 @@ class ShardIndex:
         self._vocab_size = preimage["vocab_size"]
         self._dtype = code_dtype(self._vocab_size)
         try:
-            self._read(json.loads(record))
+            content = json.loads(record)
+            if content.pop("checksum") != sha256_of(content):
+                raise ValueError("was changed after it was written")
+            self._read(content)
         except MALFORMED as error:
             where = f"{files.address}/{self.file[:-4]}.json"
             raise DamagedCache(f"{where}: is not a shard record ({type(error).__name__}: {error})") from None

@@ -4,7 +4,6 @@ Tokenizer, clips, numeric policy, decoder, kept pixels and the list of videos ar
 and dates are not.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 
 from data.clips import ClipSpec
 from data.decoding import VERSION
-from data.files import compact
+from data.files import compact, sha256_of
 from data.pixels import JPEG_QUALITY, KeepPixels
 from data.sources import Video
 
@@ -59,8 +58,3 @@ def code_dtype(vocab_size: int) -> np.dtype:
 
 def key_of(preimage: dict[str, Any]) -> str:
     return sha256_of(preimage)
-
-
-def sha256_of(content: Any) -> str:
-    """Hash of JSON content, whatever the order of its keys."""
-    return hashlib.sha256(compact(content).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -36,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(130)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names hold anything
     print(json.dumps(answer) if arguments.json else "\n".join(map(_printable, text.splitlines())))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -108,8 +114,8 @@ def _show(arguments: argparse.Namespace) -> tuple[Any, str, int]:
         "tokenizer": made_with.get("tokenizer"),
         **{k: v for k, v in cache.spec.items() if k != "videos" and k != "tokenizer"},
         "tokenizer_fingerprint": cache.spec["tokenizer"],
-        "listed": len(cache.spec["videos"]),
-        "videos": len(cache),
+        "videos": len(cache.spec["videos"]),
+        "used": len(cache),
         **{k: manifest[k] for k in ("skipped", "padded", "clips", "codes", "codes_used", "unigram_bits", "bf16")},
         "shards": len(manifest["shards"]),
         "bytes": stored,

@@ -20,10 +20,10 @@ import numpy as np
 from xxhash import xxh3_64_digest
 
 from data.cache.index import MALFORMED, ShardIndex, open_shards, read_manifest
-from data.cache.spec import FORMAT, CacheSpec, key_of, sha256_of
+from data.cache.spec import FORMAT, CacheSpec, key_of
 from data.cache.storage import Folder, read_json
 from data.clips import Cuts, describe
-from data.files import SIGN_OF_LIFE, Claim, compact, remove_left_overs, write_bytes, write_first, write_json
+from data.files import SIGN_OF_LIFE, Claim, compact, remove_left_overs, sha256_of, write_bytes, write_first, write_json
 from data.shards import DamagedCache, ShardWriter, sample_id, to_npy
 from data.sources import Video
 
@@ -45,7 +45,8 @@ class CacheWriter:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "manifest.json").exists() and not self.missing()
+        """Whether nothing is left to do: there is a manifest, and all shards are there as it says."""
+        return self._has_manifest() and not self.missing() and not self._damaged()
 
     def begin(self) -> None:
         """Make the folder and write down the plan; that of the process that began first holds, with its shard size."""
@@ -54,6 +55,20 @@ class CacheWriter:
             plan = {"shard_size": self._wanted_size, "spec": self.preimage}
             write_first(self.folder / "plan.json", compact(plan).encode())
         remove_left_overs(self.shards)
+        for number in self._damaged():
+            for suffix in (".tar", ".json"):
+                (self.shards / f"{number:06d}{suffix}").unlink(missing_ok=True)
+
+    def _damaged(self) -> list[int]:
+        """Numbers of shards that are there but have lost their record or their length; they must be made again."""
+        files, damaged = Folder(self.folder), []
+        for number in range(-(-len(self.spec.videos) // self.shard_size)):
+            if self.has(number):
+                try:
+                    open_shards(files, [f"{number:06d}.tar"], self.preimage)
+                except DamagedCache:
+                    damaged.append(number)
+        return damaged
 
     @cached_property
     def shard_size(self) -> int:

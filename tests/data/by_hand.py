@@ -100,7 +100,9 @@ def clip_checksums(codes_N: Sequence[np.ndarray]) -> dict[str, str]:
 def rewritten_record(folder: Path, number: int, **changes: Any) -> None:
     """Change a shard's record, and the manifest with it, so that all checksums fit again."""
     path = folder / "shards" / f"{number:06d}.json"
-    write_json(path, {**json.loads(path.read_text()), **changes})
+    record = {**json.loads(path.read_text()), **changes}
+    record.pop("checksum")
+    write_json(path, {**record, "checksum": sha256_of(record)})
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][number]["record"] = hashlib.sha256(path.read_bytes()).hexdigest()
     rewritten_manifest(folder, shards=manifest["shards"])

@@ -62,7 +62,7 @@ class Forgery:
             **self.record,
             **{k: v for k, v in whole.items() if self.record[k] == self.manifest["shards"][0][k]},
         }
-        (shards / "000000.json").write_text(json.dumps(self.record))
+        (shards / "000000.json").write_text(json.dumps(sealed(self.record)))
         for entry in self.manifest["shards"]:
             path = shards / f"{entry['file'][:6]}.json"
             if path.exists():
@@ -80,6 +80,12 @@ def agree(manifest: dict[str, Any], entry: dict[str, Any], record: dict[str, Any
         manifest["clips"] = manifest["samples"] * manifest["spec"]["clip"]["views"]
     except (KeyError, TypeError):
         pass
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the checksum that it should have."""
+    content = {k: v for k, v in record.items() if k != "checksum"}
+    return {**content, "checksum": _sha256(content)}
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:

@@ -92,8 +92,8 @@ def test_show_tells_what_made_it_and_what_was_skipped(caches: Path) -> None:
     for part in ("my tokenizer", "my videos", "2 x 3 x 3", "0/002.mp4: damaged for the test", "0: 4, 1: 5"):
         assert part in text
     shown = answer(tool(caches, "show", "--json"))
-    assert shown["listed"] == 10
-    assert shown["videos"] == 9
+    assert shown["videos"] == 10
+    assert shown["used"] == 9
     assert shown["skipped"] == [{"path": "0/002.mp4", "reason": "damaged for the test"}]
     assert shown["label"] == {"0": 4, "1": 5}
 

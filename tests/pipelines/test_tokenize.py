@@ -51,13 +51,16 @@ def test_second_experiment_decodes_and_encodes_nothing(video_folder: Path, token
     assert Path(cache.address, "manifest.json").read_bytes() == manifest
 
 
-def test_lost_shard_of_a_finished_cache_is_made_again(tokenizer: str, tmp_path: Path) -> None:
+def test_lost_and_damaged_shards_of_a_finished_cache_are_made_again(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7"]
     _, cache = made(tmp_path, *flags)
     before = hashes(Path(cache.address, "shards"))
     manifest = Path(cache.address, "manifest.json").read_bytes()
     Path(cache.address, "shards", "000002.tar").unlink()
     Path(cache.address, "shards", "000004.json").unlink()
+    os.truncate(Path(cache.address, "shards", "000001.tar"), 5000)
+    record = Path(cache.address, "shards", "000003.json")
+    record.write_text(record.read_text().replace('"clip_xxh3": "', '"clip_xxh3": "A', 1))
     answer, again = made(tmp_path, *flags[:-1], "100")
     assert not answer["reused"]
     assert hashes(Path(again.address, "shards")) == before
