@@ -171,14 +171,14 @@ def fill(
     if accelerator.is_main_process:
         writer.begin()
     accelerator.wait_for_everyone()
-    workers = cores(accelerator) - 1 if config.workers is None else config.workers
+    workers = max(0, cores(accelerator) - 1) if config.workers is None else config.workers
     encoder = Encoder(tokenizer, config.encode_batch, config.precision)
     missing = writer.missing()
     bar = progress(accelerator, sum(len(writer.videos(n)) for n in missing), "tokenize")
     first = len(missing) * accelerator.process_index // accelerator.num_processes
     try:
         while missing:
-            if not _make_shards(writer, first, config, source, encoder, max(workers, 0), bar):
+            if not _make_shards(writer, first, config, source, encoder, workers, bar):
                 bar.set_postfix_str("waiting for the shards that other processes are making")
                 time.sleep(1)
             missing = writer.missing()

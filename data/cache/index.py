@@ -16,7 +16,7 @@ import numpy as np
 from xxhash import xxh3_64_digest
 
 from data.cache.spec import FORMAT, code_dtype, key_of
-from data.cache.storage import Files, read_json
+from data.cache.storage import Files, Folder, read_json
 from data.clips import recorded_views
 from data.files import sha256_of
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
@@ -52,8 +52,12 @@ def open_shards(
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
             raise DamagedCache(f"{files.address}/manifest.json: {name!r} is no name of a shard")
-    with ThreadPoolExecutor(16) as pool:  # behind an address every record costs a journey
-        contents = list(pool.map(lambda name: files.read(f"shards/{name[:-4]}.json"), names))
+    records_of = [f"shards/{name[:-4]}.json" for name in names]
+    if isinstance(files, Folder):
+        contents = list(map(files.read, records_of))
+    else:  # behind an address every record costs a journey
+        with ThreadPoolExecutor(16) as pool:
+            contents = list(pool.map(files.read, records_of))
     shards = []
     last = -1
     for i, (name, content) in enumerate(zip(names, contents, strict=True)):

@@ -7,11 +7,11 @@ Legend: V views, t h w the grid of codes.
 """
 
 import base64
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,13 +40,9 @@ class CacheWriter:
         self.shards = self.folder / "shards"
         self._wanted_size = shard_size
         self._held: dict[int, Claim] = {}
+        self._read: tuple[tuple[int, int], dict[str, Any]] = ((0, 0), {})
         self._idle = threading.Event()
         self._idle.set()
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do: there is a manifest, and all shards are there as it says."""
-        return self._has_manifest() and not self.missing() and not self._damaged()
 
     def begin(self) -> None:
         """Make the folder and write down the plan; that of the process that began first holds, with its shard size."""
@@ -72,9 +68,8 @@ class CacheWriter:
 
     @cached_property
     def shard_size(self) -> int:
-        files = Folder(self.folder)
         finished = (self.folder / "manifest.json").exists()
-        size = (read_manifest(files) if finished else read_json(files, "plan.json")).get("shard_size")
+        size = (self._manifest() if finished else read_json(Folder(self.folder), "plan.json")).get("shard_size")
         if not isinstance(size, int) or size < 1:
             raise DamagedCache(f"{self.folder}: does not say how large a shard is")
         return size
@@ -149,7 +144,7 @@ class CacheWriter:
             DamagedCache: if a shard is not what its record says.
         """
         claim = Claim(self.folder / "manifest.claim")
-        while not self._has_manifest():
+        while not self.finished:
             if not claim.take():
                 time.sleep(0.5)
                 continue
@@ -160,14 +155,24 @@ class CacheWriter:
             finally:
                 self.release(-1)
 
-    def _has_manifest(self) -> bool:
-        """Whether there is a manifest, and of these very shards."""
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest that is there now; read again when it has changed."""
+        status = (self.folder / "manifest.json").stat()
+        version = (status.st_mtime_ns, status.st_size)
+        if self._read[0] != version:
+            self._read = (version, read_manifest(Folder(self.folder)))
+        return self._read[1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: there is a manifest, and the shards are those that it names."""
         try:
-            entries = read_manifest(Folder(self.folder))["shards"]
-            records = [
-                hashlib.sha256((self.shards / entry["file"]).with_suffix(".json").read_bytes()) for entry in entries
-            ]
-            return [entry["record"] for entry in entries] == [record.hexdigest() for record in records]
+            return all(
+                sha256(tar.with_suffix(".json").read_bytes()).hexdigest() == entry["record"]
+                and tar.stat().st_size == entry["bytes"]
+                for entry in self._manifest()["shards"]
+                for tar in [self.shards / entry["file"]]
+            )
         except (*MALFORMED, OSError):
             return False
 
@@ -223,7 +228,7 @@ class CacheWriter:
 
         content = save({"codebook_VC": np.ascontiguousarray(codebook_VC)})
         write_bytes(self.folder / "codebook.safetensors", content)
-        return hashlib.sha256(content).hexdigest()
+        return sha256(content).hexdigest()
 
 
 def _count(shard: ShardIndex, vocab_size: int) -> np.ndarray:

@@ -61,9 +61,7 @@ def measure(folder: Path, videos: str, clip: ClipSpec) -> Iterator[Row]:
             unit="clips/s",
             ours=speeds["whole"],
             peer=speeds[name],
-            alternative="encoding alone, 1 thread"
-            if name == "encoding"
-            else f"decoding alone, {max(1, workers)} thread(s)",
+            alternative="encoding alone, 1 thread" if name == "encoding" else f"decoding alone, {workers} thread(s)",
             ratio=speeds["whole"] / speeds[name],
             reach=reach,
         )
