@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from data.cache.tool import table
 from data.clips import ClipSpec
+from data.sources import Source, load_source
 from pipelines.benchmarks import Row, cache_damage, cache_memory, cache_reading, cache_reuse, cache_tokenizing
 from pipelines.run import command, device_name, start_accelerator
 
@@ -41,11 +42,12 @@ class Benchmark:
 
 
 def main(config: Benchmark, settings: str) -> dict[str, Any]:
+    source = load_source(config.videos)  # a mistake in it shows before anything is measured
     device = start_accelerator().device
     began = time.perf_counter()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
-        for measure in _measures(config, Path(folder)):
+        for measure in _measures(config, source, Path(folder)):
             for row in measure():
                 rows.append(row)
                 print(f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
@@ -57,10 +59,10 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     }
 
 
-def _measures(config: Benchmark, folder: Path) -> list[Callable[[], Iterator[Row]]]:
+def _measures(config: Benchmark, source: Source, folder: Path) -> list[Callable[[], Iterator[Row]]]:
     return [
         lambda: cache_reading.measure(folder, config.scale),
-        lambda: cache_tokenizing.measure(folder, config.videos, config.clip),
+        lambda: cache_tokenizing.measure(folder, source, config.clip),
         lambda: cache_reuse.measure(folder, config.scale),
         lambda: cache_memory.measure(folder, config.scale),
         lambda: cache_damage.measure(folder, config.scale),

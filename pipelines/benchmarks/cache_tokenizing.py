@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from data.ahead import ahead
 from data.cache import TokenCache
 from data.clips import ClipSpec, Cuts
-from data.sources import Source, Video, load_source
+from data.sources import Source, Video
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.synthetic import synthetic_cache
 from pipelines.encoding import Decoded, DecodedClip, Encoder, decode
@@ -24,10 +24,9 @@ from tokenizer import VQ3D
 _ROUNDS = 3
 
 
-def measure(folder: Path, videos: str, clip: ClipSpec) -> Iterator[Row]:
+def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
     """Clips per second, the best of rounds that take turns; the tokenizer has random weights."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    source = load_source(videos)
     torch.manual_seed(0)
     tokenizer = VQ3D().eval().to(accelerator.device)
     encoder = Encoder(tokenizer, Tokenize.encode_batch, "fp32")
@@ -36,7 +35,7 @@ def measure(folder: Path, videos: str, clip: ClipSpec) -> Iterator[Row]:
     listed = len(source.videos) * _views(clip)
 
     def whole(round_: int) -> int:
-        config = Tokenize(videos=videos, clip=clip, caches=folder / f"round{round_}")
+        config = Tokenize(clip=clip, caches=folder / f"round{round_}")
         writer = cache_writer(config, source, tokenizer)
         fill(accelerator, writer, config, source, tokenizer)
         writer.finish(None)
