@@ -134,7 +134,7 @@ class TokenDataset(Dataset):
 
 
 class ClipDataset(Dataset):
-    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `real_B`, `skipped`.
+    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `real_B`, `row_B` (place in the list), `skipped`.
 
     A damaged video leaves its place in the batch black and false in `real_B`, and is in `skipped` as (path, reason).
     Views never change, so what was decoded once is kept, as long as it fits into `memory` bytes.
@@ -172,7 +172,13 @@ class ClipDataset(Dataset):
                 skipped.append((self.source.videos[self.rows[i]].path, str(views)))
             else:
                 pixels[b] = pick_view(views, view)
-        return {"pixels_BTHWC": torch.from_numpy(pixels), "real_B": torch.from_numpy(real), "skipped": skipped}
+        row_B = np.asarray(self.rows)[draw.rows_B]
+        return {
+            "pixels_BTHWC": torch.from_numpy(pixels),
+            "real_B": torch.from_numpy(real),
+            "row_B": row_B,
+            "skipped": skipped,
+        }
 
 
 def pick_view(views: np.ndarray, draw: float) -> np.ndarray:

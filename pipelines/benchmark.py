@@ -14,10 +14,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from data.cache.tool import table
 from data.clips import ClipSpec
 from data.sources import Source, load_source
-from pipelines.benchmarks import Row, cache_damage, cache_memory, cache_reading, cache_reuse, cache_tokenizing
+from pipelines.benchmarks import (
+    Row,
+    cache_damage,
+    cache_memory,
+    cache_reading,
+    cache_reuse,
+    cache_tokenizing,
+    tokenizer_cuda,
+    tokenizer_length,
+    tokenizer_quality,
+)
 from pipelines.run import command, device_name, start_accelerator
 
 
@@ -25,14 +37,15 @@ from pipelines.run import command, device_name, start_accelerator
 class Benchmark:
     """Measure this project beside the alternative, as ratios within one run."""
 
-    what: Literal["cache"]
-    """cache: reading, tokenizing, reuse, memory, size and damage of the token cache."""
+    what: Literal["cache", "tokenizer"]
+    """cache: reading, tokenizing, reuse, memory, size and damage of the token cache. tokenizer: quality, speed and code usage
+    beside magvit2-pytorch's, long videos; on CUDA also 128x128 and 256x256."""
     videos: str = "builtin:moving-digits:400:0"
-    """What is tokenized: a folder, a list file, or a built-in set."""
+    """What is tokenized or trained on: a folder, a list file, or a built-in set."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
     """What a clip is"""
     scale: float = 1.0
-    """Size of the synthetic caches; 1: those of docs/benchmarks.md."""
+    """Size of the synthetic caches, length of the trainings; 1: those of docs/benchmarks.md."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 100:
@@ -47,7 +60,7 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     began = time.perf_counter()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
-        for measure in _measures(config, source, Path(folder)):
+        for measure in _measures(config, source, Path(folder), device):
             for row in measure():
                 rows.append(row)
                 print(f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
@@ -59,13 +72,22 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     }
 
 
-def _measures(config: Benchmark, source: Source, folder: Path) -> list[Callable[[], Iterator[Row]]]:
+def _measures(
+    config: Benchmark, source: Source, folder: Path, device: torch.device
+) -> list[Callable[[], Iterator[Row]]]:
+    clip, scale = config.clip, config.scale
+    if config.what == "tokenizer":
+        return [
+            lambda: tokenizer_quality.measure(source, clip, device, scale),
+            lambda: tokenizer_length.measure(source, clip, device),
+            lambda: tokenizer_cuda.measure(source, clip, device, scale),
+        ]
     return [
-        lambda: cache_reading.measure(folder, config.scale),
-        lambda: cache_tokenizing.measure(folder, source, config.clip),
-        lambda: cache_reuse.measure(folder, config.scale),
-        lambda: cache_memory.measure(folder, config.scale),
-        lambda: cache_damage.measure(folder, config.scale),
+        lambda: cache_reading.measure(folder, scale),
+        lambda: cache_tokenizing.measure(folder, source, clip),
+        lambda: cache_reuse.measure(folder, scale),
+        lambda: cache_memory.measure(folder, scale),
+        lambda: cache_damage.measure(folder, scale),
     ]
 
 

@@ -3,6 +3,7 @@
     checkpoints/step_000500/
       model.safetensors       parameters and buffers
       optimizer.safetensors   <parameter>.<state>
+      <name>.safetensors      what else is kept beside the model, as its average
       state.json              step, seconds
 
 A folder of this name is complete. Where the last one cannot be read the one before it is used.
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,25 @@ from torch import nn
 
 from data.files import write_json
 
+Modules = Mapping[str, nn.Module]
 
-def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint of `state['step']`, then delete all but the newest `keep`."""
+
+def save(
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    beside: Modules,
+    keep: int,
+) -> None:
+    """Write a checkpoint of `state['step']`, with other modules `beside` the model, then delete all but the newest `keep`."""
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary / "model.safetensors")
+    for name, kept in {"model": module, **beside}.items():
+        save_file({k: v.contiguous() for k, v in kept.state_dict().items()}, temporary / f"{name}.safetensors")
     save_file(_optimizer_tensors(module, optimizer), temporary / "optimizer.safetensors")
     write_json(temporary / "state.json", state)
     for file in temporary.iterdir():
@@ -41,7 +54,9 @@ def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, stat
         shutil.rmtree(old)
 
 
-def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def load(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, *, beside: Modules
+) -> dict[str, Any] | None:
     """Restore the newest readable checkpoint; returns its state, or None if there is none.
 
     Raises:
@@ -51,10 +66,13 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     for path in reversed(found):
         try:
             state = json.loads((path / "state.json").read_text())
-            weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+            modules = {"model": module, **beside}
+            weights = {name: load_file(path / f"{name}.safetensors") for name in modules}
+            moments = load_file(path / "optimizer.safetensors")
         except (OSError, ValueError, SafetensorError):
             continue
-        module.load_state_dict(weights, strict=True)
+        for name, kept in modules.items():
+            kept.load_state_dict(weights[name], strict=True)
         _restore_optimizer(module, optimizer, moments)
         return state
     if found:
@@ -80,5 +98,12 @@ def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tens
         state = {
             key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name
         }
-        if state:  # the fused optimizer wants its step counters beside the parameter too
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+        if state:
+            optimizer.state[parameter] = {key: _beside(value, parameter) for key, value in state.items()}
+
+
+def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A value of the fused optimizer, which wants counters on the parameter's device and moments in its memory layout."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -34,7 +35,13 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; may be given several times, later files win"
     )
-    parser.add_class_arguments(schema, as_group=False, as_positional=True)
+    several = {f.name: f for f in fields(schema) if f.type == list[str]}  # type: ignore[arg-type]  # schemas are dataclasses
+    for name, field in several.items():
+        parser.add_argument(f"--{name}", nargs="+", type=str, required=True, help=field.metadata["help"])
+    parser.add_class_arguments(schema, as_group=False, as_positional=True, skip=set(several))
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:  # --trust alone means --trust true
+            action.nargs, action.const = "?", True
     settings = parser.parse_args(argv)
     try:
         values = vars(parser.instantiate(settings))

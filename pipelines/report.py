@@ -22,10 +22,10 @@ from ar_model.clusters import cluster_order
 from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
 from data.loading import evaluation_batches
+from pipelines.collapse import COLLAPSED, collapse_warning
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
-from pipelines.train_tokenizer import COLLAPSED, collapse_warning
 from tokenizer import load_tokenizer
 
 _PAGE = Path(__file__).with_name("report.html")
@@ -39,6 +39,8 @@ class Report:
     """Run folder of pretrain_ar; by default the newest finished one."""
     out: Path | None = None
     """Folder of the page; by default `report` in the run folder."""
+    trust: bool = False
+    """Run the tokenizer if it is a program, as TorchScript is."""
 
 
 def main(config: Report, settings: str) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def main(config: Report, settings: str) -> dict[str, Any]:
             "probe": "".join(_probe(probe) for probe in probes) or "<p>Not probed yet: run pipelines/probe.py.</p>",
             "curves": _curves(folder, trained),
             "orders": _orders(folder),
-            "tokenizer": _tokenizer(cache),
+            "tokenizer": _tokenizer(cache, config.trust),
             "cache": _cache(cache),
             "skipped": _skipped(cache),
             "commands": _commands(folder, cache),
@@ -162,10 +164,10 @@ def _orders(folder: Path) -> str:
     )
 
 
-def _tokenizer(cache: TokenCache) -> str:
+def _tokenizer(cache: TokenCache, trust: bool) -> str:
     source = cache.made_with["tokenizer"]
     try:
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, trust=trust)
         rows = np.linspace(0, len(cache) - 1, min(4, len(cache))).round().astype(int).tolist()
         pixels = torch.from_numpy(np.stack(list(canonical_clips(cache, rows))))
     except ValueError as error:

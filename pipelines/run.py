@@ -35,7 +35,7 @@ from pipelines.processes import start_cpu_processes
 
 T = TypeVar("T")
 RUNS = Path("runs")
-FREE = frozenset({"out", "workers", "tracker"})
+FREE = frozenset({"out", "workers", "tracker", "trust"})
 """Settings that may differ when a run is continued: they do not change its numbers."""
 
 

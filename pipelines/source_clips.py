@@ -1,18 +1,19 @@
-"""The pixels behind a cache: kept in it, or cut again from the videos it was made of.
+"""Clips of pixels to look at: the held-out ones of a source; those behind a cache, kept in it or cut again from its videos.
 
-Legend: T H W C frames, height, width, colours.
+Legend: B clips, T H W C frames, height, width, colours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
+import torch
 
 from data.cache import TokenCache
 from data.cache.reader import JOINED
-from data.clips import Cuts, iter_clips
+from data.clips import ClipSpec, Cuts, iter_clips, read_clip
 from data.decoding import DamagedVideo
-from data.sources import load_source
+from data.sources import Source, hold_out, load_source
 
 
 def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarray]:
@@ -42,3 +43,29 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
             yield from (clip for view, clip in enumerate(clips) if view in wanted and not isinstance(clip, Cuts))
     except (OSError, ValueError, DamagedVideo) as error:
         raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None
+
+
+def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str, str]) -> torch.Tensor:
+    """Canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out.
+
+    Where no held-out video can be used, training videos are.
+
+    Raises:
+        ValueError: if no video at all can be used.
+    """
+    rows, held_out = hold_out(source.videos)
+    spread = np.linspace(0, len(held_out) - 1, min(len(held_out), most)).round().astype(int)
+    clips: list[np.ndarray] = []
+    for candidates in ([held_out[i] for i in spread], rows):
+        for row in candidates if not clips else ():
+            video = source.videos[row]
+            try:
+                clips.append(read_clip(source, video, clip, 0))
+            except DamagedVideo as damage:
+                skipped[video.path] = str(damage)
+            if len(clips) == most:
+                break
+    if not clips:
+        path, reason = next(iter(skipped.items()))
+        raise ValueError(f"none of the {len(skipped)} videos tried can be used; the first, {path}: {reason}")
+    return torch.from_numpy(np.stack(clips))

@@ -27,10 +27,11 @@ from data.cache.writer import CodeShard
 from data.clips import ClipSpec, Cuts
 from data.pixels import KeepPixels, refuse_too_long
 from data.sources import Source, Video, load_source
+from pipelines.collapse import COLLAPSED, collapse_warning
 from pipelines.config import parse
 from pipelines.encoding import Decoded, EncodedVideo, Encoder, decode
 from pipelines.run import Run, command, cores, progress, say, start_accelerator
-from pipelines.train_tokenizer import COLLAPSED, TrainTokenizer, collapse_warning, train
+from pipelines.train_tokenizer import TrainTokenizer, train
 from pipelines.training import make_accelerator
 from tokenizer import VideoTokenizer, load_tokenizer
 
@@ -45,7 +46,10 @@ class Tokenize:
     videos: str = "builtin:moving-digits"
     """Folder with a sub-folder per class, list file, or builtin:moving-digits."""
     tokenizer: str | None = None
-    """Run folder of train_tokenizer, save_pretrained folder, or hub id; by default one is trained on the videos."""
+    """Run folder of train_tokenizer, save_pretrained folder, hub id, taming:FOLDER or torchscript:FOLDER; by default one is
+    trained on the videos."""
+    trust: bool = False
+    """Run the tokenizer if it is a program, as TorchScript is."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """What a clip is"""
     caches: Path = Path("caches")
@@ -81,7 +85,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         accelerator, chosen = _trained_here(config, source)
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
-    tokenizer = load_tokenizer(chosen)
+    tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
     reused = broadcast_object_list([writer.finished])[0]  # another command may finish it at any moment

@@ -12,26 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.clips import ClipSpec, read_clip
-from data.decoding import DamagedVideo
+from data.clips import ClipSpec
 from data.files import write_json
 from data.loading import ClipDataset
 from data.sources import Source, hold_out, load_source
+from pipelines.averaging import WeightAverage
+from pipelines.collapse import CollapseAlarm
+from pipelines.movies import side_by_side, write_mp4
 from pipelines.pictures import reconstruction_grid, save_png
 from pipelines.run import Run, command, say
+from pipelines.source_clips import held_out_clips
 from pipelines.training import Training, fit, make_accelerator, plan_parts
-from tokenizer import VQ3D
-from tokenizer.base import to_float
-from tokenizer.losses import Reconstruction, code_health, psnr
+from tokenizer import VQ3D, VideoTokenizer
+from tokenizer.losses import Losses, Reconstruction
+from tokenizer.measures import code_health, psnr_of
+from tokenizer.quantizers import MovingAverage
 
 VALIDATION_CLIPS = 96
-COLLAPSED = 0.05
-"""Share of the codes in use below which nothing that comes later means much."""
+_SHOWN = 8  # of them in pictures
 
 
 @dataclass(kw_only=True)
@@ -43,7 +45,11 @@ class TrainTokenizer(Training):
     clip: ClipSpec = field(default_factory=ClipSpec)
     """What a clip is"""
     model: Callable[[], VQ3D] = VQ3D
-    """The tokenizer's architecture; --model.help lists its settings."""
+    """The tokenizer; --model.help lists its settings."""
+    loss: Losses = field(default_factory=Losses)
+    """What is minimised"""
+    average: float = 0.99
+    """Decay of the moving average of the weights, which is what is validated and saved; 0: the weights themselves."""
     steps: int = 500
     """Optimizer steps."""
     batch_size: int = 16
@@ -57,6 +63,8 @@ class TrainTokenizer(Training):
         super().__post_init__()
         if self.clip.views == "dense":
             raise ValueError("clip.views dense is for tokenize; train a tokenizer on a number of views")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}, but must be from 0 to less than 1")
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
@@ -71,93 +79,89 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     torch.manual_seed(config.seed)
     tokenizer = config.model()
     tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
+    if config.accumulate > 1 and isinstance(tokenizer.quantizer, MovingAverage):
+        raise ValueError(
+            f"accumulate {config.accumulate} is not for {tokenizer.name}: its codebook moves with every part"
+        )
+    module = Reconstruction(tokenizer, config.loss)
     run.begin(accelerator)
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
         return run.summary()
-    rows, held_out = hold_out(source.videos)
+    rows, _ = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
     skipped = json.loads(_skipped_file(run).read_text()) if _skipped_file(run).exists() else {}
-    module = Reconstruction(tokenizer).to(accelerator.device)
-    pixels_BTHWC = validation_clips(source, held_out, rows, config.clip, skipped)
+    module.to(accelerator.device)
+    average = WeightAverage(tokenizer, config.average) if config.average else None
+    result_of_training = tokenizer if average is None else average.module
+    assert isinstance(result_of_training, VQ3D)
+    pixels_BTHWC = held_out_clips(source, config.clip, VALIDATION_CLIPS, skipped)
+    alarm = CollapseAlarm(tokenizer.vocab_size, tokenizer.quantizer.advice)
 
     def validate(step: int) -> dict[str, float]:
         for part in gather_object([skipped]):
             skipped.update(part)
-        numbers, video_BTHWC = evaluate(tokenizer, pixels_BTHWC, accelerator.device)
+        numbers, video_BTHWC, codes = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
+        numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
             write_json(_skipped_file(run), skipped)
-            grid = reconstruction_grid(pixels_BTHWC[:8], video_BTHWC[:8])
-            save_png(grid, run.folder / "samples" / f"step_{step:06d}.png")
+            _pictures(run.folder / "samples", step, pixels_BTHWC[:_SHOWN], video_BTHWC[:_SHOWN])
+        warning = alarm.check(step, 1 - numbers["dead_codes"] / tokenizer.vocab_size, codes)
+        if warning:
+            say(accelerator, warning)
         return numbers
 
     dataset = ClipDataset(source, rows, config.clip, parts)
     result = fit(
-        run, accelerator, module, dataset, config, validate, watch=lambda batch: skipped.update(batch["skipped"])
+        run,
+        accelerator,
+        module,
+        dataset,
+        config,
+        validate,
+        watch=lambda batch: skipped.update(batch["skipped"]),
+        average=average,
     )
     if accelerator.is_main_process:
-        tokenizer.save_pretrained(run.folder / "model")
-    if result.losses["code_usage"] < COLLAPSED:
-        say(
-            accelerator,
-            collapse_warning(round(result.losses["code_usage"] * tokenizer.vocab_size), tokenizer.vocab_size),
-        )
+        result_of_training.save_pretrained(run.folder / "model")
     if skipped:
         say(accelerator, f"{len(skipped)} damaged videos were left out; {_skipped_file(run)} names them")
-    summary = {"run": str(run.folder), "step": config.steps, **result.losses, "skipped": len(skipped)}
-    return run.finish(accelerator, {**summary, "seconds": round(result.seconds, 1)})
+    numbers = {key: value for key, value in result.losses.items() if key != "weights"}
+    summary = {"run": str(run.folder), "tokenizer": tokenizer.name, "step": config.steps, **numbers}
+    return run.finish(accelerator, {**summary, "skipped": len(skipped), "seconds": round(result.seconds, 1)})
 
 
-def collapse_warning(used: int, vocabulary: int) -> str:
-    return (
-        f"WARNING: only {used} of {vocabulary} codes are in use. Bits per code will look good and mean little: "
-        "train the tokenizer longer (pipelines/train_tokenizer.py --steps), and look at its pictures first."
-    )
+def _equal_on_all_ranks(tokenizer: VideoTokenizer, step: int) -> int:
+    """The first eight digits of the hash of the weights, which is the same in all processes."""
+    hashes = set(gather_object([tokenizer.fingerprint()]))
+    if len(hashes) > 1:
+        raise RuntimeError(f"step {step}: the processes hold different tokenizers; this is a bug")
+    return int(hashes.pop()[:8], 16)
+
+
+def _pictures(folder: Path, step: int, pixels_BTHWC: torch.Tensor, video_BTHWC: torch.Tensor) -> None:
+    save_png(reconstruction_grid(pixels_BTHWC, video_BTHWC), folder / f"step_{step:06d}.png")
+    pairs = zip(pixels_BTHWC[:4].numpy(), video_BTHWC[:4].numpy(), strict=True)
+    frames = (frame for pixels_THWC, video_THWC in pairs for frame in side_by_side(pixels_THWC, video_THWC))
+    write_mp4(folder / f"step_{step:06d}.mp4", frames, rate=8)
 
 
 def _skipped_file(run: Run) -> Path:
     return run.folder / "skipped.json"
 
 
-def validation_clips(
-    source: Source, held_out: list[int], rows: list[int], clip: ClipSpec, skipped: dict[str, str]
-) -> torch.Tensor:
-    """Canonical clips of up to 96 held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out.
-
-    Where no held-out video can be used, training videos are.
-
-    Raises:
-        ValueError: if no video at all can be used.
-    """
-    spread = np.linspace(0, len(held_out) - 1, min(len(held_out), VALIDATION_CLIPS)).round().astype(int)
-    clips: list[np.ndarray] = []
-    for candidates in ([held_out[i] for i in spread], rows):
-        for row in candidates if not clips else ():
-            video = source.videos[row]
-            try:
-                clips.append(read_clip(source, video, clip, 0))
-            except DamagedVideo as damage:
-                skipped[video.path] = str(damage)
-            if len(clips) == VALIDATION_CLIPS:
-                break
-    if not clips:
-        path, reason = next(iter(skipped.items()))
-        raise ValueError(f"none of the {len(skipped)} videos tried can be used; the first, {path}: {reason}")
-    return torch.from_numpy(np.stack(clips))
-
-
 def evaluate(
-    tokenizer: VQ3D, pixels_BTHWC: torch.Tensor, device: torch.device
-) -> tuple[dict[str, float], torch.Tensor]:
-    """PSNR (mean over clips), code usage and perplexity of held-out clips, and the reconstructed clips, uint8."""
-    codes, videos, errors = [], [], []
+    tokenizer: VideoTokenizer, pixels_BTHWC: torch.Tensor, device: torch.device
+) -> tuple[dict[str, float], torch.Tensor, int]:
+    """Numbers of held-out clips (PSNR, mean over clips; the codes' health), the reconstructions, uint8, and how many codes."""
+    codes, videos = [], []
     for part in pixels_BTHWC.split(16):
         codes.append(tokenizer.encode(part.to(device)))
         videos.append(tokenizer.decode(codes[-1]).cpu())
-        errors.append((to_float(part) - to_float(videos[-1])).square().mean((1, 2, 3, 4)))
-    health = code_health(torch.bincount(torch.cat(codes).flatten(), minlength=tokenizer.vocab_size))
-    numbers = {"psnr": psnr(torch.cat(errors)).mean(), **health}
-    return {key: round(value.item(), 4) for key, value in numbers.items()}, torch.cat(videos)
+    codes_N, video_BTHWC = torch.cat(codes).flatten(), torch.cat(videos)
+    health = code_health(torch.bincount(codes_N, minlength=tokenizer.vocab_size))
+    numbers = {"psnr": psnr_of(pixels_BTHWC, video_BTHWC).mean(), **health}
+    return {key: round(value.item(), 4) for key, value in numbers.items()}, video_BTHWC, len(codes_N)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
+from pipelines.averaging import WeightAverage
 from pipelines.run import Run, progress, say, start_accelerator
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -150,21 +151,27 @@ def fit(
     config: Training,
     validate: Callable[[int], dict[str, float]],
     watch: Callable[[Batch], None] = lambda batch: None,
+    average: WeightAverage | None = None,
 ) -> Fit:
     """Train from the newest checkpoint, or from the start, to `config.steps`.
 
     Args:
-        module: batch -> {"loss": ..., numbers to log}; already on the device.
+        module: batch, with its `step` -> {"loss": ..., numbers to log}; already on the device. If it has `networks`,
+            modules that are trained against each other, the gradient of each is clipped by itself.
         dataset: part of a step -> batch; parts are numbered through, `config.accumulate` to a step.
         validate: step -> numbers; called by all processes with the module in evaluation mode.
         watch: sees every batch before it is used.
+        average: of the weights of the module or of a part of it; kept in the checkpoints too.
 
     Raises:
-        FloatingPointError: if a loss or gradient is not finite; the weights are those of the last step before.
+        FloatingPointError: if a loss or gradient is not finite; nothing was learned from it, and no checkpoint has it.
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     optimizer = make_optimizer(module, config)
-    state = checkpoints.load(run.folder / "checkpoints", module, optimizer) or {"step": 0, "seconds": 0.0}
+    networks = getattr(module, "networks", [module])
+    beside = {} if average is None else {"average": average.state}
+    saved = checkpoints.load(run.folder / "checkpoints", module, optimizer, beside=beside)
+    state = saved or {"step": 0, "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
@@ -182,7 +189,9 @@ def fit(
         torch.manual_seed(config.seed * 2**32 + step)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config)
-        losses = _step(accelerator, model, optimizer, parts, config, watch, step)
+        losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks)
+        if average is not None:
+            average.update()
         done = step + 1
         seconds = seconds_before + time.perf_counter() - began
         bar.update()
@@ -195,7 +204,7 @@ def fit(
         if done % config.save_every == 0 or done == config.steps or interrupted.asked:
             if accelerator.is_main_process:
                 saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
-                checkpoints.save(run.folder / "checkpoints", module, optimizer.optimizer, saved, keep=2)
+                checkpoints.save(run.folder / "checkpoints", module, optimizer.optimizer, saved, beside=beside, keep=2)
             accelerator.wait_for_everyone()
         if interrupted.asked:
             bar.close()
@@ -246,24 +255,29 @@ def _step(
     config: Training,
     watch: Callable[[Batch], None],
     step: int,
+    networks: Sequence[nn.Module],
 ) -> dict[str, torch.Tensor]:
     """One optimizer step; the mean over its parts of what the module returned."""
     total: dict[str, torch.Tensor] = {}
+    seen: list[Any] = []
     model.train()
     for part in range(config.accumulate):
-        batch = next(parts)
+        batch = {**next(parts), "step": step}
         watch(batch)
+        seen += batch["row_B"].tolist()
         batch = {k: v.to(accelerator.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
         synchronise = part == config.accumulate - 1
         with nullcontext() if synchronise else accelerator.no_sync(model):
             losses = model(batch)
-            accelerator.backward(losses["loss"] / config.accumulate)
+            poison = torch.where(losses["loss"].detach().isfinite(), 1.0, torch.nan)  # every process is to know of it
+            accelerator.backward(losses["loss"] * poison / config.accumulate)
         for key, value in losses.items():
             total[key] = total.get(key, 0) + value.detach() / config.accumulate
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_gradient)
-    if not torch.isfinite(norm):
+    norms = [accelerator.clip_grad_norm_(part.parameters(), config.clip_gradient) for part in networks]
+    if not torch.isfinite(torch.stack(norms)).all():
         raise FloatingPointError(
-            f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); the last checkpoint is untouched"
+            f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); nothing was learned from it, the "
+            f"last checkpoint is untouched; samples of the step (rows of the list): {', '.join(map(str, seen))}"
         )
     optimizer.step()
     optimizer.zero_grad()

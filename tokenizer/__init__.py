@@ -3,23 +3,45 @@
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 from tokenizer.base import VideoTokenizer
+from tokenizer.taming import TamingTokenizer, load_taming
+from tokenizer.torchscript import TorchScriptTokenizer, load_torchscript
 from tokenizer.vq3d import VQ3D
 
-__all__ = ["VQ3D", "VideoTokenizer", "load_tokenizer"]
+__all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 
 
-def load_tokenizer(source: str) -> VideoTokenizer:
+def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
     """Load a frozen tokenizer, in evaluation mode.
 
     Args:
-        source: a run folder of train_tokenizer, a folder written by `save_pretrained`, or the id of one on the hub.
+        source: a run folder of train_tokenizer, a folder written by `save_pretrained`, or the id of one on the hub;
+            `taming:FOLDER`, a VQGAN as taming-transformers publishes it, with `?quantizer=VectorQuantizer` at the end for
+            codes of the package's first quantizer; or `torchscript:FOLDER`, with encoder.jit and decoder.jit.
+        trust: whether programs in it may run; a TorchScript file is one.
 
     Raises:
         ValueError: if that is no tokenizer.
     """
+    kind, colon, rest = source.partition(":")
+    if colon and kind == "taming":
+        folder, chosen, quantizer = rest.partition("?quantizer=")
+        tokenizer: VideoTokenizer = load_taming(Path(folder).expanduser(), quantizer if chosen else None)
+    elif colon and kind == "torchscript":
+        tokenizer = load_torchscript(Path(rest).expanduser(), trust)
+    elif re.match(r"\w*:", source) and not Path(source).exists():
+        raise ValueError(
+            f"{source}: no tokenizers of kind {kind!r}; there are folders, ids on the hub, taming:FOLDER, torchscript:FOLDER"
+        )
+    else:
+        tokenizer = _load_own(source)
+    return tokenizer.freeze()
+
+
+def _load_own(source: str) -> VQ3D:
     folder = Path(source).expanduser()
     if (folder / "model").is_dir():
         folder = folder / "model"
@@ -36,4 +58,4 @@ def load_tokenizer(source: str) -> VideoTokenizer:
         raise ValueError(
             f"{source}: does not load as a VQ3D tokenizer: {' '.join(str(error).split())[:300]}"
         ) from error
-    return tokenizer.eval().requires_grad_(False)
+    return tokenizer

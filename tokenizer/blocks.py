@@ -1,37 +1,108 @@
 """Building blocks of VQ3D.
 
-Legend: B clips, C channels, T H W frames, height, width; t h w the grid of codes.
+Legend: B clips, C channels, T H W frames, height, width; t h w a grid of places, p q r a block of pixels along t, h, w.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+Block = tuple[int, int, int]
 
-def space_to_depth(video_BTHWC: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """Every block of pixels into the channels of one place, (B, T, H, W, C) -> (B, pt * ph * pw * C, t, h, w).
+
+def space_to_depth(video_BTHWC: Tensor, block: Block) -> Tensor:
+    """Every block of pixels into the channels of one place, (B, T, H, W, C) -> (B, p * q * r * C, t, h, w).
 
     No convolution then runs at full resolution, which is what makes a 3-D tokenizer affordable.
     """
-    pt, ph, pw = stride
-    return rearrange(video_BTHWC, "b (t pt) (h ph) (w pw) c -> b (pt ph pw c) t h w", pt=pt, ph=ph, pw=pw)
+    p, q, r = block
+    return rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b (p q r c) t h w", p=p, q=q, r=r)
 
 
-def depth_to_space(x_BCthw: Tensor, stride: tuple[int, int, int]) -> Tensor:
+def depth_to_space(x_BCthw: Tensor, block: Block) -> Tensor:
     """Inverse of `space_to_depth`."""
-    pt, ph, pw = stride
-    return rearrange(x_BCthw, "b (pt ph pw c) t h w -> b (t pt) (h ph) (w pw) c", pt=pt, ph=ph, pw=pw)
+    p, q, r = block
+    return rearrange(x_BCthw, "b (p q r c) t h w -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
+
+
+def haar_matrix(size: int) -> Tensor:
+    """The orthonormal Haar wavelets of `size` samples as rows, the mean first, the finest last; size is a power of 2."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        coarse = torch.kron(matrix, torch.tensor([[1.0, 1.0]]))
+        fine = torch.kron(torch.eye(len(matrix)), torch.tensor([[1.0, -1.0]]))
+        matrix = torch.cat([coarse, fine]) / 2**0.5
+    return matrix
+
+
+class Haar(nn.Module):
+    """The pixels of every block as 3-D Haar wavelets: an orthonormal change of basis, means apart from details. In fp32."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+        for name, size in zip("pqr", block, strict=True):
+            self.register_buffer(name, haar_matrix(size), persistent=False)
+
+    def forward(self, video_BTHWC: Tensor) -> Tensor:
+        """(B, T, H, W, C) -> (B, p * q * r * C, t, h, w)."""
+        p, q, r = self.block
+        x = rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b t h w p q r c", p=p, q=q, r=r)
+        with torch.autocast(x.device.type, enabled=False):
+            x = torch.einsum("bthwpqrc,ip,jq,kr->bthwijkc", x, self.p, self.q, self.r)
+        return rearrange(x, "b t h w p q r c -> b (p q r c) t h w")
+
+    def inverse(self, x_BCthw: Tensor) -> Tensor:
+        """(B, p * q * r * C, t, h, w) -> (B, T, H, W, C)."""
+        p, q, r = self.block
+        x = rearrange(x_BCthw, "b (p q r c) t h w -> b t h w p q r c", p=p, q=q, r=r)
+        with torch.autocast(x.device.type, enabled=False):
+            x = torch.einsum("bthwijkc,ip,jq,kr->bthwpqrc", x, self.p, self.q, self.r)
+        return rearrange(x, "b t h w p q r c -> b (t p) (h q) (w r) c")
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each place by itself, so that nothing is known of other times or clips."""
+
+    def forward(self, x_BCthw: Tensor) -> Tensor:
+        return super().forward(x_BCthw.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class TimeConv(nn.Conv3d):
+    """Convolution over three places in time; a causal one sees the place and the two before it."""
+
+    def __init__(self, channels: int, *, causal: bool) -> None:
+        super().__init__(channels, channels, (3, 1, 1), padding=(2 if causal else 1, 0, 0))
+        self._causal = causal
+
+    def forward(self, x_BCthw: Tensor) -> Tensor:
+        y_BCthw = super().forward(x_BCthw)  # causal: zeros at both ends, so that the last two places are too many
+        return y_BCthw[:, :, : x_BCthw.shape[2]] if self._causal else y_BCthw
 
 
 class ResidualBlock(nn.Module):
     """A convolution in space, one in time (arXiv 1711.11248), norm before, residual around; the identity at first."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = ChannelNorm(channels)
         self.space = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
-        self.time = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.time = TimeConv(channels, causal=causal)
         nn.init.zeros_(self.time.weight)
+        nn.init.zeros_(self.time.bias)  # type: ignore[arg-type]  # it has one
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
         return x_BCthw + self.time(F.silu(self.space(F.silu(self.norm(x_BCthw)))))
+
+
+class Upsample(nn.Module):
+    """Twice as many places along h and w: each place into four."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, 4 * out_channels, 1)
+
+    def forward(self, x_BCthw: Tensor) -> Tensor:
+        x = rearrange(self.conv(x_BCthw), "b (q r c) t h w -> b c t (h q) (w r)", q=2, r=2)
+        return x.contiguous(memory_format=torch.channels_last_3d)

@@ -3,7 +3,8 @@
 Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes, N = t * h * w, D channels inside.
 """
 
-import math
+import re
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -11,102 +12,153 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tokenizer.base import VideoTokenizer, hash_module, to_float, to_uint8
-from tokenizer.blocks import ResidualBlock, depth_to_space, space_to_depth
-from tokenizer.quantizers import QuantizerName, make_quantizer
+from tokenizer.blocks import ChannelNorm, Haar, ResidualBlock, Upsample, depth_to_space, space_to_depth
+from tokenizer.quantizers import make_quantizer
+
+SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
+"""Channels at each resolution, the finest first; every further one halves height and width."""
+NAME = re.compile(
+    r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9][0-9]?)x([1-9][0-9]?)x([1-9][0-9]?)-([a-z]+[1-9][0-9]*)"
+)
 
 
 class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
-    """Space-to-depth, residual blocks, quantizer, residual blocks, depth-to-space.
+    """Stem, residual blocks, quantizer, residual blocks, stem backwards. No convolution runs at full resolution.
 
     Args:
-        stride: pixels of one code along (t, h, w).
-        width: channels of the residual blocks, a multiple of 8.
-        depth: residual blocks of the encoder, and of the decoder.
-        quantizer: `fsq`, or `ema-vq` for a learned codebook.
-        levels: FSQ: values of each digit; their product is the vocabulary.
-        codebook_size: EMA-VQ: vectors of the codebook.
-        codebook_channels: EMA-VQ: channels of each vector.
+        name: size (tiny unless said), causal or not, stride along (t, h, w), quantizer and vocabulary:
+            vq3d-2x8x8-fsq1000, vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq, lfq,
+            simvq. A causal one takes 1 + k * t frames, of which the first, alone, is an image.
+        stem: what a block of pixels becomes: `space` its pixels as channels, `haar` its wavelets.
+        width: channels at the finest resolution, doubled at each further one, a multiple of 8; by default that of the size.
+        depth: residual blocks at each resolution of the encoder, and of the decoder.
+        options: of the quantizer, as {decay: 0.95}; tokenizer/quantizers.py lists them.
 
     Raises:
-        ValueError: for a width that the norms cannot group.
+        ValueError: for a name that is none, or a setting that cannot be.
     """
 
     def __init__(
         self,
         *,
-        stride: tuple[int, int, int] = (2, 8, 8),
-        width: int = 128,
+        name: str = "vq3d-2x8x8-fsq1000",
+        stem: Literal["space", "haar"] = "space",
+        width: int | None = None,
         depth: int = 2,
-        quantizer: QuantizerName = "fsq",
-        levels: tuple[int, ...] = (8, 5, 5, 5),
-        codebook_size: int = 1024,
-        codebook_channels: int = 8,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if width < 1 or width % 8:
+        size, self.causal, self.stride, quantizer = _parsed(name)
+        self.name = name.replace("-tiny", "")
+        if width is not None and (width < 8 or width % 8):
             raise ValueError(f"tokenizer width {width} is not a multiple of 8")
-        if min(stride) < 1 or depth < 0:
-            raise ValueError(f"tokenizer stride {tuple(stride)} must be 1 or more each, and depth {depth} not negative")
-        self.stride = (stride[0], stride[1], stride[2])  # a saved configuration gives lists
-        self.quantizer = make_quantizer(
-            quantizer, levels=tuple(levels), codebook_size=codebook_size, codebook_channels=codebook_channels
-        )
+        if depth < 0 or stem not in ("space", "haar"):
+            raise ValueError(f"tokenizer depth {depth} must not be negative, and stem {stem!r} be space or haar")
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in (options or {}).items()}  # as JSON has them
+        self._stem, self._options = stem, sorted(settings.items())
+        self.quantizer = make_quantizer(quantizer, options or {})
         self.vocab_size, self.levels = self.quantizer.vocab_size, self.quantizer.levels
-        block, channels = 3 * math.prod(stride), self.quantizer.channels
-        self.encoder = nn.Sequential(
-            nn.Conv3d(block, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, channels, 1)
+        widths = SIZES[size] if width is None else tuple(width << i for i in range(len(SIZES[size])))
+        finer = 2 ** (len(widths) - 1)
+        t, h, w = self.stride
+        if h % finer or w % finer:
+            raise ValueError(
+                f"{name}: {size} halves height and width {len(widths) - 1} times, more than the stride holds"
+            )
+        self.block = (t, h // finer, w // finer)
+        """Pixels of one place at the finest resolution."""
+        self.haar = Haar(self.block) if stem == "haar" else None
+        self.encoder = _encoder(
+            3 * t * (h // finer) * (w // finer), widths, depth, self.quantizer.channels, self.causal
         )
-        self.decoder = nn.Sequential(
-            nn.Conv3d(channels, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv3d(width, block, 1)
+        self.decoder = _decoder(
+            3 * t * (h // finer) * (w // finer), widths, depth, self.quantizer.channels, self.causal
         )
+        blocks = depth * len(widths)
+        self.context = (2 * blocks, 0) if self.causal else (blocks, blocks)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch has it, its stubs do not
 
-    def codes_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The grid of codes of a clip.
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Where the adaptive weight of the adversarial loss compares gradients."""
+        return self.decoder[-1].weight  # type: ignore[return-value]
 
-        Raises:
-            ValueError: if the stride does not divide it.
-        """
-        t, h, w = self.stride
-        if min(frames, height, width) < 1 or frames % t or height % h or width % w:
-            raise ValueError(
-                f"a clip of {frames} frames of {height}x{width} is not a multiple "
-                f"of the tokenizer's stride {self.stride}"
-            )
-        return frames // t, height // h, width // w
-
-    def forward(self, video_BTHWC: Tensor) -> dict[str, Tensor]:
-        """Float in [-1, 1] -> `video` (its reconstruction), `codes` (B, t, h, w), `quantizer` (its auxiliary loss)."""
-        z_BDthw = self.encoder(space_to_depth(video_BTHWC, self.stride))
+    def forward(self, pixels_BTHWC: Tensor) -> dict[str, Tensor]:
+        """uint8 -> `video` (reconstruction, float in [-1, 1]), `codes` (B, t, h, w), `quantizer` (its auxiliary loss)."""
+        self.codes_shape(*pixels_BTHWC.shape[1:4])
+        z_BDthw = self._features(pixels_BTHWC)
         grid = z_BDthw.shape[2:]
         quantized_BND, codes_BN, auxiliary = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
         return {
-            "video": self._decode(quantized_BND, grid),
+            "video": self._reconstructed(quantized_BND, grid),
             "codes": codes_BN.unflatten(1, grid),
             "quantizer": auxiliary,
         }
 
-    @torch.no_grad()
-    def encode(self, pixels_BTHWC: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> codes, int64 (B, t, h, w)."""
-        z_BDthw = self.encoder(space_to_depth(to_float(pixels_BTHWC), self.stride))
+    def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
+        z_BDthw = self._features(pixels_BTHWC)
         _, codes_BN, _ = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
         return codes_BN.unflatten(1, z_BDthw.shape[2:])
 
-    @torch.no_grad()
-    def decode(self, codes_Bthw: Tensor) -> Tensor:
-        """Codes -> uint8 (B, T, H, W, 3)."""
-        return to_uint8(self._decode(self.quantizer.vectors(codes_Bthw.flatten(1)), codes_Bthw.shape[1:]))
+    def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
+        return to_uint8(self._reconstructed(self.quantizer.vectors(codes_Bthw.flatten(1)), codes_Bthw.shape[1:]))
 
     def codebook(self) -> Tensor | None:
-        """Vectors of a learned codebook, (vocab_size, channels); None for FSQ."""
+        """Vectors of a learned codebook, (vocab_size, channels); None for FSQ and LFQ."""
         return self.quantizer.codebook()
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights."""
-        return hash_module(self, {"class": type(self).__name__, "stride": self.stride, "levels": self.levels})
+        return hash_module(
+            self, {"class": type(self).__name__, "name": self.name, "stem": self._stem, "options": self._options}
+        )
 
-    def _decode(self, quantized_BND: Tensor, grid: torch.Size) -> Tensor:
+    def _features(self, pixels_BTHWC: Tensor) -> Tensor:
+        """What is quantized, (B, D, t, h, w). A causal tokenizer sees the first frame as often as fills a block."""
+        video_BTHWC = to_float(pixels_BTHWC)
+        if self.causal:
+            ahead_BTHWC = video_BTHWC[:, :1].expand(-1, self.stride[0] - 1, -1, -1, -1)
+            video_BTHWC = torch.cat([ahead_BTHWC, video_BTHWC], dim=1)
+        x_BDthw = space_to_depth(video_BTHWC, self.block) if self.haar is None else self.haar(video_BTHWC)
+        return self.encoder(x_BDthw.contiguous(memory_format=torch.channels_last_3d))
+
+    def _reconstructed(self, quantized_BND: Tensor, grid: torch.Size) -> Tensor:
         t, h, w = grid
         z_BDthw = rearrange(quantized_BND, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
-        return depth_to_space(self.decoder(z_BDthw.to(memory_format=torch.channels_last_3d)), self.stride)
+        x_BDthw = self.decoder(z_BDthw.contiguous(memory_format=torch.channels_last_3d))
+        video_BTHWC = depth_to_space(x_BDthw, self.block) if self.haar is None else self.haar.inverse(x_BDthw.float())
+        return video_BTHWC[:, self.stride[0] - 1 :] if self.causal else video_BTHWC
+
+
+def _parsed(name: str) -> tuple[str, bool, tuple[int, int, int], str]:
+    """Size, causal, stride and quantizer of a name."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} is no name of a VQ3D; one is vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024"
+        )
+    t, h, w = (int(match[i]) for i in (3, 4, 5))
+    if any(s & (s - 1) or s > 32 for s in (t, h, w)):
+        raise ValueError(f"{name}: strides are powers of 2 up to 32")
+    return match[1] or "tiny", match[2] is not None, (t, h, w), match[6]
+
+
+def _encoder(pixels: int, widths: tuple[int, ...], depth: int, channels: int, causal: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv3d(pixels, widths[0], 1)]
+    for i, width in enumerate(widths):
+        if i:
+            layers.append(nn.Conv3d(widths[i - 1], width, (1, 2, 2), stride=(1, 2, 2)))
+        layers += [ResidualBlock(width, causal=causal) for _ in range(depth)]
+    last = nn.Conv3d(widths[-1], channels, 1)
+    nn.init.normal_(last.weight, std=0.5 / widths[-1] ** 0.5)  # what is quantized starts where no tanh is flat
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # it has one
+    return nn.Sequential(*layers, ChannelNorm(widths[-1]), last)
+
+
+def _decoder(pixels: int, widths: tuple[int, ...], depth: int, channels: int, causal: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv3d(channels, widths[-1], 1)]
+    for i in reversed(range(len(widths))):
+        layers += [ResidualBlock(widths[i], causal=causal) for _ in range(depth)]
+        if i:
+            layers.append(Upsample(widths[i], widths[i - 1]))
+    return nn.Sequential(*layers, nn.Conv3d(widths[0], pixels, 1))

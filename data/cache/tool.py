@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sample", nargs="+", default=[], help="paths, ids or rows of videos (default: four of them)")
     sub.add_argument("--tokenizer", help="default: the one that made the cache")
     sub.add_argument("--out", type=Path, default=Path("export"), help="folder of the mp4s (default: export)")
+    sub.add_argument("--trust", action="store_true", help="run the tokenizer if it is a program, as TorchScript is")
     return parser
 
 
@@ -178,7 +179,9 @@ def _export(arguments: argparse.Namespace) -> tuple[Any, str, int]:
     cache = _opened(arguments, arguments.cache)
     rows = [row_of(cache, wanted) for wanted in arguments.sample]
     rows = rows or sorted({i * (len(cache) - 1) // 3 for i in range(4)})
-    files = export_clips(cache, rows, arguments.tokenizer or cache.made_with["tokenizer"], arguments.out)
+    files = export_clips(
+        cache, rows, arguments.tokenizer or cache.made_with["tokenizer"], arguments.out, trust=arguments.trust
+    )
     return [str(file) for file in files], "\n".join(map(str, files)), 0
 
 

@@ -1,7 +1,9 @@
 """Tiny runs of the whole path, made once per session and shared."""
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from pipelines.run import command
 
 ROOT = Path(__file__).parent.parent.parent
 TINY_TOKENIZER = [
@@ -34,6 +39,11 @@ TINY_MODEL = [
     *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
 ]
 DIGITS = "builtin:moving-digits:24:16"
+TINIEST = [
+    *(*TINY_TOKENIZER, "--videos", "builtin:moving-digits:8:2", "--clip.frames", "4", "--clip.size", "32"),
+    *("--precision", "fp32"),
+]
+"""A tokenizer that is trained inside this process in less than a second."""
 
 # Threads that wait must sleep: with more of them than cores, spinning ones make tiny steps a hundred times slower.
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -68,6 +78,52 @@ def refused(result: Result) -> str:
     assert len(errors) == 1, result.stderr
     assert result.stdout == ""
     return errors[0]
+
+
+SCHEMAS = {
+    "train_tokenizer": "TrainTokenizer",
+    "evaluate_tokenizer": "EvaluateTokenizer",
+    "tokenize": "Tokenize",
+    "pretrain_ar": "Pretrain",
+    "probe": "Probe",
+    "report": "Report",
+}
+
+
+class Call:
+    """Runs a pipeline inside this process: (script, *flags) -> its summary, or its error line if it exits with `code`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.out = self.err = ""
+        """What the last one wrote."""
+
+    def __call__(self, script: str, *flags: str, code: int = 2) -> Any:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        self._monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
+        self._monkeypatch.setattr("pipelines.run.cores", lambda accelerator: 1)  # on busy cores two wait for each other
+        module = importlib.import_module(f"pipelines.{script}")
+        self._capsys.readouterr()
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            command(getattr(module, SCHEMAS[script]), module.main)
+        except SystemExit as stop:
+            self.out, self.err = self._capsys.readouterr()
+            assert stop.code == code, (stop.code, self.err)
+            assert self.out == ""
+            lines = [line for line in self.err.splitlines() if ": error: " in line]
+            assert len(lines) == 1, self.err
+            return lines[0]
+        finally:
+            signal.signal(signal.SIGINT, interrupt)  # a training that was ended by an error has left its own
+        self.out, self.err = self._capsys.readouterr()
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -54,26 +54,29 @@ def child(tokenizer: torch.nn.Module, caches: Path) -> int:
 
 def contents(caches: Path) -> dict[str, str]:
     files = sorted(path for path in caches.rglob("*") if path.is_file() or path.is_symlink())
-    return {str(path.relative_to(caches)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(caches)): _sha256(path) for path in files}
 
 
 def half_objects(caches: Path) -> list[str]:
-    """Files under their final names that are not whole."""
+    """Files under their final names that are not whole. A record comes before its tar, and is nothing without it."""
     wrong = []
-    for record in caches.glob("*/shards/*.json"):
-        said = json.loads(record.read_text())
-        tar = record.with_suffix(".tar")
-        if not tar.exists() or hashlib.sha256(tar.read_bytes()).hexdigest() != said["sha256"]:
+    for tar in caches.glob("*/shards/*.tar"):
+        record = tar.with_suffix(".json")
+        if not _is_json(record) or json.loads(record.read_text())["sha256"] != _sha256(tar):
             wrong.append(str(tar))
-    for name in ("manifest.json", "plan.json"):
+    for name in ("shards/*.json", "manifest.json", "plan.json"):
         wrong += [str(path) for path in caches.glob(f"*/{name}") if not _is_json(path)]
     return wrong
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_json(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_text()), dict)
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 

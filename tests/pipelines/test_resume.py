@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from pipelines import checkpoints
+from pipelines import checkpoints, training
 from pipelines.training import Training, lr_at, make_optimizer
 
-from .conftest import ENVIRONMENT, ROOT, TINY_MODEL, last_line, start
+from .conftest import ENVIRONMENT, ROOT, TINIEST, TINY_MODEL, Call, last_line, start
 
 
 def losses(run: Path) -> dict[int, str]:
@@ -59,6 +60,87 @@ def test_a_killed_run_continues_bit_for_bit(house: Path, tmp_path: Path, workers
     assert answer["loss"] == straight["loss"]
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+
+
+# --- tokenizers
+
+
+class Stopped(BaseException):
+    """As if the process were killed."""
+
+
+def train_tokenizer(call: Call, folder: Path, flags: list[str], stop: int | None = None) -> dict[int, list[int]]:
+    """Train in this process, until a step if one is given; the samples of every step."""
+    rows: dict[int, list[int]] = {}
+    step_of = training._step
+
+    def watched(*arguments: Any) -> Any:
+        *_, watch, step, networks = arguments
+        if step == stop:
+            raise Stopped
+        rows[step] = []
+        return step_of(
+            *arguments[:-3], lambda batch: rows[step].extend(batch["row_B"].tolist()) or watch(batch), step, networks
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step", watched)
+        patch.setattr(training, "_LOG_EVERY", 1)
+        try:
+            call("train_tokenizer", *TINIEST, *flags, "--out", str(folder))
+        except Stopped:
+            assert stop is not None
+    return rows
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """Every number of every line of a run's log, to the last bit."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: float(value).hex() for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def written(run: Path) -> dict[str, str]:
+    """Hashes of all weights and moments that a run leaves."""
+    files = sorted(run.rglob("*.safetensors"))
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32"]
+AGAINST = ["--average", "0", "--loss.discriminator"]
+TOKENIZERS = {
+    "fsq": ["--average", "0"],
+    "emavq": ["--average", "0", *EMAVQ],
+    "averaged": ["--average", "0.9"],
+    "averaged emavq": ["--average", "0.9", *EMAVQ],
+    "causal": ["--model.name", "vq3d-causal-2x8x8-fsq240", "--clip.frames", "5", "--model.stem", "haar"],
+    "3d from the start": [*AGAINST, "3d", "--loss.adversarial_start", "0"],
+    "3d, stopped before its start": [*AGAINST, "3d", "--loss.adversarial_start", "5"],
+    "patch from the start": [*AGAINST, "patch", "--loss.adversarial_start", "0"],
+    "patch, stopped before its start": [*AGAINST, "patch", "--loss.adversarial_start", "5"],
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_that_was_stopped_continues_bit_for_bit(
+    call: Call, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 4, so that what came after the checkpoint of step 3 is done again."""
+    if "patch" in kind:
+        pytest.importorskip("taming")
+    revived: list[int] = []
+    replace = Codebook.replace
+    monkeypatch.setattr(Codebook, "replace", lambda *a, **k: revived.append(1) or replace(*a, **k))
+    flags = [*TOKENIZERS[kind], "--validate_every", "2"]
+    straight = train_tokenizer(call, tmp_path / "straight", flags)
+    assert len(revived) > 3 or "emavq" not in kind, "codes must be revived before the stop and after it"
+    train_tokenizer(call, tmp_path / "stopped", flags, stop=4)
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_000003"]
+    again = train_tokenizer(call, tmp_path / "stopped", flags)
+    assert again == {step: straight[step] for step in (3, 4, 5)}
+    assert len(logged(tmp_path / "straight")) == 6 + 3
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "straight")
+    assert written(tmp_path / "stopped") == written(tmp_path / "straight")
+    assert len(written(tmp_path / "straight")) == 1 + 2 * (2 if "--average" in flags and "0" in flags else 3)
 
 
 def test_ctrl_c_saves_what_was_learned(house: Path, tmp_path: Path) -> None:
@@ -110,9 +192,9 @@ def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
     module, optimizer = _trained(0)
-    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, keep=2)
+    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, beside={}, keep=2)
     other, other_optimizer = _trained(1)
-    assert checkpoints.load(tmp_path, other, other_optimizer) == {"step": 3, "seconds": 1.5}
+    assert checkpoints.load(tmp_path, other, other_optimizer, beside={}) == {"step": 3, "seconds": 1.5}
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(_state(optimizer), _state(other_optimizer), strict=True))
 
@@ -120,17 +202,17 @@ def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
 def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_passed_over(tmp_path: Path) -> None:
     module, optimizer = _trained(0)
     for step in (1, 2, 3):
-        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, keep=2)
+        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, beside={}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
     broken = tmp_path / "step_000003" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:50])
-    assert checkpoints.load(tmp_path, module, optimizer) == {"step": 2, "seconds": 0.0}
+    assert checkpoints.load(tmp_path, module, optimizer, beside={}) == {"step": 2, "seconds": 0.0}
     (tmp_path / "step_000002" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="none of its 2 checkpoints can be read"):
-        checkpoints.load(tmp_path, module, optimizer)
+        checkpoints.load(tmp_path, module, optimizer, beside={})
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / ".step_000009.tmp").mkdir(parents=True)
     module, optimizer = _trained(0)
-    assert checkpoints.load(tmp_path, module, optimizer) is None
+    assert checkpoints.load(tmp_path, module, optimizer, beside={}) is None

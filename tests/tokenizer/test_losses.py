@@ -1,12 +1,21 @@
-"""What a tokenizer's training reports is what it says: decibels of a known error, use and perplexity of known counts."""
+"""What a tokenizer's training minimises and reports is what it says: errors of real clips only, decibels of a known error,
+use and perplexity of known counts, and an adversary that acts from its step on."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.tokenizer.small import QUANTIZERS, build, pixels, state
+from tests.tokenizer.test_lpips import vgg16_features
 from tokenizer import VQ3D
-from tokenizer.losses import Reconstruction, code_health, psnr
+from tokenizer.base import to_float
+from tokenizer.losses import Losses, Reconstruction
+from tokenizer.lpips import load_lpips
+from tokenizer.measures import code_health, psnr
 
 
 @pytest.mark.parametrize("error, decibels", [(4.0, 0.0), (0.04, 20.0), (4e-4, 40.0), ((1 / 127.5) ** 2, 48.1308)])
@@ -24,12 +33,14 @@ def test_uniform_codes_have_the_perplexity_of_the_vocabulary(vocab: int) -> None
     health = code_health(torch.full((vocab,), 7))
     assert health["perplexity"].item() == pytest.approx(vocab)
     assert health["code_usage"].item() == 1.0
+    assert health["dead_codes"].item() == 0
 
 
 def test_a_single_code_has_perplexity_one() -> None:
     health = code_health(torch.tensor([0, 0, 31, 0, 0]))
     assert health["perplexity"].item() == pytest.approx(1.0)
     assert health["code_usage"].item() == pytest.approx(0.2)
+    assert health["dead_codes"].item() == 4
 
 
 def test_perplexity_of_uneven_counts_is_the_exponential_of_their_entropy() -> None:
@@ -50,52 +61,187 @@ def test_counts_too_large_for_fp32_are_counted_exactly() -> None:
     assert health["code_usage"].item() == 1.0
 
 
-@pytest.mark.parametrize("quantizer", ["fsq", "ema-vq"])
-def test_the_training_loss_is_the_squared_error_plus_the_quantizers_own(quantizer: str) -> None:
+# --- settings
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"lpips": -0.1}, "loss.lpips is -0.1"),
+        ({"lpips": math.nan}, "loss.lpips is nan"),
+        ({"lpips": math.inf, "lpips_weights": Path("w")}, "loss.lpips is inf"),
+        ({"lpips": 1.0}, "loss.lpips needs --loss.lpips_weights"),
+        ({"adversarial": 0.0}, "loss.adversarial is 0.0"),
+        ({"adversarial": -1.0}, "loss.adversarial is -1.0"),
+        ({"adversarial": math.nan}, "loss.adversarial is nan"),
+        ({"adversarial_cap": 0.0}, "loss.adversarial_cap is 0.0"),
+        ({"adversarial_start": -1}, "loss.adversarial_start is -1"),
+        ({"pixels": "huber"}, "loss.pixels is 'huber'"),
+        ({"discriminator": "2d"}, "loss.discriminator is '2d'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refusal:
+        Losses(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_weights_that_are_missing_are_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        Reconstruction(VQ3D(width=8, depth=0), Losses(lpips=1.0, lpips_weights=tmp_path / "nowhere"))
+
+
+# --- the parts of the loss
+
+
+@pytest.fixture(scope="module")
+def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random ones under the names of the published files."""
+    folder = tmp_path_factory.mktemp("lpips")
     torch.manual_seed(0)
-    tokenizer = VQ3D(
-        stride=(2, 4, 4),
-        width=8,
-        depth=1,
-        quantizer=quantizer,  # type: ignore[arg-type]
-        levels=(5, 3),
-        codebook_size=16,
-        codebook_channels=4,
-    )
-    pixels = torch.randint(0, 256, (4, 4, 8, 8, 3), dtype=torch.uint8)
-    tokenizer(pixels.float() / 127.5 - 1)  # starts a learned codebook
-    tokenizer.eval()
-    tokenizer.quantizer.train(quantizer == "ema-vq")  # whose commitment counts in training only
-    torch.manual_seed(1)
-    kept = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    found = Reconstruction(tokenizer)({"pixels_BTHWC": pixels, "real_B": torch.ones(len(pixels), dtype=torch.bool)})
+    vgg = {f"features.{name}": tensor for name, tensor in vgg16_features().state_dict().items()}
+    torch.save(vgg, folder / "vgg16-397923af.pth")
+    channels = (64, 128, 256, 512, 512)
+    torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}, folder / "vgg.pth")
+    return folder
+
+
+def batch_of(clips: Tensor, real: list[bool] | None = None, step: int = 0) -> dict[str, Any]:
+    """As the training loop gives it: clips of damaged videos are black."""
+    real_B = torch.tensor(real or [True] * len(clips))
+    return {"pixels_BTHWC": clips * real_B[:, None, None, None, None], "real_B": real_B, "step": step}
+
+
+def gradients(module: Reconstruction) -> list[Tensor]:
+    return [p.grad.clone() for p in module.tokenizer.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("kind", ["mse", "l1"])
+def test_the_loss_is_the_error_of_pixels_and_the_quantizers_own(quantizer: str, kind: Any) -> None:
+    tokenizer = build(f"vq3d-2x4x4-{quantizer}").train()
+    clips = pixels(4)
+    before = state(tokenizer)
+    found = Reconstruction(tokenizer, Losses(pixels=kind))(batch_of(clips))
     assert found["loss"].requires_grad and not found["psnr"].requires_grad
+    assert all(value.shape == () for value in found.values())
     found["loss"].backward()
     assert tokenizer.encoder[0].weight.grad.abs().max() > 0
-    tokenizer.load_state_dict(kept)
-    torch.manual_seed(1)
-    out = tokenizer(pixels.float() / 127.5 - 1)
-    error = (out["video"] - (pixels.float() / 127.5 - 1)).square().mean()
-    assert found["loss"].item() == pytest.approx((error + out["quantizer"]).item(), rel=1e-5)
-    assert (out["quantizer"].item() > 0) == (quantizer == "ema-vq")
-    assert found["psnr"].item() == pytest.approx(10 * math.log10(4 / error.item()), abs=1e-3)
+    tokenizer.load_state_dict(before)
+    out = tokenizer(clips)
+    error = out["video"] - (clips.float() / 127.5 - 1)
+    of_pixels = error.square().mean() if kind == "mse" else error.abs().mean()
+    assert found["loss"].item() == pytest.approx((of_pixels + out["quantizer"]).item(), rel=1e-5)
+    assert found["quantizer"].item() == out["quantizer"].item() != 0
+    assert found["psnr"].item() == pytest.approx(10 * math.log10(4 / error.square().mean().item()), abs=1e-3)
     assert found["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
+    assert set(found) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
+
+
+def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
+    tokenizer = build("vq3d-2x8x8-fsq240")
+    clips = pixels(2, 4, 32, 16)
+    plain = Reconstruction(tokenizer, Losses())(batch_of(clips))
+    module = Reconstruction(tokenizer, Losses(lpips=0.3, lpips_weights=lpips_weights))
+    found = module(batch_of(clips))
+    video = tokenizer(clips)["video"]
+    distance = load_lpips(lpips_weights)
+    each = [
+        distance(video[clip, t].movedim(-1, 0)[None], to_float(clips)[clip, t].movedim(-1, 0)[None])
+        for clip in range(2)
+        for t in range(4)
+    ]
+    assert found["lpips"].item() == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
+    assert found["lpips"] > 0
+    assert found["loss"].item() == pytest.approx((plain["loss"] + 0.3 * found["lpips"]).item(), rel=1e-5)
+    assert found["psnr"] == plain["psnr"]
+    plain["loss"].backward()
+    without = gradients(module)
+    module.zero_grad()
+    found["loss"].backward()
+    assert not all(map(torch.equal, without, gradients(module)))
+    assert module.networks == [tokenizer]
+    assert not any(name.startswith("lpips") for name in module.state_dict())
+
+
+@pytest.mark.parametrize("settings", [{}, {"pixels": "l1"}, {"lpips": 0.5}])
+def test_clips_of_damaged_videos_do_not_count(settings: dict[str, Any], lpips_weights: Path) -> None:
+    tokenizer = build("vq3d-2x8x8-fsq240", options={"spread": 0.0}).train()
+    module = Reconstruction(tokenizer, Losses(lpips_weights=lpips_weights, **settings))
+    clips = pixels(4, 4, 16, 16)
+    real = [True, False, True, False]
+    whole = module(batch_of(clips[::2]))
+    holed = module(batch_of(clips, real))
+    other = module(batch_of(clips))
+    assert whole.keys() == holed.keys()
+    for name, value in whole.items():
+        assert torch.allclose(value, holed[name], rtol=1e-5), name
+    assert not torch.allclose(whole["loss"], other["loss"], rtol=1e-3)
+    whole["loss"].backward()
+    expected = gradients(module)
+    module.zero_grad()
+    holed["loss"].backward()
+    for mine, wanted in zip(gradients(module), expected, strict=True):
+        assert torch.allclose(mine, wanted, rtol=1e-3, atol=1e-6)
+    nothing = module(batch_of(clips, [False] * 4))
+    assert nothing["loss"] == 0 and all(value.isfinite() for value in nothing.values())
+    assert nothing["code_usage"] == 0
+
+
+def test_an_adversary_acts_from_its_step_on_and_learns_before() -> None:
+    clips = pixels(2, 4, 16, 16)
+    alone = Reconstruction(build("vq3d-2x8x8-fsq240").train(), Losses())
+    plain = alone(batch_of(clips))
+    plain["loss"].backward()
+    torch.manual_seed(0)
+    module = Reconstruction(
+        build("vq3d-2x8x8-fsq240").train(), Losses(discriminator="3d", adversarial_start=5, adversarial=0.7)
+    )
+    assert module.adversary is not None
+    before = module(batch_of(clips, step=4))
+    before["loss"].backward()
+    assert before["generator"] == 0 and before["adversarial_weight"] == 0
+    assert before["discriminator"] > 0
+    assert before["loss"].item() == pytest.approx((plain["loss"] + before["discriminator"]).item(), rel=1e-5)
+    assert all(map(torch.equal, gradients(module), gradients(alone)))
+    learned = [p.grad.abs().max() for p in module.adversary.parameters() if p.grad is not None and p.ndim > 1]
+    assert learned and min(learned) > 0
+    module.zero_grad()
+    after = module(batch_of(clips, step=5))
+    after["loss"].backward()
+    assert after["generator"] != 0 and 0 < after["adversarial_weight"] <= 1
+    expected = plain["loss"] + after["generator"] + after["discriminator"]
+    assert after["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert not all(map(torch.equal, gradients(module), gradients(alone)))
+
+
+def test_what_is_trained_are_the_networks(lpips_weights: Path) -> None:
+    tokenizer = build("vq3d-2x8x8-emavq16")
+    plain = Reconstruction(tokenizer, Losses(adversarial=0.5))
+    assert plain.networks == [tokenizer] and plain.adversary is None and plain.lpips is None
+    both = Reconstruction(tokenizer, Losses(lpips=1.0, lpips_weights=lpips_weights, discriminator="3d"))
+    assert both.networks == [tokenizer, both.adversary]
+    trained = {id(p) for network in both.networks for p in network.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in both.parameters() if p.requires_grad}
+
+
+def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
+    """The quantizer's own is nearly that of fp32; codes may differ where one is as near as another."""
+    losses = Losses(lpips=0.5, lpips_weights=lpips_weights, discriminator="3d", adversarial_start=0)
+    torch.manual_seed(0)
+    module = Reconstruction(build("vq3d-2x8x8-fsq240", stem="haar").train(), losses)
+    batch = batch_of(pixels(2, 4, 16, 16))
+    exact = module(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(batch)
+    assert {value.dtype for value in found.values()} == {torch.float32, torch.float64}
+    for name in ("psnr", "quantizer", "lpips", "discriminator"):
+        assert found[name].item() == pytest.approx(exact[name].item(), rel=0.1), name
+    found["loss"].backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(module))
 
 
 def test_pixels_in_another_range_are_refused() -> None:
+    module = Reconstruction(VQ3D(width=8, depth=1), Losses())
     with pytest.raises(ValueError, match="float32"):
-        Reconstruction(VQ3D(width=8, depth=1))(
-            {"pixels_BTHWC": torch.rand(1, 2, 8, 8, 3), "real_B": torch.ones(1, dtype=torch.bool)}
-        )
-
-
-def test_places_of_damaged_videos_do_not_count() -> None:
-    torch.manual_seed(0)
-    loss = Reconstruction(VQ3D(width=8, depth=1))
-    pixels = torch.randint(256, (3, 2, 8, 8, 3), dtype=torch.uint8)
-    real = torch.tensor([True, False, True])
-    whole = loss({"pixels_BTHWC": pixels[real], "real_B": real[real]})
-    holed = loss({"pixels_BTHWC": pixels * real[:, None, None, None, None], "real_B": real})
-    assert torch.allclose(whole["loss"], holed["loss"])
-    assert whole["code_usage"] == holed["code_usage"]
-    assert loss({"pixels_BTHWC": pixels, "real_B": ~real & real})["loss"] == 0
+        module({"pixels_BTHWC": torch.rand(1, 2, 8, 8, 3), "real_B": torch.ones(1, dtype=torch.bool), "step": 0})

@@ -1,0 +1,39 @@
+"""A second copy of a module's weights: the average of those that training goes through."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class WeightAverage:
+    """Exponential moving average of a module's weights and buffers.
+
+    Early on it is shorter, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. What cannot be
+    averaged, numbers and flags, is that of the last step.
+    """
+
+    def __init__(self, source: nn.Module, decay: float) -> None:
+        self._source = source
+
+        @torch.no_grad()
+        def average(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor | int) -> None:
+            kept = min(decay, (1 + float(steps)) / (10 + float(steps)))
+            for averaged, weight in zip(averages, weights, strict=True):
+                if averaged.is_floating_point():
+                    averaged.lerp_(weight, 1 - kept)
+                else:
+                    averaged.copy_(weight)
+
+        self.state = AveragedModel(source, multi_avg_fn=average, use_buffers=True).eval()
+        """The average, with the number of steps it is of: what a checkpoint keeps."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module with the averaged weights."""
+        return self.state.module
+
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self.state.update_parameters(self._source)

@@ -1,0 +1,38 @@
+"""On a GPU: a tokenizer of 4,375 codes trained at 128x128 for eight minutes, and the speed of encoding at 256x256."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from data.clips import ClipSpec
+from data.sources import Source
+from pipelines.benchmarks import Row
+from pipelines.benchmarks.tokenizer_quality import frames_per_second, train, training_clips
+from pipelines.source_clips import held_out_clips
+from tokenizer import VQ3D
+
+_SECONDS = 480
+_NAME = "vq3d-small-2x8x8-fsq4375"
+
+
+def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) -> Iterator[Row]:
+    """Nothing where there is no GPU."""
+    if device.type != "cuda":
+        return
+    large = replace(clip, size=128)
+    seconds = _SECONDS * scale
+    trained = train(_NAME, training_clips(source, large), held_out_clips(source, large, 96, {}), device, seconds)
+    yield Row(
+        what=f"held-out PSNR after {seconds:.0f} s of training, {large.frames} frames of 128x128, {_NAME}",
+        unit="dB",
+        ours=trained.psnr,
+        reach="≥ 28",
+    )
+    yield Row(what=f"share of its codes in use, of {trained.tokenizer.vocab_size:,}", unit="", ours=trained.usage[-1])
+    for name in (_NAME, "vq3d-2x8x8-fsq4375", "vq3d-base-2x8x8-fsq4375"):
+        tokenizer = VQ3D(name=name).eval().to(device)
+        pixels_BTHWC = torch.randint(256, (8, clip.frames, 256, 256, 3), dtype=torch.uint8)
+        with torch.autocast("cuda", torch.bfloat16):
+            speed = frames_per_second(tokenizer.encode, pixels_BTHWC, device)
+        yield Row(what=f"encoding in bf16 at 256x256, {name}", unit="frames/s", ours=speed, reach="≥ 2,000")

@@ -1,0 +1,45 @@
+"""Clips as mp4: pixels at the left, what was made of them at the right.
+
+Legend: T H W C frames, height, width, colours.
+"""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+_GAP = 8  # columns of white between the two
+
+
+def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
+    """Two clips of the same shape, uint8, as one."""
+    gap_THWC = np.full((*pixels_THWC.shape[:2], _GAP, 3), 255, np.uint8)
+    return np.concatenate([pixels_THWC, gap_THWC, video_THWC], axis=2)
+
+
+def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
+    """Frames (H, W, C), uint8, as an H.264 mp4 that appears when it is whole; small ones are enlarged pixel by pixel."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part.mp4")
+    try:
+        with av.open(str(temporary), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "16", "preset": "veryfast"}
+            for number, frame in enumerate(map(_enlarged, frames)):
+                if number == 0:
+                    stream.height, stream.width = frame.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _enlarged(frame_HWC: np.ndarray) -> np.ndarray:
+    """To a size that can be looked at, with an even number of rows and columns."""
+    scale = max(1, 256 // frame_HWC.shape[0])
+    large_HWC = frame_HWC.repeat(scale, 0).repeat(scale, 1)
+    return np.pad(large_HWC, ((0, large_HWC.shape[0] % 2), (0, large_HWC.shape[1] % 2), (0, 0)), mode="edge")

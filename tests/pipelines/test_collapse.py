@@ -1,0 +1,66 @@
+"""A tokenizer whose codes collapse is told of once, with what to do; one that cannot use more codes is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.collapse import CollapseAlarm, collapse_warning
+from tests.conftest import MakeVideo
+from tokenizer.quantizers import FiniteScalar, MovingAverage
+
+from .conftest import TINIEST, Call
+
+
+def test_few_codes_are_told_of_once_with_what_to_do() -> None:
+    alarm = CollapseAlarm(1000, "buy more codes")
+    assert alarm.check(1, 0.05, 10_000) is None
+    warning = alarm.check(2, 0.049, 10_000)
+    assert warning == collapse_warning(49, 1000, "buy more codes")
+    assert "WARNING: only 49 of 1000 codes are in use." in warning and "buy more codes" in warning
+    assert alarm.check(3, 0.01, 10_000) is None
+    assert alarm.check(4, 0.6, 10_000) is None
+
+
+def test_a_fall_to_half_of_what_was_is_told_of_once() -> None:
+    alarm = CollapseAlarm(1000, "buy more codes")
+    assert [alarm.check(step, usage, 10_000) for step, usage in enumerate((0.3, 0.8, 0.41))] == [None] * 3
+    warning = alarm.check(30, 0.38, 10_000)
+    assert warning is not None and warning.startswith("WARNING: at step 30 38 % of the codes are in use, after 80 %:")
+    assert "buy more codes" in warning
+    assert alarm.check(40, 0.2, 10_000) is None
+    few = alarm.check(50, 0.02, 10_000)
+    assert few is not None and "only 20 of 1000" in few, "which is another matter"
+
+
+def test_a_rise_is_no_reason() -> None:
+    alarm = CollapseAlarm(16, "")
+    assert [alarm.check(step, (step + 1) / 16, 512) for step in range(16)] == [None] * 16
+
+
+@pytest.mark.parametrize(("used", "warns"), [(300, False), (160, False), (16, False), (15, True), (1, True)])
+def test_no_more_codes_are_asked_for_than_were_validated(used: int, warns: bool) -> None:
+    """320 codes of a vocabulary of 64000: what counts is the share of those 320."""
+    warning = CollapseAlarm(64_000, "").check(1, used / 64_000, 320)
+    assert (warning is not None) == warns
+    assert warning is None or f"only {used} of 64000 codes" in warning
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "vocabulary", "advice"),
+    [("fsq", 64_000, FiniteScalar.advice), ("emavq", 512, MovingAverage.advice)],
+)
+def test_a_tokenizer_that_sees_only_black_warns_once(
+    call: Call, tmp_path: Path, make_video: MakeVideo, quantizer: str, vocabulary: int, advice: str
+) -> None:
+    (tmp_path / "black").mkdir()
+    for number in range(4):
+        make_video(tmp_path / "black" / f"{number}.mp4", [np.zeros((64, 64, 3), np.uint8)] * 8, codec="libx264")
+    flags = ["--videos", str(tmp_path / "black"), "--clip.size", "64", "--clip.frames", "8", "--validate_every", "2"]
+    flags += ["--model.name", f"vq3d-2x8x8-{quantizer}{vocabulary}", "--out", str(tmp_path / "run")]
+    call("train_tokenizer", *TINIEST, *flags)
+    (line,) = [line for line in call.err.splitlines() if "WARNING" in line]
+    assert line.endswith("and look at the tokenizer's pictures first.") and advice in line
+    only, used, of, said = line.split()[1:5]
+    assert (only, of, said) == ("only", "of", str(vocabulary))
+    assert 1 <= int(used) < 0.05 * 256, "of the 256 codes of the one clip that is held out"

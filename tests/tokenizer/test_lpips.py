@@ -1,0 +1,235 @@
+"""LPIPS equals a second implementation, never ends up in a checkpoint, and takes no weights but the published ones."""
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokenizer.lpips import LPIPS, load_lpips
+
+VGG_LAYOUT = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+def vgg16_features() -> nn.Sequential:
+    """torchvision's `vgg16().features`, written from its published layout."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for entry in VGG_LAYOUT:
+        if isinstance(entry, int):
+            layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU(inplace=True)]
+            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")  # features of one size through all layers
+            channels = entry
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random weights under the names of the two published files."""
+    torch.manual_seed(0)
+    vgg = {f"features.{name}": tensor for name, tensor in vgg16_features().state_dict().items()}
+    vgg |= {f"classifier.{layer}.{kind}": torch.zeros(1) for layer in (0, 3, 6) for kind in ("weight", "bias")}
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 128, 256, 512, 512))}
+    return vgg, linear
+
+
+@pytest.fixture(scope="module")
+def folder(published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lpips")
+    torch.save(published[0], path / "vgg16-397923af.pth")
+    torch.save(published[1], path / "vgg.pth")
+    return path
+
+
+@pytest.fixture(scope="module")
+def lpips(folder: Path) -> LPIPS:
+    return load_lpips(folder)
+
+
+@pytest.fixture
+def peer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """taming's LPIPS with the same weights; stand-ins for what it would download from and with."""
+    pytest.importorskip("taming")
+
+    def vgg16(pretrained: bool) -> types.SimpleNamespace:
+        features = vgg16_features()
+        saved = torch.load(folder / "vgg16-397923af.pth", weights_only=True)
+        features.load_state_dict({k.removeprefix("features."): v for k, v in saved.items() if k.startswith("features")})
+        return types.SimpleNamespace(features=features)
+
+    stand_ins: dict[str, dict[str, Any]] = {
+        "torchvision": {"models": types.SimpleNamespace(vgg16=vgg16)},
+        "torchvision.models": {"vgg16": vgg16},
+        "taming.util": {"get_ckpt_path": lambda name, root: str(folder / "vgg.pth")},
+    }
+    for name, attributes in stand_ins.items():
+        module = types.ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("taming.modules.losses", "taming.modules.losses.vqperceptual", "taming.modules.losses.lpips"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # so that it is forgotten afterwards
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module("taming.modules.losses.lpips").LPIPS().eval()
+
+
+def random_images(seed: int) -> Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def smooth_images(seed: int) -> Tensor:
+    coarse = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, (64, 64), mode="bicubic").tanh()
+
+
+def measured(distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, and the gradients of their sum with respect to both images."""
+    a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    found = distance(a, b).flatten()
+    return found.detach(), *torch.autograd.grad(found.sum(), (a, b))
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@pytest.mark.parametrize("images", [random_images, smooth_images])
+def test_distances_and_gradients_are_those_of_taming(
+    folder: Path, peer: nn.Module, images: Callable[[int], Tensor]
+) -> None:
+    """Gradients in double precision: in single, different roundings switch a few ReLUs the other way."""
+    ours = load_lpips(folder)
+    a, b = images(1), images(2)
+    single, expected_single = ours(a, b), peer(a, b).flatten()
+    assert (single - expected_single).abs().max() <= 1e-6 * expected_single.min()
+    found = measured(ours.double(), a.double(), b.double())
+    expected = measured(peer.double(), a.double(), b.double())
+    assert found[0].shape == (2,)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+        assert theirs.abs().max() > 0
+
+
+def test_an_image_is_at_no_distance_from_itself_and_the_way_back_is_as_long(lpips: LPIPS) -> None:
+    a, b = random_images(1), smooth_images(2)
+    assert torch.equal(lpips(a, a), torch.zeros(2))
+    assert torch.equal(lpips(a, b), lpips(b, a))
+    assert (lpips(a, b) > 0).all()
+
+
+def test_each_image_is_measured_on_its_own(lpips: LPIPS) -> None:
+    a, b = random_images(1), smooth_images(2)
+    assert torch.allclose(lpips(a[1:], b[1:])[0], lpips(a, b)[1], rtol=1e-5)
+
+
+def test_images_on_which_nothing_is_active_have_finite_gradients(
+    published: tuple[dict[str, Tensor], dict[str, Tensor]],
+) -> None:
+    """The square root of a sum of squares, as other implementations write the length, gives NaN there."""
+    silent = {k: torch.full_like(v, -1e3) if k.endswith("bias") else v for k, v in published[0].items()}
+    found = measured(LPIPS(silent | published[1]), random_images(1), random_images(2))
+    assert all(torch.equal(value, torch.zeros_like(value)) for value in found)
+
+
+def test_it_is_frozen_and_always_in_evaluation_mode(lpips: LPIPS) -> None:
+    parent = nn.ModuleDict({"lpips": lpips}).train()
+    assert parent.training and not lpips.training
+    before = lpips(random_images(1), random_images(2))
+    assert torch.equal(lpips.train()(random_images(1), random_images(2)), before)
+    assert not any(p.requires_grad for p in lpips.parameters())
+    assert not any(isinstance(module, nn.Dropout) for module in lpips.modules())
+
+
+def test_it_moves_with_its_parent_but_is_not_in_its_checkpoints(folder: Path) -> None:
+    parent = nn.ModuleDict({"lpips": load_lpips(folder), "model": nn.Linear(2, 2)})
+    saved = parent.state_dict()
+    assert list(saved) == ["model.weight", "model.bias"]
+    before = parent["lpips"](random_images(1), random_images(2))
+    parent.load_state_dict({name: value + 1 for name, value in saved.items()}, strict=True)
+    assert torch.equal(parent["lpips"](random_images(1), random_images(2)), before)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        parent.load_state_dict({"model.weight": saved["model.weight"]}, strict=True)
+    parent.to("meta")
+    assert all(tensor.is_meta for tensor in (*parent.parameters(), *parent.buffers()))
+
+
+def test_under_autocast_it_is_nearly_the_same_and_in_fp32(lpips: LPIPS) -> None:
+    a, b = random_images(1), smooth_images(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lpips(a, b)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, lpips(a, b), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)),
+        (torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32)),
+        (torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)),
+        (torch.zeros(3, 32, 32), torch.zeros(3, 32, 32)),
+        (torch.zeros(1, 3, 15, 32), torch.zeros(1, 3, 15, 32)),
+    ],
+)
+def test_other_images_are_refused(lpips: LPIPS, a: Tensor, b: Tensor) -> None:
+    with pytest.raises(ValueError, match="images"):
+        lpips(a, b)
+
+
+def hollow(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same names and shapes, but nothing to write."""
+    return {name: torch.zeros(1).expand(value.shape) for name, value in weights.items()}
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "missing": ("vgg16-397923af.pth", lambda w: {k: w[k] for k in w if k != "features.14.bias"}, "features.14.bias"),
+    "extra": ("vgg16-397923af.pth", lambda w: w | {"features.1.weight": torch.zeros(1)}, "features.1.weight is not"),
+    "shape": ("vgg16-397923af.pth", lambda w: w | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, r"\(64, 3, 3, 3\)"),
+    "integers": ("vgg16-397923af.pth", lambda w: w | {"features.0.bias": torch.zeros(64).int()}, "int32"),
+    "other names": ("vgg.pth", lambda w: {k.replace("lin", "l"): w[k] for k in w}, "lin0.* is missing and 9 more"),
+    "scaling": (
+        "vgg.pth",
+        lambda w: w | {"scaling_layer.shift": torch.zeros(1, 3, 1, 1)},
+        "scaling_layer.shift is not",
+    ),
+    "own net": ("vgg.pth", lambda w: w | {"net.slice1.0.weight": torch.zeros(1)}, "net.slice1.0.weight is not"),
+    "nested": ("vgg.pth", lambda w: {"state_dict": w}, "other than tensors"),
+    "numbered": ("vgg.pth", lambda w: dict(enumerate(w.values())), "other than tensors"),
+    "a program": ("vgg.pth", lambda w: nn.Linear(1, 1), "does not load as tensors"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_weights_are_refused_in_one_line(
+    published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path, change: str
+) -> None:
+    file, make, reason = CHANGES[change]
+    for name, weights in zip(("vgg16-397923af.pth", "vgg.pth"), map(hollow, published), strict=True):
+        torch.save(make(weights) if name == file else weights, tmp_path / name)
+    with pytest.raises(ValueError, match=reason) as refusal:
+        load_lpips(tmp_path)
+    assert file in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_missing_is_named_with_where_it_is_published(
+    published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no such folder.*vgg16-397923af\.pth.*PerceptualSimilarity"):
+        load_lpips(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: no such file.*torchvision"):
+        load_lpips(tmp_path)
+    torch.save(hollow(published[0]), tmp_path / "vgg16-other.pth")
+    with pytest.raises(ValueError, match=r"vgg\.pth: no such file.*PerceptualSimilarity"):
+        load_lpips(tmp_path)
+    torch.save(hollow(published[1]), tmp_path / "vgg.pth")
+    load_lpips(tmp_path)
+    (tmp_path / "vgg16_bn-6c64b313.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"vgg16-other\.pth, vgg16_bn-6c64b313\.pth: keep one"):
+        load_lpips(tmp_path)
+    (tmp_path / "vgg.pth").write_bytes(b"<html>")
+    (tmp_path / "vgg16_bn-6c64b313.pth").unlink()
+    with pytest.raises(ValueError, match=r"vgg\.pth: does not load"):
+        load_lpips(tmp_path)

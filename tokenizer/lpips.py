@@ -1,0 +1,173 @@
+"""LPIPS (arXiv 1801.03924): how different two images look, measured on the features of VGG16 (arXiv 1409.1556).
+
+Nothing is downloaded: the two files of published weights are read from a folder that the user names.
+
+Legend: N images, C channels, H W height, width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Convolutions of VGG16's five stages, by their place in torchvision's `features`; pooling lies between the stages."""
+_CHANNELS = (64, 128, 256, 512, 512)
+_VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
+_LINEAR = "LPIPS's linear layers for VGG16, published in the authors' PerceptualSimilarity repository as v0.1/vgg.pth"
+
+
+def _vgg_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    before = 3
+    for layers, channels in zip(_STAGES, _CHANNELS, strict=True):
+        for layer in layers:
+            shapes[f"features.{layer}.weight"] = (channels, before, 3, 3)
+            shapes[f"features.{layer}.bias"] = (channels,)
+            before = channels
+    return shapes
+
+
+def _linear_shapes() -> dict[str, tuple[int, ...]]:
+    return {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
+
+
+class LPIPS(nn.Module):
+    """Distance of images: weighted squared difference of unit-length features, mean over places, summed over stages.
+
+    A fixed measure: no gradient reaches its weights, `train` changes nothing, and since its weights are published ones
+    they are left out of the checkpoints of whatever holds it. They are parameters all the same, so they move with `to`,
+    and distributed training sends them once, not before every step as it does with buffers.
+
+    Args:
+        weights: tensors by their published names, as `load_lpips` reads them.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name in (*_vgg_shapes(), *_linear_shapes()):
+            weight = weights[name].float()
+            if weight.ndim == 4:  # up to a fifth faster on CPUs
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(weight, requires_grad=False))
+        # Mean and deviation of ImageNet's colours in [0, 1], for images in [-1, 1], rounded as LPIPS publishes them.
+        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
+        self.training = False
+
+    def forward(self, a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
+        """Distances (N,) of RGB images in [-1, 1], float (N, 3, H, W); gradient flows to both.
+
+        Under autocast the convolutions run in its precision; lengths, differences and means never in less than fp32.
+
+        Raises:
+            ValueError: for images of another type or shape, or under 16 pixels, which VGG16 halves four times.
+        """
+        _check_images(a_NCHW, b_NCHW)
+        distance_N = a_NCHW.new_zeros(len(a_NCHW))
+        pairs = zip(self._features(a_NCHW), self._features(b_NCHW), strict=True)
+        for stage, (a_NChw, b_NChw) in enumerate(pairs):
+            linear_1C11 = self.get_parameter(f"lin{stage}_model_1_weight")
+            difference_NChw = (_unit_length(a_NChw) - _unit_length(b_NChw)).square()
+            distance_N = distance_N + (difference_NChw * linear_1C11).sum(1).mean((1, 2))
+        return distance_N
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Nothing: it is always in evaluation mode."""
+        return self
+
+    def _features(self, image_NCHW: Tensor) -> list[Tensor]:
+        """Activations after the last convolution of each stage."""
+        x_NCHW = (image_NCHW - self.mean) / self.deviation
+        found: list[Tensor] = []
+        for layers in _STAGES:
+            if found:
+                x_NCHW = F.max_pool2d(x_NCHW, 2)
+            for layer in layers:
+                weight, bias = (self.get_parameter(f"features_{layer}_{kind}") for kind in ("weight", "bias"))
+                x_NCHW = F.relu(F.conv2d(x_NCHW, weight, bias, padding=1), inplace=True)
+            found.append(x_NCHW)
+        return found
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Nothing: checkpoints do not hold published weights."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Nothing, since nothing was saved."""
+
+
+def load_lpips(folder: Path) -> LPIPS:
+    """LPIPS of the two published files in a folder: `vgg16-397923af.pth` (or one other `vgg16*.pth`) and `vgg.pth`.
+
+    Files are read as tensors only; a program in them does not run.
+
+    Raises:
+        ValueError: if the folder or a file is missing, or holds anything but the published tensors. VGG16's
+            `classifier.*` is not needed and ignored; copies of `vgg.pth` with a `net.*` or `scaling_layer.*` of their
+            own are refused, since these could be of another measure.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; LPIPS wants one that holds {_VGG}, and {_LINEAR}")
+    vgg_file, linear_file = _vgg_file(folder), folder / "vgg.pth"
+    if not linear_file.is_file():
+        raise ValueError(f"{linear_file}: no such file; it is {_LINEAR}")
+    vgg = {name: weight for name, weight in _tensors(vgg_file).items() if not name.startswith("classifier.")}
+    linear = _tensors(linear_file)
+    _check_tensors(vgg_file, vgg, _vgg_shapes(), _VGG)
+    _check_tensors(linear_file, linear, _linear_shapes(), _LINEAR)
+    return LPIPS(vgg | linear)
+
+
+def _vgg_file(folder: Path) -> Path:
+    published = folder / "vgg16-397923af.pth"
+    found = [published] if published.is_file() else sorted(folder.glob("vgg16*.pth"))
+    if not found:
+        raise ValueError(f"{published}: no such file; it is {_VGG}")
+    if len(found) > 1:
+        raise ValueError(f"{folder}: {', '.join(file.name for file in found)}: keep one of them, {_VGG}")
+    return found[0]
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, by what is wrong with the file
+        raise ValueError(f"{file}: does not load as tensors: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise ValueError(f"{file}: holds something other than tensors by name")
+    return found
+
+
+def _check_tensors(file: Path, found: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], what: str) -> None:
+    wrong = [f"{name} is missing" for name in shapes if name not in found]
+    wrong += [f"{name} is not part of it" for name in found if name not in shapes]
+    wrong += [
+        f"{name} is {found[name].dtype} of shape {tuple(found[name].shape)}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{file}: {wrong[0]}{more}; expected {what}")
+
+
+def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:
+    for image in (a_NCHW, b_NCHW):
+        if not image.is_floating_point() or image.ndim != 4 or image.shape[1] != 3 or image.shape != a_NCHW.shape:
+            shapes = f"{a_NCHW.dtype} {tuple(a_NCHW.shape)} and {b_NCHW.dtype} {tuple(b_NCHW.shape)}"
+            raise ValueError(f"images are {shapes}, expected two float tensors of one shape (images, 3, height, width)")
+    if min(a_NCHW.shape[2:]) < 16:
+        raise ValueError(
+            f"images of {a_NCHW.shape[2]}x{a_NCHW.shape[3]} are too small for LPIPS, which needs 16 pixels"
+        )
+
+
+def _unit_length(x_NChw: Tensor) -> Tensor:
+    """Every place's features over their length. Where nothing is active they stay zero, and the gradient finite."""
+    x_NChw = x_NChw.to(torch.promote_types(x_NChw.dtype, torch.float32))
+    return x_NChw / (torch.linalg.vector_norm(x_NChw, dim=1, keepdim=True) + 1e-10)
