@@ -87,7 +87,7 @@ class VideoTokenizer(nn.Module):
         self.check_pixels(pixels_BTHWC)
         codes, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
         if self.context is not None and codes > PIECE:
-            return torch.cat(list(encode_stream(self, [pixels_BTHWC])), 1)
+            return torch.cat(list(encode_stream(self, pixels_BTHWC.split(PIECE * self.stride[0], 1))), 1)
         with evaluating(self):
             return self.encode_piece(pixels_BTHWC)
 
@@ -102,7 +102,7 @@ class VideoTokenizer(nn.Module):
         if 0 in codes_Bthw.shape[1:]:
             raise ValueError(f"codes of shape {tuple(codes_Bthw.shape)} are no clip")
         if self.context is not None and codes_Bthw.shape[1] > PIECE:
-            return torch.cat(list(decode_stream(self, [codes_Bthw])), 1)
+            return torch.cat(list(decode_stream(self, codes_Bthw.split(PIECE, 1))), 1)
         with evaluating(self):
             return self.decode_piece(codes_Bthw)
 

@@ -179,14 +179,14 @@ def load_torchscript(folder: Path, trust: bool) -> TorchScriptTokenizer:
 
 def _read_facts(folder: Path) -> Facts:
     file = folder / "config.json"
-    if not file.exists():
-        cosmos = re.search(r"DV(4x8x8|8x8x8|8x16x16)(?!\d)", os.path.basename(os.path.abspath(folder)))
-        if not cosmos:
-            raise ValueError(
-                f"{folder}: nothing says what its codes are: write a config.json with stride, vocab_size, levels, causal"
-            )
+    cosmos = re.search(r"DV(4x8x8|8x8x8|8x16x16)(?!\d)", os.path.basename(os.path.abspath(folder)))
+    if cosmos:  # the config.json that Cosmos publishes says nothing of the codes
         t, h, w = map(int, cosmos[1].split("x"))
         return Facts(stride=(t, h, w), vocab_size=64000, levels=(8, 8, 8, 5, 5, 5), causal=True)
+    if not file.exists():
+        raise ValueError(
+            f"{folder}: nothing says what its codes are: write a config.json with stride, vocab_size, levels, causal"
+        )
     try:
         if not file.is_file() or file.stat().st_size > _CONFIG_BYTES:
             raise ValueError("no file, or a very large one")

@@ -196,6 +196,7 @@ def test_damaged_videos_are_reported_and_never_replaced(damaged_source: Source) 
             assert np.array_equal(batch["pixels_BTHWC"][batch["real_B"]].numpy(), np.stack(expected))
             assert not batch["pixels_BTHWC"][~batch["real_B"]].any()
             assert len(batch["pixels_BTHWC"]) == 4
+            assert batch["row_B"].tolist() == plan.draw(step).rows_B.tolist()
             assert len(batch["skipped"]) == (~batch["real_B"]).sum()
             used += len(expected)
             skipped += batch["skipped"]
@@ -211,6 +212,7 @@ def test_batch_of_damaged_videos_only_counts_for_nothing(damaged_source: Source)
     batch = dataset[0]
     assert not batch["real_B"].any()
     assert batch["skipped"] == [("left/empty.mp4", "empty file")] * 2
+    assert batch["row_B"].tolist() == rows * 2
 
 
 @pytest.mark.parametrize("memory", [0, 2 * 3 * 4 * 16 * 16 * 3, 2**30])

@@ -116,8 +116,8 @@ def trained(call: Call, folder: Path, *flags: str) -> dict[str, Any]:
         return call("train_tokenizer", *TINIEST, "--out", str(folder), "--validate_every", "3", *flags)
 
 
-def saved(folder: Path, file: str, prefix: str) -> dict[str, Tensor]:
-    found = load_file(folder / "checkpoints" / "step_000006" / f"{file}.safetensors")
+def saved(folder: Path, file: str, prefix: str, step: str = "step_000006") -> dict[str, Tensor]:
+    found = load_file(folder / "checkpoints" / step / f"{file}.safetensors")
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
@@ -140,6 +140,18 @@ def test_what_is_validated_and_saved_is_the_average(call: Call, tmp_path: Path, 
     pixels_BTHWC = held_out_clips(load_source("builtin:moving-digits:8:2"), ClipSpec(**clip), 96, {})
     numbers, _, _ = evaluate(tokenizer, pixels_BTHWC, torch.device("cpu"))
     assert numbers == {key: answer[key] for key in numbers}
+
+
+def test_every_step_is_in_the_average(call: Call, tmp_path: Path) -> None:
+    trained(call, tmp_path / "run", "--average", "0.9", "--save_every", "1")
+    names = ("step_000005", "step_000006")
+    weights = [saved(tmp_path / "run", "model", "tokenizer.", name) for name in names]
+    averages = [saved(tmp_path / "run", "average", "module.", name) for name in names]
+    kept = 6 / 15  # after five steps
+    for name, value in averages[1].items():
+        expected = kept * averages[0][name] + (1 - kept) * weights[1][name]
+        assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7), name
+    assert int(saved(tmp_path / "run", "average", "")["n_averaged"]) == 6
 
 
 def test_without_an_average_the_weights_themselves_are(call: Call, tmp_path: Path) -> None:

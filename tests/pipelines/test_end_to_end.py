@@ -16,7 +16,7 @@ from .conftest import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line, start
 Answers = dict[str, dict[str, Any]]
 
 KEYS = {
-    "train_tokenizer": "run step psnr code_usage perplexity seconds",
+    "train_tokenizer": "run tokenizer step psnr code_usage dead_codes perplexity skipped seconds",
     "tokenize": "cache key tokenizer videos skipped clips codes reused seconds",
     "pretrain_ar": "run objective step loss bits_per_code unigram_bits clips_per_second seconds",
     "probe": "run cache protocol n skipped chance linear knn untrained one_frame motion_energy layer",
@@ -52,7 +52,8 @@ def test_a_run_folder_holds_what_the_plan_says(house: Path, answers: Answers) ->
             assert (folder / name).exists(), name
         assert json.loads((folder / "summary.json").read_text()) == answers[pipeline]
         assert len(list((folder / "checkpoints").iterdir())) == 2
-    assert list((house / answers["train_tokenizer"]["run"] / "samples").glob("*.png"))
+    samples = sorted(path.name for path in (house / answers["train_tokenizer"]["run"] / "samples").iterdir())
+    assert samples == ["step_000006.mp4", "step_000006.png"]
 
 
 def test_metrics_hold_training_and_validation(house: Path, answers: Answers) -> None:

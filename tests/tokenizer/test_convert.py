@@ -85,11 +85,6 @@ def old_checkpoint(network: TamingTokenizer, callback: type, **more: Any) -> dic
     }
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tokenizer.convert", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def converted(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What it prints."""
     convert.main([str(path)])
@@ -117,7 +112,8 @@ def test_the_loader_says_what_to_do_and_then_it_loads(folder: Path, network: Tam
         f"{file} holds more than weights (pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint): "
         f"convert it once with python -m tokenizer.convert {folder}"
     )
-    result = run(folder)
+    command = [sys.executable, "-m", "tokenizer.convert", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
     size = sum(tensor.nbytes for tensor in network.state_dict().values()) + 40
     assert result.stdout.splitlines() == [
@@ -183,13 +179,13 @@ def test_every_pickle_protocol_is_followed(tmp_path: Path, protocol: int, capsys
     assert torch.equal(load_file(tmp_path / "weights.safetensors")["x"], torch.ones(3))
 
 
-def test_a_checkpoint_that_loads_is_left_alone(folder: Path, network: TamingTokenizer) -> None:
+def test_a_checkpoint_that_loads_is_left_alone(
+    folder: Path, network: TamingTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = folder / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": network.state_dict(), "epoch": 1}, file)
     for path in (folder, file):
-        result = run(path)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == f"{file}: loads as it is, nothing needs to be converted\n"
+        assert converted(path, capsys) == f"{file}: loads as it is, nothing needs to be converted\n"
     assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -201,11 +197,15 @@ def test_what_is_no_tensor_is_left_out_by_name(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_help_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run("--help")
-    assert result.returncode == 0 and "FOLDER_OR_CKPT" in result.stdout
-    assert "The weights of a Lightning checkpoint that holds more than weights" in result.stdout
-    result = run("a", "b")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "--help lists the flags" in result.stderr
+    with pytest.raises(SystemExit) as end:
+        convert.main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "FOLDER_OR_CKPT" in said
+    assert "The weights of a Lightning checkpoint that holds more than weights" in said
+    with pytest.raises(SystemExit) as end:
+        convert.main(["a", "b"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "--help lists the flags" in said
     assert "no .ckpt in it" in refused(tmp_path, capsys)
     refused(tmp_path / "none.ckpt", capsys)
     os.mkfifo(tmp_path / "pipe.ckpt")

@@ -97,6 +97,27 @@ def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(
     assert same(state(tokenizer), before)
 
 
+class Watched(VQ3D):
+    """Notes in which mode it encodes and decodes; stands for one whose networks have dropout."""
+
+    def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
+        self.seen.append(any(part.training for part in self.modules()))
+        return super().encode_piece(pixels_BTHWC)
+
+    def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
+        self.seen.append(any(part.training for part in self.modules()))
+        return super().decode_piece(codes_Bthw)
+
+
+def test_every_piece_is_encoded_and_decoded_in_evaluation_mode() -> None:
+    tokenizer = Watched(width=8, depth=0).train()
+    tokenizer.seen = []
+    for frames in (4, 200):
+        tokenizer.decode(tokenizer.encode(pixels(1, frames, 8, 8)))
+    assert len(tokenizer.seen) == 2 + 2 * 4 and not any(tokenizer.seen)
+    assert tokenizer.training
+
+
 def test_each_part_is_in_its_own_mode_again_after_an_error() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
     tokenizer.train()

@@ -220,7 +220,7 @@ def test_the_loss_of_lfq_is_that_of_its_definition(spherical: bool, inverse_temp
 
 
 @pytest.mark.parametrize(
-    "name", ["", "fsq", "1000", "vq16", "FSQ1000", "fsq-1000", "fsq01000", "emavq99999999", "lfq1.5"]
+    "name", ["", "fsq", "1000", "vq16", "FSQ1000", "fsq-1000", "fsq01000", "emavq99999999", "emavq1048577", "lfq1.5"]
 )
 def test_a_quantizer_of_another_name_is_refused_with_those_there_are(name: str) -> None:
     with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is none of fsqN, emavqN, lfqN, simvqN"):

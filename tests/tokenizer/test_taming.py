@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from data.cache import TokenCache
 from tests.pipelines.conftest import ROOT, last_line, start
-from tokenizer import load_tokenizer
+from tokenizer import VQ3D, load_tokenizer
 from tokenizer.base import to_float, to_uint8
+from tokenizer.taming import load_taming
 
 LOSS = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": {"disc_start": 0}}
 F16 = {
@@ -317,7 +318,7 @@ def test_it_says_what_its_codes_are(small: tuple[Path, Any]) -> None:
 
 
 def test_it_is_never_trained(vqgan: tuple[Path, Any]) -> None:
-    tokenizer = load_tokenizer(f"taming:{vqgan[0]}")
+    tokenizer = load_taming(vqgan[0])
     nn.Sequential(tokenizer).train()
     assert not any(module.training for module in tokenizer.modules())
     assert not any(p.requires_grad for p in tokenizer.parameters())
@@ -434,6 +435,14 @@ def test_neither_lightning_nor_the_packages_models_are_imported(vqgan: tuple[Pat
         "assert not {'taming.models', 'taming.main', 'taming.modules.losses', 'pytorch_lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, f"taming:{vqgan[0]}"], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", ["taming", "torchscript", "vqvae:x"])
+def test_a_folder_of_our_own_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = VQ3D(width=8, depth=1)
+    own.save_pretrained(name)
+    assert load_tokenizer(name).fingerprint() == own.fingerprint()
 
 
 @pytest.mark.parametrize("source", ["vqvae:folder", "hf:someone/tokenizer", "http://host/x", ":x"])

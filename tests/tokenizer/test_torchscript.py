@@ -191,11 +191,12 @@ def test_codes_without_digits_are_taken_by_what_comes_after(tmp_path: Path, make
 
 @pytest.mark.parametrize("name", ["DV4x8x8", "DV8x8x8", "DV8x16x16"])
 @pytest.mark.parametrize("around", ["{}", "Cosmos-Tokenizer-{}", "Cosmos-Tokenize1-{}-720p"])
-def test_the_names_of_cosmos_say_what_is_in_them(tmp_path: Path, name: str, around: str) -> None:
+@pytest.mark.parametrize("config", [None, {"architectures": ["CosmosTokenizer"]}])
+def test_the_names_of_cosmos_say_what_is_in_them(tmp_path: Path, name: str, around: str, config: Any) -> None:
     stride = tuple(map(int, name[2:].split("x")))
     levels = (8, 8, 8, 5, 5, 5)
     folder = tmp_path / around.format(name)
-    write(folder, Digits(stride, levels), Boxes(stride, levels), config=None)  # type: ignore[arg-type]
+    write(folder, Digits(stride, levels), Boxes(stride, levels), config=config)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(f"torchscript:{folder}", trust=True)
     assert (tokenizer.stride, tokenizer.levels, tokenizer.vocab_size) == (stride, levels, 64000)
     assert tokenizer.causal

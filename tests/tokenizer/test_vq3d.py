@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tokenizer.small import QUANTIZERS, SIZES, build, pixels
+from tests.tokenizer.small import QUANTIZERS, SIZES, build, one_rounding_apart, pixels
 from tokenizer import VQ3D
 from tokenizer.base import to_float, to_uint8
 
@@ -53,9 +53,7 @@ def test_the_reconstruction_of_forward_is_what_its_codes_decode_to(quantizer: st
     assert torch.equal(out["codes"], tokenizer.encode(clips))
     assert out["video"].shape == clips.shape and out["video"].is_floating_point()
     assert out["quantizer"].shape == ()
-    difference = to_uint8(out["video"]).int() - tokenizer.decode(out["codes"]).int()
-    assert difference.abs().max() <= 1
-    assert (difference != 0).float().mean() < 0.01
+    assert one_rounding_apart(to_uint8(out["video"]), tokenizer.decode(out["codes"]))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -236,7 +234,7 @@ def test_the_first_frame_of_a_causal_video_has_the_codes_of_an_image(size: str, 
     codes = tokenizer.encode(video)
     assert codes.shape[1] == 7
     assert torch.equal(codes[:, :1], tokenizer.encode(video[:, :1]))
-    assert torch.equal(tokenizer.decode(codes)[:, :1], tokenizer.decode(codes[:, :1]))
+    assert one_rounding_apart(tokenizer.decode(codes)[:, :1], tokenizer.decode(codes[:, :1]))
     assert len(codes[:, :1].unique()) > 4
 
 
@@ -255,7 +253,7 @@ def test_no_code_of_a_causal_video_changes_with_the_frames_after_it(size: str, s
         assert not torch.equal(mixed[:, count:], codes[:, count:])
         assert torch.equal(tokenizer.encode(video[:, :frames]), codes[:, :count])
         assert torch.equal(tokenizer.decode(mixed)[:, :frames], decoded[:, :frames])
-        assert torch.equal(tokenizer.decode(codes[:, :count]), decoded[:, :frames])
+        assert one_rounding_apart(tokenizer.decode(codes[:, :count]), decoded[:, :frames])
 
 
 def test_a_new_tokenizer_knows_nothing_of_other_times_yet() -> None:

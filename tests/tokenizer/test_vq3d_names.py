@@ -113,6 +113,7 @@ WRONG_NAMES = [
     "vq3d-2x8x8-simvq1",
     "vq3d-2x8x8-emavq0",
     "vq3d-2x8x8-vq1000",
+    "vq3d-2x8x8-emavq1048577",
     "vq3d-2x8x8-emavq99999999",
     pytest.param("vq3d-2x8x8-emavq" + 5000 * "9", id="5000 digits"),
 ]
