@@ -8,10 +8,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage:
-    """Exponential moving average of a module's weights and buffers.
+    """Exponential moving average of a module's weights; its buffers, as codebooks, are those of the last step.
 
-    Early on it is shorter, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. What cannot be
-    averaged, numbers and flags, is that of the last step.
+    Early on it is shorter, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. Codebooks are
+    averages already, and a code that was revived is not to be averaged with the dead one that it replaced.
     """
 
     def __init__(self, source: nn.Module, decay: float) -> None:
@@ -21,12 +21,9 @@ class WeightAverage:
         def average(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor | int) -> None:
             kept = min(decay, (1 + float(steps)) / (10 + float(steps)))
             for averaged, weight in zip(averages, weights, strict=True):
-                if averaged.is_floating_point():
-                    averaged.lerp_(weight, 1 - kept)
-                else:
-                    averaged.copy_(weight)
+                averaged.lerp_(weight, 1 - kept)
 
-        self.state = AveragedModel(source, multi_avg_fn=average, use_buffers=True).eval()
+        self.state = AveragedModel(source, multi_avg_fn=average).eval()
         """The average, with the number of steps it is of: what a checkpoint keeps."""
 
     @property

@@ -14,24 +14,31 @@ def collapse_warning(used: int, vocabulary: int, advice: str = _LONGER) -> str:
 
 
 class CollapseAlarm:
-    """Watches the share of codes in use over a training; warns when it is tiny, and when it falls to half of what it was."""
+    """Watches the share of codes in use over a training; warns when it is tiny, and when it falls to half of what it was.
 
-    def __init__(self, vocabulary: int, advice: str) -> None:
-        self._vocabulary, self._advice = vocabulary, advice
+    Args:
+        vocabulary: codes that there are.
+        codes: that each validation looks at.
+        advice: what to do.
+    """
+
+    def __init__(self, vocabulary: int, codes: int, advice: str) -> None:
+        self._vocabulary, self._most, self._advice = vocabulary, min(vocabulary, codes), advice
         self._best = 0.0
         self._said: set[str] = set()
 
-    def check(self, step: int, usage: float, codes: int) -> str | None:
-        """A warning, if there is a new one, of the usage of a validation of that many codes."""
-        most = min(1.0, codes / self._vocabulary)
-        self._best = max(self._best, usage)
-        if usage < COLLAPSED * most:
-            return self._once("few", collapse_warning(round(usage * self._vocabulary), self._vocabulary, self._advice))
-        if usage < self._best / 2:
+    def check(self, step: int, dead: float) -> str | None:
+        """A warning, if there is a new one, of a validation in which so many codes are not used."""
+        used = self._vocabulary - dead
+        self._best = max(self._best, used)
+        if used < COLLAPSED * self._most:
+            return self._once("few", collapse_warning(round(used), self._vocabulary, self._advice))
+        if used < self._best / 2:
+            now, best = (f"{100 * count / self._vocabulary:.0f} %" for count in (used, self._best))
             return self._once(
                 "fall",
-                f"WARNING: at step {step} {100 * usage:.0f} % of the codes are in use, after {100 * self._best:.0f} %: the "
-                f"codebook is collapsing; {self._advice}, or stop here and use an earlier checkpoint.",
+                f"WARNING: at step {step} {now} of the codes are in use, after {best}: the codebook is collapsing; "
+                f"{self._advice}.",
             )
         return None
 

@@ -113,12 +113,13 @@ class Encoder:
         return torch.from_numpy(filled).to(self._device)
 
     def _encode(self, pixels_BTHWC: torch.Tensor, precision: str) -> np.ndarray:
-        with _reproducible(), torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with reproducible(), torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
             return self._tokenizer.encode(pixels_BTHWC).cpu().numpy()
 
 
 @contextmanager
-def _reproducible() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
+    """Within, a network gives the same floats whatever else runs, as far as kernels can: see Encoder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     exact_cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from data.cache.tool import table
 from data.clips import ClipSpec
-from data.sources import load_source
+from data.files import write_json
+from data.sources import hold_out, load_source
 from pipelines.judging import Judge, Judgement, memory_of
 from pipelines.movies import write_mp4
 from pipelines.pictures import reconstruction_grid, save_png
 from pipelines.run import Run, command, device_name, say, start_accelerator
-from pipelines.source_clips import held_out_clips
+from pipelines.source_clips import NOTHING_HELD_OUT, held_out_clips
 from tokenizer import load_tokenizer
 from tokenizer.lpips import load_lpips
 from tokenizer.measures import load_detector
@@ -74,65 +74,45 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
         tokenizer.codes_shape(tokenizer.frames_that_fit(config.clip.frames), config.clip.size, config.clip.size)
     lpips = None if config.lpips is None else load_lpips(config.lpips)
     detector = None if config.detector is None else load_detector(config.detector, config.trust)
-    prints = [tokenizer.fingerprint() for tokenizer in tokenizers]
-    run = Run("evaluate_tokenizer", config, settings, about=" ".join([source.digest, *prints]))
+    device = device_name(accelerator.device)
+    about = [source.digest, device, *(tokenizer.fingerprint() for tokenizer in tokenizers)]
+    run = Run("evaluate_tokenizer", config, settings, about=" ".join(about))
     run.begin(accelerator)
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
-    else:
+    elif accelerator.is_main_process:  # by itself, for it takes times
         skipped: dict[str, str] = {}
         pixels_BTHWC = held_out_clips(source, config.clip, config.clips, skipped)
-        judge = Judge(
-            pixels_BTHWC,
-            accelerator.device,
-            batch_size=config.batch_size,
-            bf16=config.precision == "bf16",
-            lpips=lpips,
-            detector=detector,
-        )
+        if not hold_out(source.videos)[1]:
+            say(accelerator, NOTHING_HELD_OUT)
+        batch, bf16 = min(config.batch_size, len(pixels_BTHWC)), config.precision == "bf16"
+        judge = Judge(pixels_BTHWC, accelerator.device, batch_size=batch, bf16=bf16, lpips=lpips, detector=detector)
         judgements = []
-        for name in config.tokenizers:
+        for name, tokenizer in zip(config.tokenizers, tokenizers, strict=True):
             say(accelerator, f"judging {name} on {len(pixels_BTHWC)} clips")
-            judgement = judge.judge(load_tokenizer(name, trust=config.trust))
-            shape = (config.batch_size, judgement.numbers["frames"], *pixels_BTHWC.shape[2:])
-            memory = memory_of(name, config.trust, shape, accelerator.device, config.precision == "bf16")
-            judgement.numbers["memory_mib"] = memory / 2**20
-            judgements.append(judgement)
-        if accelerator.is_main_process:
-            _pictures(run.folder / "samples", pixels_BTHWC, judgements)
-        _finish(run, accelerator, config, judgements, len(pixels_BTHWC), skipped)
+            judgements.append(judge.judge(tokenizer))
+            tokenizer.cpu()
+            shape = (batch, judgements[-1].numbers["frames"], *pixels_BTHWC.shape[2:])
+            memory = memory_of(name, config.trust, shape, accelerator.device, bf16)
+            judgements[-1].numbers["memory_mib"] = memory / 2**20
+        _pictures(run.folder / "samples", pixels_BTHWC, judgements)
+        for path, reason in skipped.items():
+            say(accelerator, f"skipped {path}: {reason}")
+        rows = [
+            {"number": f"{number:02d}", "source": name, **judgement.numbers}
+            for number, (name, judgement) in enumerate(zip(config.tokenizers, judgements, strict=True))
+        ]
+        found = {"run": str(run.folder), "device": device, "clips": len(pixels_BTHWC), "skipped": skipped}
+        write_json(run.folder / "summary.json", {**found, "tokenizers": rows})
+    accelerator.wait_for_everyone()
     summary = run.summary()
     if accelerator.is_main_process:
         print(_table(summary["tokenizers"]))
     return summary
 
 
-def _finish(
-    run: Run,
-    accelerator: Accelerator,
-    config: EvaluateTokenizer,
-    judgements: Sequence[Judgement],
-    clips: int,
-    skipped: dict[str, str],
-) -> None:
-    for path, reason in skipped.items():
-        say(accelerator, f"skipped {path}: {reason}")
-    rows = [
-        {"source": name, **judgement.numbers} for name, judgement in zip(config.tokenizers, judgements, strict=True)
-    ]
-    run.finish(
-        accelerator,
-        {
-            "run": str(run.folder),
-            "device": device_name(accelerator.device),
-            "clips": clips,
-            "skipped": skipped,
-            "tokenizers": rows,
-        },
-    )
-
-
 _COLUMNS = {
+    "number": "",
     "name": "tokenizer",
     "psnr": "PSNR dB",
     "ssim": "SSIM",
@@ -145,6 +125,7 @@ _COLUMNS = {
     "encode": "encode frames/s",
     "decode": "decode frames/s",
     "memory_mib": "MiB",
+    "source": "source",
 }
 
 

@@ -158,7 +158,7 @@ with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
     tokenizer.decode(tokenizer.encode(pixels))
 over.set()
 watcher.join()
-print(torch.cuda.max_memory_allocated() if "cuda" in device else most - before)
+print(torch.cuda.max_memory_allocated(device) if "cuda" in device else most - before)
 """
 
 
@@ -168,6 +168,8 @@ def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.devi
     In a process of its own, for memory that was used once makes what follows look small: resident bytes beyond those
     before it was loaded, or those of the GPU's allocator.
     """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # for the other process
     arguments = json.dumps([source, trust, list(shape), str(device), bf16])
     command = [sys.executable, "-c", _MEMORY, str(Path(__file__).parent.parent), arguments]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -20,14 +20,17 @@ def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
 
 
 def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Frames (H, W, C), uint8, as an H.264 mp4 that appears when it is whole; small ones are enlarged pixel by pixel."""
+    """Frames (H, W, C), uint8, as an mp4 that appears when it is whole; small ones are enlarged pixel by pixel."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part.mp4")
     try:
         with av.open(str(temporary), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+            stream = container.add_stream(_codec(), rate=Fraction(rate).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "16", "preset": "veryfast"}
+            if stream.name == "libx264":
+                stream.options = {"crf": "16", "preset": "veryfast"}
+            else:
+                stream.bit_rate = 4_000_000
             for number, frame in enumerate(map(_enlarged, frames)):
                 if number == 0:
                     stream.height, stream.width = frame.shape[:2]
@@ -36,6 +39,11 @@ def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _codec() -> str:
+    """H.264, which browsers play; some builds of FFmpeg lack its encoder."""
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 def _enlarged(frame_HWC: np.ndarray) -> np.ndarray:

@@ -45,6 +45,11 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
         raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None
 
 
+NOTHING_HELD_OUT = (
+    "of one video nothing can be held out: the numbers are of videos that the tokenizer may have been trained on"
+)
+
+
 def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str, str]) -> torch.Tensor:
     """Canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3); damaged ones are noted and left out.
 

@@ -7,6 +7,7 @@ if not __package__:  # started as a file: put the repository first, not pipeline
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ from pipelines.averaging import WeightAverage
 from pipelines.collapse import CollapseAlarm
 from pipelines.movies import side_by_side, write_mp4
 from pipelines.pictures import reconstruction_grid, save_png
-from pipelines.run import Run, command, say
-from pipelines.source_clips import held_out_clips
+from pipelines.run import Run, command, metrics_of, say
+from pipelines.source_clips import NOTHING_HELD_OUT, held_out_clips
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 from tokenizer import VQ3D, VideoTokenizer
 from tokenizer.losses import Losses, Reconstruction
@@ -78,7 +79,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     """Train and save a tokenizer; returns the summary, at once if the run is finished already."""
     torch.manual_seed(config.seed)
     tokenizer = config.model()
-    tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
+    grid = tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
     if config.accumulate > 1 and isinstance(tokenizer.quantizer, MovingAverage):
         raise ValueError(
             f"accumulate {config.accumulate} is not for {tokenizer.name}: its codebook moves with every part"
@@ -88,7 +89,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
         return run.summary()
-    rows, _ = hold_out(source.videos)
+    rows, held_out = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
     skipped = json.loads(_skipped_file(run).read_text()) if _skipped_file(run).exists() else {}
     module.to(accelerator.device)
@@ -96,17 +97,22 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     result_of_training = tokenizer if average is None else average.module
     assert isinstance(result_of_training, VQ3D)
     pixels_BTHWC = held_out_clips(source, config.clip, VALIDATION_CLIPS, skipped)
-    alarm = CollapseAlarm(tokenizer.vocab_size, tokenizer.quantizer.advice)
+    if not held_out:
+        say(accelerator, NOTHING_HELD_OUT)
+    alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
+    for line in metrics_of(run.folder):
+        if "val_dead_codes" in line:  # what it saw before the run was stopped
+            alarm.check(int(line["step"]), line["val_dead_codes"])
 
     def validate(step: int) -> dict[str, float]:
         for part in gather_object([skipped]):
             skipped.update(part)
-        numbers, video_BTHWC, codes = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
+        numbers, video_BTHWC = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
         numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
             write_json(_skipped_file(run), skipped)
             _pictures(run.folder / "samples", step, pixels_BTHWC[:_SHOWN], video_BTHWC[:_SHOWN])
-        warning = alarm.check(step, 1 - numbers["dead_codes"] / tokenizer.vocab_size, codes)
+        warning = alarm.check(step, numbers["dead_codes"])
         if warning:
             say(accelerator, warning)
         return numbers
@@ -152,8 +158,8 @@ def _skipped_file(run: Run) -> Path:
 
 def evaluate(
     tokenizer: VideoTokenizer, pixels_BTHWC: torch.Tensor, device: torch.device
-) -> tuple[dict[str, float], torch.Tensor, int]:
-    """Numbers of held-out clips (PSNR, mean over clips; the codes' health), the reconstructions, uint8, and how many codes."""
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Numbers of held-out clips (PSNR, mean over clips; the codes' health), and the reconstructions, uint8."""
     codes, videos = [], []
     for part in pixels_BTHWC.split(16):
         codes.append(tokenizer.encode(part.to(device)))
@@ -161,7 +167,7 @@ def evaluate(
     codes_N, video_BTHWC = torch.cat(codes).flatten(), torch.cat(videos)
     health = code_health(torch.bincount(codes_N, minlength=tokenizer.vocab_size))
     numbers = {"psnr": psnr_of(pixels_BTHWC, video_BTHWC).mean(), **health}
-    return {key: round(value.item(), 4) for key, value in numbers.items()}, video_BTHWC, len(codes_N)
+    return {key: round(value.item(), 4) for key, value in numbers.items()}, video_BTHWC
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
     temporary = file.with_name(f".{WEIGHTS}.{os.getpid()}")
     try:
         save_file(tensors, temporary)
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, file)
     except SafetensorError as error:

@@ -51,6 +51,8 @@ class Losses:
             raise ValueError(f"loss.lpips is {self.lpips}, but must not be negative")
         if self.lpips and self.lpips_weights is None:
             raise ValueError("loss.lpips needs --loss.lpips_weights, the folder of its published weights")
+        if self.lpips_weights is not None and not self.lpips:
+            raise ValueError("loss.lpips_weights does nothing without --loss.lpips, the weight of the distance")
         for name in ("adversarial", "adversarial_cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}, but must be above 0")
@@ -99,7 +101,10 @@ class Reconstruction(nn.Module):
             seen, made = (rearrange(x, "b t h w c -> b c t h w") for x in (video_BTHWC, out["video"].float()))
             numbers |= self.adversary(seen, made, error, self.tokenizer.last_layer, batch["step"])
             loss = loss + numbers["generator"] + numbers["discriminator"]
-        counts_V = torch.bincount(out["codes"][real_B].flatten(), minlength=self.tokenizer.vocab_size)
+        codes = out["codes"][real_B].clamp(
+            0, self.tokenizer.vocab_size - 1
+        )  # of what is not finite they may be anything
+        counts_V = torch.bincount(codes.flatten(), minlength=self.tokenizer.vocab_size)
         return {"loss": loss, **numbers, **code_health(counts_V)}
 
 

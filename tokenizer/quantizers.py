@@ -11,8 +11,13 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
+
+_PAIRS = 2**24
+"""Vectors times codes that are compared at once."""
 
 
 class Quantizer(nn.Module):
@@ -52,7 +57,8 @@ class FiniteScalar(Quantizer):
         levels: values of each digit; by default those of the paper's table 1 for the vocabulary.
         spread: weight of that pull.
         preserve_symmetry: levels lie symmetric around 0 (arXiv 2411.19842).
-        noise_dropout: share of values that get noise instead of rounding (same paper); needs preserve_symmetry.
+        noise_dropout: share of values that get noise after rounding, up to half of 1 either way, in training, as
+            vector-quantize-pytorch does it; needs preserve_symmetry.
     """
 
     TABLE = {
@@ -119,15 +125,13 @@ class MovingAverage(Quantizer):
         channels: of each vector.
         decay: of the moving average.
         commitment: weight of the pull of the inputs towards their codes.
-        revive_below: a code that this many vectors of a step choose, or fewer, on average, is replaced by a vector of the step.
+        revive_below: a code that this many vectors of a step choose, or fewer, on average, is replaced by a vector of the
+            step; a quarter of the even share, where that is less.
         rotation_trick: gradients are rotated and scaled from the code to the input (arXiv 2410.06424); else copied.
         cosine: codes are compared by angle.
     """
 
-    advice = (
-        "raise --batch_size, or lower --lr; the quantizer's revive_below (--model.options '{revive_below: 2}') should be "
-        "well below the codes of a step divided by the vocabulary"
-    )
+    advice = "raise --batch_size, or lower --lr, or choose a smaller vocabulary"
 
     def __init__(
         self,
@@ -146,7 +150,7 @@ class MovingAverage(Quantizer):
         if not 0 <= decay < 1:
             raise ValueError(f"emavq{vocab_size}: decay {decay} must be from 0 to less than 1")
         self.vocab_size, self.channels = vocab_size, channels
-        self._ranks = _ranks()
+        self._ranks, self._revive_below = _ranks(), revive_below
         self.vq = VectorQuantize(
             dim=channels,
             codebook_size=vocab_size,
@@ -166,7 +170,23 @@ class MovingAverage(Quantizer):
             raise ValueError(
                 "the tokenizer was built before the process group: each process would train its own codebook"
             )
+        if not self.training:
+            return self._nearest(z_BNC)
+        # Of the same counts in all processes: if only some replaced codes, they would wait for the others forever.
+        share = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
+        self.vq._codebook.threshold_ema_dead_code = share.clamp(max=self._revive_below)
         return self.vq(z_BNC)
+
+    def _nearest(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In slices: the package lays out every vector beside every code, several times."""
+        slices = z_BNC.flatten(0, 1).split(max(1, _PAIRS // self.vocab_size))
+        quantized, codes, _ = zip(*(self.vq(slice_NC[None]) for slice_NC in slices), strict=True)
+        shape = z_BNC.shape[:2]
+        return (
+            torch.cat(quantized, 1)[0].unflatten(0, shape),
+            torch.cat(codes, 1)[0].unflatten(0, shape),
+            z_BNC.new_zeros(()),
+        )
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.codebook()[codes]
@@ -230,9 +250,15 @@ class LookupFree(Quantizer):
         The package's own, of several processes, takes a process's share of that mean for the mean (1.32).
         """
         codebook_VC = self.lfq.maybe_l2norm(self.lfq.codebook)
-        chance_NV = (2 * self._inverse_temperature * z_NC @ codebook_VC.T).log_softmax(-1)
-        each = -(chance_NV.exp() * chance_NV).sum(-1).mean()
-        mean_V = chance_NV.exp().mean(0)
+        value = codebook_VC.abs().max()  # of every channel of every code: +value or -value
+        logit_NC = (4 * self._inverse_temperature * value * z_NC).abs()  # channels are independent of each other
+        each = (F.softplus(-logit_NC) + logit_NC * torch.sigmoid(-logit_NC)).sum(-1).mean()
+
+        def chances(slice_NC: Tensor) -> Tensor:
+            return (2 * self._inverse_temperature * slice_NC @ codebook_VC.T).softmax(-1).sum(0)
+
+        slices = z_NC.split(max(1, _PAIRS // self.vocab_size))  # vectors beside codes are too many to keep
+        mean_V = sum(checkpoint(chances, part, use_reentrant=False) for part in slices) / len(z_NC)
         if _ranks() > 1:
             all_V = mean_V.detach().clone()
             torch.distributed.all_reduce(all_V)

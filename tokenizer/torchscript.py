@@ -135,7 +135,7 @@ def _float_type(module: nn.Module) -> torch.dtype:
 
 
 def _run(module: nn.Module, x: Tensor) -> Any:
-    # Optimized execution would fuse kernels after the first calls, and codes would depend on how many came before.
+    # Optimized execution may fuse kernels after the first calls: codes would depend on how many came before.
     with torch.autocast(x.device.type, enabled=False), torch.jit.optimized_execution(False):
         return module(x)
 

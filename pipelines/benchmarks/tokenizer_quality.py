@@ -23,7 +23,7 @@ from tokenizer.base import to_uint8
 from tokenizer.losses import Losses, Reconstruction
 from tokenizer.measures import code_health, psnr_of
 
-_SECONDS = 300
+_SECONDS = 150
 _WARM_UP = 50
 _MEMORY = 2**31
 """Bytes of training clips that are held."""

@@ -13,35 +13,35 @@ from .conftest import TINIEST, Call
 
 
 def test_few_codes_are_told_of_once_with_what_to_do() -> None:
-    alarm = CollapseAlarm(1000, "buy more codes")
-    assert alarm.check(1, 0.05, 10_000) is None
-    warning = alarm.check(2, 0.049, 10_000)
+    alarm = CollapseAlarm(1000, 10_000, "buy more codes")
+    assert alarm.check(1, 950) is None
+    warning = alarm.check(2, 951)
     assert warning == collapse_warning(49, 1000, "buy more codes")
     assert "WARNING: only 49 of 1000 codes are in use." in warning and "buy more codes" in warning
-    assert alarm.check(3, 0.01, 10_000) is None
-    assert alarm.check(4, 0.6, 10_000) is None
+    assert alarm.check(3, 990) is None
+    assert alarm.check(4, 400) is None
 
 
 def test_a_fall_to_half_of_what_was_is_told_of_once() -> None:
-    alarm = CollapseAlarm(1000, "buy more codes")
-    assert [alarm.check(step, usage, 10_000) for step, usage in enumerate((0.3, 0.8, 0.41))] == [None] * 3
-    warning = alarm.check(30, 0.38, 10_000)
+    alarm = CollapseAlarm(1000, 10_000, "buy more codes")
+    assert [alarm.check(step, dead) for step, dead in enumerate((700, 200, 590))] == [None] * 3
+    warning = alarm.check(30, 620)
     assert warning is not None and warning.startswith("WARNING: at step 30 38 % of the codes are in use, after 80 %:")
     assert "buy more codes" in warning
-    assert alarm.check(40, 0.2, 10_000) is None
-    few = alarm.check(50, 0.02, 10_000)
+    assert alarm.check(40, 800) is None
+    few = alarm.check(50, 980)
     assert few is not None and "only 20 of 1000" in few, "which is another matter"
 
 
 def test_a_rise_is_no_reason() -> None:
-    alarm = CollapseAlarm(16, "")
-    assert [alarm.check(step, (step + 1) / 16, 512) for step in range(16)] == [None] * 16
+    alarm = CollapseAlarm(16, 512, "")
+    assert [alarm.check(step, 15 - step) for step in range(16)] == [None] * 16
 
 
 @pytest.mark.parametrize(("used", "warns"), [(300, False), (160, False), (16, False), (15, True), (1, True)])
 def test_no_more_codes_are_asked_for_than_were_validated(used: int, warns: bool) -> None:
     """320 codes of a vocabulary of 64000: what counts is the share of those 320."""
-    warning = CollapseAlarm(64_000, "").check(1, used / 64_000, 320)
+    warning = CollapseAlarm(64_000, 320, "").check(1, 64_000 - used)
     assert (warning is not None) == warns
     assert warning is None or f"only {used} of 64000 codes" in warning
 

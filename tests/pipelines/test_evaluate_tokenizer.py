@@ -110,7 +110,11 @@ def test_it_prints_a_table_then_json_and_leaves_pictures_and_a_movie(judge: Call
     head, plain, causal, last = judge.out.splitlines()
     assert head.split()[:3] == ["tokenizer", "PSNR", "dB"] and "SSIM" in head and "LPIPS" not in head
     for line, row in zip((plain, causal), summary["tokenizers"], strict=True):
-        assert line.startswith(row["name"]) and f"{row['psnr']['mean']:.4g} ± {row['psnr']['stderr']:.2g}" in line
+        assert (
+            line.split()[:2] == [row["number"], row["name"]]
+            and line.endswith(row["source"])
+            and f"{row['psnr']['mean']:.4g} ± {row['psnr']['stderr']:.2g}" in line
+        )
     assert json.loads(last) == summary == json.loads(Path(summary["run"], "summary.json").read_text())
     samples = Path(summary["run"], "samples")
     pictures = [f"{number:02d}-{name}.png" for number, name in enumerate(NAMES)]

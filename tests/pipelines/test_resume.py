@@ -180,13 +180,16 @@ def written(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32"]
+EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32", "--model.options", "{decay: 0.3}"]  # so that codes soon die
 AGAINST = ["--average", "0", "--loss.discriminator"]
 TOKENIZERS = {
     "fsq": ["--average", "0"],
     "emavq": ["--average", "0", *EMAVQ],
     "averaged": ["--average", "0.9"],
     "averaged emavq": ["--average", "0.9", *EMAVQ],
+    "simvq in bf16": [
+        *("--average", "0", "--model.name", "vq3d-2x8x8-simvq64", "--precision", "bf16", "--clip.frames", "8"),
+    ],
     "causal": ["--model.name", "vq3d-causal-2x8x8-fsq240", "--clip.frames", "5", "--model.stem", "haar"],
     "3d from the start": [*AGAINST, "3d", "--loss.adversarial_start", "0"],
     "3d, stopped before its start": [*AGAINST, "3d", "--loss.adversarial_start", "5"],

@@ -162,5 +162,5 @@ def test_two_processes_learn_what_one_learns_of_all_that_they_see(
     own = [stepped(make_quantizer(name, options), state, part)["state"] for part in z.chunk(2)]
     assert name == "lfq16" or not torch.allclose(own[0]["vq._codebook.embed"], own[1]["vq._codebook.embed"], atol=1e-3)
     together = torch.cat([half["gradient"] for half in halves]) / 2  # as distributed training takes their mean
-    assert torch.allclose(together, alone["gradient"], rtol=1e-3, atol=1e-8)
+    assert torch.allclose(together, alone["gradient"], rtol=1e-3, atol=1e-6)
     assert torch.stack([half["loss"] for half in halves]).mean().item() == pytest.approx(alone["loss"].item(), rel=1e-4)

@@ -36,6 +36,37 @@ def test_quantized_vectors_of_simvq_are_its_codebook_even_of_vectors_that_have_n
     assert torch.equal(quantized, quantizer.vectors(codes)) and quantized.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", ["emavq32", "simvq32"])
+def test_gradients_are_copied_from_code_to_input_or_rotated_and_scaled_as_one_is_to_the_other(name: str) -> None:
+    for rotation_trick in (False, True):
+        quantizer = make(name, rotation_trick=rotation_trick).train()
+        z = vectors(quantizer, seed=6).requires_grad_()
+        quantized, codes, _ = quantizer(z)
+        along = F.normalize(quantized.detach(), dim=-1)
+        (gradient,) = torch.autograd.grad((quantized * along).sum(), z)
+        ratio = quantized.detach().norm(dim=-1, keepdim=True) / z.detach().norm(dim=-1, keepdim=True)
+        expected = ratio * F.normalize(z.detach(), dim=-1) if rotation_trick else along
+        assert torch.allclose(gradient, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, options, weight",
+    [
+        ("emavq32", {}, 0.25),
+        ("emavq32", {"commitment": 3.0}, 3.0),
+        ("simvq32", {}, 1.25),
+        ("simvq32", {"commitment": 2.0, "input_commitment": 0.5}, 3.0),
+    ],
+)
+def test_the_loss_is_the_distance_to_the_codes_by_its_weights(
+    name: str, options: dict[str, Any], weight: float
+) -> None:
+    quantizer = make(name, **options)
+    z = vectors(quantizer, seed=6)
+    away = (z - quantizer(z)[0]).square().mean().item()
+    assert quantizer.train()(z)[2].item() == pytest.approx(weight * away, rel=1e-4)
+
+
 def test_simvq_moves_all_codes_at_once_and_keeps_what_they_are_made_of() -> None:
     quantizer = make("simvq32").train()
     frozen = {k: v.clone() for k, v in quantizer.state_dict().items() if "frozen" in k}

@@ -213,7 +213,7 @@ def test_the_loss_of_lfq_is_that_of_its_definition(spherical: bool, inverse_temp
     expected = 0.3 * (entropy(chance).mean() - 1.7 * entropy(chance.mean(0))) + 0.4 * (x - nearest).square().mean()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.allclose(seen.grad.double(), wanted.grad, rtol=1e-3, atol=1e-8)  # type: ignore[union-attr]
+    assert torch.allclose(seen.grad.double(), wanted.grad, rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
 
 
 # --- names and options
@@ -285,7 +285,7 @@ def test_options_that_cannot_be_are_refused(name: str, options: dict[str, Any], 
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_what_is_advised_against_collapse_is_an_option_that_there_is(kind: str) -> None:
     found = re.findall(r"--model.options '\{(\w+): ([\d.]+)\}'", QUANTIZERS[kind].advice)
-    assert found
+    assert bool(found) == (kind != "emavq")
     for option, value in found:
         make_quantizer({"fsq": "fsq1000"}.get(kind, f"{kind}16"), {option: float(value)})
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data.cache import TokenCache
 from pipelines.encoding import DecodedClip, Encoder
+from tests.pipelines.conftest import last_line, start
 from tokenizer import TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 from tokenizer.base import to_float, to_uint8
 
@@ -159,6 +160,13 @@ def test_the_pipelines_encoder_takes_it(tmp_path: Path, photographs: Tensor, how
     clips = [(None, iter([DecodedClip(clip.numpy(), {})])) for clip in photographs]
     videos = list(Encoder(tokenizer, batch=3, precision="bf16").videos(clips))  # type: ignore[arg-type]
     assert np.array_equal(np.concatenate([video.codes for video in videos]), tokenizer.encode(photographs))
+
+
+def test_the_pipeline_takes_it_with_trust(folder: Path, tmp_path: Path) -> None:
+    flags = ["--videos", "builtin:moving-digits:4:4", "--clip.frames", "5", "--clip.size", "64"]
+    answer = last_line(start(tmp_path, "tokenize", *flags, "--tokenizer", f"torchscript:{folder}", "--trust", "true"))
+    cache = TokenCache.open(tmp_path / answer["cache"])
+    assert (cache.codes_shape, cache.vocab_size, cache.levels) == ((2, 8, 4), 60, LEVELS)
 
 
 def test_it_says_what_its_codes_are_and_is_never_trained(folder: Path) -> None:
