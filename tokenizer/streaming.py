@@ -1,8 +1,9 @@
 """Videos of any length through a tokenizer, a piece at a time, in memory that does not grow with them.
 
 A code depends on so many codes before and after it (`context`) and on no others, so a piece that is encoded together with
-its context has the codes that it has in the whole video (pixels too, but for a rounding here and there). The first frame of a causal clip, alone in its codes, is no such
-piece; where one starts inside a video, that frame is one more that is thrown away.
+its context has the codes that it has in the whole video (pixels too, but for a rounding here and there). The first frame of
+a causal clip, alone in its codes, is no such piece; where one starts inside a video, that frame is one more that is thrown
+away.
 
 Legend: B videos, T H W frames, height, width, 3 colours; t h w the grid of codes; s frames of a code.
 """
