@@ -102,7 +102,7 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
 @pytest.mark.parametrize(
     "count, steps, options, broadcast",
     [
-        (2, 20, {}, False),
+        (2, 20, {"decay": 0.5}, False),  # so that codes die within 20 steps
         pytest.param(2, 200, {}, True, marks=pytest.mark.soak),
         pytest.param(2, 200, {"cosine": True}, False, marks=pytest.mark.soak),
         pytest.param(2, 200, {"revive_below": 0.0}, False, marks=pytest.mark.soak),
