@@ -77,6 +77,9 @@ class TimeConv(nn.Conv3d):
         self._causal = causal
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
+        if x_BCthw.shape[2] < 3:  # padded by itself, oneDNN leaves parts of the weight's bf16 gradient unwritten there
+            before, after = (2, 0) if self._causal else (1, 1)
+            return F.conv3d(F.pad(x_BCthw, (0, 0, 0, 0, before, after)), self.weight, self.bias)
         y_BCthw = super().forward(x_BCthw)  # causal: zeros at both ends, so that the last two places are too many
         return y_BCthw[:, :, : x_BCthw.shape[2]] if self._causal else y_BCthw
 
