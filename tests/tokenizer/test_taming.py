@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from data.cache import TokenCache
-from tests.pipelines.conftest import ROOT, last_line, start
+from tests.pipelines.conftest import ROOT, TINY_MODEL, last_line, start
 from tokenizer import VQ3D, load_tokenizer
 from tokenizer.base import to_float, to_uint8
 from tokenizer.taming import load_taming
@@ -349,20 +349,15 @@ def test_bf16_leaves_the_quantizer_in_fp32(vqgan: tuple[Path, Any], details: Ten
     assert seen == [torch.bfloat16, torch.float32]
 
 
-def test_the_pipeline_takes_it_as_it_is(vqgan: tuple[Path, Any], video_folder: Path, tmp_path: Path) -> None:
-    flags = [
-        "--videos",
-        str(video_folder),
-        "--tokenizer",
-        f"taming:{vqgan[0]}",
-        "--clip.frames",
-        "3",
-        "--clip.size",
-        "16",
-    ]
-    cache = TokenCache.open(tmp_path / last_line(start(tmp_path, "tokenize", *flags))["cache"])
-    assert (cache.codes_shape, cache.vocab_size, cache.levels) == ((3, 8, 8), 32, None)
+def test_the_pipelines_take_it_as_it_is(vqgan: tuple[Path, Any], video_folder: Path, tmp_path: Path) -> None:
+    """Two codes, of two frames, are one token."""
+    flags = ["--videos", str(video_folder), "--clip.frames", "4", "--clip.size", "16"]
+    tokenized = last_line(start(tmp_path, "tokenize", *flags, "--tokenizer", f"taming:{vqgan[0]}"))
+    cache = TokenCache.open(tmp_path / tokenized["cache"])
+    assert (cache.codes_shape, cache.vocab_size, cache.levels) == ((4, 8, 8), 32, None)
     assert np.array_equal(cache.codebook(), vqgan[1].quantize.embedding.weight.detach())
+    trained = last_line(start(tmp_path, "pretrain_ar", *TINY_MODEL, "--objective.code_patch", "[2,1,1]"))
+    assert trained["cache"] == tokenized["cache"] and trained["bits_per_code"] > 0
 
 
 # --- the folder
