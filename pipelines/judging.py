@@ -137,28 +137,18 @@ def _with_error(value_B: Tensor) -> dict[str, float | None]:
 _MEMORY = """
 import sys
 sys.path[0] = sys.argv[1]  # not the folder that one is in: what lies there may have the names of modules
-import json, threading
-import psutil, torch
+import json
+import torch
+from pipelines.memory import Resident
 from tokenizer import load_tokenizer
 
 source, trust, shape, device, bf16 = json.loads(sys.argv[2])
-resident, over = psutil.Process().memory_info, threading.Event()
-before = most = resident().rss
-
-def watch():
-    global most
-    while not over.wait(0.001):
-        most = max(most, resident().rss)
-
-watcher = threading.Thread(target=watch, daemon=True)
-watcher.start()
-tokenizer = load_tokenizer(source, trust=trust).to(device)
-pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-    tokenizer.decode(tokenizer.encode(pixels))
-over.set()
-watcher.join()
-print(torch.cuda.max_memory_allocated(device) if "cuda" in device else most - before)
+with Resident() as resident:
+    tokenizer = load_tokenizer(source, trust=trust).to(device)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        tokenizer.decode(tokenizer.encode(pixels))
+print(torch.cuda.max_memory_allocated(device) if "cuda" in device else resident.most - resident.before)
 """
 
 

@@ -19,9 +19,10 @@ from tokenizer import VQ3D
 _ROOT = Path(__file__).parent.parent.parent
 _NAMES = ("vq3d-causal-4x8x8-fsq4375", "vq3d-small-causal-4x8x8-fsq4375", "vq3d-2x8x8-fsq1000")
 _STREAM = """
-import sys, threading
+import sys
 from itertools import chain
-import psutil, torch
+import torch
+from pipelines.memory import Resident
 from tokenizer import VQ3D
 from tokenizer.streaming import encode_stream
 
@@ -31,20 +32,10 @@ torch.set_num_threads(1)
 tokenizer = VQ3D(name="vq3d-causal-4x8x8-fsq4375").eval()
 pieces = (torch.randint(256, (1, 10, 128, 128, 3), dtype=torch.uint8) for _ in range(frames // 10))
 last = torch.zeros(1, 1, 128, 128, 3, dtype=torch.uint8)
-resident, over, most = psutil.Process().memory_info, threading.Event(), 0
-
-def watch():
-    global most
-    while not over.wait(0.001):
-        most = max(most, resident().rss)
-
-watcher = threading.Thread(target=watch, daemon=True)
-watcher.start()
-for codes in encode_stream(tokenizer, chain(pieces, [last])):
-    pass
-over.set()
-watcher.join()
-print(most)
+with Resident() as resident:
+    for codes in encode_stream(tokenizer, chain(pieces, [last])):
+        pass
+print(resident.most)
 """
 
 

@@ -1,0 +1,27 @@
+"""The memory of a process, watched from within."""
+
+import threading
+from types import TracebackType
+
+import psutil
+
+
+class Resident:
+    """Within, a thread looks every millisecond how many bytes of the process are resident."""
+
+    def __enter__(self) -> "Resident":
+        self._over, self._process = threading.Event(), psutil.Process()
+        self.before = self.most = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.001):
+            self.most = max(self.most, self._process.memory_info().rss)
