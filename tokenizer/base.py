@@ -176,7 +176,7 @@ def to_float(pixels_BTHWC: Tensor) -> Tensor:
     """
     if pixels_BTHWC.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
-    return pixels_BTHWC.float() / 127.5 - 1
+    return pixels_BTHWC.float().div_(127.5).sub_(1)
 
 
 def to_uint8(video_BTHWC: Tensor) -> Tensor:

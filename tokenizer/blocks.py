@@ -17,7 +17,8 @@ def space_to_depth(video_BTHWC: Tensor, block: Block) -> Tensor:
     No convolution then runs at full resolution, which is what makes a 3-D tokenizer affordable.
     """
     p, q, r = block
-    return rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b (p q r c) t h w", p=p, q=q, r=r)
+    x_BthwC = rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r)
+    return x_BthwC.permute(0, 4, 1, 2, 3)  # which is how channels_last_3d has it: one copy, not two
 
 
 def depth_to_space(x_BCthw: Tensor, block: Block) -> Tensor:
