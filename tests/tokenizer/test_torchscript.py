@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from pipelines.encoding import DecodedClip, Encoder
 from tests.pipelines.conftest import last_line, start
 from tokenizer import TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 from tokenizer.base import to_float, to_uint8
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LEVELS = (5, 3, 4)
 STRIDE = (4, 8, 16)
@@ -58,15 +59,6 @@ class Boxes(nn.Module):
         video = self.project(digits)
         video = video.repeat_interleave(self.t, 2).repeat_interleave(self.h, 3).repeat_interleave(self.w, 4)
         return video[:, :, self.t - 1 :]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two that share busy cores wait for each other far longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
