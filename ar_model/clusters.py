@@ -56,12 +56,18 @@ def cluster_order(clusters: ClusterGrid, order: Order, seed_B: Tensor) -> Tensor
     return fixed.expand(len(seed_B), -1)
 
 
+def some_ranks(order_BN: Tensor, count: int, seed_B: Tensor) -> Tensor:
+    """A random choice of `count` clusters of each sample, in the order that they have, (B, count)."""
+    chosen_BR = hashed(seed_B, order_BN.shape[1], stream=2).argsort(dim=1)[:, :count].sort(dim=1).values
+    return order_BN.gather(1, chosen_BR)
+
+
 def tokens_by_rank(members_NK: Tensor, order_BN: Tensor, seed_B: Tensor) -> Tensor:
     """Token indices with clusters sorted by rank and the tokens inside each shuffled, (B, N, K).
 
-    Cutting a slice from the last axis is therefore a uniform draw of tokens from every cluster.
+    The order may leave clusters out. Cutting a slice from the last axis is therefore a uniform draw of tokens from every cluster.
     """
-    batch, (n, k) = len(seed_B), members_NK.shape
+    (batch, n), k = order_BN.shape, members_NK.shape[1]
     shuffle = hashed(seed_B, n * k, stream=1).view(batch, n, k).argsort(dim=2)
     return members_NK[order_BN].gather(2, shuffle)
 

@@ -1,8 +1,11 @@
-"""What goes in: codes of a tokenizer, embedded by what they mean.
+"""What goes in: codes of a tokenizer, embedded by what they mean, or tubelets of pixels.
 
-Legend: B batch, T H W the grid of codes, L tokens, P codes of one token, V codes of the vocabulary, D width.
+Legend: B batch, T H W the grid of codes or pixels, L tokens, P codes or pixels of one token, C colours, V codes of the
+vocabulary, D width.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from typing import Literal
@@ -12,7 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+Content = Literal["codes", "pixels"]
 CodeInput = Literal["geometry", "rows"]
+Grid = tuple[int, int, int]
 
 
 class CodeSpec:
@@ -23,6 +28,7 @@ class CodeSpec:
         vocab_size: codes are 0..vocab_size - 1.
         levels: for FSQ and LFQ, the values that each digit can take, lowest digit first; their product is vocab_size.
         codebook_VC: for a learned codebook, its vectors.
+        clip: frames, height and width of the clips behind the codes, where their pixels are at hand.
 
     Raises:
         ValueError: if levels or codebook do not fit the vocabulary.
@@ -31,30 +37,39 @@ class CodeSpec:
     def __init__(
         self,
         *,
-        shape: tuple[int, int, int],
+        shape: Grid,
         vocab_size: int,
         levels: tuple[int, ...] | None = None,
         codebook_VC: Tensor | None = None,
+        clip: Grid | None = None,
     ) -> None:
         if levels is not None and prod(levels) != vocab_size:
             raise ValueError(f"levels {levels} do not multiply to {vocab_size} codes")
         if codebook_VC is not None and len(codebook_VC) != vocab_size:
             raise ValueError(f"a codebook of {len(codebook_VC)} vectors does not fit {vocab_size} codes")
         self.shape, self.vocab_size, self.levels, self.codebook_VC = shape, vocab_size, levels, codebook_VC
+        self.clip = clip
 
     def to_json(self) -> dict:
         """JSON form; of a codebook it holds the shape only, its values are in the weights."""
         codebook = None if self.codebook_VC is None else list(self.codebook_VC.shape)
-        return {"shape": self.shape, "vocab_size": self.vocab_size, "levels": self.levels, "codebook_shape": codebook}
+        return {
+            "shape": self.shape,
+            "vocab_size": self.vocab_size,
+            "levels": self.levels,
+            "codebook_shape": codebook,
+            "clip": self.clip,
+        }
 
     @classmethod
     def from_json(cls, data: dict) -> "CodeSpec":
-        levels, codebook = data["levels"], data["codebook_shape"]
+        levels, codebook, clip = data["levels"], data["codebook_shape"], data.get("clip")
         return cls(
             shape=tuple(data["shape"]),
             vocab_size=data["vocab_size"],
             levels=None if levels is None else tuple(levels),
             codebook_VC=None if codebook is None else torch.zeros(codebook),
+            clip=None if clip is None else tuple(clip),
         )
 
 
@@ -109,22 +124,53 @@ def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack(digits, dim=-1)
 
 
-def token_grid(codes: CodeSpec, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The grid of tokens when a box of `patch` codes makes one token.
+@dataclass(frozen=True)
+class Cut:
+    """How a clip is cut into tokens: boxes of `box` codes, or tubelets of `box` pixels."""
 
-    Raises:
-        ValueError: if the box does not divide the codes.
-    """
-    (t, h, w), (pt, ph, pw) = codes.shape, patch
-    if min(patch) < 1 or t % pt or h % ph or w % pw:
-        raise ValueError(f"code_patch {patch} does not divide the {codes.shape} codes of a clip")
-    return t // pt, h // ph, w // pw
+    content: Content
+    box: Grid
+
+    @classmethod
+    def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Cut":
+        """Tokens of `code_patch` codes; of pixels those that the same tokens stand for.
+
+        Raises:
+            ValueError: if the codes, or the clips' pixels, are not cut evenly; if pixels are wanted of codes without them.
+        """
+        cut = cls("codes", code_patch)
+        grid = cut.grid(codes.shape)
+        if content == "codes":
+            return cut
+        if codes.clip is None:
+            raise ValueError("pixels are wanted, but the cache holds none; make it with --keep_pixels jpeg or raw")
+        if any(pixels % tokens for pixels, tokens in zip(codes.clip, grid, strict=True)):
+            raise ValueError(f"clips of {codes.clip} pixels are not cut evenly into {grid} tokens")
+        frames, rows, columns = (pixels // tokens for pixels, tokens in zip(codes.clip, grid, strict=True))
+        return cls("pixels", (frames, rows, columns))
+
+    def grid(self, shape: Sequence[int]) -> Grid:
+        """Tokens of a clip along (t, h, w); raises a ValueError if the boxes do not divide it."""
+        (t, h, w), (pt, ph, pw) = shape, self.box
+        if min(self.box) < 1 or t % pt or h % ph or w % pw:
+            raise ValueError(f"tokens of {self.box} {self.content} do not divide a clip of {tuple(shape)} (code_patch)")
+        return t // pt, h // ph, w // pw
+
+    def clip(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Codes (B, T, H, W) or pixels (B, T, H, W, C) of a batch."""
+        return batch["codes_BTHW"] if self.content == "codes" else batch["pixels_BTHWC"]
+
+    def tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Codes (B, L, P) or pixels (B, L, P, C) of all tokens."""
+        pt, ph, pw = self.box
+        pattern = "b (t pt) (h ph) (w pw) ... -> b (t h w) (pt ph pw) ..."
+        return rearrange(self.clip(batch), pattern, pt=pt, ph=ph, pw=pw)
 
 
-def patch_codes(codes_BTHW: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Codes of every token, (B, L, P)."""
-    pt, ph, pw = patch
-    return rearrange(codes_BTHW, "b (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw)", pt=pt, ph=ph, pw=pw)
+def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
+    """The content (B, L, ...) of some tokens, (B, M, ...)."""
+    sample_B1 = torch.arange(len(tokens_BM), device=tokens_BM.device)[:, None]
+    return content_BLP[sample_B1, tokens_BM]
 
 
 class CodeEmbedding(nn.Module):
@@ -138,3 +184,27 @@ class CodeEmbedding(nn.Module):
     def forward(self, codes_BLP: Tensor) -> Tensor:
         x_BLE = self.table(codes_BLP).flatten(2)
         return x_BLE if self.merge is None else self.merge(x_BLE)
+
+
+class TubeletEmbedding(nn.Module):
+    """uint8 pixels of a token (B, L, P, C) -> (B, L, D): normalised by ImageNet's mean and deviation, as VideoMAE's are, and
+    through a linear layer (arXiv 2203.12602, section 3.2: a convolution whose stride is its size)."""
+
+    def __init__(self, width: int, tubelet: Grid) -> None:
+        super().__init__()
+        self.mean_C: Tensor
+        self.deviation_C: Tensor
+        self.register_buffer("mean_C", 255 * torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.register_buffer("deviation_C", 255 * torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+        self.projection = nn.Linear(3 * prod(tubelet), width)
+
+    def forward(self, pixels_BLPC: Tensor) -> Tensor:
+        x_BLPC = (pixels_BLPC - self.mean_C) / self.deviation_C
+        return self.projection(x_BLPC.flatten(2))
+
+
+def make_input(cut: Cut, codes: CodeSpec, width: int, code_input: CodeInput) -> CodeEmbedding | TubeletEmbedding:
+    """The first layer for tokens cut so."""
+    if cut.content == "pixels":
+        return TubeletEmbedding(width, cut.box)
+    return CodeEmbedding(codes, width, prod(cut.box), by_geometry=code_input == "geometry")

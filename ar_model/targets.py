@@ -1,15 +1,17 @@
 """What is predicted, and at what cost: a head and its loss.
 
-Legend: B batch, L predicted tokens, P codes of one token, V codes of the vocabulary, D width.
+Legend: B batch, L predicted tokens, P codes or pixels of one token, C colours, V codes of the vocabulary, D width.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ar_model.inputs import CodeSpec, CodeTable, digits_of
+from ar_model.cross_entropy import linear_cross_entropy
+from ar_model.inputs import CodeSpec, CodeTable, Cut, Grid, digits_of
 
 CodeLikelihood = Literal["joint", "digits"]
 
@@ -48,15 +50,53 @@ class CodeTarget(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor) -> Tensor:
-        """Nats of every code, (B, L, P), in fp32."""
+        """Mean nats of a code, a scalar in fp32."""
         h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
         if self.levels is None:
-            logits_BLPV = F.linear(h_BLPD, self.table.matrix() * self.scale, self.bias)
-            return _nats(logits_BLPV, codes_BLP)
+            rows_VD = self.table.matrix() * self.scale
+            return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten())
         digits_BLPn = digits_of(codes_BLP, self.levels)
         heads = self.digits(h_BLPD).split(self.levels, dim=-1)
-        return torch.stack([_nats(logits, digits_BLPn[..., i]) for i, logits in enumerate(heads)]).sum(0)
+        costs = [_nats(logits, digits_BLPn[..., i]) for i, logits in enumerate(heads)]
+        return torch.stack(costs).sum()
+
+    @staticmethod
+    def numbers(loss: Tensor) -> dict[str, Tensor]:
+        """What the loss says in other units."""
+        return {"bits_per_code": loss / math.log(2)}
 
 
 def _nats(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten(), reduction="none").view(target.shape)
+    return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
+
+
+class PixelTarget(nn.Module):
+    """Squared error of a tubelet's pixels, each colour of each tubelet normalised by its mean and deviation.
+
+    As VideoMAE does (arXiv 2203.12602, its code: unbiased deviation plus 1e-6, of pixels in [0, 1]). ARVideo does not say whether
+    it normalises (arXiv 2405.15160).
+    """
+
+    def __init__(self, width: int, tubelet: Grid) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 3 * math.prod(tubelet))
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
+        """Mean squared error, a scalar in fp32, of uint8 pixels."""
+        wanted_BLPC = pixels_BLPC.float() / 255
+        deviation, mean = torch.std_mean(wanted_BLPC, dim=2, keepdim=True)
+        wanted_BLPC = (wanted_BLPC - mean) / (deviation + 1e-6)
+        return F.mse_loss(self.head(h_BLD).float(), wanted_BLPC.flatten(2))
+
+    @staticmethod
+    def numbers(loss: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+def make_target(cut: Cut, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> CodeTarget | PixelTarget:
+    """Head and loss for tokens cut so, behind a decoder of a width."""
+    if cut.content == "pixels":
+        return PixelTarget(width, cut.box)
+    return CodeTarget(codes, width, math.prod(cut.box), likelihood)

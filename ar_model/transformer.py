@@ -6,23 +6,27 @@ Legend: B batch, L tokens, M tokens of the context, D width.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ar_model.attention import Attention, Mask, Rotation
 
+Grid = tuple[int, int, int]
 
-def sincos_positions(grid: tuple[int, int, int], width: int) -> Tensor:
+
+def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
     """Fixed sine-cosine codes of all (t, h, w) of a grid in raster order, (L, width).
 
     A third of the channels (even, the rest goes to time) belongs to each axis, half sines and half cosines
-    (arXiv 1706.03762, section 3.5).
+    (arXiv 1706.03762, section 3.5). `trained`: as in `positions_of`.
     """
     side = width // 6 * 2
     axes = (width - 2 * side, side, side)
     codes = []
-    for ids_L, channels in zip(_ids(grid).T, axes, strict=True):
+    for ids_L, channels in zip(positions_of(grid, trained).T, axes, strict=True):
         # Grids are tens of steps long, not the thousands of a text: wavelengths from 2 pi to 100 times that.
         rate = 100.0 ** (-torch.arange(channels // 2) / max(1, channels // 2))
         angle = ids_L[:, None] * rate
@@ -32,21 +36,52 @@ def sincos_positions(grid: tuple[int, int, int], width: int) -> Tensor:
     return torch.cat(codes, dim=1)
 
 
-def rotary_angles(grid: tuple[int, int, int], head_width: int) -> Tensor:
+def rotary_angles(grid: Grid, head_width: int, trained: Grid | None = None) -> Tensor:
     """Angles of axial rotary positions for all (t, h, w) of a grid in raster order, (L, head_width / 2).
 
-    A third of the pairs of channels (the rest goes to time) turns with each axis.
+    A third of the pairs of channels (the rest goes to time) turns with each axis. `trained`: as in `positions_of`.
     """
     pairs = head_width // 2
     axes = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
     # One turn takes from 4 tokens, so that neighbours differ clearly, to 80, so that no grid is wider than a turn.
     rates = [math.pi / 2 * 20.0 ** (-torch.arange(n) / max(1, n)) for n in axes]
-    return torch.cat([_ids(grid)[:, i, None] * rate for i, rate in enumerate(rates)], dim=1)
+    ids_L3 = positions_of(grid, trained)
+    return torch.cat([ids_L3[:, i, None] * rate for i, rate in enumerate(rates)], dim=1)
 
 
-def _ids(grid: tuple[int, int, int]) -> Tensor:
-    """(t, h, w) of every token in raster order, (L, 3)."""
-    return torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in grid)).view(-1, 3)
+def positions_of(grid: Grid, trained: Grid | None = None) -> Tensor:
+    """(t, h, w) of every token in raster order, (L, 3).
+
+    For a model that was `trained` on another grid both grids cover the same extent: a place of one has the position
+    that it has in the other (arXiv 2010.11929, section 3.2, interpolates its learned positions so).
+    """
+    axes = []
+    for n, known in zip(grid, trained or grid, strict=True):
+        ids = torch.arange(n, dtype=torch.float32)
+        axes.append(ids if n == known else (ids + 0.5) * (known / n) - 0.5)
+    return torch.cartesian_prod(*axes).view(-1, 3)
+
+
+class Positions(nn.Module):
+    """Where the tokens of a grid are: sine-cosine codes to add to them and, with `rope`, turns of queries and keys."""
+
+    def __init__(self, grid: Grid, width: int, heads: int, rope: bool, trained: Grid | None = None) -> None:
+        super().__init__()
+        self.grid, self.width, self.heads, self.rope = grid, width, heads, rope
+        self.code_LD: Tensor
+        self.angle_LA: Tensor
+        self.register_buffer("code_LD", sincos_positions(grid, width, trained), persistent=False)
+        self.register_buffer("angle_LA", rotary_angles(grid, width // max(1, heads), trained), persistent=False)
+
+    def forward(self, tokens_BM: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Codes (B, M, D) and rotation of some tokens, which are numbered in raster order."""
+        return self.code_LD[tokens_BM], Rotation.of(self.angle_LA[tokens_BM]) if self.rope else None
+
+    def laid_over(self, grid: Grid) -> "Positions":
+        """Those of another grid of the same extent (see `positions_of`)."""
+        if grid == self.grid:
+            return self
+        return Positions(grid, self.width, self.heads, self.rope, self.grid).to(self.code_LD.device)
 
 
 class MLP(nn.Sequential):
@@ -55,10 +90,7 @@ class MLP(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its norm before and a residual around (arXiv 2010.11929).
-
-    Self-attention, or with a context cross-attention only: then the tokens do not see each other (arXiv 2405.15160, table 9).
-    """
+    """Self-attention and MLP, each with its norm before and a residual around (arXiv 2010.11929)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -67,19 +99,53 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        context_BMD: Tensor | None = None,
-        mask: Mask = None,
-        rotation: Rotation | None = None,
-        context_rotation: Rotation | None = None,
-    ) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.norm1(x_BLD), context_BMD, mask, rotation, context_rotation)
+    def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
+        x_BLD = x_BLD + self.attention(self.norm1(x_BLD), None, mask, rotation)
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
-class Encoder(nn.Module):
+class Sight(NamedTuple):
+    """Where a decoder's queries and its context are, and what of the context, and of each other, the queries see."""
+
+    mask: Mask = None
+    rotation: Rotation | None = None
+    context_rotation: Rotation | None = None
+    self_mask: Mask = None
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and MLP; `with_self`: self-attention before them (arXiv 2405.15160, table 9)."""
+
+    def __init__(self, width: int, heads: int, with_self: bool) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width, eps=1e-6) if with_self else None
+        self.self_attention = Attention(width, heads) if with_self else None
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width)
+
+    def forward(self, x_BLD: Tensor, context_BMD: Tensor, sight: Sight) -> Tensor:
+        if self.self_attention is not None and self.self_norm is not None:
+            x_BLD = x_BLD + self.self_attention(self.self_norm(x_BLD), None, sight.self_mask, sight.rotation)
+        seen = self.attention(self.norm1(x_BLD), context_BMD, sight.mask, sight.rotation, sight.context_rotation)
+        x_BLD = x_BLD + seen
+        return x_BLD + self.mlp(self.norm2(x_BLD))
+
+
+class Stack(nn.Module):
+    """Blocks one after another. With `recompute` their inner values are computed again in the backward pass, not kept."""
+
+    blocks: nn.ModuleList
+    recompute = False
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class Encoder(Stack):
     """Tokens (B, L, D) -> the output of every block, a list of (B, L, D); `norm` belongs behind the last."""
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
@@ -90,32 +156,39 @@ class Encoder(nn.Module):
     def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
         layers = []
         for block in self.blocks:
-            x_BLD = block(x_BLD, mask=mask, rotation=rotation)
+            x_BLD = self._run(block, x_BLD, mask, rotation)
             layers.append(x_BLD)
         return layers
 
 
-class CrossDecoder(nn.Module):
+class CrossDecoder(Stack):
     """Queries (B, L, D) read an encoder's output (B, M, D_encoder) -> (B, L, D)."""
 
-    def __init__(self, width: int, depth: int, heads: int, context_width: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, context_width: int, *, with_self: bool = False) -> None:
         super().__init__()
         self.context = nn.Linear(context_width, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, with_self) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        context_BME: Tensor,
-        mask: Mask = None,
-        rotation: Rotation | None = None,
-        context_rotation: Rotation | None = None,
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, context_BME: Tensor, sight: Sight) -> Tensor:
         context_BMD = self.context(context_BME)
         for block in self.blocks:
-            x_BLD = block(x_BLD, context_BMD, mask, rotation, context_rotation)
+            x_BLD = self._run(block, x_BLD, context_BMD, sight)
         return self.norm(x_BLD)
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep only the inputs of every block for the backward pass: less memory, a third more arithmetic, equal numbers."""
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.recompute = True
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every block in place: names of parameters stay as they are, and equal blocks share one compilation."""
+    for module in model.modules():
+        if isinstance(module, Block | CrossBlock):
+            module.compile()
 
 
 def init_weights(module: nn.Module) -> None:

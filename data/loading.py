@@ -108,14 +108,26 @@ def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
 class TokenDataset(Dataset):
     """Step -> batch of cached codes: `codes_BTHW`, `seed_B`, `row_B` (place in the cache).
 
-    With `pairs` also `pair_BTHW`, another view of the same videos.
+    With `pairs` also `pair_BTHW`, another view of the same videos; with `pixels` also `pixels_BTHWC` (uint8), the clips
+    behind the codes.
 
     Raises:
-        ValueError: if pairs are wanted of a video that has one view only.
+        ValueError: if pairs are wanted of a video that has one view only, or pixels of a cache that kept none.
     """
 
-    def __init__(self, cache: TokenCache, rows: Sequence[int], plan: BatchPlan, *, pairs: bool = False) -> None:
+    def __init__(
+        self,
+        cache: TokenCache,
+        rows: Sequence[int],
+        plan: BatchPlan,
+        *,
+        pairs: bool = False,
+        pixels: bool = False,
+    ) -> None:
         self._clips, self._rows_N, self._plan, self._pairs = cache.clips, np.asarray(rows), plan, pairs
+        self._cache = cache if pixels else None
+        if pixels:
+            refuse_without_pixels(cache)
         if pairs and (cache.views_N[self._rows_N] < 2).any():
             raise ValueError(
                 f"{cache.address}: pairs need two views of every video; make it with --clip.views 2 or more"
@@ -130,7 +142,19 @@ class TokenDataset(Dataset):
         if self._pairs:
             other_B = (view_B + 1 + (draw.other_B * (count_B - 1)).astype(np.int64)) % count_B
             batch["pair_BTHW"] = self._clips.gather(rows_B, other_B)
+        if self._cache is not None:
+            batch["pixels_BTHWC"] = _pixels(self._cache, rows_B, view_B)
         return batch
+
+
+def refuse_without_pixels(cache: TokenCache) -> None:
+    """Raise a ValueError for a cache that kept no pixels."""
+    if cache.spec["keep_pixels"] == "none":
+        raise ValueError(f"{cache.address}: holds no pixels; make it with --keep_pixels jpeg or raw")
+
+
+def _pixels(cache: TokenCache, row_B: np.ndarray, view_B: np.ndarray) -> np.ndarray:
+    return np.stack([cache.pixels(int(row), int(view)) for row, view in zip(row_B, view_B, strict=True)])
 
 
 class ClipDataset(Dataset):
@@ -231,9 +255,17 @@ def _as_tensors(batch: Batch) -> Batch:
     return {key: v.long() if key.endswith("_BTHW") else v for key, v in tensors.items()}
 
 
-def evaluation_batches(cache: TokenCache, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:
-    """The canonical view of each row, in order; the last batch may be smaller. `seed_B` depends on the row only."""
+def evaluation_batches(
+    cache: TokenCache, rows: Sequence[int], batch_size: int, *, pixels: bool = False
+) -> Iterator[Batch]:
+    """The canonical view of each row, in order; the last batch may be smaller. `seed_B` depends on the row only.
+
+    With `pixels` the batches have them, as those of TokenDataset do.
+    """
     for first in range(0, len(rows), batch_size):
         row_B = np.asarray(rows[first : first + batch_size])
-        views_B = np.array([cache.canonical(row) for row in row_B])
-        yield _as_tensors({"codes_BTHW": cache.clips.gather(row_B, views_B), "seed_B": row_B, "row_B": row_B})
+        view_B = np.array([cache.canonical(row) for row in row_B])
+        batch = {"codes_BTHW": cache.clips.gather(row_B, view_B), "seed_B": row_B, "row_B": row_B}
+        if pixels:
+            batch["pixels_BTHWC"] = _pixels(cache, row_B, view_B)
+        yield _as_tensors(batch)

@@ -16,12 +16,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ar_model.attention import fastest_backend, set_backend
+from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
+from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.sources import hold_out
+from pipelines.kernels import choose_attention, refuse_without_compiler
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 
@@ -38,8 +40,12 @@ class Pretrain(Training):
     """Where caches live."""
     objective: Callable[[CodeSpec], Objective] = ARVideo
     """What is learned, and by which network; --objective.help ARVideo lists the settings of one."""
-    attention: Literal["auto", "plain", "sdpa", "xformers"] = "auto"
-    """Kernel of all attention layers; auto times them on the first batch."""
+    attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
+    """Kernel of all attention layers; auto: the fastest on the shapes of this run."""
+    compile: bool = False
+    """Compile the transformer's blocks: faster steps after a minute or so; needs a C++ compiler on CPUs."""
+    recompute: bool = False
+    """Keep only the inputs of each block for the backward pass: less memory, a third more arithmetic, the same numbers."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
@@ -59,11 +65,17 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
         return run.summary()
     objective.to(accelerator.device)
+    if config.compile:
+        refuse_without_compiler(accelerator.device)
     rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
-    dataset = TokenDataset(cache, rows, parts)
-    backend = run.choose(accelerator, "attention", lambda: _fastest(accelerator, objective, dataset, config))
+    dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels)
+    backend = run.choose(accelerator, "attention", lambda: _attention(accelerator, objective, dataset, config))
     set_backend(objective, backend)
+    if config.recompute:
+        recompute_activations(objective)
+    if config.compile:
+        compile_blocks(objective)
     clips = (held_out or rows)[:VALIDATION_CLIPS]
     millions = sum(p.numel() for p in objective.parameters()) / 1e6
     unigram = cache.manifest["unigram_bits"]
@@ -85,8 +97,9 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         "cache": cache.address,
         "tokenizer": cache.spec["tokenizer"],
         "step": config.steps,
+        "bits_per_code": None,
         **result.losses,
-        "unigram_bits": round(unigram, 4),
+        "unigram_bits": round(unigram, 4) if "bits_per_code" in result.losses else None,
         "clips_per_second": round(result.samples_per_second, 2),
         "seconds": round(result.seconds, 1),
     }
@@ -95,26 +108,22 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
 
 def code_spec(cache: TokenCache) -> CodeSpec:
     """What stage two has to know of the codes."""
-    codebook_VC = cache.codebook()
+    codebook_VC, clip = cache.codebook(), cache.clip
     return CodeSpec(
         shape=cache.codes_shape,
         vocab_size=cache.vocab_size,
         levels=cache.levels,
         codebook_VC=None if codebook_VC is None else torch.from_numpy(codebook_VC),
+        clip=None if cache.spec["keep_pixels"] == "none" else (clip.frames, clip.size, clip.size),
     )
 
 
-def _fastest(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """The configured attention kernel, or the fastest on the first batch; the main process decides for all."""
-    if config.attention != "auto":
-        return config.attention
-    batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
-
-    def step() -> Tensor:
-        with accelerator.autocast():
-            return objective(batch)["loss"]
-
-    chosen = [fastest_backend(objective, step, accelerator.device) if accelerator.is_main_process else ""]
+def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
+    """The attention kernel for the shapes of the first batch; the main process decides for all."""
+    chosen = [""]
+    if accelerator.is_main_process:
+        batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
+        chosen = [choose_attention(accelerator, objective, batch, config.attention)]
     return broadcast_object_list(chosen)[0]
 
 
@@ -126,7 +135,7 @@ def validate(
     counts = 1 if mine else 0  # a process without a clip of its own takes part all the same: reduce waits for all
     mine = mine or rows[:1]
     total: dict[str, Tensor] = {}
-    for batch in evaluation_batches(cache, mine, batch_size=32):
+    for batch in evaluation_batches(cache, mine, batch_size=32, pixels=objective.needs_pixels):
         for key, value in objective(_to(batch, accelerator.device)).items():
             total[key] = total.get(key, 0) + value.double() * len(batch["row_B"]) * counts
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}

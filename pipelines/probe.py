@@ -150,7 +150,7 @@ def _features(
     """Pooled features of the canonical views, one (N, F) per layer."""
     objective.to(accelerator.device)
     pooled: list[list[np.ndarray]] = []
-    for batch in evaluation_batches(cache, rows, batch_size=32):
+    for batch in evaluation_batches(cache, rows, batch_size=32, pixels=objective.needs_pixels):
         with accelerator.autocast():
             layers = objective.features({key: value.to(accelerator.device) for key, value in batch.items()})
         pooled.append([slice_means(layer, objective.time_slices).cpu().numpy() for layer in layers])

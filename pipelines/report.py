@@ -77,7 +77,6 @@ def main(config: Report, settings: str) -> dict[str, Any]:
 
 def _lead(trained: dict[str, Any], probes: list[dict[str, Any]]) -> str:
     """What came out, in numbers that can be read at a glance."""
-    saved = 1 - trained["bits_per_code"] / trained["unigram_bits"] if trained["unigram_bits"] else 0
     tiles = []
     if probes:
         probe = probes[-1]
@@ -90,11 +89,7 @@ def _lead(trained: dict[str, Any], probes: list[dict[str, Any]]) -> str:
             ("the same, untrained network", f"{probe['untrained']['mean']:.3f}", f"chance {probe['chance']:.3f}"),
         ]
     tiles += [
-        (
-            "bits per code, held out",
-            f"{trained['bits_per_code']:.2f}",
-            f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} {trained['unigram_bits']:.2f} unigram",
-        ),
+        _loss_tile(trained),
         (
             "clips per second",
             f"{trained['clips_per_second']:.0f}",
@@ -102,6 +97,19 @@ def _lead(trained: dict[str, Any], probes: list[dict[str, Any]]) -> str:
         ),
     ]
     return "".join(f"<div class=tile><span>{a}</span><b>{b}</b><small>{c}</small></div>" for a, b, c in tiles)
+
+
+def _loss_tile(trained: dict[str, Any]) -> tuple[str, str, str]:
+    bits, unigram = trained["bits_per_code"], trained["unigram_bits"]
+    if bits is None:
+        return (
+            "squared error of normalised pixels, held out",
+            f"{trained['loss']:.3f}",
+            "1 is the mean colour of a tubelet",
+        )
+    saved = 1 - bits / unigram if unigram else 0
+    note = f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} {unigram:.2f} unigram"
+    return "bits per code, held out", f"{bits:.2f}", note
 
 
 def _probe(probe: dict[str, Any]) -> str:
@@ -134,12 +142,16 @@ def _probe(probe: dict[str, Any]) -> str:
 
 def _curves(folder: Path, trained: dict[str, Any]) -> str:
     logged = metrics_of(folder)
+    of_codes = trained["bits_per_code"] is not None
+    measure = "bits_per_code" if of_codes else "loss"
     lines = {}
-    for key, name in (("val_bits_per_code", "held out, all targets"), ("bits_per_code", "training")):
+    for key, name in ((f"val_{measure}", "held out, all targets"), (measure, "training")):
         points = [(m["step"], m[key]) for m in logged if key in m]
         if points:
             xs, ys = zip(*points, strict=True)
             lines[name] = (xs, ys)
+    if not of_codes:
+        return line_chart(lines, x="step", y="squared error of normalised pixels")
     return line_chart(
         lines, x="step", y="bits per code", level=("unigram entropy of the cache", trained["unigram_bits"])
     )

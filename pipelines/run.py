@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -279,3 +280,11 @@ def say(accelerator: Accelerator, text: str) -> None:
     """A line for people, on stderr."""
     if accelerator.is_main_process:
         tqdm.write(text, file=sys.stderr)
+
+
+def boxed(text: str) -> str:
+    """The text in a box, for what should not be overlooked."""
+    lines = textwrap.wrap(text, 100)
+    width = max(map(len, lines))
+    edge = f"+{'-' * (width + 2)}+"
+    return "\n".join([edge, *(f"| {line:<{width}} |" for line in lines), edge])

@@ -1,24 +1,27 @@
 """What every objective is to the rest of the house."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ar_model.inputs import CodeSpec
+from ar_model.inputs import CodeSpec, Grid
 
 
 class Objective(nn.Module, PyTorchModelHubMixin):
     """A model and its loss. The training loop and the probes use these two methods and nothing else.
 
     A batch is a dictionary of tensors whose first axis is the sample: `codes_BTHW` (int64), `seed_B` (int64, the source
-    of all randomness of the step) and whatever else the cache holds.
+    of all randomness of the step) and, for those that need them, `pixels_BTHWC`.
     """
 
     time_slices: int
     """Tokens along time: `features` are that many equal runs of tokens."""
+    needs_pixels: bool = False
+    """Whether batches must have `pixels_BTHWC` (uint8)."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # the mixin does not hand these down by itself
         super().__init_subclass__(
@@ -45,3 +48,23 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         known = {k: v for k, v in config.items() if k in inspect.signature(cls.__init__).parameters}
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
         return cls(**{**known, "codes": CodeSpec.from_json(config["codes"])})
+
+
+def refuse_unknown(choices: Mapping[str, Any], **settings: str) -> None:
+    """Raise a ValueError for a setting that is none of its Literal's choices."""
+    for name, value in settings.items():
+        if value not in get_args(choices[name]):
+            raise ValueError(f"objective.{name} is {value!r}, but must be one of {', '.join(get_args(choices[name]))}")
+
+
+def refuse_shares(**settings: float) -> None:
+    """Raise a ValueError for a share that is not in (0, 1]."""
+    for name, share in settings.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"objective.{name} is {share}, but must be a share in (0, 1]")
+
+
+def three(sides: Sequence[int]) -> Grid:
+    """A tuple also of the list that a saved configuration gives."""
+    t, h, w = sides
+    return t, h, w

@@ -1,0 +1,60 @@
+"""Cross-entropy of a linear head whose logits never exist whole.
+
+Legend: N predictions, D width, V vocabulary, C predictions of a chunk.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MOST_LOGITS = 2**22
+"""Logits of a chunk: 16 MiB in fp32."""
+
+
+def linear_cross_entropy(h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, fp32, of `h @ weight.T + bias` against int64 targets.
+
+    Works through a few predictions at a time. Their gradients are made with the loss, in the forward pass, so no logit is kept
+    or computed twice. Products are in autocast's type where it is on, softmax and sums in fp32.
+    """
+    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor) -> Tensor:
+        device = h_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+        learns = any(ctx.needs_input_grad)
+        total = torch.zeros((), device=h_ND.device)
+        dh_ND = torch.empty_like(h_ND)
+        dweight_VD, dbias_V = (torch.zeros_like(x, dtype=torch.float32) for x in (weight_VD, bias_V))
+        rows = max(1, MOST_LOGITS // len(weight_VD))
+        with torch.autocast(device, enabled=False):
+            weight, bias = weight_VD.to(dtype), bias_V.to(dtype)
+            for first in range(0, len(h_ND), rows):
+                h_CD, target_C1 = h_ND[first : first + rows].to(dtype), target_N[first : first + rows, None]
+                logits_CV = F.linear(h_CD, weight, bias).float()
+                norm_C1 = logits_CV.logsumexp(1, keepdim=True)
+                total += (norm_C1 - logits_CV.gather(1, target_C1)).sum()
+                if not learns:
+                    continue
+                d_CV = logits_CV.sub_(norm_C1).exp_()
+                d_CV.scatter_add_(1, target_C1, torch.full_like(norm_C1, -1.0))
+                dbias_V += d_CV.sum(0)
+                d = d_CV.to(dtype)
+                dh_ND[first : first + rows] = d @ weight
+                dweight_VD += d.T @ h_CD
+        ctx.save_for_backward(dh_ND, dweight_VD, dbias_V)
+        ctx.types = h_ND.dtype, weight_VD.dtype, bias_V.dtype
+        return total / len(h_ND)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        scale = g / len(ctx.saved_tensors[0])
+        dh, dweight, dbias = ((d * scale).to(t) for d, t in zip(ctx.saved_tensors, ctx.types, strict=True))
+        return dh, dweight, dbias, None
