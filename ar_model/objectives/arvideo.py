@@ -83,8 +83,9 @@ class ARVideo(Objective):
         decoder_self: bool = False,
     ) -> None:
         super().__init__()
-        choices = {"order": Order, "input": Content, "target": Content, "code_input": CodeInput}
-        refuse_unknown(choices, order=order, input=input, target=target, code_input=code_input)
+        choices = {"order": Order, "code_input": CodeInput, "likelihood": CodeLikelihood}
+        refuse_unknown(choices, order=order, code_input=code_input, likelihood=likelihood)
+        refuse_unknown({"input": Content, "target": Content}, input=input, target=target)
         refuse_shares(keep=keep, targets=targets, ranks=ranks)
         if min(width, depth, decoder_width, decoder_depth) < 1:
             raise ValueError("objective.width, depth, decoder_width and decoder_depth must be at least 1")
@@ -138,8 +139,8 @@ class ARVideo(Objective):
 
         Clips may have another size than those of the training: their positions are laid over the trained grid.
         """
-        x_BLD = self.embedding(self.input.tokens(batch))
         grid = self.input.grid(self.input.clip(batch).shape[1:4])
+        x_BLD = self.embedding(self.input.tokens(batch))
         position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
 
