@@ -30,8 +30,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
         total = torch.zeros((), device=h_ND.device)
-        dh_ND = torch.empty_like(h_ND)
-        dweight_VD, dbias_V = (torch.zeros_like(x, dtype=torch.float32) for x in (weight_VD, bias_V))
+        dh_ND = torch.empty_like(h_ND if learns else h_ND[:0])
+        dweight_VD, dbias_V = (
+            torch.zeros_like(x if learns else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)
+        )
         rows = max(1, MOST_LOGITS // len(weight_VD))
         with torch.autocast(device, enabled=False):
             weight, bias = weight_VD.to(dtype), bias_V.to(dtype)

@@ -89,12 +89,13 @@ class ARVideo(Objective):
         refuse_shares(keep=keep, targets=targets, ranks=ranks)
         if min(width, depth, decoder_width, decoder_depth) < 1:
             raise ValueError("objective.width, depth, decoder_width and decoder_depth must be at least 1")
-        self.input = Cut.of(input, codes, three(code_patch))
-        self.predicts = Cut.of(target, codes, three(code_patch))
+        clusters, code_patch = three(clusters=clusters), three(code_patch=code_patch)
+        self.input = Cut.of(input, codes, code_patch)
+        self.predicts = Cut.of(target, codes, code_patch)
         self.needs_pixels = "pixels" in (input, target)
-        grid = Cut("codes", three(code_patch)).grid(codes.shape)
+        grid = Cut("codes", code_patch).grid(codes.shape)
         self.time_slices = grid[0]
-        self.clusters, self.order, self.causal = ClusterGrid(grid, three(clusters)), order, causal
+        self.clusters, self.order, self.causal = ClusterGrid(grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
