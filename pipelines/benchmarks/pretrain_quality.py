@@ -43,7 +43,7 @@ SETTINGS: dict[str, list[str]] = {
     "keep 1.0": ["keep", "1.0"],
     "no causal mask": ["causal", "false"],
     "self- and cross-attention": ["decoder_self", "true"],
-    "rotary positions": ["rope", "true"],
+    "sine-cosine positions only": ["rope", "false"],
 }
 """Flags of --objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
 EQUAL_TIME = f"{PLAIN}, for as long as 1.0 takes"
