@@ -28,7 +28,7 @@ def start_cpu_processes() -> None:
     environment = {**os.environ, **_sharding(asked), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(here)}
     environment["CUDA_VISIBLE_DEVICES"] = ""  # FSDP would take to a GPU that it sees
     ranks = [{**environment, "RANK": str(first + local), "LOCAL_RANK": str(local)} for local in range(here)]
-    children = [subprocess.Popen([sys.executable, *sys.argv], env=rank) for rank in ranks]
+    children = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=rank) for rank in ranks]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children too, and they say what is to be said
     while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
         time.sleep(0.05)

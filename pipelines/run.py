@@ -223,8 +223,10 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     except (ValueError, OSError, SafetensorError) as error:  # the last is what a full disk gives there
         if os.environ.get("ARVIDEO_TRACEBACK"):
             raise
+        _let_main_process_speak()
         sys.exit(fail(name, str(error)))
     except FloatingPointError as error:
+        _let_main_process_speak()
         fail(name, str(error))
         sys.exit(1)
     except KeyboardInterrupt:
@@ -236,11 +238,17 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
         torch.distributed.destroy_process_group()
 
 
+def _let_main_process_speak() -> None:
+    """What ends one process mostly ends them all: whoever started them ends the others when the main process has said it."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+
+
 def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
     """Process group, device and precision. Nobody is given up for waiting while one process checks a large cache."""
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     mixed = "bf16" if precision == "bf16" else "no"
-    sharding = configured_sharding(precision)
+    sharding = configured_sharding()
     accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], fsdp_plugin=sharding, **settings)
     if sharding is not None:
         shard_on_cpu(accelerator, sharding)

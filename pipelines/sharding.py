@@ -6,7 +6,6 @@ here, one after another, for checkpoints, which do not tell whether a run was sh
 
 import os
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def configured_sharding(precision: str) -> FullyShardedDataParallelPlugin | None:
+def configured_sharding() -> FullyShardedDataParallelPlugin | None:
     """What the accelerate configuration asks for; None: no FSDP.
 
-    In bf16 the weights are gathered in bf16, which autocast would make of them anyway; gradients are summed in fp32, and
-    what lies between the layers stays as autocast has it.
+    Weights are gathered and gradients summed in fp32, in bf16 too, so that autocast gives the numbers that it gives without
+    FSDP; accelerate's own policy would round even the loss.
 
     Raises:
         ValueError: for FSDP version 1.
@@ -27,10 +26,10 @@ def configured_sharding(precision: str) -> FullyShardedDataParallelPlugin | None
         return None
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("the accelerate configuration asks for FSDP version 1: set fsdp_version: 2 in its fsdp_config")
-    gathered = torch.bfloat16 if precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # Every process makes the whole module before it is cut; the other way stumbles over buffers.
-    return FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
+    return FullyShardedDataParallelPlugin(
+        mixed_precision_policy=MixedPrecisionPolicy(), cpu_ram_efficient_loading=False
+    )
 
 
 def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
