@@ -49,6 +49,7 @@ def save(
     if write:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+    # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
     for name, kept in {"model": module, **beside}.items():
         tensors = gathered(kept.state_dict(), write)
         if write:

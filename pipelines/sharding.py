@@ -8,8 +8,8 @@ import os
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -50,10 +50,3 @@ def share_of(value: Tensor, like: Tensor) -> Tensor:
         return value
     cut = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return cut.clone()  # the cut is a view, and would keep the whole
-
-
-def reshard(module: nn.Module) -> None:
-    """Let go of what an evaluation has gathered: the outermost weights would be no DTensors until the next backward pass."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()

@@ -24,7 +24,7 @@ from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
 from pipelines.averaging import WeightAverage
 from pipelines.run import Run, progress, say, start_accelerator
-from pipelines.sharding import reshard, whole
+from pipelines.sharding import whole
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
@@ -262,7 +262,6 @@ def _validated(
     module.eval()
     with torch.no_grad(), accelerator.autocast():
         numbers = validate(step)
-    reshard(module)
     module.train()
     run.log(accelerator, step, {f"val_{k}": v for k, v in numbers.items()})
     return numbers

@@ -110,13 +110,15 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    """Every logged number, the last checkpoint and the final model, up to rounding in fp32."""
+    """Every logged number, every tensor of both checkpoints and of the final model, up to rounding in fp32."""
     ours, theirs = curve(run), curve(other)
     assert [line["step"] for line in ours] == [5, 10, 10, 15, 20, 20]
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-6, abs=1.1e-5 if "val_loss" in a else 0)  # those are rounded to 5 digits
-    for file in ("checkpoints/step_000020/model", "checkpoints/step_000020/optimizer", "model/model"):
-        a, b = load_file(run / f"{file}.safetensors"), load_file(other / f"{file}.safetensors")
+    files = sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    assert len(files) == 5
+    for file in files:
+        a, b = load_file(run / file), load_file(other / file)
         assert a.keys() == b.keys()
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
