@@ -205,6 +205,17 @@ def test_one_process_continues_what_fsdp_began(
     assert_same(run, one)
 
 
+def test_nodes_that_do_not_share_the_folder_of_the_run_are_stopped(
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, start: torch.cat([start, start + 250]))
+    line = call("pretrain_ar", *FLAGS, "--out", str(tmp_path / "run"))
+    assert (
+        "the processes find different checkpoints there (of steps [0, 250]); all nodes must share this folder" in line
+    )
+
+
 def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_path: Path) -> None:
     result = train(folder, two("several_gpus.yaml", "--cpu"), tmp_path / "run", "--batch_size", "5")
     lines = [line for line in result.stderr.splitlines() if ": error: " in line]
