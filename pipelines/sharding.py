@@ -6,9 +6,9 @@ here, one after another, for checkpoints, which do not tell whether a run was sh
 
 import os
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -32,11 +32,17 @@ def configured_sharding() -> FullyShardedDataParallelPlugin | None:
     )
 
 
+def name_layers(module: nn.Module) -> None:
+    """Tell accelerate what is gathered at once: each entry of a list of modules, as the blocks of an encoder are."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    module._no_split_modules = sorted({type(layer).__name__ for layers in lists for layer in layers})  # type: ignore[assignment]
+
+
 def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
     """Switch FSDP on for processes on the CPU; accelerate does so for GPUs only, but all that it does then works here too."""
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = plugin
-        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def whole(value: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
 from pipelines.averaging import WeightAverage
 from pipelines.run import Run, progress, say, start_accelerator
-from pipelines.sharding import whole
+from pipelines.sharding import name_layers, whole
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
@@ -172,6 +172,7 @@ def fit(
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     networks = getattr(module, "networks", [module])
     beside = {} if average is None else {"average": average.state}
+    name_layers(module)
     model, optimizer = accelerator.prepare(module, make_optimizer(module, config))  # FSDP cuts the module itself
     saved = checkpoints.load(run.folder / "checkpoints", module, optimizer.optimizer, beside=beside)
     state = saved or {"step": 0, "seconds": 0.0}

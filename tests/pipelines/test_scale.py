@@ -17,8 +17,11 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
+from ar_model.inputs import CodeSpec
+from ar_model.objectives import ARVideo
 from data.sources import Video
 from pipelines import training
+from pipelines.sharding import name_layers
 
 from ..conftest import MakeCache
 from .conftest import ENVIRONMENT, ROOT, Call, Result, last_line
@@ -139,6 +142,12 @@ def test_accelerate_reads_the_configuration(path: Path) -> None:
     assert config.distributed_type == {"one_gpu": "NO", "fsdp": "FSDP"}.get(path.stem, "MULTI_GPU")
     assert config.num_machines == (2 if path.stem == "several_nodes" else 1)
     assert (config.num_processes == 1) == (path.stem == "one_gpu")
+
+
+def test_each_block_is_gathered_by_itself() -> None:
+    objective = ARVideo(CodeSpec(shape=(4, 4, 4), vocab_size=8), width=12, heads=1, decoder_width=12, decoder_heads=1)
+    name_layers(objective)
+    assert objective._no_split_modules == ["Block", "CrossBlock"]
 
 
 def test_two_processes_are_one(folder: Path, one: Path, tmp_path: Path) -> None:
