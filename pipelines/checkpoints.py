@@ -6,23 +6,26 @@
       <name>.safetensors      what else is kept beside the model, as its average
       state.json              step, seconds
 
-A folder of this name is complete. Where the last one cannot be read the one before it is used.
+A folder of this name is complete. Where the last one cannot be read the one before it is used. Tensors are whole, whether
+the run was sharded (FSDP) or not, so any number of processes can go on from any checkpoint.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from data.files import write_json
+from pipelines.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
 
@@ -35,15 +38,26 @@ def save(
     *,
     beside: Modules,
     keep: int,
+    write: bool = True,
 ) -> None:
-    """Write a checkpoint of `state['step']`, with other modules `beside` the model, then delete all but the newest `keep`."""
+    """Write a checkpoint of `state['step']`, with other modules `beside` the model, then delete all but the newest `keep`.
+
+    All processes call this, for a sharded module is gathered from them; one is to `write`.
+    """
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if write:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
     for name, kept in {"model": module, **beside}.items():
-        save_file({k: v.contiguous() for k, v in kept.state_dict().items()}, temporary / f"{name}.safetensors")
-    save_file(_optimizer_tensors(module, optimizer), temporary / "optimizer.safetensors")
+        tensors = gathered(kept.state_dict(), write)
+        if write:
+            save_file(tensors, temporary / f"{name}.safetensors")
+    tensors = gathered(_optimizer_tensors(module, optimizer), write)
+    if not write:
+        return
+    save_file(tensors, temporary / "optimizer.safetensors")
     write_json(temporary / "state.json", state)
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
@@ -63,12 +77,15 @@ def load(
         ValueError: if checkpoints exist but none can be read.
     """
     found = _complete(folder)
+    parameters = _parameters(module)
     for path in reversed(found):
         try:
             state = json.loads((path / "state.json").read_text())
             modules = {"model": module, **beside}
-            weights = {name: load_file(path / f"{name}.safetensors") for name in modules}
-            moments = load_file(path / "optimizer.safetensors")
+            weights = {
+                name: _read(path / f"{name}.safetensors", kept.state_dict().get) for name, kept in modules.items()
+            }
+            moments = _read(path / "optimizer.safetensors", lambda key: parameters.get(key.rpartition(".")[0]))
         except (OSError, ValueError, SafetensorError):
             continue
         for name, kept in modules.items():
@@ -85,16 +102,41 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
+def gathered(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Whole, contiguous tensors; those of a sharded module are gathered one after another, and dropped unless `keep`."""
+    kept = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if keep:
+            kept[name] = (value if value is tensor else value.cpu()).contiguous()
+    return kept
+
+
+def _read(file: Path, owner: Callable[[str], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """The tensors of a file; of one whose owner is sharded, and equally large, what belongs to this process."""
+    tensors = {}
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118  # it is no dictionary
+            value, like = opened.get_tensor(name), owner(name)
+            tensors[name] = value if like is None or like.shape != value.shape else share_of(value, like)
+    return tensors
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """By their names in the state dictionary."""
+    return fsdp2_canonicalize_names(dict(module.named_parameters()))
+
+
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in _parameters(module).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = value.detach().contiguous()
+            tensors[f"{name}.{key}"] = value.detach()
     return tensors
 
 
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    for name, parameter in module.named_parameters():
+    for name, parameter in _parameters(module).items():
         state = {
             key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name
         }
