@@ -4,10 +4,10 @@
       model.safetensors       parameters and buffers
       optimizer.safetensors   <parameter>.<state>
       <name>.safetensors      what else is kept beside the model, as its average
-      state.json              step, seconds
+      state.json              step, seconds, and xxh3 of each file above
 
-A folder of this name is complete. Where the last one cannot be read the one before it is used. Tensors are whole, whether
-the run was sharded (FSDP) or not, so any number of processes can go on from any checkpoint.
+A folder of this name is complete. Where the last one cannot be read, or was changed, the one before it is used. Tensors
+are whole, whether the run was sharded (FSDP) or not, so any number of processes can go on from any checkpoint.
 """
 
 import json
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from data.files import write_json
+from data.files import sync_folder, write_json
 from pipelines.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
@@ -58,20 +59,37 @@ def save(
     if not write:
         return
     save_file(tensors, temporary / "optimizer.safetensors")
-    write_json(temporary / "state.json", state)
+    hashes = {file.name: _hash(file) for file in sorted(temporary.iterdir())}
+    write_json(temporary / "state.json", {**state, "xxh3": hashes})
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
+    sync_folder(folder)
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
 
 
+def _hash(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as handle:
+        while part := handle.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def load(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, *, beside: Modules
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    beside: Modules,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
     """Restore the newest readable checkpoint; returns its state, or None if there is none.
+
+    `tell` is called with a line for each that is passed over.
 
     Raises:
         ValueError: if checkpoints exist but none can be read.
@@ -81,12 +99,23 @@ def load(
     for path in reversed(found):
         try:
             state = json.loads((path / "state.json").read_text())
+            for name, wanted in state.pop("xxh3").items():
+                if _hash(path / name) != wanted:
+                    raise ValueError(f"{name} was changed")
             modules = {"model": module, **beside}
             weights = {
                 name: _read(path / f"{name}.safetensors", kept.state_dict().get) for name, kept in modules.items()
             }
             moments = _read(path / "optimizer.safetensors", lambda key: parameters.get(key.rpartition(".")[0]))
-        except (OSError, ValueError, SafetensorError):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            SafetensorError,
+        ) as error:  # any JSON may be there
+            tell(f"{path}: passed over, it cannot be read ({' '.join(str(error).split())[:200]})")
             continue
         for name, kept in modules.items():
             kept.load_state_dict(weights[name], strict=True)

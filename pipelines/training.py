@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +175,9 @@ def fit(
     beside = {} if average is None else {"average": average.state}
     name_layers(module)
     model, optimizer = accelerator.prepare(module, make_optimizer(module, config))  # FSDP cuts the module itself
-    saved = checkpoints.load(run.folder / "checkpoints", module, optimizer.optimizer, beside=beside)
+    folder = run.folder / "checkpoints"
+    tell = partial(say, accelerator)
+    saved = checkpoints.load(folder, module, optimizer.optimizer, beside=beside, tell=tell)
     state = saved or {"step": 0, "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
     _agreed(run, accelerator, start)
@@ -208,7 +211,7 @@ def fit(
         if done % config.save_every == 0 or done == config.steps or interrupted.asked:
             saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
             checkpoints.save(
-                run.folder / "checkpoints",
+                folder,
                 module,
                 optimizer.optimizer,
                 saved,
