@@ -4,7 +4,7 @@
       model.safetensors       parameters and buffers
       optimizer.safetensors   <parameter>.<state>
       <name>.safetensors      what else is kept beside the model, as its average
-      state.json              step, seconds, and xxh3 of each file above
+      state.json              step, seconds, xxh3 of each file above, and a checksum of all this
 
 A folder of this name is complete. Where the last one cannot be read, or was changed, the one before it is used. Tensors
 are whole, whether the run was sharded (FSDP) or not, so any number of processes can go on from any checkpoint.
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from data.files import sync_folder, write_json
+from data.files import sha256_of, sync_folder, write_json
 from pipelines.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
@@ -48,7 +48,8 @@ def save(
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
     if write:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_over in folder.glob(".step_*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
     # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
     for name, kept in {"model": module, **beside}.items():
@@ -60,15 +61,17 @@ def save(
         return
     save_file(tensors, temporary / "optimizer.safetensors")
     hashes = {file.name: _hash(file) for file in sorted(temporary.iterdir())}
-    write_json(temporary / "state.json", {**state, "xxh3": hashes})
+    content = {**state, "xxh3": hashes}
+    write_json(temporary / "state.json", {**content, "checksum": sha256_of(content)})
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     sync_folder(folder)
-    for old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    found = _complete(folder)
+    for old in found[: found.index(final) + 1][:-keep]:  # a later one was passed over: it counts for nothing
+        shutil.rmtree(old.rename(temporary))
 
 
 def _hash(file: Path) -> str:
@@ -92,17 +95,14 @@ def load(
     `tell` is called with a line for each that is passed over.
 
     Raises:
-        ValueError: if checkpoints exist but none can be read.
+        ValueError: if checkpoints exist but none can be read, or it is of another model.
     """
     found = _complete(folder)
     parameters = _parameters(module)
+    modules = {"model": module, **beside}
     for path in reversed(found):
         try:
-            state = json.loads((path / "state.json").read_text())
-            for name, wanted in state.pop("xxh3").items():
-                if _hash(path / name) != wanted:
-                    raise ValueError(f"{name} was changed")
-            modules = {"model": module, **beside}
+            state = _read_state(path, [f"{name}.safetensors" for name in (*modules, "optimizer")])
             weights = {
                 name: _read(path / f"{name}.safetensors", kept.state_dict().get) for name, kept in modules.items()
             }
@@ -113,17 +113,37 @@ def load(
             KeyError,
             AttributeError,
             TypeError,
+            RecursionError,
             SafetensorError,
         ) as error:  # any JSON may be there
             tell(f"{path}: passed over, it cannot be read ({' '.join(str(error).split())[:200]})")
             continue
         for name, kept in modules.items():
-            kept.load_state_dict(weights[name], strict=True)
+            try:
+                kept.load_state_dict(weights[name], strict=True)
+            except RuntimeError as error:
+                raise ValueError(f"{path}: is of another model ({' '.join(str(error).split())[:200]})") from None
         _restore_optimizer(module, optimizer, moments)
         return state
     if found:
         raise ValueError(f"{folder}: none of its {len(found)} checkpoints can be read")
     return None
+
+
+def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
+    """What was saved beside the tensors. Whatever JSON is there instead gives one of the errors that `load` catches.
+
+    Raises:
+        ValueError: if it was changed, or one of the files.
+    """
+    state = json.loads((path / "state.json").read_text())
+    if state.pop("checksum") != sha256_of(state) or path.name != f"step_{state['step']:06d}":
+        raise ValueError("state.json was changed")
+    hashes = state.pop("xxh3")
+    for file in files:
+        if _hash(path / file) != hashes[file]:
+            raise ValueError(f"{file} was changed")
+    return state
 
 
 def _complete(folder: Path) -> list[Path]:
