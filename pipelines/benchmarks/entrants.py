@@ -110,7 +110,7 @@ def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, 
     torch.manual_seed(0)
     sizes = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "clusters": shape.clusters}
     decoder = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
-    model = ARVideo(shape.codes(), **{"keep": 0.2, "rope": False, **sizes, **decoder, **settings}).to(device)
+    model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings}).to(device)
     set_backend(model, attention)
     if compiled:
         compile_blocks(model)
