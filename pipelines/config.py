@@ -60,9 +60,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Settings of an earlier run.
 
     Raises:
-        ValueError: if the file is not there or not YAML.
+        ValueError: if the file is not there or holds no settings.
     """
     try:
-        return load_settings(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        settings = load_settings(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: cannot be read: no settings")
+    return settings

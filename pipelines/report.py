@@ -7,7 +7,6 @@ if not __package__:  # started as a file: put the repository first, not pipeline
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import base64
-import json
 import shlex
 from dataclasses import dataclass
 from html import escape
@@ -24,7 +23,17 @@ from data.cache import TokenCache
 from data.loading import evaluation_batches
 from pipelines.collapse import COLLAPSED, collapse_warning
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
-from pipelines.run import RUNS, command, environment_of, find_run, metrics_of, say, start_accelerator, summary_of
+from pipelines.run import (
+    RUNS,
+    command,
+    environment_of,
+    find_run,
+    metrics_of,
+    read_json,
+    say,
+    start_accelerator,
+    summary_of,
+)
 from pipelines.source_clips import canonical_clips
 from tokenizer import load_tokenizer
 
@@ -259,7 +268,7 @@ def _commands(folder: Path, cache: TokenCache) -> str:
 def _environment(folder: Path) -> str:
     environment = environment_of(folder)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    choices = json.loads((folder / "choices.json").read_text())
+    choices = read_json(folder / "choices.json")
     rows = [
         ["device", f"{environment['device']}, {environment['processes']} process(es)"],
         ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()) if name != "about")],

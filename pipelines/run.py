@@ -30,7 +30,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from data.files import write_bytes, write_json
+from data.files import remove_left_overs, write_bytes, write_json
 from pipelines.config import fail, load_settings, parse, read_settings
 from pipelines.processes import start_cpu_processes
 from pipelines.sharding import configured_sharding, shard_on_cpu
@@ -69,6 +69,9 @@ class Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(self.folder)
+            for left_over in self.folder.glob("model/.tmp*"):  # so safetensors names what it is writing
+                left_over.unlink(missing_ok=True)
             write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
         self.choose(accelerator, "about", lambda: self._about)
@@ -88,7 +91,7 @@ class Run:
         return self._read_choices().get(name, default)
 
     def _read_choices(self) -> dict[str, str]:
-        return json.loads(self._choices.read_text()) if self._choices.exists() else {}
+        return read_json(self._choices) if self._choices.exists() else {}
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         if self.chosen("about", self._about) != self._about:
@@ -130,19 +133,41 @@ class Run:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """What a finished run said."""
-    return json.loads((folder / "summary.json").read_text())
+    return read_json(folder / "summary.json")
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     """All that a run logged; a line that was being written when the run was killed is left out."""
     file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    logged = [_object(file, line) for line in lines if line.endswith(b"\n")]
+    if not all("step" in line for line in logged):
+        raise ValueError(f"{file}: cannot be read: a line has no step")
+    return logged
 
 
 def environment_of(folder: Path) -> dict[str, Any]:
     """Where and how a run was last started."""
-    return json.loads((folder / "environment.json").read_text())
+    return read_json(folder / "environment.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a run folder.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    return _object(file, file.read_bytes())
+
+
+def _object(file: Path, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: cannot be read: no JSON object")
+    return value
 
 
 def find_run(wanted: Path | None, pipeline: str) -> Path:
@@ -154,13 +179,14 @@ def find_run(wanted: Path | None, pipeline: str) -> Path:
     if wanted is not None:
         if not (wanted / "environment.json").exists():
             raise ValueError(f"--run {wanted}: is no run folder")
-        if environment_of(wanted)["pipeline"] != pipeline:
-            raise ValueError(f"--run {wanted}: is a run of {environment_of(wanted)['pipeline']}, not of {pipeline}")
+        found = environment_of(wanted).get("pipeline")
+        if found != pipeline:
+            raise ValueError(f"--run {wanted}: is a run of {found}, not of {pipeline}")
         if not (wanted / "summary.json").exists():
             raise ValueError(f"--run {wanted}: is not finished; run its command again to continue it")
         return wanted
     finished = [
-        path.parent for path in RUNS.glob("*/summary.json") if environment_of(path.parent)["pipeline"] == pipeline
+        path.parent for path in RUNS.glob("*/summary.json") if environment_of(path.parent).get("pipeline") == pipeline
     ]
     if not finished:
         raise ValueError(

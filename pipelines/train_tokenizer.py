@@ -6,7 +6,6 @@ if not __package__:  # started as a file: put the repository first, not pipeline
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from pipelines.averaging import WeightAverage
 from pipelines.collapse import CollapseAlarm
 from pipelines.movies import side_by_side, write_mp4
 from pipelines.pictures import reconstruction_grid, save_png
-from pipelines.run import Run, command, metrics_of, say
+from pipelines.run import Run, command, metrics_of, read_json, say
 from pipelines.source_clips import NOTHING_HELD_OUT, held_out_clips
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 from tokenizer import VQ3D, VideoTokenizer
@@ -97,7 +96,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         return run.summary()
     rows, held_out = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
-    skipped = json.loads(_skipped_file(run).read_text()) if _skipped_file(run).exists() else {}
+    skipped = read_json(_skipped_file(run)) if _skipped_file(run).exists() else {}
     module.to(accelerator.device)
     average = WeightAverage(tokenizer, config.average) if config.average else None
     result_of_training = tokenizer if average is None else average.module

@@ -74,11 +74,12 @@ class Training:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         for name in ("warmup", "weight_decay", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
-        for name in ("lr", "clip_gradient"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}, but must be finite and above 0")
+        if not self.clip_gradient > 0:
+            raise ValueError(f"clip_gradient is {self.clip_gradient}, but must be above 0")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
         if self.batch_size % self.accumulate:

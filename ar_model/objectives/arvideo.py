@@ -100,7 +100,7 @@ class ARVideo(Objective):
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
         if n < 2:
-            raise ValueError("one cluster covers the whole clip: nothing is left to predict")
+            raise ValueError("objective.clusters: one covers the whole clip, nothing is left to predict")
         self.kept, self.predicted, self.ranks = _count(keep, size), _count(targets, size), _count(ranks, n - 1)
         if not causal and self.kept == size:
             raise ValueError("without the causal mask only dropped tokens are predicted: keep must leave some")
