@@ -53,6 +53,11 @@ def _bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept as tensors."""
+    _bias.cache_clear()
+
+
 MOST_PIECES = 4
 """Into how many pieces plain attention cuts its queries to leave out keys that none of them sees: of four, 63 % is left."""
 

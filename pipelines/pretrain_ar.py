@@ -24,10 +24,12 @@ from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.sources import hold_out
 from pipelines.kernels import choose_attention, refuse_without_compiler
+from pipelines.plan import Model, Validation, plan
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 
 VALIDATION_CLIPS = 512
+VALIDATION_BATCH = 32
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,8 @@ class Pretrain(Training):
     """Compile the transformer's blocks: faster steps after a minute or so; needs a C++ compiler on CPUs."""
     recompute: bool = False
     """Keep only the inputs of each block for the backward pass: less memory, a third more arithmetic, the same numbers."""
+    plan: bool = False
+    """Only say what the run would cost: parameters, tokens, arithmetic, memory, time. Nothing is trained or written."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
@@ -58,6 +62,10 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
+    if config.plan:
+        codes = code_spec(cache)
+        model = Model(lambda: config.objective(codes), config.attention, config.recompute, config.compile)
+        return plan(accelerator, config, cache, model, Validation(VALIDATION_CLIPS, VALIDATION_BATCH))
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
     run.begin(accelerator)
@@ -135,7 +143,7 @@ def validate(
     counts = 1 if mine else 0  # a process without a clip of its own takes part all the same: reduce waits for all
     mine = mine or rows[:1]
     total: dict[str, Tensor] = {}
-    for batch in evaluation_batches(cache, mine, batch_size=32, pixels=objective.needs_pixels):
+    for batch in evaluation_batches(cache, mine, batch_size=VALIDATION_BATCH, pixels=objective.needs_pixels):
         for key, value in objective(_to(batch, accelerator.device)).items():
             total[key] = total.get(key, 0) + value.double() * len(batch["row_B"]) * counts
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}

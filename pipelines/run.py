@@ -36,7 +36,7 @@ from pipelines.processes import start_cpu_processes
 
 T = TypeVar("T")
 RUNS = Path("runs")
-FREE = frozenset({"out", "workers", "tracker", "trust"})
+FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
 """Settings that may differ when a run is continued: they do not change its numbers."""
 
 
