@@ -45,17 +45,27 @@ def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
     return (scores.softmax(-1) @ v_BNKH.float()).to(v_BNKH.dtype)
 
 
-@functools.lru_cache(maxsize=64)
 def _bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The mask as a number to add to the scores, (Q, K)."""
+    if torch.compiler.is_compiling():  # a compiled graph makes its own
+        return _make_bias(mask, device, dtype)
+    return _kept_bias(mask, device, dtype)
+
+
+def _make_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
+    hidden = ~mask.visible(device)
+    return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept must serve training too
-        hidden = ~mask.visible(device)
-        return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
+        return _make_bias(mask, device, dtype)
 
 
 def forget_masks() -> None:
     """Drop the masks that are kept as tensors."""
-    _bias.cache_clear()
+    _kept_bias.cache_clear()
 
 
 MOST_PIECES = 4
@@ -135,7 +145,9 @@ def _xformers(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
 def _flex(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
     _needs_cuda("flex", q_BNQH)
     block_mask = None if mask is None else _flex_mask(mask, q_BNQH.device)
-    return _compiled_flex()(q_BNQH, k_BNKH, v_BNKH, block_mask=block_mask)
+    # Encoder and decoder, training and evaluation, each batch size: more shapes than the few after which dynamo gives up.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        return _compiled_flex()(q_BNQH, k_BNKH, v_BNKH, block_mask=block_mask)
 
 
 @functools.lru_cache(maxsize=1)

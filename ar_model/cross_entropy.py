@@ -20,18 +20,20 @@ def linear_cross_entropy(h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target
     Works through a few predictions at a time. Their gradients are made with the loss, in the forward pass, so no logit is kept
     or computed twice. Products are in autocast's type where it is on, softmax and sums in fp32.
     """
-    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
+    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, learns)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor) -> Tensor:
+    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, learns: bool) -> Tensor:
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
-        learns = any(ctx.needs_input_grad)
         total = torch.zeros((), device=h_ND.device)
-        dh_ND = torch.empty_like(h_ND)
-        dweight_VD, dbias_V = (torch.zeros_like(x, dtype=torch.float32) for x in (weight_VD, bias_V))
+        dh_ND = torch.empty_like(h_ND if learns else h_ND[:0])
+        dweight_VD, dbias_V = (
+            torch.zeros_like(x if learns else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)
+        )
         rows = max(1, MOST_LOGITS // len(weight_VD))
         with torch.autocast(device, enabled=False):
             weight, bias = weight_VD.to(dtype), bias_V.to(dtype)
@@ -54,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         scale = g / len(ctx.saved_tensors[0])
         dh, dweight, dbias = ((d * scale).to(t) for d, t in zip(ctx.saved_tensors, ctx.types, strict=True))
-        return dh, dweight, dbias, None
+        return dh, dweight, dbias, None, None

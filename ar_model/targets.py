@@ -75,10 +75,15 @@ class PixelTarget(nn.Module):
 
     As VideoMAE does (arXiv 2203.12602, its code: unbiased deviation plus 1e-6, of pixels in [0, 1]). ARVideo does not say whether
     it normalises (arXiv 2405.15160).
+
+    Raises:
+        ValueError: for tubelets of one pixel, which have no deviation.
     """
 
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
+        if math.prod(tubelet) < 2:
+            raise ValueError("a token of one pixel leaves nothing to predict beside its mean: use a larger code_patch")
         self.head = nn.Linear(width, 3 * math.prod(tubelet))
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -26,20 +26,23 @@ from pipelines.benchmarks import (
     cache_reading,
     cache_reuse,
     cache_tokenizing,
+    pretrain_growth,
+    pretrain_speed,
     tokenizer_cuda,
     tokenizer_length,
     tokenizer_quality,
 )
-from pipelines.run import command, device_name, start_accelerator
+from pipelines.run import RUNS, command, device_name, start_accelerator
 
 
 @dataclass
 class Benchmark:
     """Measure this project beside the alternative, as ratios within one run."""
 
-    what: Literal["cache", "tokenizer"]
+    what: Literal["cache", "tokenizer", "pretrain"]
     """cache: reading, tokenizing, reuse, memory, size and damage of the token cache. tokenizer: quality, speed and code usage
-    beside magvit2-pytorch's, long videos; on CUDA also 128x128 and 256x256."""
+    beside magvit2-pytorch's, long videos; on CUDA also 128x128 and 256x256. pretrain: a training step and training from disk
+    beside VideoMAE of transformers, ViT-B; how its time grows, in pictures under runs/benchmark-pretrain."""
     videos: str = "builtin:moving-digits:400:0"
     """What is tokenized or trained on: a folder, a list file, or a built-in set."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
@@ -81,6 +84,11 @@ def _measures(
             lambda: tokenizer_quality.measure(source, clip, device, scale),
             lambda: tokenizer_length.measure(source, clip, device),
             lambda: tokenizer_cuda.measure(source, clip, device, scale),
+        ]
+    if config.what == "pretrain":
+        return [
+            lambda: pretrain_speed.measure(folder, source, device, scale),
+            lambda: pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale),
         ]
     return [
         lambda: cache_reading.measure(folder, scale),

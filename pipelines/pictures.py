@@ -56,8 +56,12 @@ def line_chart(
     x: str,
     y: str,
     level: tuple[str, float] | None = None,
+    log: bool = False,
 ) -> str:
-    """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line."""
+    """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line.
+
+    With `log` both axes are logarithmic.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -70,6 +74,9 @@ def line_chart(
             axes.annotate(
                 level[0], (1, level[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK
             )
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

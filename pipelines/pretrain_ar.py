@@ -23,6 +23,7 @@ from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.sources import hold_out
+from pipelines.checkpoints import gathered
 from pipelines.kernels import choose_attention, refuse_without_compiler
 from pipelines.plan import Model, Validation, plan
 from pipelines.run import Run, command, say
@@ -85,11 +86,12 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     if config.compile:
         compile_blocks(objective)
     clips = (held_out or rows)[:VALIDATION_CLIPS]
+    name = type(objective).__name__
     millions = sum(p.numel() for p in objective.parameters()) / 1e6
     unigram = cache.manifest["unigram_bits"]
     say(
         accelerator,
-        f"{type(objective).__name__}, {millions:.1f} M parameters, attention {backend}, "
+        f"{name}, {millions:.1f} M parameters, attention {backend}, "
         f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
         f"cache {cache.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
         f"codes by their frequencies cost {unigram:.2f} bits",
@@ -97,11 +99,14 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     result = fit(
         run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)
     )
+    weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        objective.save(run.folder / "model")
+        trained = config.objective(code_spec(cache))  # anew, since FSDP leaves its own module in place of the old one
+        trained.load_state_dict(weights)
+        trained.save(run.folder / "model")
     summary = {
         "run": str(run.folder),
-        "objective": type(objective).__name__,
+        "objective": name,
         "cache": cache.address,
         "tokenizer": cache.spec["tokenizer"],
         "step": config.steps,
@@ -140,12 +145,13 @@ def validate(
 ) -> dict[str, float]:
     """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    counts = 1 if mine else 0  # a process without a clip of its own takes part all the same: reduce waits for all
-    mine = mine or rows[:1]
     total: dict[str, Tensor] = {}
-    for batch in evaluation_batches(cache, mine, batch_size=VALIDATION_BATCH, pixels=objective.needs_pixels):
+    for first in range(0, len(rows[:: accelerator.num_processes]), VALIDATION_BATCH):
+        part = mine[first : first + VALIDATION_BATCH]
+        # Where it is empty a clip counts nothing: under FSDP all processes must go forward equally often.
+        (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
         for key, value in objective(_to(batch, accelerator.device)).items():
-            total[key] = total.get(key, 0) + value.double() * len(batch["row_B"]) * counts
+            total[key] = total.get(key, 0) + value.double() * len(part)
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
 
 

@@ -120,12 +120,14 @@ def _probe_all(
     def repeat(layers_NF: list[np.ndarray]) -> list[Accuracy]:
         return [evaluate(layers_NF, labelled.y_N, cut) for cut in folds]
 
-    trained = repeat(_features(accelerator, load_objective(pretrained / "model"), cache, labelled.rows, bar))
+    trained = repeat(pooled_features(accelerator, load_objective(pretrained / "model"), cache, labelled.rows, bar))
     untrained = []
     for seed in range(config.seeds):
         torch.manual_seed(seed)
         fresh = load_objective(pretrained / "model", trained=False)
-        untrained.append(evaluate(_features(accelerator, fresh, cache, labelled.rows, bar), labelled.y_N, folds[seed]))
+        untrained.append(
+            evaluate(pooled_features(accelerator, fresh, cache, labelled.rows, bar), labelled.y_N, folds[seed])
+        )
     frame_NF, energy_NF = _pixel_baselines(cache, labelled.rows, bar)
     bar.close()
     return {
@@ -144,7 +146,7 @@ def _probe_all(
 
 
 @torch.inference_mode()
-def _features(
+def pooled_features(
     accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int], bar: Any
 ) -> list[np.ndarray]:
     """Pooled features of the canonical views, one (N, F) per layer."""

@@ -1,27 +1,34 @@
 """Several processes on the CPU.
 
 `accelerate launch --cpu --num_processes N` starts one process, whatever N is, unless MPI is at hand: it only sets MASTER_ADDR and
-MASTER_PORT. So a pipeline that finds itself started like that starts the N processes itself.
+MASTER_PORT, and forgets what its --config_file says of FSDP. So a pipeline that finds itself started like that starts the N
+processes itself, or its machine's share of them, with what the launcher hands down to processes on GPUs.
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 
 def start_cpu_processes() -> None:
     """Start the processes that were asked for, wait for them and exit with their code; return at once in all other cases."""
     asked = _asked_for()
-    if asked < 2:
+    world, machines = asked.get("num_processes", 1), asked.get("num_machines", 1)
+    if world < 2:
         return
-    environment = {**os.environ, "WORLD_SIZE": str(asked), "LOCAL_WORLD_SIZE": str(asked)}
-    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(asked)]
-    children = [subprocess.Popen([sys.executable, *sys.argv], env=rank) for rank in ranks]
+    here = world // machines
+    first = asked.get("machine_rank", 0) * here
+    environment = {**os.environ, **_sharding(asked), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(here)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # FSDP would take to a GPU that it sees
+    ranks = [{**environment, "RANK": str(first + local), "LOCAL_RANK": str(local)} for local in range(here)]
+    children = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=rank) for rank in ranks]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children too, and they say what is to be said
     while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
         time.sleep(0.05)
@@ -34,15 +41,26 @@ def start_cpu_processes() -> None:
     sys.exit(next((code for code in codes if code), 0))
 
 
-def _asked_for() -> int:
-    """The number of processes that accelerate was asked for but did not start."""
+def _asked_for() -> dict[str, Any]:
+    """What accelerate was asked for but did not do: its flags and, where they are silent, its configuration file."""
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     started = any(
         name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     )
-    if not on_cpu or started or "MASTER_ADDR" not in os.environ:
-        return 1
     parent = psutil.Process().parent()
-    command = "\0".join(parent.cmdline()) if parent is not None else ""
-    number = re.search(r"--num[-_]processes[\0=](\d+)", command)
-    return int(number[1]) if number else 1
+    if not on_cpu or started or "MASTER_ADDR" not in os.environ or parent is None:
+        return {}
+    command = parent.cmdline()
+    launcher = next((i for i, word in enumerate(command) if word.endswith("launch")), len(command))
+    flags = vars(launch_command_parser().parse_known_args([*command[launcher + 1 :], ""])[0])
+    asked = {name: value for name, value in flags.items() if value is not None}
+    return {**(load_config_from_file(asked["config_file"]).to_dict() if "config_file" in asked else {}), **asked}
+
+
+def _sharding(asked: dict[str, Any]) -> dict[str, str]:
+    """The environment in which accelerate finds its FSDP settings."""
+    if asked.get("distributed_type") != "FSDP":
+        return {}
+    settings = {name.upper(): str(value) for name, value in asked.get("fsdp_config", {}).items()}
+    layers = settings.pop("FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP", None)
+    return {"ACCELERATE_USE_FSDP": "true", **settings, **({"FSDP_TRANSFORMER_CLS_TO_WRAP": layers} if layers else {})}

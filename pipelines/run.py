@@ -33,6 +33,7 @@ from tqdm import tqdm
 from data.files import write_bytes, write_json
 from pipelines.config import fail, load_settings, parse, read_settings
 from pipelines.processes import start_cpu_processes
+from pipelines.sharding import configured_sharding, shard_on_cpu
 
 T = TypeVar("T")
 RUNS = Path("runs")
@@ -191,6 +192,7 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
         "python": platform.python_version(),
         "versions": versions,
     }
@@ -221,8 +223,10 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     except (ValueError, OSError, SafetensorError) as error:  # the last is what a full disk gives there
         if os.environ.get("ARVIDEO_TRACEBACK"):
             raise
+        _let_main_process_speak()
         sys.exit(fail(name, str(error)))
     except FloatingPointError as error:
+        _let_main_process_speak()
         fail(name, str(error))
         sys.exit(1)
     except KeyboardInterrupt:
@@ -234,11 +238,20 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
         torch.distributed.destroy_process_group()
 
 
+def _let_main_process_speak() -> None:
+    """What ends one process mostly ends them all: whoever started them ends the others when the main process has said it."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+
+
 def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
     """Process group, device and precision. Nobody is given up for waiting while one process checks a large cache."""
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     mixed = "bf16" if precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], **settings)
+    sharding = configured_sharding()
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], fsdp_plugin=sharding, **settings)
+    if sharding is not None:
+        shard_on_cpu(accelerator, sharding)
     if accelerator.device.type == "cpu":  # launchers set one thread per process, which halves a small machine
         torch.set_num_threads(cores(accelerator))
     return accelerator

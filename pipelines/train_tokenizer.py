@@ -76,7 +76,13 @@ def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
 
 
 def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: Source) -> dict[str, Any]:
-    """Train and save a tokenizer; returns the summary, at once if the run is finished already."""
+    """Train and save a tokenizer; returns the summary, at once if the run is finished already.
+
+    Raises:
+        ValueError: under FSDP.
+    """
+    if accelerator.is_fsdp2:
+        raise ValueError("a tokenizer is not trained with FSDP; take an accelerate configuration without it")
     torch.manual_seed(config.seed)
     tokenizer = config.model()
     grid = tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)

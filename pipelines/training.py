@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from data.loading import Batch, BatchPlan, batches
 from pipelines import checkpoints
 from pipelines.averaging import WeightAverage
 from pipelines.run import Run, progress, say, start_accelerator
+from pipelines.sharding import name_layers, whole
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
@@ -166,19 +168,23 @@ def fit(
 
     Raises:
         FloatingPointError: if a loss or gradient is not finite; nothing was learned from it, and no checkpoint has it.
+        ValueError: if the processes find different checkpoints.
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
-    optimizer = make_optimizer(module, config)
     networks = getattr(module, "networks", [module])
     beside = {} if average is None else {"average": average.state}
-    saved = checkpoints.load(run.folder / "checkpoints", module, optimizer, beside=beside)
+    name_layers(module)
+    model, optimizer = accelerator.prepare(module, make_optimizer(module, config))  # FSDP cuts the module itself
+    folder = run.folder / "checkpoints"
+    tell = partial(say, accelerator)
+    saved = checkpoints.load(folder, module, optimizer.optimizer, beside=beside, tell=tell)
     state = saved or {"step": 0, "seconds": 0.0}
     start, seconds_before = state["step"], state["seconds"]
+    _agreed(run, accelerator, start)
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
     if start:
         say(accelerator, f"continuing {run.folder} from step {start}")
-    model, optimizer = accelerator.prepare(module, optimizer)
     if config.tracker != "none":
         accelerator.init_trackers(run.pipeline)
 
@@ -203,9 +209,16 @@ def fit(
         if done % config.validate_every == 0 and done < config.steps:
             _validated(run, accelerator, module, validate, done)
         if done % config.save_every == 0 or done == config.steps or interrupted.asked:
-            if accelerator.is_main_process:
-                saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
-                checkpoints.save(run.folder / "checkpoints", module, optimizer.optimizer, saved, beside=beside, keep=2)
+            saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
+            checkpoints.save(
+                folder,
+                module,
+                optimizer.optimizer,
+                saved,
+                beside=beside,
+                keep=2,
+                write=accelerator.is_main_process,
+            )
             accelerator.wait_for_everyone()
         if interrupted.asked:
             bar.close()
@@ -217,6 +230,16 @@ def fit(
     for tracker in accelerator.trackers:  # end_training would end the process group too
         tracker.finish()
     return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
+
+
+def _agreed(run: Run, accelerator: Accelerator, start: int) -> None:
+    """Refuse to go on from different steps, as nodes would that do not share the run's folder."""
+    starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f"--out {run.folder}: the processes find different checkpoints there (of steps {starts}); all nodes must "
+            f"share this folder"
+        )
 
 
 class _Interrupt:
@@ -267,14 +290,16 @@ def _step(
         watch(batch)
         seen += batch["row_B"].tolist()
         batch = {k: v.to(accelerator.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-        synchronise = part == config.accumulate - 1
+        # Under FSDP each part is synchronised: no process is to hold a whole gradient.
+        synchronise = part == config.accumulate - 1 or accelerator.is_fsdp2
         with nullcontext() if synchronise else accelerator.no_sync(model):
-            losses = model(batch)
+            with accelerator.autocast():
+                losses = model(batch)
             poison = torch.where(losses["loss"].detach().isfinite(), 1.0, torch.nan)  # every process is to know of it
             accelerator.backward(losses["loss"] * poison / config.accumulate)
         for key, value in losses.items():
             total[key] = total.get(key, 0) + value.detach() / config.accumulate
-    norms = [accelerator.clip_grad_norm_(part.parameters(), config.clip_gradient) for part in networks]
+    norms = [whole(accelerator.clip_grad_norm_(part.parameters(), config.clip_gradient)) for part in networks]
     if not torch.isfinite(torch.stack(norms)).all():
         raise FloatingPointError(
             f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); nothing was learned from it, the "

@@ -83,17 +83,19 @@ class ARVideo(Objective):
         decoder_self: bool = False,
     ) -> None:
         super().__init__()
-        choices = {"order": Order, "input": Content, "target": Content, "code_input": CodeInput}
-        refuse_unknown(choices, order=order, input=input, target=target, code_input=code_input)
+        choices = {"order": Order, "code_input": CodeInput, "likelihood": CodeLikelihood}
+        refuse_unknown(choices, order=order, code_input=code_input, likelihood=likelihood)
+        refuse_unknown({"input": Content, "target": Content}, input=input, target=target)
         refuse_shares(keep=keep, targets=targets, ranks=ranks)
         if min(width, depth, decoder_width, decoder_depth) < 1:
             raise ValueError("objective.width, depth, decoder_width and decoder_depth must be at least 1")
-        self.input = Cut.of(input, codes, three(code_patch))
-        self.predicts = Cut.of(target, codes, three(code_patch))
+        clusters, code_patch = three(clusters=clusters), three(code_patch=code_patch)
+        self.input = Cut.of(input, codes, code_patch)
+        self.predicts = Cut.of(target, codes, code_patch)
         self.needs_pixels = "pixels" in (input, target)
-        grid = Cut("codes", three(code_patch)).grid(codes.shape)
+        grid = Cut("codes", code_patch).grid(codes.shape)
         self.time_slices = grid[0]
-        self.clusters, self.order, self.causal = ClusterGrid(grid, three(clusters)), order, causal
+        self.clusters, self.order, self.causal = ClusterGrid(grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
@@ -138,8 +140,8 @@ class ARVideo(Objective):
 
         Clips may have another size than those of the training: their positions are laid over the trained grid.
         """
-        x_BLD = self.embedding(self.input.tokens(batch))
         grid = self.input.grid(self.input.clip(batch).shape[1:4])
+        x_BLD = self.embedding(self.input.tokens(batch))
         position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
 

@@ -64,7 +64,9 @@ def refuse_shares(**settings: float) -> None:
             raise ValueError(f"objective.{name} is {share}, but must be a share in (0, 1]")
 
 
-def three(sides: Sequence[int]) -> Grid:
-    """A tuple also of the list that a saved configuration gives."""
-    t, h, w = sides
-    return t, h, w
+def three(**setting: Sequence[int]) -> Grid:
+    """The one setting given as a tuple, also of the list that a saved configuration holds; a ValueError if it is not three."""
+    ((name, sides),) = setting.items()
+    if len(sides) != 3:
+        raise ValueError(f"objective.{name} is {list(sides)}, but must be three numbers: along t, h and w")
+    return sides[0], sides[1], sides[2]

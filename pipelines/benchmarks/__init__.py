@@ -10,6 +10,8 @@ class Row:
     what: str
     unit: str
     ours: float
+    error: float | None = None
+    """Its standard error."""
     peer: float | None = None
     """The alternative, measured in the same run; None where there is none."""
     alternative: str = ""
@@ -22,7 +24,8 @@ class Row:
         """The line for people."""
         peer = "" if self.peer is None else f"{_number(self.peer)} {self.unit}  {self.alternative}"
         ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
-        return [self.what, f"{_number(self.ours)} {self.unit}", peer or self.alternative, ratio, self.reach]
+        error = "" if self.error is None else f" ± {_number(self.error)}"
+        return [self.what, f"{_number(self.ours)}{error} {self.unit}", peer or self.alternative, ratio, self.reach]
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,188 @@
+"""What the pre-training benchmark compares: our model and a public VideoMAE, behind one training step.
+
+The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ar_model.attention import set_backend
+from ar_model.inputs import CodeSpec
+from ar_model.objectives import ARVideo
+from ar_model.transformer import compile_blocks
+from pipelines.memory import Resident
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that both sides share: the clip, its tubelets, the encoder, the samples of a step."""
+
+    frames: int = 16
+    side: int = 224
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    batch: int = 8
+    vocabulary: tuple[int, ...] = (8, 5, 5, 5)
+    clusters: tuple[int, int, int] = (2, 7, 7)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        t, h, w = self.tubelet
+        return self.frames // t, self.side // h, self.side // w
+
+    def codes(self) -> CodeSpec:
+        return CodeSpec(
+            shape=self.grid,
+            vocab_size=prod(self.vocabulary),
+            levels=self.vocabulary,
+            clip=(self.frames, self.side, self.side),
+        )
+
+
+class Entrant:
+    """A model in training: `step` is one optimizer step in bf16 autocast with fused AdamW, as everybody does it."""
+
+    def __init__(self, name: str, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> None:
+        self.name, self.model, self.batch = name, model.train(), batch
+        self._loss = loss
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=1e-4, weight_decay=0.05, betas=(0.9, 0.95), fused=True
+        )
+
+    def forward_backward(self, batch: Batch) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self._loss(self.model, batch)
+        loss.backward()
+
+    def step(self, batch: Batch | None = None) -> None:
+        self.forward_backward(self.batch if batch is None else batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self) -> float:
+        """Of one step."""
+        _wait(self.device)
+        began = time.perf_counter()
+        self.step()
+        _wait(self.device)
+        return time.perf_counter() - began
+
+    def memory(self) -> int:
+        """Most bytes of a step beyond what stays between steps: weights and the optimizer's moments."""
+        self.step()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.step()
+            return torch.cuda.max_memory_allocated(self.device) - before
+        _give_back()
+        with Resident() as resident:
+            self.step()
+        return resident.most - resident.before
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _give_back() -> None:
+    """Let the C library return what it keeps of freed memory, so that it is not mistaken for memory in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, **settings: Any) -> Entrant:
+    """The paper's ViT on cached codes, or as `settings` of ARVideo say."""
+    torch.manual_seed(0)
+    sizes = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "clusters": shape.clusters}
+    decoder = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
+    model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings}).to(device)
+    set_backend(model, attention)
+    if compiled:
+        compile_blocks(model)
+    batch = {
+        "codes_BTHW": torch.randint(shape.codes().vocab_size, (shape.batch, *shape.grid), device=device),
+        "seed_B": torch.arange(shape.batch, device=device),
+    }
+    name = f"ours, {attention}{', compiled' if compiled else ''}"
+    return Entrant(name, model, lambda model, batch: model(batch)["loss"], batch)
+
+
+def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bool) -> Entrant:
+    """VideoMAE as its paper has it (arXiv 2203.12602): 90 % of tubes masked, normalised pixels.
+
+    Raises:
+        ValueError: if transformers is not installed.
+    """
+    try:
+        from transformers import VideoMAEConfig, VideoMAEForPreTraining
+    except ImportError as error:
+        raise ValueError(f"the peer is not installed ({error}): pip install transformers") from None
+    torch.manual_seed(0)
+    config = VideoMAEConfig(
+        image_size=shape.side,
+        patch_size=shape.tubelet[1],
+        tubelet_size=shape.tubelet[0],
+        num_frames=shape.frames,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        decoder_hidden_size=shape.width // 2,
+        decoder_num_attention_heads=shape.heads // 2,
+        decoder_intermediate_size=2 * shape.width,
+        decoder_num_hidden_layers=4,
+        norm_pix_loss=True,
+        attn_implementation=attention,  # type: ignore[call-arg]  # its base class takes it
+    )
+    with device:  # moving it would stumble where it is only traced
+        model: nn.Module = VideoMAEForPreTraining(config)
+    if compiled:
+        model.compile()
+    pixels_BTCHW = torch.randn(shape.batch, shape.frames, 3, shape.side, shape.side, device=device)
+    batch = {"pixel_values": pixels_BTCHW, "bool_masked_pos": tube_mask(shape, shape.batch).to(device)}
+    name = f"VideoMAE, {attention}{', compiled' if compiled else ''}"
+    return Entrant(name, model, lambda model, batch: model(**batch).loss, batch)
+
+
+def tube_mask(shape: Shape, batch: int) -> Tensor:
+    """The same 90 % of places masked in all slices of a clip, boolean (B, L)."""
+    t, h, w = shape.grid
+    masked = torch.rand(batch, h * w).argsort(dim=1) < int(0.9 * h * w)
+    return masked[:, None].expand(-1, t, -1).flatten(1)
+
+
+def fastest(build: Callable[..., Entrant], choices: Sequence[dict[str, Any]], laps: int = 2) -> tuple[Entrant, str]:
+    """The entrant whose settings give the shortest step, and what all of them took; the others are gone when it returns."""
+    taken: list[tuple[float, dict[str, Any]]] = []
+    notes = []
+    for choice in choices:
+        entrant = build(**choice)
+        try:
+            entrant.step()
+            seconds = min(entrant.seconds() for _ in range(laps))
+        except Exception as error:  # a setting that does not work on this machine is no candidate, whatever the reason
+            notes.append(f"{entrant.name}: does not run ({type(error).__name__})")
+            continue
+        taken.append((seconds, choice))
+        notes.append(f"{entrant.name}: {seconds:.3f} s")
+        del entrant
+        torch._dynamo.reset()
+    if not taken:
+        raise ValueError("; ".join(notes))
+    best = min(taken, key=lambda pair: pair[0])[1]
+    return build(**best), "; ".join(notes)

@@ -1,0 +1,63 @@
+"""How the time of a step grows with tokens, with clusters and with the vocabulary: a picture of each."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+
+from data.files import write_bytes
+from pipelines.benchmarks import Row
+from pipelines.benchmarks.entrants import Entrant, Shape, ours, videomae
+from pipelines.benchmarks.pretrain_speed import by_turns
+from pipelines.pictures import line_chart
+
+SMALL = Shape(width=384, depth=12, heads=6, batch=2)
+"""ViT-S, so that the whole takes minutes on a CPU."""
+FRAMES = (4, 8, 16, 32)
+BOXES = ((4, 14, 14), (4, 7, 14), (4, 7, 7), (2, 7, 7), (1, 7, 7), (1, 7, 2), (2, 2, 2), (1, 2, 2))
+VOCABULARIES = ((8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5))
+
+Curve = tuple[list[float], list[float]]
+
+
+def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMALL) -> Iterator[Row]:
+    """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; a row for the ends of each curve."""
+    rounds = max(1, round(4 * scale))
+    build = partial(ours, device=device, attention="plain" if device.type == "cpu" else "sdpa", compiled=False)
+    curves: dict[str, dict[str, Curve]] = {"tokens": {}, "clusters": {}, "vocabulary": {}}
+    longer = [replace(shape, frames=frames) for frames in FRAMES]
+    tokens = [float(prod(s.grid)) for s in longer]
+    boxes = [replace(shape, clusters=box) for box in BOXES]
+    larger = [replace(shape, vocabulary=levels) for levels in VOCABULARIES]
+    for targets in (0.25, 1.0):
+        name = f"targets {targets}"
+        for what, shapes, xs in (
+            ("tokens", longer, tokens),
+            ("clusters", boxes, [prod(s.grid) / prod(s.clusters) for s in boxes]),
+            ("vocabulary", larger, [float(prod(s.vocabulary)) for s in larger]),
+        ):
+            curves[what][name] = (xs, [_step(build(s, targets=targets), rounds) for s in shapes])
+    peers = [videomae(s, device, attention="sdpa", compiled=False) for s in longer]
+    curves["tokens"]["VideoMAE (sdpa)"] = (tokens, [_step(peer, rounds) for peer in peers])
+    folder.mkdir(parents=True, exist_ok=True)
+    for what, lines in curves.items():
+        file = folder / f"growth-{what}.svg"
+        write_bytes(file, line_chart(lines, x=what, y="seconds per step", log=True).encode())
+        print(f"    wrote {file}", file=sys.stderr, flush=True)
+        for name, (xs, ys) in lines.items():
+            yield Row(
+                what=f"ViT-S, batch {shape.batch}, {name}: {what} {xs[0]:,.0f} to {xs[-1]:,.0f}, a step takes",
+                unit="ms",
+                ours=1000 * ys[-1],
+                peer=1000 * ys[0],
+                alternative="at first",
+                ratio=ys[-1] / ys[0],
+            )
+
+
+def _step(entrant: Entrant, rounds: int) -> float:
+    return by_turns([entrant.seconds], rounds)[0]

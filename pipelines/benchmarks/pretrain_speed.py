@@ -1,0 +1,190 @@
+"""A training step of ours beside one of VideoMAE's: clips per second, memory, arithmetic, and both fed from disk."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ar_model.costs import cost_of
+from data.cache import TokenCache
+from data.clips import ClipSpec
+from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
+from data.sources import Source
+from pipelines.benchmarks import Row
+from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
+from pipelines.benchmarks.synthetic import synthetic_cache
+from pipelines.kernels import CANDIDATES
+
+PEER = "VideoMAE"
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "targets 0.25": ({"targets": 0.25}, "≥ {fast}"),
+    "targets 1.0": ({"targets": 1.0}, "≥ {all}"),
+    "targets 0.25, ranks 0.5": ({"targets": 0.25, "ranks": 0.5}, ""),
+    "targets 1.0, ranks 0.5": ({"targets": 1.0, "ranks": 0.5}, ""),
+}
+"""What of ours is measured, and the ratio that we want; the paper trains on all targets and ranks."""
+WORKERS = (0, 1, 2)
+"""Numbers of processes that decode for VideoMAE; the best counts."""
+REACH = {"cpu": {"fast": 3.0, "all": 1.5, "share": 0.5}, "cuda": {"fast": 2.5, "all": 1.3, "share": 0.4}}
+
+
+def measure(
+    folder: Path, source: Source, device: torch.device, scale: float, shape: Shape | None = None
+) -> Iterator[Row]:
+    """Each side in the fastest of its settings; then they take turns, a step each, and medians are compared."""
+    shape = shape or Shape(batch=8 if device.type == "cpu" else 64)
+    rounds = max(2, round(6 * scale))
+    reach = REACH["cuda" if device.type == "cuda" else "cpu"]
+    peak = matrix_peak(shape, device)
+    yield Row(what="matrix products in bf16, the best of the encoder's shapes", unit="TFLOP/s", ours=peak / 1e12)
+    peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
+    _tell(tried)
+    peer_memory, peer_flop = peer.memory(), flop_of(partial(videomae, shape), "eager")
+    title = f"ViT of width {shape.width}, {shape.frames} frames of {shape.side}x{shape.side}, bf16, batch {shape.batch}"
+    for name, (settings, wanted) in SETTINGS.items():
+        build = partial(ours, shape, device, **settings)
+        mine, tried = fastest(build, _both(CANDIDATES[device.type]))
+        _tell(tried)
+        mine_s, peer_s = by_turns([mine.seconds, peer.seconds], rounds)
+        yield Row(
+            what=f"{title}: {name} ({mine.name})",
+            unit="clips/s",
+            ours=shape.batch / mine_s,
+            peer=shape.batch / peer_s,
+            alternative=peer.name,
+            ratio=peer_s / mine_s,
+            reach=wanted.format(**reach),
+        )
+        flop = flop_of(partial(ours, shape, **settings), "plain")
+        yield Row(
+            what=f"arithmetic of a step, {name}",
+            unit="TFLOP",
+            ours=flop / 1e12,
+            peer=peer_flop / 1e12,
+            alternative=PEER,
+            ratio=flop / peer_flop,
+        )
+        shares = flop / mine_s / peak, peer_flop / peer_s / peak
+        yield Row(
+            what=f"share of the matrix-product peak, {name}",
+            unit="",
+            ours=shares[0],
+            peer=shares[1],
+            alternative=PEER,
+            ratio=shares[0] / shares[1],
+            reach=f"≥ {reach['share']}",
+        )
+        memory = mine.memory()
+        yield Row(
+            what=f"peak memory of a step beyond weights and optimizer, {name}",
+            unit="MiB",
+            ours=memory / 2**20,
+            peer=peer_memory / 2**20,
+            alternative=peer.name,
+            ratio=memory / peer_memory,
+            reach="≤ 0.4" if settings == {"targets": 0.25} else "",
+        )
+        yield from _from_disk(folder, source, shape, mine, peer, max(2, rounds // 2), name)
+        del mine
+    lean = videomae(shape, device, attention="sdpa", compiled=False)
+    yield Row(
+        what="peak memory of a step beyond weights and optimizer, VideoMAE's leanest setting",
+        unit="MiB",
+        ours=lean.memory() / 2**20,
+        alternative=lean.name,
+    )
+
+
+def matrix_peak(shape: Shape, device: torch.device) -> float:
+    """Most operations per second of a bf16 product of the encoder's own sizes."""
+    rows, width = shape.batch * 300, shape.width
+    best = 0.0
+    for inner, outer in ((width, 4 * width), (4 * width, width), (width, width)):
+        a, b = (torch.randn(n, m, device=device, dtype=torch.bfloat16) for n, m in ((rows, inner), (outer, inner)))
+        for _ in range(20):
+            began = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, 2 * rows * inner * outer / (time.perf_counter() - began))
+    return best
+
+
+def flop_of(build: Callable[..., Entrant], attention: str) -> float:
+    """Operations of a step, of matrix products and attention, by its trace on a CPU."""
+
+    def traced() -> tuple[torch.nn.Module, Callable[[], object]]:
+        entrant = build(device=torch.device("cpu"), attention=attention, compiled=False)
+        return entrant.model, entrant.step
+
+    return float(cost_of(traced).flop)
+
+
+def by_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[float]:
+    """The median of what each way returns, called in turns, after a round that does not count."""
+    laps = [[way() for way in ways] for _ in range(rounds + 1)][1:]
+    return [statistics.median(column) for column in zip(*laps, strict=True)]
+
+
+def _both(attentions: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"attention": name, "compiled": compiled} for compiled in (False, True) for name in attentions]
+
+
+def _tell(text: str) -> None:
+    print(f"    {text}", file=sys.stderr, flush=True)
+
+
+def _from_disk(
+    folder: Path, source: Source, shape: Shape, mine: Entrant, peer: Entrant, rounds: int, name: str
+) -> Iterator[Row]:
+    """Both train from what they read: ours codes from its cache, VideoMAE clips that it decodes and cuts."""
+    clip = ClipSpec(frames=shape.frames, size=shape.side, stride=4, views=1)
+    cache = TokenCache.open(
+        synthetic_cache(folder / name, source.videos, views=1, codes_shape=shape.grid, vocab_size=1000, clip=clip)
+    )
+    plan = BatchPlan(samples=len(source.videos), batch_size=shape.batch, seed=0)
+    codes = TokenDataset(cache, range(len(cache)), plan)
+    videos = ClipDataset(source, range(len(source.videos)), clip, plan, memory=0)
+    mask = tube_mask(shape, shape.batch)
+
+    def to_peer(batch: Batch) -> dict[str, torch.Tensor]:
+        pixels_BTHWC = batch["pixels_BTHWC"].to(peer.device)
+        return {
+            "pixel_values": ((pixels_BTHWC / 255 - 0.45) / 0.225).permute(0, 1, 4, 2, 3).contiguous(),
+            "bool_masked_pos": mask.to(peer.device),
+        }
+
+    def to_ours(batch: Batch) -> dict[str, torch.Tensor]:
+        return {key: batch[key].to(mine.device) for key in ("codes_BTHW", "seed_B")}
+
+    ways = [partial(_seconds, mine, codes, to_ours, 0, rounds)]
+    ways += [partial(_seconds, peer, videos, to_peer, workers, rounds) for workers in WORKERS]
+    mine_s, *peer_s = by_turns(ways, 1)
+    yield Row(
+        what=f"from disk, {name}; {PEER} decodes {source.name}",
+        unit="clips/s",
+        ours=shape.batch / mine_s,
+        peer=shape.batch / min(peer_s),
+        alternative=f"{PEER}, {WORKERS[peer_s.index(min(peer_s))]} workers",
+        ratio=min(peer_s) / mine_s,
+        reach="≥ 3" if name == "targets 0.25" else "",
+    )
+
+
+def _seconds(
+    entrant: Entrant, dataset: Any, to: Callable[[Batch], dict[str, torch.Tensor]], workers: int, steps: int
+) -> float:
+    """Of a step, with its batch read from disk; the first does not count."""
+    stream = batches(dataset, range(steps + 1), workers)
+    entrant.step(to(next(stream)))
+    began = time.perf_counter()
+    for batch in stream:
+        entrant.step(to(batch))
+    if entrant.device.type == "cuda":
+        torch.cuda.synchronize(entrant.device)
+    return (time.perf_counter() - began) / steps

@@ -1,0 +1,182 @@
+"""Small models and batches in which content tells its place, and what passes through a model, caught on its way."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ar_model.inputs import CodeSpec, digits_of
+from ar_model.objectives import ARVideo
+from ar_model.targets import CodeTarget, PixelTarget
+
+Grid = tuple[int, int, int]
+Batch = dict[str, Tensor]
+
+
+def spec(shape: Grid = (2, 4, 4), geometry: str = "digits") -> CodeSpec:
+    """64 codes, so that every code of a small clip can be a different one; each stands for 2 x 2 x 2 pixels."""
+    t, h, w = shape
+    clip = (2 * t, 2 * h, 2 * w)
+    if geometry == "digits":
+        return CodeSpec(shape=shape, vocab_size=64, levels=(8, 8), clip=clip)
+    if geometry == "codebook":
+        vectors = torch.randn(64, 5, generator=torch.Generator().manual_seed(9))
+        return CodeSpec(shape=shape, vocab_size=64, codebook_VC=vectors, clip=clip)
+    return CodeSpec(shape=shape, vocab_size=64, clip=clip)
+
+
+def build(codes: CodeSpec | None = None, **changes: Any) -> ARVideo:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {
+        "clusters": (1, 2, 2),
+        "width": 12,
+        "depth": 2,
+        "heads": 2,
+        "decoder_width": 16,
+        "decoder_depth": 2,
+        "decoder_heads": 2,
+    }
+    return ARVideo(spec() if codes is None else codes, **{**small, **changes})
+
+
+def spread(codes_BTHW: Tensor) -> Tensor:
+    """The value of every code at the 2 x 2 x 2 pixels that it stands for."""
+    for axis in (1, 2, 3):
+        codes_BTHW = codes_BTHW.repeat_interleave(2, axis)
+    return codes_BTHW
+
+
+def distinct_batch(samples: int, shape: Grid) -> Batch:
+    """Code number i and red pixels of value i at place i of every sample: content tells which place it comes from."""
+    codes = torch.arange(math.prod(shape)).view(shape).expand(samples, *shape).clone()
+    red = spread(codes)
+    pixels = torch.randint(0, 256, (*red.shape, 3), generator=torch.Generator().manual_seed(1))
+    pixels[..., 0] = red
+    return {"codes_BTHW": codes, "seed_B": torch.arange(samples) * 7919 + 3, "pixels_BTHWC": pixels.to(torch.uint8)}
+
+
+def with_changed_places(batch: Batch, place_B: Tensor) -> Batch:
+    """Sample b with another code and other pixels (but the red ones) at place b."""
+    sample_B = torch.arange(len(place_B))
+    here = torch.zeros_like(batch["codes_BTHW"]).flatten(1)
+    here[sample_B, place_B] = 1
+    here = here.view_as(batch["codes_BTHW"])
+    codes = (batch["codes_BTHW"] + here * (1 + sample_B % 5)[:, None, None, None]) % 64
+    step = torch.tensor([0, 90, 110], dtype=torch.uint8)
+    pixels = torch.where(spread(here)[..., None] == 1, batch["pixels_BTHWC"] // 2 + step, batch["pixels_BTHWC"])
+    pixels[..., 0] = batch["pixels_BTHWC"][..., 0]
+    return {**batch, "codes_BTHW": codes, "pixels_BTHWC": pixels}
+
+
+def random_batch(samples: int, shape: Grid = (2, 4, 4), seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    t, h, w = shape
+    return {
+        "codes_BTHW": torch.randint(0, 64, (samples, *shape), generator=generator),
+        "seed_B": torch.randint(0, 2**62, (samples,), generator=generator),
+        "pixels_BTHWC": torch.randint(
+            0, 256, (samples, 2 * t, 2 * h, 2 * w, 3), generator=generator, dtype=torch.uint8
+        ),
+    }
+
+
+class Traced(NamedTuple):
+    """What passed through the module in one forward pass."""
+
+    seen: Tensor
+    """Codes (B, S, P) or pixels (B, S, P, C) that entered the encoder."""
+    layers: list[Tensor]
+    """Output of every encoder block, (B, S, D)."""
+    hidden_BMD: Tensor
+    """Output of the decoder: what a prediction is made of."""
+    wanted: Tensor
+    """Codes (B, M, P) or pixels (B, M, P, C) that are predicted."""
+    costs_BMP: Tensor
+    """What every code, or number of a pixel, costs; their mean is the loss."""
+    loss: Tensor
+
+
+@torch.no_grad()
+def trace(model: ARVideo, batch: Batch) -> Traced:
+    caught: dict[str, Any] = {}
+    hooks = [
+        model.embedding.register_forward_hook(lambda m, args, out: caught.update(seen=args[0])),
+        model.encoder.register_forward_hook(lambda m, args, out: caught.update(layers=out)),
+        model.target.register_forward_hook(lambda m, args, out: caught.update(h=args[0], wanted=args[1])),
+    ]
+    try:
+        loss = model(batch)["loss"]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    costs_BMP = costs_of(model.target, caught["h"], caught["wanted"])
+    assert abs(loss - costs_BMP.mean()) <= 1e-5 * loss, "the loss is not the mean of what the predictions cost"
+    return Traced(caught["seen"], caught["layers"], caught["h"], caught["wanted"], costs_BMP, loss)
+
+
+def costs_of(target: CodeTarget | PixelTarget, h_BMD: Tensor, wanted: Tensor) -> Tensor:
+    """The cost of every single code or pixel by its definition, (B, M, P)."""
+    if isinstance(target, PixelTarget):
+        wanted = wanted.double() / 255
+        wanted = (wanted - wanted.mean(2, keepdim=True)) / (wanted.std(2, keepdim=True) + 1e-6)
+        return (target.head(h_BMD).double() - wanted.flatten(2)).square()
+    h_BMPD = target.split(h_BMD).unflatten(-1, (wanted.shape[-1], -1))
+    if target.levels is None:
+        logits = [h_BMPD @ target.table.matrix().T * target.scale + target.bias]
+        values = wanted[..., None]
+    else:
+        logits = list(target.digits(h_BMPD).split(target.levels, dim=-1))
+        values = digits_of(wanted, target.levels)
+    nats = [F.cross_entropy(x.flatten(0, -2), values[..., i].flatten(), reduction="none") for i, x in enumerate(logits)]
+    return torch.stack(nats).sum(0).view(wanted.shape)
+
+
+class Places(NamedTuple):
+    """Which token stands where in a pass with distinct content, read off the content itself."""
+
+    token_of_code: Tensor
+    cluster_of_token: Tensor
+    seen_BS: Tensor
+    wanted_BM: Tensor
+    rank_BC: Tensor
+    """Rank of every cluster in the order of every sample; of those that take no part the number of clusters."""
+
+
+def locate(traced: Traced, shape: Grid, patch: Grid, box: Grid, ranks: int | None = None) -> Places:
+    """Find the tokens and the order again, from the definition of patches and boxes alone; `ranks` None: all take part."""
+    place = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, 3)
+    grid = torch.tensor([n // p for n, p in zip(shape, patch, strict=True)])
+    token_THW = place // torch.tensor(patch)
+    counts = grid // torch.tensor(box)
+    token_of_code = (token_THW[:, 0] * grid[1] + token_THW[:, 1]) * grid[2] + token_THW[:, 2]
+    cluster_THW = token_THW // torch.tensor(box)
+    cluster_of_code = (cluster_THW[:, 0] * counts[1] + cluster_THW[:, 1]) * counts[2] + cluster_THW[:, 2]
+    cluster_of_token = torch.empty(int(grid.prod()), dtype=torch.long)
+    cluster_of_token[token_of_code] = cluster_of_code
+    seen_BS, wanted_BM = (token_of_code[x.flatten(2)[..., 0].long()] for x in (traced.seen, traced.wanted))
+    n = int(counts.prod())
+    ranks = n - 1 if ranks is None else ranks
+    seen_runs = cluster_of_token[seen_BS].unflatten(1, (ranks, -1))
+    wanted_runs = cluster_of_token[wanted_BM].unflatten(1, (ranks, -1))
+    assert (seen_runs == seen_runs[..., :1]).all() and (wanted_runs == wanted_runs[..., :1]).all()
+    assert torch.equal(seen_runs[:, 1:, 0], wanted_runs[:, :-1, 0])  # run i of the queries is rank i + 1
+    order_BR = torch.cat([seen_runs[:, :, 0], wanted_runs[:, -1:, 0]], dim=1)
+    assert all(len(set(order)) == ranks + 1 for order in order_BR.tolist()), "a cluster has two ranks"
+    rank_BC = torch.full((len(order_BR), n), n)
+    rank_BC.scatter_(1, order_BR, torch.arange(ranks + 1).expand_as(order_BR))
+    return Places(token_of_code, cluster_of_token, seen_BS, wanted_BM, rank_BC)
+
+
+def train(model: ARVideo, batches: list[Batch], lr: float = 3e-3) -> list[float]:
+    """Losses of one AdamW step on each batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    losses = []
+    for batch in batches:
+        loss = model(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

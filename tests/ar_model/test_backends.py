@@ -1,0 +1,186 @@
+"""Every kernel equals the dense reference, forward and backward, for every mask that the models use."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ar_model import backends
+from ar_model.backends import BACKENDS, MOST_PIECES, BlockMask, Mask, reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+Kernel = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
+KERNELS = [
+    pytest.param("plain", "cpu"),
+    pytest.param("sdpa", "cpu"),
+    *(
+        pytest.param(
+            name,
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")],
+        )
+        for name in BACKENDS
+    ),
+]
+
+
+def cases(number: int = 50) -> list[tuple[Mask, int, int]]:
+    """Masks with lengths of queries and keys between 1 and 513."""
+    draw = random.Random(0)
+    found: list[tuple[Mask, int, int]] = [
+        (None, 1, 1),
+        (None, 513, 513),
+        (None, 1, 513),
+        (BlockMask(1, 1, 1), 1, 1),
+        (BlockMask(513, 1, 1), 513, 513),
+        (BlockMask(57, 9, 2), 513, 114),
+        (BlockMask(7, 1, 73), 7, 511),
+    ]
+    while len(found) < number:
+        if draw.random() < 0.3:
+            found.append((None, draw.randint(1, 513), draw.randint(1, 513)))
+        else:
+            blocks = int(math.exp(draw.uniform(0, math.log(513))))
+            queries, keys = draw.randint(1, 513 // blocks), draw.randint(1, 513 // blocks)
+            found.append((BlockMask(blocks, queries, keys), blocks * queries, blocks * keys))
+    return found
+
+
+def contiguous(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
+    q, k, v = split(heads, x, context)
+    return kernel(q.contiguous(), k.contiguous(), v.contiguous(), mask)
+
+
+def as_the_layer_makes_them(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
+    return kernel(*split(heads, x, context), mask)
+
+
+def split(heads: int, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of x (B, Q, N * H); keys and values of the context (B, K, 2 * N * H), side by side in memory."""
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (x, *context.chunk(2, dim=-1)))
+    return q, k, v
+
+
+def with_gradients(run: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """Output and the gradients of x, keys and values."""
+    x, context = (x.clone().requires_grad_() for x in inputs)
+    out = run(x, context)
+    assert out.shape == upstream.shape and out.dtype == upstream.dtype
+    dx, dcontext = torch.autograd.grad(out, [x, context], upstream)
+    return [out.detach(), dx, *dcontext.chunk(2, dim=-1)]
+
+
+@pytest.mark.parametrize("layout", [contiguous, as_the_layer_makes_them], ids=["contiguous", "as in the layer"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name, device", KERNELS)
+def test_kernel_equals_the_reference_forward_and_backward(
+    name: str, device: str, dtype: torch.dtype, layout: Callable[..., Tensor]
+) -> None:
+    if name == "xformers":
+        pytest.importorskip("xformers", reason="xformers is not installed")
+    if name == "flex":
+        pytest.importorskip("triton", reason="FlexAttention is compiled by Triton, which is not installed")
+    generator = torch.Generator().manual_seed(1)
+    for mask, queries, keys in cases(12 if name == "flex" else 50):  # flex compiles each shape for itself
+        batch, heads, width = 1 + queries % 2, 1 + keys % 3, (16, 32, 8)[queries % (2 if device == "cuda" else 3)]
+
+        def draw(length: int, channels: int, batch: int = batch) -> Tensor:
+            return torch.randn(batch, length, channels, generator=generator).to(device, dtype)
+
+        inputs = [draw(queries, heads * width), draw(keys, 2 * heads * width)]
+        upstream = draw(queries, heads * width).unflatten(-1, (heads, -1)).transpose(1, 2)
+        truth = with_gradients(
+            lambda x, context: layout(heads, reference, x, context, mask),  # noqa: B023
+            [x.float() for x in inputs],
+            upstream.float(),
+        )
+        found = with_gradients(lambda x, context: layout(heads, BACKENDS[name], x, context, mask), inputs, upstream)  # noqa: B023
+        for what, expected, got in zip(("out", "dq", "dk", "dv"), truth, found, strict=True):
+            assert got.dtype == dtype and got.shape == expected.shape
+            # A query that sees a single key has no gradient: its rounding errors are measured by what came in.
+            floor = upstream.float().norm() if keys == 1 else 0.0
+            error = (got.float() - expected).norm() / max(expected.norm(), floor)
+            assert error <= TOLERANCE[dtype], f"{what} of {mask}, {queries} x {keys}: {float(error):.2e}"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, MOST_PIECES, 7, 100])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17])
+def test_plain_equals_the_reference_with_fewer_and_more_blocks_than_pieces(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, pieces: int
+) -> None:
+    monkeypatch.setattr(backends, "MOST_PIECES", pieces)
+    generator = torch.Generator().manual_seed(blocks)
+    for queries, keys in [(3, 2), (1, 4), (5, 1)]:
+        mask = BlockMask(blocks, queries, keys)
+        inputs = [torch.randn(2, blocks * n, c, generator=generator) for n, c in ((queries, 8), (keys, 16))]
+        upstream = torch.randn(2, 2, blocks * queries, 4, generator=generator)
+        truth, found = (
+            with_gradients(lambda x, c: as_the_layer_makes_them(2, kernel, x, c, mask), inputs, upstream)  # noqa: B023
+            for kernel in (reference, BACKENDS["plain"])
+        )
+        assert all(torch.allclose(got, expected, atol=1e-5) for got, expected in zip(found, truth, strict=True))
+
+
+class Products(TorchDispatchMode):
+    """Numbers in the attention scores that are computed."""
+
+    scores = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.baddbmm:
+            self.scores += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("blocks, share", [(1, 1), (2, 3 / 4), (4, 10 / 16), (8, 10 / 16), (40, 10 / 16), (5, 17 / 25)])
+def test_plain_leaves_out_keys_that_no_query_of_a_piece_sees(blocks: int, share: float) -> None:
+    """Of four pieces, 63 % is left; five blocks make pieces of one, two and two."""
+    x = torch.randn(1, 1, 40, 4)
+    with Products() as made:
+        BACKENDS["plain"](x, x, x, BlockMask(blocks, 40 // blocks, 40 // blocks))
+    assert made.scores == round(share * 40**2)
+
+
+def test_the_reference_is_a_softmax_of_scaled_scores_over_visible_keys() -> None:
+    q, k, v = torch.randn(3, 1, 1, 6, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    out = reference(q, k, v, BlockMask(3, 2, 2))
+    for i in range(6):
+        sees = 2 * (i // 2 + 1)
+        weight = torch.exp(q[0, 0, i] @ k[0, 0, :sees].T / 2)
+        assert torch.allclose(out[0, 0, i], weight @ v[0, 0, :sees] / weight.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [BlockMask(1, 1, 1), BlockMask(4, 1, 1), BlockMask(3, 2, 5), BlockMask(5, 3, 1)])
+def test_a_query_sees_the_runs_up_to_its_own(mask: BlockMask) -> None:
+    visible = mask.visible(torch.device("cpu"))
+    assert visible.dtype == torch.bool
+    assert visible.tolist() == [
+        [k // mask.keys <= q // mask.queries for k in range(mask.blocks * mask.keys)]
+        for q in range(mask.blocks * mask.queries)
+    ]
+
+
+@pytest.mark.parametrize("name", ["plain", "sdpa"])
+def test_a_mask_first_used_in_inference_mode_serves_training_afterwards(name: str) -> None:
+    mask = BlockMask(3, 7, 5) if name == "plain" else BlockMask(5, 3, 7)
+    q, k = torch.randn(1, 1, mask.blocks * mask.queries, 4), torch.randn(1, 1, mask.blocks * mask.keys, 4)
+    with torch.inference_mode():
+        before = BACKENDS[name](q, k, k, mask).clone()
+    leaves = [x.clone().requires_grad_() for x in (q, k, k)]
+    out = BACKENDS[name](leaves[0], leaves[1], leaves[2], mask)
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert torch.allclose(out, before, atol=1e-6)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["xformers", "flex"])
+def test_a_kernel_of_cuda_is_refused_by_name_on_a_cpu(name: str) -> None:
+    x = torch.randn(1, 1, 4, 16)
+    with pytest.raises(ValueError, match=f"{name}.* CUDA.* cpu"):
+        BACKENDS[name](x, x, x, None)

@@ -1,0 +1,26 @@
+"""pretrain_ar whose loss is not a number in one step of the second process: `accelerate launch --module`, for two of them."""
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from ar_model.objectives import ARVideo
+from pipelines.pretrain_ar import Pretrain, main
+from pipelines.run import command
+
+POISONED = 12
+"""The step, counted from 0."""
+forward = ARVideo.forward
+
+
+def poisoned(objective: ARVideo, batch: dict[str, Any]) -> dict[str, Tensor]:
+    losses = forward(objective, batch)
+    if batch.get("step") == POISONED and os.environ["RANK"] == "1":
+        losses["loss"] = losses["loss"] * float("nan")
+    return losses
+
+
+if __name__ == "__main__":
+    ARVideo.forward = poisoned  # type: ignore[method-assign]
+    command(Pretrain, main)

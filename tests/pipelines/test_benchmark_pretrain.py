@@ -1,0 +1,88 @@
+"""The pre-training benchmark compares like with like; its counts are those of the papers' arithmetic."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.sources import load_source
+from pipelines.benchmarks import Row, pretrain_growth, pretrain_speed
+from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
+from pipelines.benchmarks.pretrain_speed import flop_of
+
+pytest.importorskip("transformers", reason="the peer of the benchmark is not installed")
+
+CPU = torch.device("cpu")
+TINY = Shape(frames=4, side=32, tubelet=(2, 8, 8), width=24, depth=1, heads=2, batch=2, clusters=(1, 2, 2))
+
+
+def plain(*_: object) -> list[dict[str, Any]]:
+    return [{"attention": "sdpa", "compiled": False}]
+
+
+def test_every_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain_speed, "_both", plain)
+    monkeypatch.setattr(pretrain_speed, "SETTINGS", {"targets 0.25": pretrain_speed.SETTINGS["targets 0.25"]})
+    monkeypatch.setattr(pretrain_speed, "WORKERS", (0,))
+    source = load_source("builtin:moving-digits:4:0")
+    rows = list(pretrain_speed.measure(tmp_path, source, CPU, 0.1, TINY))
+    names = [row.what for row in rows]
+    for part in (
+        "ViT of width",
+        "arithmetic of a step",
+        "share of the matrix-product peak",
+        "peak memory",
+        "from disk",
+    ):
+        assert sum(part in name for name in names) == (2 if part == "peak memory" else 1), part
+    assert all(row.ours > 0 for row in rows if "memory" not in row.what)  # a tiny step may fit into what is there
+
+
+def test_growth_writes_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain_growth, "FRAMES", (2, 4))
+    monkeypatch.setattr(pretrain_growth, "BOXES", ((1, 2, 2), (1, 1, 1)))
+    monkeypatch.setattr(pretrain_growth, "VOCABULARIES", ((8, 5), (8, 8)))
+    rows: list[Row] = list(pretrain_growth.measure(tmp_path / "new", CPU, 0.1, TINY))
+    assert len(rows) == 7  # three curves for each of two settings, and the peer's
+    for what in ("tokens", "clusters", "vocabulary"):
+        assert (tmp_path / "new" / f"growth-{what}.svg").read_text().startswith("<svg")
+
+
+def test_vit_b_has_the_arithmetic_that_the_papers_have() -> None:
+    """Forward and backward are three times the products of the forward pass, but for the first layer's input."""
+    one = Shape(batch=1)
+    billions = {
+        "VideoMAE": flop_of(partial(videomae, one), "eager") / 6e9,
+        "ours": flop_of(partial(ours, one, targets=1.0), "reference") / 6e9,
+    }
+    # 160 tokens to see, 1,568 in the decoder; the public code embeds all tubelets, forward and weights' gradient: two of three.
+    assert billions["VideoMAE"] == pytest.approx(33.6 + 1408 * 1536 * 768 * 2 / 3e9, rel=0.01)
+    assert billions["ours"] == pytest.approx(46.4, rel=0.01)  # 300 to see, 1,470 queries
+
+
+def test_tubes_hide_nine_tenths_of_all_slices() -> None:
+    mask_BTS = tube_mask(Shape(), 3).view(3, 8, 196)
+    assert (mask_BTS.sum(2) == 176).all() and (mask_BTS == mask_BTS[:, :1]).all()
+
+
+def test_the_fastest_setting_wins_and_one_that_fails_is_named() -> None:
+    laps = {"slow": [3.0, 2.0], "fast": [1.5, 9.0]}
+
+    class Fake(Entrant):
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self._laps = list(laps.get(name, []))
+
+        def step(self, batch: object = None) -> None:
+            if self.name == "broken":
+                raise RuntimeError("no kernel")
+
+        def seconds(self) -> float:
+            return self._laps.pop(0)
+
+    best, tried = fastest(lambda name: Fake(name), [{"name": name} for name in ("slow", "broken", "fast")])
+    assert best.name == "fast" and "broken: does not run (RuntimeError)" in tried
+    with pytest.raises(ValueError, match="broken"):
+        fastest(lambda name: Fake(name), [{"name": "broken"}])
