@@ -4,6 +4,7 @@ The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -
 """
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,15 +155,16 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
     if compiled:
         model.compile()
     pixels_BTCHW = torch.randn(shape.batch, shape.frames, 3, shape.side, shape.side, device=device)
-    batch = {"pixel_values": pixels_BTCHW, "bool_masked_pos": tube_mask(shape, shape.batch).to(device)}
+    batch = {"pixel_values": pixels_BTCHW, "bool_masked_pos": tube_mask(shape).to(device)}
     name = f"VideoMAE, {attention}{', compiled' if compiled else ''}"
     return Entrant(name, model, lambda model, batch: model(**batch).loss, batch)
 
 
-def tube_mask(shape: Shape, batch: int) -> Tensor:
-    """The same 90 % of places masked in all slices of a clip, boolean (B, L)."""
+@functools.cache
+def tube_mask(shape: Shape) -> Tensor:
+    """The same 90 % of places masked in all slices of a clip, boolean (B, L). Made once: a trace needs it to be there."""
     t, h, w = shape.grid
-    masked = torch.rand(batch, h * w).argsort(dim=1) < int(0.9 * h * w)
+    masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(0.9 * h * w)
     return masked[:, None].expand(-1, t, -1).flatten(1)
 
 

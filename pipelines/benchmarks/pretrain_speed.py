@@ -115,8 +115,9 @@ def matrix_peak(shape: Shape, device: torch.device) -> float:
     return best
 
 
-def flop_of(build: Callable[..., Entrant], attention: str) -> float:
+def flop_of(build: partial[Entrant], attention: str) -> float:
     """Operations of a step, of matrix products and attention, by its trace on a CPU."""
+    tube_mask(build.args[0])
 
     def traced() -> tuple[torch.nn.Module, Callable[[], object]]:
         entrant = build(device=torch.device("cpu"), attention=attention, compiled=False)
@@ -150,7 +151,7 @@ def _from_disk(
     plan = BatchPlan(samples=len(source.videos), batch_size=shape.batch, seed=0)
     codes = TokenDataset(cache, range(len(cache)), plan)
     videos = ClipDataset(source, range(len(source.videos)), clip, plan, memory=0)
-    mask = tube_mask(shape, shape.batch)
+    mask = tube_mask(shape)
 
     def to_peer(batch: Batch) -> dict[str, torch.Tensor]:
         pixels_BTHWC = batch["pixels_BTHWC"].to(peer.device)

@@ -63,7 +63,7 @@ def test_vit_b_has_the_arithmetic_that_the_papers_have() -> None:
 
 
 def test_tubes_hide_nine_tenths_of_all_slices() -> None:
-    mask_BTS = tube_mask(Shape(), 3).view(3, 8, 196)
+    mask_BTS = tube_mask(Shape(batch=3)).view(3, 8, 196)
     assert (mask_BTS.sum(2) == 176).all() and (mask_BTS == mask_BTS[:, :1]).all()
 
 
