@@ -111,7 +111,8 @@ def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, 
     torch.manual_seed(0)
     sizes = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "clusters": shape.clusters}
     decoder = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
-    model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings}).to(device)
+    with device:  # a traced module cannot be moved
+        model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings})
     set_backend(model, attention)
     if compiled:
         compile_blocks(model)
@@ -150,7 +151,7 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
         norm_pix_loss=True,
         attn_implementation=attention,  # type: ignore[call-arg]  # its base class takes it
     )
-    with device:  # moving it would stumble where it is only traced
+    with device:
         model: nn.Module = VideoMAEForPreTraining(config)
     if compiled:
         model.compile()
