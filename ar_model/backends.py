@@ -63,6 +63,11 @@ def _kept_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Ten
         return _make_bias(mask, device, dtype)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept as tensors."""
+    _kept_bias.cache_clear()
+
+
 MOST_PIECES = 4
 """Into how many pieces plain attention cuts its queries to leave out keys that none of them sees: of four, 63 % is left."""
 

@@ -25,11 +25,12 @@ from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.sources import hold_out
 from pipelines.checkpoints import gathered
 from pipelines.kernels import choose_attention, refuse_without_compiler
+from pipelines.plan import Model, Validation, plan
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
 
 VALIDATION_CLIPS = 512
-_VALIDATION_BATCH = 32
+VALIDATION_BATCH = 32
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,8 @@ class Pretrain(Training):
     """Compile the transformer's blocks: faster steps after a minute or so; needs a C++ compiler on CPUs."""
     recompute: bool = False
     """Keep only the inputs of each block for the backward pass: less memory, a third more arithmetic, the same numbers."""
+    plan: bool = False
+    """Only say what the run would cost: parameters, tokens, arithmetic, memory, time. Nothing is trained or written."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
@@ -60,6 +63,10 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
+    if config.plan:
+        codes = code_spec(cache)
+        model = Model(lambda: config.objective(codes), config.attention, config.recompute, config.compile)
+        return plan(accelerator, config, cache, model, Validation(VALIDATION_CLIPS, VALIDATION_BATCH))
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
     run.begin(accelerator)
@@ -139,10 +146,10 @@ def validate(
     """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     total: dict[str, Tensor] = {}
-    for first in range(0, len(rows[:: accelerator.num_processes]), _VALIDATION_BATCH):
-        part = mine[first : first + _VALIDATION_BATCH]
+    for first in range(0, len(rows[:: accelerator.num_processes]), VALIDATION_BATCH):
+        part = mine[first : first + VALIDATION_BATCH]
         # Where it is empty a clip counts nothing: under FSDP all processes must go forward equally often.
-        (batch,) = evaluation_batches(cache, part or rows[:1], _VALIDATION_BATCH, pixels=objective.needs_pixels)
+        (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
         for key, value in objective(_to(batch, accelerator.device)).items():
             total[key] = total.get(key, 0) + value.double() * len(part)
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}

@@ -37,7 +37,7 @@ from pipelines.sharding import configured_sharding, shard_on_cpu
 
 T = TypeVar("T")
 RUNS = Path("runs")
-FREE = frozenset({"out", "workers", "tracker", "trust"})
+FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
 """Settings that may differ when a run is continued: they do not change its numbers."""
 
 

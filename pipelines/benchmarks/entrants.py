@@ -4,9 +4,11 @@ The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -
 """
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -41,10 +43,9 @@ class Shape:
         return self.frames // t, self.side // h, self.side // w
 
     def codes(self) -> CodeSpec:
-        vocabulary = int(torch.tensor(self.vocabulary).prod())
         return CodeSpec(
             shape=self.grid,
-            vocab_size=vocabulary,
+            vocab_size=prod(self.vocabulary),
             levels=self.vocabulary,
             clip=(self.frames, self.side, self.side),
         )
@@ -110,7 +111,8 @@ def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, 
     torch.manual_seed(0)
     sizes = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "clusters": shape.clusters}
     decoder = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
-    model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings}).to(device)
+    with device:  # a traced module cannot be moved
+        model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings})
     set_backend(model, attention)
     if compiled:
         compile_blocks(model)
@@ -149,20 +151,21 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
         norm_pix_loss=True,
         attn_implementation=attention,  # type: ignore[call-arg]  # its base class takes it
     )
-    model: nn.Module = VideoMAEForPreTraining(config)
-    model.to(device)
+    with device:
+        model: nn.Module = VideoMAEForPreTraining(config)
     if compiled:
         model.compile()
     pixels_BTCHW = torch.randn(shape.batch, shape.frames, 3, shape.side, shape.side, device=device)
-    batch = {"pixel_values": pixels_BTCHW, "bool_masked_pos": tube_mask(shape, shape.batch).to(device)}
+    batch = {"pixel_values": pixels_BTCHW, "bool_masked_pos": tube_mask(shape).to(device)}
     name = f"VideoMAE, {attention}{', compiled' if compiled else ''}"
     return Entrant(name, model, lambda model, batch: model(**batch).loss, batch)
 
 
-def tube_mask(shape: Shape, batch: int) -> Tensor:
-    """The same 90 % of places masked in all slices of a clip, boolean (B, L)."""
+@functools.cache
+def tube_mask(shape: Shape) -> Tensor:
+    """The same 90 % of places masked in all slices of a clip, boolean (B, L). Made once: a trace needs it to be there."""
     t, h, w = shape.grid
-    masked = torch.rand(batch, h * w).argsort(dim=1) < int(0.9 * h * w)
+    masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(0.9 * h * w)
     return masked[:, None].expand(-1, t, -1).flatten(1)
 
 

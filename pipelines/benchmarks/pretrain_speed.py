@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from ar_model.costs import cost_of
 from data.cache import TokenCache
 from data.clips import ClipSpec
 from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
@@ -44,7 +44,7 @@ def measure(
     yield Row(what="matrix products in bf16, the best of the encoder's shapes", unit="TFLOP/s", ours=peak / 1e12)
     peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
     _tell(tried)
-    peer_memory, peer_flop = peer.memory(), flop_of(videomae(shape, device, attention="eager", compiled=False))
+    peer_memory, peer_flop = peer.memory(), flop_of(partial(videomae, shape), "eager")
     title = f"ViT of width {shape.width}, {shape.frames} frames of {shape.side}x{shape.side}, bf16, batch {shape.batch}"
     for name, (settings, wanted) in SETTINGS.items():
         build = partial(ours, shape, device, **settings)
@@ -60,7 +60,7 @@ def measure(
             ratio=peer_s / mine_s,
             reach=wanted.format(**reach),
         )
-        flop = flop_of(build(attention="plain", compiled=False))
+        flop = flop_of(partial(ours, shape, **settings), "plain")
         yield Row(
             what=f"arithmetic of a step, {name}",
             unit="TFLOP",
@@ -115,11 +115,15 @@ def matrix_peak(shape: Shape, device: torch.device) -> float:
     return best
 
 
-def flop_of(entrant: Entrant) -> float:
-    """Operations of forward and backward, of matrix products and attention; the entrant must not be compiled."""
-    with FlopCounterMode(display=False) as counter:
-        entrant.forward_backward(entrant.batch)
-    return float(counter.get_total_flops())
+def flop_of(build: partial[Entrant], attention: str) -> float:
+    """Operations of a step, of matrix products and attention, by its trace on a CPU."""
+    tube_mask(build.args[0])
+
+    def traced() -> tuple[torch.nn.Module, Callable[[], object]]:
+        entrant = build(device=torch.device("cpu"), attention=attention, compiled=False)
+        return entrant.model, entrant.step
+
+    return float(cost_of(traced).flop)
 
 
 def by_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[float]:
@@ -147,7 +151,7 @@ def _from_disk(
     plan = BatchPlan(samples=len(source.videos), batch_size=shape.batch, seed=0)
     codes = TokenDataset(cache, range(len(cache)), plan)
     videos = ClipDataset(source, range(len(source.videos)), clip, plan, memory=0)
-    mask = tube_mask(shape, shape.batch)
+    mask = tube_mask(shape)
 
     def to_peer(batch: Batch) -> dict[str, torch.Tensor]:
         pixels_BTHWC = batch["pixels_BTHWC"].to(peer.device)
