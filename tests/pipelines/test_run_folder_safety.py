@@ -1,6 +1,7 @@
 """A program in place of any file of a run folder is never run: it is refused by name, passed over, or not read at all (R11)."""
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 import yaml
 
+from data.files import sha256_of, write_json
 from pipelines import report
 
 from .conftest import TINY_MODEL, Call
@@ -170,6 +173,20 @@ def test_in_an_unfinished_run_that_is_continued(
     assert [len(weights[again]) for again in (False, True)] == [1, int(len(names) > 5)]
     for name in names[5:]:
         assert ("step_000006: passed over" in started[name]) == ("step_000006/" in name), started[name]
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_in_a_checkpoint_whose_hashes_are_forged(call: Call, unfinished: Path, name: str, kind: str) -> None:
+    step = unfinished / "checkpoints" / "step_000006"
+    (step / f"{name}.safetensors").write_bytes(PAYLOADS[kind])
+    state = json.loads((step / "state.json").read_text())
+    del state["checksum"]
+    state["xxh3"][f"{name}.safetensors"] = xxhash.xxh3_128(PAYLOADS[kind]).hexdigest()
+    write_json(step / "state.json", {**state, "checksum": sha256_of(state)})
+    call("pretrain_ar", *TINY_MODEL)
+    assert "step_000006: passed over" in call.err
+    assert "changed" not in call.err
 
 
 @pytest.mark.parametrize("kind", PICKLES)
