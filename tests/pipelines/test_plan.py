@@ -202,7 +202,7 @@ MEASURED = [
     "more",
     [
         ["--precision", "fp32"],
-        pytest.param(["--precision", "fp32", "--recompute"], marks=pytest.mark.soak),
+        pytest.param(["--precision", "fp32", "--recompute", "--batch_size", "16"], marks=pytest.mark.soak),
         pytest.param(["--precision", "bf16"], marks=pytest.mark.soak),
         pytest.param(["--precision", "fp32", "--accumulate", "2"], marks=pytest.mark.soak),
         pytest.param(["--precision", "fp32", "--attention", "sdpa"], marks=pytest.mark.soak),
