@@ -182,11 +182,7 @@ def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_fastest_product_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {
-        512: [0.5, 0.02, 0.01, 0.02, 0.3],
-        1024: [0.05] * 5,
-        2048: [0.5] * 5,
-    }  # the wider ones would take too long
+    seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}  # wider ones are not asked for
     monkeypatch.setattr("pipelines.plan._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05
 
