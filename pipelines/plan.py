@@ -66,7 +66,7 @@ def plan(
     Raises:
         ValueError: for what the run itself would refuse.
     """
-    world, bf16 = accelerator.num_processes, accelerator.mixed_precision == "bf16"
+    world, bf16, sharded = accelerator.num_processes, accelerator.mixed_precision == "bf16", accelerator.is_fsdp2
     train, held_out = hold_out(cache.videos)
     share = plan_parts(accelerator, config, len(train), blocks_of(cache, train)).batch_size // world
     kernel = _kernel(model.attention, accelerator.device, bf16)
@@ -97,12 +97,13 @@ def plan(
         "cache": cache.address,
         "device": device_name(accelerator.device),
         "processes": world,
+        "sharded": sharded,
         "precision": "bf16" if bf16 else "fp32",
         "attention": kernel,
         "parameters": facts.parameters,
         "tokens": facts.tokens,
         "flop_per_step": flop_per_step,
-        "memory": _memory(step, validating, world),
+        "memory": _memory(step, validating, world, sharded),
         "libraries": libraries,
         "videos": {"train": len(train), "held_out": len(held_out)},
         "validations": validations,
@@ -194,16 +195,18 @@ def _look(objective: Objective, facts: _Facts) -> None:
     watch(getattr(objective, "target", nn.Module()), "predicted")
 
 
-def _memory(step: Cost, validating: Cost, world: int) -> dict[str, int]:
-    buckets = step.gradients if world > 1 else 0
+def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str, int]:
+    """FSDP gives each process its share of what lasts; DistributedDataParallel has a copy of the gradients."""
+    shares = world if sharded else 1
+    buckets = step.gradients if world > 1 and not sharded else 0
     return {
-        "weights": step.weights,
-        "gradients": step.gradients,
+        "weights": step.weights // shares,
+        "gradients": step.gradients // shares,
         "buckets": buckets,
-        "optimizer": step.state,
+        "optimizer": step.state // shares,
         "others": step.others,
-        "peak": step.peak + buckets,
-        "validation": step.weights + step.state + buckets + validating.others,
+        "peak": step.others + (step.peak - step.others) // shares + buckets,
+        "validation": validating.others + (step.weights + step.state) // shares + buckets,
     }
 
 
@@ -235,6 +238,7 @@ def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[
     kernel = numbers["attention"] if numbers["attention"] in _TRACED else f"{numbers['attention']}, counted as sdpa"
     notes = "; without --compile, which changes it" if model.compiled else ""
     each = " of each process" if processes else ""
+    each += " under FSDP" if numbers["sharded"] else ""
     rows = [
         ["parameters", _short(parameters["total"]), numbers["objective"]],
         *([f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")),
@@ -267,7 +271,7 @@ def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[
         ],
         ["time of the run", _span(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of that"],
     ]
-    absent = {"  buckets": not processes, "  besides": numbers["libraries"] is None}
+    absent = {"  buckets": not memory["buckets"], "  besides": numbers["libraries"] is None}
     return [row for row in rows if not absent.get(row[0])]
 
 

@@ -64,8 +64,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
     if config.plan:
-        codes = code_spec(cache)
-        model = Model(lambda: config.objective(codes), config.attention, config.recompute, config.compile)
+        model = Model(lambda: config.objective(code_spec(cache)), config.attention, config.recompute, config.compile)
         return plan(accelerator, config, cache, model, Validation(VALIDATION_CLIPS, VALIDATION_BATCH))
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
