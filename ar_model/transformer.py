@@ -179,7 +179,7 @@ class CrossDecoder(Stack):
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keep only the inputs of every block for the backward pass: less memory, a third more arithmetic, equal numbers."""
+    """Keep only the inputs of every block for the backward pass: less memory, a fifth more arithmetic, equal numbers."""
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = True

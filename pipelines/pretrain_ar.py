@@ -48,7 +48,7 @@ class Pretrain(Training):
     compile: bool = False
     """Compile the transformer's blocks: faster steps after a minute or so; needs a C++ compiler on CPUs."""
     recompute: bool = False
-    """Keep only the inputs of each block for the backward pass: less memory, a third more arithmetic, the same numbers."""
+    """Keep only the inputs of each block for the backward pass: less memory, a fifth more arithmetic, the same numbers."""
     plan: bool = False
     """Only say what the run would cost: parameters, tokens, arithmetic, memory, time. Nothing is trained or written."""
     steps: int = 1000
