@@ -1,6 +1,9 @@
-"""What computes: the attention kernel for this run's shapes and this hardware, and whether there is a compiler."""
+"""What computes: the attention kernel for this run, whether there is a compiler, how fast matrix products are."""
+
+import time
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -55,3 +58,22 @@ def refuse_without_compiler(device: torch.device) -> None:
     except Exception as error:  # whatever the toolchain says, it means the same to the user
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"--compile does not work here: {reason}") from None
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the fastest product of square matrices, up to 8192 wide or a tenth of a second."""
+    best, side, seconds = 0.0, 512, 0.0
+    while side <= 8192 and seconds < 0.1:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = min(_seconds(a, b, device) for _ in range(5))
+        best = max(best, 2 * side**3 / seconds)
+        side *= 2
+    return best
+
+
+def _seconds(a: Tensor, b: Tensor, device: torch.device) -> float:
+    began = time.perf_counter()
+    F.linear(a, b)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,6 +1,5 @@
 """What a pre-training run would cost, said before it is started: the table and the numbers of `pretrain_ar --plan`."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from data.cache import TokenCache
 from data.cache.tool import size, table
 from data.loading import blocks_of
 from data.sources import hold_out
-from pipelines.kernels import refuse_without_compiler
+from pipelines.kernels import matrix_peak, refuse_without_compiler
 from pipelines.run import device_name
 from pipelines.training import Training, make_optimizer, plan_parts
 
@@ -208,25 +207,6 @@ def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str
         "peak": step.others + (step.peak - step.others) // shares + buckets,
         "validation": validating.others + (step.weights + step.state) // shares + buckets,
     }
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the fastest product of square matrices, up to 8192 wide or a tenth of a second."""
-    best, side, seconds = 0.0, 512, 0.0
-    while side <= 8192 and seconds < 0.1:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = min(_seconds(a, b, device) for _ in range(5))
-        best = max(best, 2 * side**3 / seconds)
-        side *= 2
-    return best
-
-
-def _seconds(a: Tensor, b: Tensor, device: torch.device) -> float:
-    began = time.perf_counter()
-    _ = a @ b
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[str]]:

@@ -18,7 +18,7 @@ from data.sources import Source
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
 from pipelines.benchmarks.synthetic import synthetic_cache
-from pipelines.kernels import CANDIDATES
+from pipelines.kernels import CANDIDATES, matrix_peak
 
 PEER = "VideoMAE"
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -40,8 +40,8 @@ def measure(
     shape = shape or Shape(batch=8 if device.type == "cpu" else 64)
     rounds = max(2, round(6 * scale))
     reach = REACH["cuda" if device.type == "cuda" else "cpu"]
-    peak = matrix_peak(shape, device)
-    yield Row(what="matrix products in bf16, the best of the encoder's shapes", unit="TFLOP/s", ours=peak / 1e12)
+    peak = matrix_peak(device, torch.bfloat16)
+    yield Row(what="the fastest product of bf16 matrices", unit="TFLOP/s", ours=peak / 1e12)
     peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
     _tell(tried)
     peer_memory, peer_flop = peer.memory(), flop_of(partial(videomae, shape), "eager")
@@ -98,21 +98,6 @@ def measure(
         ours=lean.memory() / 2**20,
         alternative=lean.name,
     )
-
-
-def matrix_peak(shape: Shape, device: torch.device) -> float:
-    """Most operations per second of a bf16 product of the encoder's own sizes."""
-    rows, width = shape.batch * 300, shape.width
-    best = 0.0
-    for inner, outer in ((width, 4 * width), (4 * width, width), (width, width)):
-        a, b = (torch.randn(n, m, device=device, dtype=torch.bfloat16) for n, m in ((rows, inner), (outer, inner)))
-        for _ in range(20):
-            began = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best = max(best, 2 * rows * inner * outer / (time.perf_counter() - began))
-    return best
 
 
 def flop_of(build: partial[Entrant], attention: str) -> float:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ar_model.objectives import ARVideo
 from data.cache import TokenCache
-from pipelines.plan import Model, Validation, matrix_peak, plan
+from pipelines.kernels import matrix_peak
+from pipelines.plan import Model, Validation, plan
 from pipelines.pretrain_ar import Pretrain, code_spec
 from pipelines.run import Run
 from tests.conftest import MakeCache
@@ -183,7 +184,7 @@ def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_fastest_product_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}  # wider ones are not asked for
-    monkeypatch.setattr("pipelines.plan._seconds", lambda a, b, device: seconds[len(a)].pop())
+    monkeypatch.setattr("pipelines.kernels._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05
 
 
