@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ar_model.backends import BACKENDS, BlockMask, Mask
 
-__all__ = ["Attention", "BlockMask", "Mask", "Rotation", "Trial", "set_backend", "try_backends"]
+__all__ = ["CANNOT_RUN", "Attention", "BlockMask", "Mask", "Rotation", "Trial", "reason", "set_backend", "try_backends"]
 
 
 class Rotation(NamedTuple):
@@ -87,6 +87,15 @@ def set_backend(model: nn.Module, name: str) -> None:
             module.backend = name
 
 
+CANNOT_RUN = (ImportError, NotImplementedError, ValueError, RuntimeError)
+"""What a backend raises that is not installed, or has no kernel for a device, type or shape."""
+
+
+def reason(error: Exception) -> str:
+    """Why it does not run, in a line."""
+    return " ".join(str(error).split())[:200]
+
+
 class Call(NamedTuple):
     """What one layer asks of its kernel."""
 
@@ -129,8 +138,8 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
     for name in names:
         try:
             trial.seconds[name] = sum(count * _time(name, call, device, laps) for call, count in calls.items())
-        except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:  # not installed, or no kernel
-            trial.failures[name] = " ".join(str(error).split())[:200]
+        except CANNOT_RUN as error:
+            trial.failures[name] = reason(error)
     return trial
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ar_model.attention import set_backend
+from ar_model.attention import CANNOT_RUN, reason, set_backend
 from ar_model.backends import BACKENDS
 from ar_model.costs import Build, Cost, cost_of
 from ar_model.objectives import Objective
@@ -127,8 +127,8 @@ def _kernel(wanted: str, device: torch.device, bf16: bool) -> str:
     q = torch.zeros(1, 1, 16, 32, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     try:
         BACKENDS[wanted](q, q, q, None)
-    except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:  # not installed, or no kernel
-        raise ValueError(f"--attention {wanted} does not run here: {' '.join(str(error).split())[:200]}") from None
+    except CANNOT_RUN as error:
+        raise ValueError(f"--attention {wanted} does not run here: {reason(error)}") from None
     return wanted
 
 

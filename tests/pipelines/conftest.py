@@ -80,6 +80,20 @@ def refused(result: Result) -> str:
     return errors[0]
 
 
+def kills(script: str, trials: int, *arguments: str) -> dict[str, Any]:
+    """What a script that kills others found, in a process of its own: it forks, which pytest's threads do not survive."""
+    result = subprocess.run(
+        [sys.executable, "-m", f"tests.pipelines.{script}", str(trials), *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
 SCHEMAS = {
     "train_tokenizer": "TrainTokenizer",
     "evaluate_tokenizer": "EvaluateTokenizer",

@@ -1,27 +1,15 @@
 """A pre-training that is killed at any moments of its life ends as if it had not been, bit for bit (R1, R2)."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import ENVIRONMENT, ROOT
+from .conftest import kills
 
 
 @pytest.mark.parametrize("trials", [6, pytest.param(50, marks=pytest.mark.soak)])
 def test_a_killed_pretraining_ends_the_same(house: Path, tmp_path: Path, trials: int) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.killing_pretrain", str(trials), str(house), str(tmp_path)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = kills("killing_pretrain", trials, str(house), str(tmp_path))
     assert found["wrong"] == []
     assert found["early"] >= trials, "most kills must come while it works"
     if trials >= 50:
