@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from data.cache import TokenCache, find_cache
 from data.cache.tool import table
 from data.clips import ClipSpec
 from data.sources import Source, load_source
@@ -27,6 +28,7 @@ from pipelines.benchmarks import (
     cache_reuse,
     cache_tokenizing,
     pretrain_growth,
+    pretrain_quality,
     pretrain_speed,
     tokenizer_cuda,
     tokenizer_length,
@@ -39,14 +41,19 @@ from pipelines.run import RUNS, command, device_name, start_accelerator
 class Benchmark:
     """Measure this project beside the alternative, as ratios within one run."""
 
-    what: Literal["cache", "tokenizer", "pretrain"]
+    what: Literal["cache", "tokenizer", "pretrain", "quality"]
     """cache: reading, tokenizing, reuse, memory, size and damage of the token cache. tokenizer: quality, speed and code usage
     beside magvit2-pytorch's, long videos; on CUDA also 128x128 and 256x256. pretrain: a training step and training from disk
-    beside VideoMAE of transformers, ViT-B; how its time grows, in pictures under runs/benchmark-pretrain."""
+    beside VideoMAE of transformers, ViT-B; how its time grows, in pictures under runs/benchmark-pretrain. quality: what each
+    choice of ARVideo does to its features, many trainings on --cache, in runs/benchmark-quality; started again it goes on."""
     videos: str = "builtin:moving-digits:400:0"
     """What is tokenized or trained on: a folder, a list file, or a built-in set."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
     """What a clip is"""
+    cache: str | None = None
+    """For quality: a token cache with labels, as in pretrain_ar; by default the newest in caches."""
+    only: list[str] = field(default_factory=list)
+    """For quality: names of the settings to compare, e.g. "[targets 1.0,keep 0.5]"; by default all."""
     scale: float = 1.0
     """Size of the synthetic caches, length of the trainings; 1: those of docs/benchmarks.md."""
 
@@ -90,6 +97,9 @@ def _measures(
             lambda: pretrain_speed.measure(folder, source, device, scale),
             lambda: pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale),
         ]
+    if config.what == "quality":
+        cache = TokenCache.open(find_cache(Path("caches"), config.cache))
+        return [lambda: pretrain_quality.measure(RUNS / "benchmark-quality", cache, device, scale, config.only)]
     return [
         lambda: cache_reading.measure(folder, scale),
         lambda: cache_tokenizing.measure(folder, source, clip),

@@ -1,15 +1,18 @@
 """What the choices of ARVideo do to its features and its likelihood: trainings that differ in one setting, several seeds each.
 
-Every training is `pretrain_ar.py` on one core, as many at a time as there are cores; runs that are finished are not done again.
+Every training is a run of `pretrain_ar.py`, on CPUs as many at a time as there are cores; what is finished is not done again.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,67 +49,84 @@ SETTINGS: dict[str, list[str]] = {
     "sine-cosine positions only": ["rope", "false"],
 }
 """Flags of --objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
-EQUAL_TIME = f"{PLAIN}, for as long as 1.0 takes"
+EQUAL_TIME = f"{PLAIN}, for as long as targets 1.0 takes"
+Runs = dict[tuple[str, int], tuple[list[str], int]]
+"""Flags and steps of each (setting, seed)."""
 
 
-def measure(folder: Path, cache: TokenCache, scale: float, names: Sequence[str] = tuple(SETTINGS)) -> Iterator[Row]:
-    """Frozen linear probe and bits per code of each setting: means over seeds and their standard errors."""
+def measure(
+    parent: Path, cache: TokenCache, device: torch.device, scale: float, only: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Linear probe of the frozen features and bits per held-out code of each setting: means over seeds, standard errors.
+
+    Raises:
+        ValueError: if `only` names an unknown setting, the cache has no two classes, or a training fails.
+    """
+    names = _chosen(only)
+    labelled = Labelled.of(cache)  # a cache without labels shows before anything is trained
     steps, seeds = max(20, round(STEPS * scale)), SEEDS if scale >= 0.5 else 2
-    runs = {(name, seed): (SETTINGS[name], steps) for name in names for seed in range(seeds)}
-    _train(folder, cache, runs)
-    if {PLAIN, "targets 1.0"} <= set(names):
-        seconds = {
-            name: np.mean([_seconds(folder, name, seed) for seed in range(seeds)]) for name in (PLAIN, "targets 1.0")
-        }
-        longer = round(steps * float(seconds["targets 1.0"] / seconds[PLAIN]))
-        _train(folder, cache, {(EQUAL_TIME, seed): ([], longer) for seed in range(seeds)})
-        names = [*names, EQUAL_TIME]
-    labelled = Labelled.of(cache)
-    probes: dict[str, list[float]] = {}
+    folder = parent / f"{cache.name}-{steps}"
+    _train(folder, cache, device, {(name, seed): (SETTINGS[name], steps) for name in names for seed in range(seeds)})
+    if "targets 1.0" in names:
+        seconds = {name: sum(_said(folder, name, seeds, "seconds")) for name in (PLAIN, "targets 1.0")}
+        longer = round(steps * seconds["targets 1.0"] / seconds[PLAIN])
+        _train(folder, cache, device, {(EQUAL_TIME, seed): ([], longer) for seed in range(seeds)})
+        names.insert(1, EQUAL_TIME)
     bar = progress(Accelerator(), len(labelled.rows) * len(names) * seeds, "probe")
-    for name in names:
-        probes[name] = []
-        for seed in range(seeds):
-            model = load_objective(_run(folder, name, seed) / "model")
-            with torch.random.fork_rng():
-                features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
-            probes[name].append(evaluate(features, labelled.y_N, labelled.folds(seed)).linear)
-        bits = [summary_of(_run(folder, name, seed))["bits_per_code"] for seed in range(seeds)]
-        per_step = [_seconds(folder, name, seed) for seed in range(seeds)]
-        yield Row(
-            what=f"{name}: {np.mean(bits):.3f} ± {_error(bits):.3f} bits per code; {np.mean(per_step):.0f} s; probe",
-            unit="",
-            ours=float(np.mean(probes[name])),
-            error=_error(probes[name]),
-            peer=float(np.mean(probes[names[0]])),
-            alternative=names[0],
-            ratio=float(np.mean(probes[name]) - np.mean(probes[names[0]])),
-        )
+    probes = {name: [_probe(folder, cache, labelled, name, seed, bar) for seed in range(seeds)] for name in names}
     bar.close()
+    for what, unit, values in (
+        ("linear probe", "", probes),
+        ("held-out codes", "bits", {name: _said(folder, name, seeds, "bits_per_code") for name in names}),
+        ("a training", "s", {name: _said(folder, name, seeds, "seconds") for name in names}),
+    ):
+        for name in names:
+            yield _row(what, unit, name, values)
 
 
-def _train(folder: Path, cache: TokenCache, runs: dict[tuple[str, int], tuple[list[str], int]]) -> None:
-    """All trainings that are not finished, one on each core."""
-    cores: Queue[int] = Queue()
-    for core in sorted(os.sched_getaffinity(0)):
-        cores.put(core)
+def _chosen(only: Sequence[str]) -> list[str]:
+    unknown = [name for name in only if name not in SETTINGS]
+    if unknown:
+        raise ValueError(f"only: {unknown[0]!r} is none of: {'; '.join(SETTINGS)}")
+    return [name for name in SETTINGS if name == PLAIN or not only or name in only]
+
+
+def _row(what: str, unit: str, name: str, values: dict[str, list[float]]) -> Row:
+    seeds = values[name]
+    mean, plain = float(np.mean(seeds)), float(np.mean(values[PLAIN]))
+    row = Row(what=f"{what}, {name}", unit=unit, ours=mean, error=float(np.std(seeds, ddof=1) / len(seeds) ** 0.5))
+    return row if name == PLAIN else replace(row, peer=plain, alternative=PLAIN, ratio=mean / plain)
+
+
+def _probe(folder: Path, cache: TokenCache, labelled: Labelled, name: str, seed: int, bar: Any) -> float:
+    model = load_objective(_run(folder, name, seed) / "model")
+    with torch.random.fork_rng():
+        features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
+    return evaluate(features, labelled.y_N, labelled.folds(seed)).linear
+
+
+def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) -> None:
+    """All trainings that are not finished: on CPUs one on each core, else one after the other."""
+    cores: Queue[list[str]] = Queue()
+    for core in sorted(os.sched_getaffinity(0)) if device.type == "cpu" and shutil.which("taskset") else []:
+        cores.put(["taskset", "-c", str(core)])
+    if cores.empty():
+        cores.put([])
     bar = progress(Accelerator(), len(runs), "trainings")
 
     def train(item: tuple[tuple[str, int], tuple[list[str], int]]) -> None:
         (name, seed), (flags, steps) = item
-        core = cores.get()
-        try:
-            pairs = [f"--objective.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
-            command = ["taskset", "-c", str(core), sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py")]
-            command += ["--cache", cache.address, "--seed", str(seed), "--steps", str(steps), *pairs]
-            command += ["--validate_every", str(steps), "--save_every", str(steps), "--attention", "plain"]
-            result = subprocess.run(
-                [*command, "--out", str(_run(folder, name, seed))], capture_output=True, text=True, check=False
-            )
-        finally:
-            cores.put(core)
-        if result.returncode:
-            raise ValueError(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}")
+        out = _run(folder, name, seed)
+        if not (out / "summary.json").exists():
+            pinned = cores.get()
+            command = [*pinned, sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py"), "--out", str(out)]
+            command += ["--cache", cache.address, "--seed", str(seed), "--steps", str(steps), "--attention", "plain"]
+            command += ["--validate_every", str(steps), "--save_every", str(steps)]
+            command += [f"--objective.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            cores.put(pinned)
+            if result.returncode:
+                raise ValueError(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}")
         bar.update()
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
@@ -118,10 +138,5 @@ def _run(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-seed{seed}"
 
 
-def _seconds(folder: Path, name: str, seed: int) -> float:
-    return float(summary_of(_run(folder, name, seed))["seconds"])
-
-
-def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5)
+def _said(folder: Path, name: str, seeds: int, key: str) -> list[float]:
+    return [float(summary_of(_run(folder, name, seed))[key]) for seed in range(seeds)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ar_model.costs import cost_of
 from data.cache import TokenCache
@@ -27,9 +28,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "targets 0.25, ranks 0.5": ({"targets": 0.25, "ranks": 0.5}, ""),
     "targets 1.0, ranks 0.5": ({"targets": 1.0, "ranks": 0.5}, ""),
 }
-"""What of ours is measured, and the ratio that we want; the paper trains on all targets and ranks."""
+"""What of ours is measured, and the ratio that we want, if any; the paper trains on all targets and ranks."""
 WORKERS = (0, 1, 2)
 """Numbers of processes that decode for VideoMAE; the best counts."""
+LARGEST = 6
+"""Operations of the profile."""
 REACH = {"cpu": {"fast": 3.0, "all": 1.5, "share": 0.5}, "cuda": {"fast": 2.5, "all": 1.3, "share": 0.4}}
 
 
@@ -89,7 +92,9 @@ def measure(
             ratio=memory / peer_memory,
             reach="≤ 0.4" if settings == {"targets": 0.25} else "",
         )
-        yield from _from_disk(folder, source, shape, mine, peer, max(2, rounds // 2), name)
+        if wanted:
+            yield from _from_disk(folder, source, shape, mine, peer, max(2, rounds // 2), name)
+        yield from _profile(mine, name)
         del mine
     lean = videomae(shape, device, attention="sdpa", compiled=False)
     yield Row(
@@ -115,6 +120,22 @@ def by_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[float]:
     """The median of what each way returns, called in turns, after a round that does not count."""
     laps = [[way() for way in ways] for _ in range(rounds + 1)][1:]
     return [statistics.median(column) for column in zip(*laps, strict=True)]
+
+
+def _profile(entrant: Entrant, name: str) -> Iterator[Row]:
+    """Where the time of a step goes: the operations that take the most, without what they call."""
+    cuda = entrant.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as trace:
+        entrant.step()
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    taken = sorted(((getattr(event, key), event.key) for event in trace.key_averages()), reverse=True)
+    total = sum(microseconds for microseconds, _ in taken)
+    for microseconds, operation in taken[:LARGEST]:
+        yield Row(
+            what=f"share of the time of a step, {name} ({entrant.name}): {operation}",
+            unit="",
+            ours=microseconds / total,
+        )
 
 
 def _both(attentions: Sequence[str]) -> list[dict[str, Any]]:
