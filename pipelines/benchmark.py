@@ -52,8 +52,12 @@ class Benchmark:
     """What a clip is"""
     cache: str | None = None
     """For quality: a token cache with labels, as in pretrain_ar; by default the newest in caches."""
-    only: list[str] = field(default_factory=list)
-    """For quality: names of the settings to compare, e.g. "[targets 1.0,keep 0.5]"; by default all."""
+    only: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": 'For quality: the settings to compare, e.g. --only "targets 1.0" "keep 0.5"; by default all.'
+        },
+    )
     scale: float = 1.0
     """Size of the synthetic caches, length of the trainings; 1: those of docs/benchmarks.md."""
 

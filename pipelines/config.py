@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -37,7 +37,15 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
     )
     several = {f.name: f for f in fields(schema) if f.type == list[str]}  # type: ignore[arg-type]  # schemas are dataclasses
     for name, field in several.items():
-        parser.add_argument(f"--{name}", nargs="+", type=str, required=True, help=field.metadata["help"])
+        needed = field.default_factory is MISSING
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=str,
+            required=needed,
+            default=None if needed else [],
+            help=field.metadata["help"],
+        )
     parser.add_class_arguments(schema, as_group=False, as_positional=True, skip=set(several))
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # --trust alone means --trust true
