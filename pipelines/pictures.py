@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from einops import rearrange
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -75,8 +76,11 @@ def line_chart(
                 level[0], (1, level[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK
             )
         if log:
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+                axis.set_minor_locator(NullLocator())
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

@@ -72,29 +72,19 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
         return run.summary()
-    objective.to(accelerator.device)
-    if config.compile:
-        refuse_without_compiler(accelerator.device)
     rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels)
-    backend = run.choose(accelerator, "attention", lambda: _attention(accelerator, objective, dataset, config))
-    set_backend(objective, backend)
-    if config.recompute:
-        recompute_activations(objective)
-    if config.compile:
-        compile_blocks(objective)
-    clips = (held_out or rows)[:VALIDATION_CLIPS]
-    name = type(objective).__name__
-    millions = sum(p.numel() for p in objective.parameters()) / 1e6
-    unigram = cache.manifest["unigram_bits"]
+    backend = _make_ready(run, accelerator, objective, dataset, config)
+    name, unigram = type(objective).__name__, cache.manifest["unigram_bits"]  # before FSDP, which changes the class
     say(
         accelerator,
-        f"{name}, {millions:.1f} M parameters, attention {backend}, "
-        f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
+        f"{name}, {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters, "
+        f"attention {backend}, {'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
         f"cache {cache.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
         f"codes by their frequencies cost {unigram:.2f} bits",
     )
+    clips = (held_out or rows)[:VALIDATION_CLIPS]
     result = fit(
         run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)
     )
@@ -128,6 +118,26 @@ def code_spec(cache: TokenCache) -> CodeSpec:
         codebook_VC=None if codebook_VC is None else torch.from_numpy(codebook_VC),
         clip=None if cache.spec["keep_pixels"] == "none" else (clip.frames, clip.size, clip.size),
     )
+
+
+def _make_ready(
+    run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain
+) -> str:
+    """Put the objective on its device, with the attention kernel, recomputation and compilation of the run; the kernel's name.
+
+    Raises:
+        ValueError: if the kernel or the compiler does not work here.
+    """
+    objective.to(accelerator.device)
+    if config.compile:
+        refuse_without_compiler(accelerator.device)
+    backend = run.choose(accelerator, "attention", lambda: _attention(accelerator, objective, dataset, config))
+    set_backend(objective, backend)
+    if config.recompute:
+        recompute_activations(objective)
+    if config.compile:
+        compile_blocks(objective)
+    return backend
 
 
 def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:

@@ -27,30 +27,30 @@ from pipelines.run import progress, summary_of
 
 SEEDS, STEPS = 5, 800
 PLAIN = "targets 0.25"
-SETTINGS: dict[str, list[str]] = {
-    PLAIN: [],
-    "targets 1.0": ["targets", "1.0"],
-    "targets 0.1": ["targets", "0.1"],
-    "ranks 0.5": ["ranks", "0.5"],
-    "targets 1.0, ranks 0.5": ["targets", "1.0", "ranks", "0.5"],
-    "unit: token": ["clusters", "[1,1,1]"],
-    "unit: slice": ["clusters", "[1,8,8]"],
-    "unit: spatial": ["clusters", "[1,4,4]"],
-    "unit: column": ["clusters", "[8,1,1]"],
-    "unit: temporal": ["clusters", "[2,1,1]"],
-    "unit: space-time, larger": ["clusters", "[4,4,4]"],
-    "order: spatial-first": ["order", "spatial-first"],
-    "order: temporal-first": ["order", "temporal-first"],
-    "keep 0.1": ["keep", "0.1"],
-    "keep 0.5": ["keep", "0.5"],
-    "keep 1.0": ["keep", "1.0"],
-    "no causal mask": ["causal", "false"],
-    "self- and cross-attention": ["decoder_self", "true"],
-    "sine-cosine positions only": ["rope", "false"],
+SETTINGS: dict[str, dict[str, str]] = {
+    PLAIN: {},
+    "targets 1.0": {"targets": "1.0"},
+    "targets 0.1": {"targets": "0.1"},
+    "ranks 0.5": {"ranks": "0.5"},
+    "targets 1.0, ranks 0.5": {"targets": "1.0", "ranks": "0.5"},
+    "unit: token": {"clusters": "[1,1,1]"},
+    "unit: slice": {"clusters": "[1,8,8]"},
+    "unit: spatial": {"clusters": "[1,4,4]"},
+    "unit: column": {"clusters": "[8,1,1]"},
+    "unit: temporal": {"clusters": "[2,1,1]"},
+    "unit: space-time, larger": {"clusters": "[4,4,4]"},
+    "order: spatial-first": {"order": "spatial-first"},
+    "order: temporal-first": {"order": "temporal-first"},
+    "keep 0.1": {"keep": "0.1"},
+    "keep 0.5": {"keep": "0.5"},
+    "keep 1.0": {"keep": "1.0"},
+    "no causal mask": {"causal": "false"},
+    "self- and cross-attention": {"decoder_self": "true"},
+    "sine-cosine positions only": {"rope": "false"},
 }
 """Flags of --objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
 EQUAL_TIME = f"{PLAIN}, for as long as targets 1.0 takes"
-Runs = dict[tuple[str, int], tuple[list[str], int]]
+Runs = dict[tuple[str, int], tuple[dict[str, str], int]]
 """Flags and steps of each (setting, seed)."""
 
 
@@ -70,7 +70,7 @@ def measure(
     if "targets 1.0" in names:
         seconds = {name: sum(_said(folder, name, seeds, "seconds")) for name in (PLAIN, "targets 1.0")}
         longer = round(steps * seconds["targets 1.0"] / seconds[PLAIN])
-        _train(folder, cache, device, {(EQUAL_TIME, seed): ([], longer) for seed in range(seeds)})
+        _train(folder, cache, device, {(EQUAL_TIME, seed): ({}, longer) for seed in range(seeds)})
         names.insert(1, EQUAL_TIME)
     bar = progress(Accelerator(), len(labelled.rows) * len(names) * seeds, "probe")
     probes = {name: [_probe(folder, cache, labelled, name, seed, bar) for seed in range(seeds)] for name in names}
@@ -114,7 +114,7 @@ def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) ->
         cores.put([])
     bar = progress(Accelerator(), len(runs), "trainings")
 
-    def train(item: tuple[tuple[str, int], tuple[list[str], int]]) -> None:
+    def train(item: tuple[tuple[str, int], tuple[dict[str, str], int]]) -> None:
         (name, seed), (flags, steps) = item
         out = _run(folder, name, seed)
         if not (out / "summary.json").exists():
@@ -122,7 +122,7 @@ def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) ->
             command = [*pinned, sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py"), "--out", str(out)]
             command += ["--cache", cache.address, "--seed", str(seed), "--steps", str(steps), "--attention", "plain"]
             command += ["--validate_every", str(steps), "--save_every", str(steps)]
-            command += [f"--objective.{key}={value}" for key, value in zip(flags[::2], flags[1::2], strict=True)]
+            command += [f"--objective.{key}={value}" for key, value in flags.items()]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             cores.put(pinned)
             if result.returncode:
