@@ -28,6 +28,11 @@ class Rotation(NamedTuple):
     def of(cls, angle_BLA: Tensor) -> "Rotation":
         return cls(angle_BLA.cos()[:, None], angle_BLA.sin()[:, None])
 
+    @classmethod
+    def joined(cls, first: "Rotation", second: "Rotation") -> "Rotation":
+        """Those of two runs of tokens, one behind the other."""
+        return cls(*(torch.cat(pair, dim=2) for pair in zip(first, second, strict=True)))
+
     def apply(self, x_BNLH: Tensor) -> Tensor:
         """Turn the pairs (i, i + H / 2) of channels."""
         cos, sin = self.cos.to(x_BNLH.dtype), self.sin.to(x_BNLH.dtype)

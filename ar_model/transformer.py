@@ -37,6 +37,15 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
     return torch.cat(codes, dim=1)
 
 
+def flat_positions(count: int, width: int) -> Tensor:
+    """Fixed sine-cosine codes of the numbers 0..count - 1 of tokens in raster order, (count, width): VideoMAE's, which
+    know no grid (arXiv 2203.12602, its code; the formula of arXiv 1706.03762, section 3.5)."""
+    rate_D = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
+    angle_LD = torch.arange(count, dtype=torch.float64)[:, None] * rate_D
+    angle_LD[:, 0::2], angle_LD[:, 1::2] = angle_LD[:, 0::2].sin(), angle_LD[:, 1::2].cos()
+    return angle_LD.float()
+
+
 def rotary_angles(grid: Grid, head_width: int, trained: Grid | None = None) -> Tensor:
     """Angles of axial rotary positions for all (t, h, w) of a grid in raster order, (L, head_width / 2).
 
@@ -64,14 +73,20 @@ def positions_of(grid: Grid, trained: Grid | None = None) -> Tensor:
 
 
 class Positions(nn.Module):
-    """Where the tokens of a grid are: sine-cosine codes to add to them and, with `rope`, turns of queries and keys."""
+    """Where the tokens of a grid are: sine-cosine codes to add to them and, with `rope`, turns of queries and keys.
 
-    def __init__(self, grid: Grid, width: int, heads: int, rope: bool, trained: Grid | None = None) -> None:
+    `flat`: codes of their number in raster order instead of (t, h, w).
+    """
+
+    def __init__(
+        self, grid: Grid, width: int, heads: int, rope: bool, trained: Grid | None = None, *, flat: bool = False
+    ) -> None:
         super().__init__()
-        self.grid, self.width, self.heads, self.rope = grid, width, heads, rope
+        self.grid, self.width, self.heads, self.rope, self.flat = grid, width, heads, rope, flat
         self.code_LD: Tensor
         self.angle_LA: Tensor
-        self.register_buffer("code_LD", sincos_positions(grid, width, trained), persistent=False)
+        code_LD = flat_positions(math.prod(grid), width) if flat else sincos_positions(grid, width, trained)
+        self.register_buffer("code_LD", code_LD, persistent=False)
         self.register_buffer("angle_LA", rotary_angles(grid, width // max(1, heads), trained), persistent=False)
 
     def forward(self, tokens_BM: Tensor) -> tuple[Tensor, Rotation | None]:
@@ -82,7 +97,8 @@ class Positions(nn.Module):
         """Those of another grid of the same extent (see `positions_of`)."""
         if grid == self.grid:
             return self
-        return Positions(grid, self.width, self.heads, self.rope, self.grid).to(self.code_LD.device)
+        laid = Positions(grid, self.width, self.heads, self.rope, self.grid, flat=self.flat)
+        return laid.to(self.code_LD.device)
 
 
 class MLP(nn.Sequential):
@@ -176,6 +192,25 @@ class CrossDecoder(Stack):
         for block in self.blocks:
             x_BLD = self._run(block, x_BLD, context_BMD, sight)
         return self.norm(x_BLD)
+
+
+class SelfDecoder(Stack):
+    """Queries (B, Q, D) and an encoder's output (B, M, D_encoder) attend to each other -> the queries' outputs (B, Q, D)."""
+
+    def __init__(self, width: int, depth: int, heads: int, context_width: int) -> None:
+        super().__init__()
+        self.context = nn.Linear(context_width, width, bias=False)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(
+        self, x_BQD: Tensor, context_BME: Tensor, position_BMD: Tensor, rotation: Rotation | None = None
+    ) -> Tensor:
+        """`position_BMD` is added to the context; `rotation` is of the context, then of the queries."""
+        both_BLD = torch.cat([self.context(context_BME) + position_BMD, x_BQD], dim=1)
+        for block in self.blocks:
+            both_BLD = self._run(block, both_BLD, None, rotation)
+        return self.norm(both_BLD[:, -x_BQD.shape[1] :])
 
 
 def recompute_activations(model: nn.Module) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ar_model.attention import BlockMask
 from ar_model.clusters import ClusterGrid, Order, cluster_order, some_ranks, tokens_by_rank
-from ar_model.inputs import CodeInput, CodeSpec, Content, Cut, Grid, make_input, take
+from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, take
 from ar_model.objectives.base import Objective, refuse_shares, refuse_unknown, three
 from ar_model.targets import CodeLikelihood, make_target
-from ar_model.transformer import CrossDecoder, Encoder, Positions, Sight, init_weights
+from ar_model.transformer import CrossDecoder, Positions, Sight, init_weights
 
 
 class ARVideo(Objective):
@@ -83,18 +83,22 @@ class ARVideo(Objective):
         decoder_self: bool = False,
     ) -> None:
         super().__init__()
-        choices = {"order": Order, "code_input": CodeInput, "likelihood": CodeLikelihood}
-        refuse_unknown(choices, order=order, code_input=code_input, likelihood=likelihood)
-        refuse_unknown({"input": Content, "target": Content}, input=input, target=target)
+        refuse_unknown({"order": Order, "likelihood": CodeLikelihood}, order=order, likelihood=likelihood)
         refuse_shares(keep=keep, targets=targets, ranks=ranks)
-        if min(width, depth, decoder_width, decoder_depth) < 1:
-            raise ValueError("objective.width, depth, decoder_width and decoder_depth must be at least 1")
-        clusters, code_patch = three(clusters=clusters), three(code_patch=code_patch)
-        self.input = Cut.of(input, codes, code_patch)
-        self.predicts = Cut.of(target, codes, code_patch)
-        self.needs_pixels = "pixels" in (input, target)
-        grid = Cut("codes", code_patch).grid(codes.shape)
-        self.time_slices = grid[0]
+        if min(decoder_width, decoder_depth) < 1:
+            raise ValueError("objective.decoder_width and decoder_depth must be at least 1")
+        clusters = three(clusters=clusters)
+        grid = self.make_trunk(
+            codes,
+            input=input,
+            target=target,
+            code_patch=code_patch,
+            code_input=code_input,
+            rope=rope,
+            width=width,
+            depth=depth,
+            heads=heads,
+        )
         self.clusters, self.order, self.causal = ClusterGrid(grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
@@ -105,14 +109,11 @@ class ARVideo(Objective):
         if not causal and self.kept == size:
             raise ValueError("without the causal mask only dropped tokens are predicted: keep must leave some")
 
-        self.embedding = make_input(self.input, codes, width, code_input)
-        self.encoder = Encoder(width, depth, heads)
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, width, with_self=decoder_self)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
         for part in (self.embedding, self.encoder, self.decoder):
             part.apply(init_weights)
-        self.positions = Positions(grid, width, heads, rope)
         self.query_positions = Positions(grid, decoder_width, decoder_heads, rope)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,9 +125,7 @@ class ARVideo(Objective):
             return BlockMask(ranks, queries, keys) if self.causal else None
 
         # Encoder: run i of the tokens is the cluster of rank i. Decoder: run i of the queries is rank i + 1, and sees ranks 0..i.
-        position_BMD, rotation = self.positions(seen_BM)
-        x_BMD = self.embedding(take(self.input.tokens(batch), seen_BM)) + position_BMD
-        x_BMD = self.encoder.norm(self.encoder(x_BMD, mask(self.kept, self.kept), rotation)[-1])
+        x_BMD = self.encode(batch, seen_BM, mask(self.kept, self.kept))
         query_BQD, rotation = self.query_positions(wanted_BQ)
         sight = Sight(
             mask(predicted, self.kept), rotation, self.query_positions(seen_BM)[1], self_mask=mask(predicted, predicted)
@@ -134,16 +133,6 @@ class ARVideo(Objective):
         h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, sight)
         loss = self.target(h_BQD, take(self.predicts.tokens(batch), wanted_BQ))
         return {"loss": loss, **self.target.numbers(loss.detach())}
-
-    def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Output of every encoder block for whole clips, (B, L, D) in raster order; no mask, nothing dropped.
-
-        Clips may have another size than those of the training: their positions are laid over the trained grid.
-        """
-        grid = self.input.grid(self.input.clip(batch).shape[1:4])
-        x_BLD = self.embedding(self.input.tokens(batch))
-        position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
-        return self.encoder(x_BLD + position_1LD, rotation=rotation)
 
     def _asked(self) -> tuple[int, int]:
         """Clusters of a step and tokens of each to predict: as configured in training, all that there are in evaluation."""

@@ -1,14 +1,20 @@
-"""What every objective is to the rest of the house."""
+"""What every objective is to the rest of the house, and the trunk that all have.
+
+Legend: B batch, L tokens, M some of them, D width.
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ar_model.inputs import CodeSpec, Grid
+from ar_model.attention import Mask
+from ar_model.inputs import CodeInput, CodeSpec, Content, Cut, Grid, make_input, take
+from ar_model.transformer import Encoder, Positions
 
 
 class Objective(nn.Module, PyTorchModelHubMixin):
@@ -32,9 +38,58 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         """`loss` (scalar, with gradient) and numbers to log (scalars, without)."""
         raise NotImplementedError
 
+    def make_trunk(
+        self,
+        codes: CodeSpec,
+        *,
+        input: Content,  # noqa: A002
+        target: Content,
+        code_patch: Grid,
+        code_input: CodeInput,
+        rope: bool,
+        width: int,
+        depth: int,
+        heads: int,
+    ) -> Grid:
+        """Set what all objectives have: `input` and `predicts` (how clips are cut into tokens), `embedding`, `positions` and
+        `encoder`, not initialised yet. Returns the grid of tokens.
+
+        Raises:
+            ValueError: for settings that do not exist or do not fit the codes.
+        """
+        refuse_unknown(
+            {"input": Content, "target": Content, "code_input": CodeInput},
+            input=input,
+            target=target,
+            code_input=code_input,
+        )
+        if min(width, depth) < 1:
+            raise ValueError("objective.width and depth must be at least 1")
+        patch = three(code_patch=code_patch)
+        self.input, self.predicts = Cut.of(input, codes, patch), Cut.of(target, codes, patch)
+        self.needs_pixels = "pixels" in (input, target)
+        grid = Cut("codes", patch).grid(codes.shape)
+        self.time_slices = grid[0]
+        self.embedding = make_input(self.input, codes, width, code_input)
+        self.encoder = Encoder(width, depth, heads)
+        self.positions = Positions(grid, width, heads, rope)
+        return grid
+
+    def encode(self, batch: dict[str, Tensor], tokens_BM: Tensor, mask: Mask = None) -> Tensor:
+        """What the encoder makes of some tokens of each clip, (B, M, D)."""
+        position_BMD, rotation = self.positions(tokens_BM)
+        x_BMD = self.embedding(take(self.input.tokens(batch), tokens_BM)) + position_BMD
+        return self.encoder.norm(self.encoder(x_BMD, mask, rotation)[-1])
+
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Representations of whole clips, one (B, L, D) per layer, tokens in raster order; no mask, nothing dropped."""
-        raise NotImplementedError
+        """Output of every encoder block for whole clips, (B, L, D) in raster order; no mask, nothing dropped.
+
+        Clips may have another size than those of the training: their positions are laid over the trained grid.
+        """
+        grid = self.input.grid(self.input.clip(batch).shape[1:4])
+        x_BLD = self.embedding(self.input.tokens(batch))
+        position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
+        return self.encoder(x_BLD + position_1LD, rotation=rotation)
 
     def save(self, folder: Path) -> None:
         """Write weights and configuration, for `load_objective`, `from_pretrained` and the hub."""
