@@ -82,6 +82,11 @@ def hashed(seed_B: Tensor, n: int, stream: int) -> Tensor:
     return x
 
 
+def uniform(seed_B: Tensor, n: int, stream: int) -> Tensor:
+    """Pseudo-random float64 in [0, 1) of shape (B, n), from `hashed`."""
+    return _shift(hashed(seed_B, n, stream), 11).double() / 2**53
+
+
 def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB

@@ -1,8 +1,8 @@
-"""What is hidden of a clip: tubes, single tokens, slices of time (arXiv 2203.12602, section 3.3).
+"""What is hidden of a clip: tubes, single tokens, slices of time (arXiv 2203.12602, section 3.3), blocks (arXiv 2106.11250).
 
-Everything is an index tensor; tokens are numbered 0..L-1 in raster order (t, h, w).
+Tokens are numbered 0..L-1 in raster order (t, h, w).
 
-Legend: B samples, L tokens, P places of a slice, T slices of time, M visible and Q hidden tokens.
+Legend: B samples, L tokens, U places or slices or tokens, M visible and Q hidden tokens, N blocks, T H W the grid.
 """
 
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ar_model.clusters import hashed
+from ar_model.clusters import hashed, uniform
 from ar_model.inputs import Grid
 
 Masking = Literal["tube", "random", "frame"]
@@ -55,3 +55,21 @@ def _tokens(kind: Masking, grid: Grid, units_BU: Tensor) -> Tensor:
     if kind == "frame":
         return (units_BU[..., None] * places + torch.arange(places, device=units_BU.device)).flatten(1)
     return units_BU
+
+
+def block_mask(grid: Grid, blocks: int, seed_B: Tensor) -> Tensor:
+    """Whether each token is in one of a sample's blocks, bool (B, T, H, W); a pure function of the samples' seeds (int64).
+
+    Blocks are 1..floor(2T / 3) long, 1..H / 2 high and 1..W / 2 wide, all equally likely, at any place where they fit
+    (arXiv 2106.11250, section 3.2, which says that 2T / 3 is rounded up; its code and its table of ratios round down).
+    """
+    t, h, w = grid
+    inside = torch.ones(len(seed_B), blocks, 1, 1, 1, dtype=torch.bool, device=seed_B.device)
+    draws_BAN = uniform(seed_B, 6 * blocks, stream=4).view(len(seed_B), 6, blocks)
+    for axis, (side, longest) in enumerate(((t, 2 * t // 3), (h, h // 2), (w, w // 2))):
+        length_BN = 1 + (draws_BAN[:, 2 * axis] * max(1, longest)).long()
+        first_BN = (draws_BAN[:, 2 * axis + 1] * (side - length_BN + 1)).long()
+        place = torch.arange(side, device=seed_B.device)
+        along_BNS = (place >= first_BN[..., None]) & (place < (first_BN + length_BN)[..., None])
+        inside = inside & along_BNS.view(*along_BNS.shape[:2], *(side if i == axis else 1 for i in range(3)))
+    return inside.any(dim=1)

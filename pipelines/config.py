@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 T = TypeVar("T")
 
@@ -51,12 +51,24 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
         if getattr(action, "_typehint", None) is bool:  # --trust alone means --trust true
             action.nargs, action.const = "?", True
     settings = parser.parse_args(argv)
+    if _default_to_chosen_classes(parser, settings):
+        settings = parser.parse_args(argv)
     try:
         values = vars(parser.instantiate(settings))
         values.pop("config", None)
         return schema(**values), parser.dump(settings, skip_unset=False)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:
+    """Make the chosen classes the defaults; whether one was not. Else a class inherits the defaults of the one before it."""
+    changed = False
+    for action in parser._actions:
+        default, chosen = action.default, settings.get(action.dest)
+        if isinstance(default, dict) and "class_path" in default and chosen["class_path"] != default["class_path"]:
+            action.default, changed = {"class_path": chosen["class_path"]}, True
+    return changed
 
 
 def load_settings(text: str) -> dict[str, Any]:
