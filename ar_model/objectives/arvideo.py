@@ -92,9 +92,8 @@ class ARVideo(Objective):
         clusters, code_patch = three(clusters=clusters), three(code_patch=code_patch)
         self.input = Cut.of(input, codes, code_patch)
         self.predicts = Cut.of(target, codes, code_patch)
-        self.needs_pixels = "pixels" in (input, target)
+        self.needs_pixels, self.sees_pixels = "pixels" in (input, target), input == "pixels"
         grid = Cut("codes", code_patch).grid(codes.shape)
-        self.time_slices = grid[0]
         self.clusters, self.order, self.causal = ClusterGrid(grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
@@ -140,10 +139,17 @@ class ARVideo(Objective):
 
         Clips may have another size than those of the training: their positions are laid over the trained grid.
         """
-        grid = self.input.grid(self.input.clip(batch).shape[1:4])
+        grid = self._grid(batch)
         x_BLD = self.embedding(self.input.tokens(batch))
         position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
+
+    def time_slices(self, batch: dict[str, Tensor]) -> int:
+        return self._grid(batch)[0]
+
+    def _grid(self, batch: dict[str, Tensor]) -> Grid:
+        """Tokens of a batch's clips along (t, h, w)."""
+        return self.input.grid(self.input.clip(batch).shape[1:4])
 
     def _asked(self) -> tuple[int, int]:
         """Clusters of a step and tokens of each to predict: as configured in training, all that there are in evaluation."""

@@ -18,10 +18,10 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     of all randomness of the step) and, for those that need them, `pixels_BTHWC`.
     """
 
-    time_slices: int
-    """Tokens along time: `features` are that many equal runs of tokens."""
     needs_pixels: bool = False
     """Whether batches must have `pixels_BTHWC` (uint8)."""
+    sees_pixels: bool = False
+    """Whether those of `features` must."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # the mixin does not hand these down by itself
         super().__init_subclass__(
@@ -34,6 +34,10 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Representations of whole clips, one (B, L, D) per layer, tokens in raster order; no mask, nothing dropped."""
+        raise NotImplementedError
+
+    def time_slices(self, batch: dict[str, Tensor]) -> int:
+        """Tokens along time of a batch's clips: its features are that many equal runs of tokens."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
