@@ -117,6 +117,17 @@ def test_compilation_where_there_is_no_compiler(
     torch.compiler.reset()
 
 
+def test_a_compiler_that_fails_on_the_model_only(pretrain: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def fail(*_: object) -> None:
+        raise BackendCompilerFailed("inductor", RuntimeError("C++ compile error\nkernel.cpp: no"), None)
+
+    monkeypatch.setattr("pipelines.pretrain_ar.fit", fail)
+    line = pretrain("--compile", "false")
+    assert line.startswith("pretrain_ar: error: --compile: backend='inductor' raised") and line.endswith("leave it out")
+
+
 @pytest.mark.parametrize("other", ["larger vocabulary", "other grid"])
 def test_the_folder_of_a_run_on_another_cache(pretrain: Callable[..., Any], other: str) -> None:
     pretrain()
