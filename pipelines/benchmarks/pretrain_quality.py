@@ -21,11 +21,12 @@ from accelerate import Accelerator
 from ar_model.objectives import load_objective
 from ar_model.probes import evaluate
 from data.cache import TokenCache
+from data.files import write_json
 from pipelines.benchmarks import Row
 from pipelines.config import parse
 from pipelines.pretrain_ar import Pretrain, code_spec
 from pipelines.probe import Labelled, pooled_features
-from pipelines.run import progress, summary_of
+from pipelines.run import progress, read_json, summary_of
 
 SEEDS, STEPS = 5, 800
 PLAIN = "targets 0.25"
@@ -112,10 +113,14 @@ def _row(what: str, unit: str, name: str, values: dict[str, list[float]]) -> Row
 
 
 def _probe(folder: Path, cache: TokenCache, labelled: Labelled, name: str, seed: int, bar: Any) -> float:
-    model = load_objective(_run(folder, name, seed) / "model")
-    with torch.random.fork_rng():
-        features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
-    return evaluate(features, labelled.y_N, labelled.folds(seed)).linear
+    """Accuracy of a run's linear probe, kept beside the run."""
+    file = _run(folder, name, seed) / "quality.json"
+    if not file.exists():
+        model = load_objective(file.parent / "model")
+        with torch.random.fork_rng():
+            features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
+        write_json(file, {"linear": evaluate(features, labelled.y_N, labelled.folds(seed)).linear})
+    return float(read_json(file)["linear"])
 
 
 def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) -> None:
