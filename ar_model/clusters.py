@@ -27,8 +27,13 @@ class ClusterGrid:
     box: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        if min(self.box) < 1 or any(g % k for g, k in zip(self.grid, self.box, strict=True)):
-            raise ValueError(f"clusters of {_x(self.box)} tokens do not divide the grid of {_x(self.grid)} tokens")
+        for axis, tokens, side in zip("thw", self.grid, self.box, strict=True):
+            if side < 1 or tokens % side:
+                fit = ", ".join(str(n) for n in range(1, tokens + 1) if tokens % n == 0)
+                raise ValueError(
+                    f"clusters of {_x(self.box)} tokens do not divide the grid of {_x(self.grid)} tokens: "
+                    f"objective.clusters can be {fit} along {axis}"
+                )
 
     @property
     def counts(self) -> tuple[int, int, int]:

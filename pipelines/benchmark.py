@@ -47,9 +47,9 @@ class Benchmark:
     beside VideoMAE of transformers, ViT-B; how its time grows, in pictures under runs/benchmark-pretrain. quality: what each
     choice of ARVideo does to its features, many trainings on --cache, in runs/benchmark-quality; started again it goes on."""
     videos: str = "builtin:moving-digits:400:0"
-    """What is tokenized or trained on: a folder, a list file, or a built-in set."""
+    """For cache, tokenizer and pretrain: a folder, a list file, or a built-in set; built-in videos cost no decoding."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
-    """What a clip is"""
+    """For cache and tokenizer: what a clip is"""
     cache: str | None = None
     """For quality: a token cache with labels, as in pretrain_ar; by default the newest in caches."""
     only: list[str] = field(
@@ -64,6 +64,8 @@ class Benchmark:
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 100:
             raise ValueError(f"scale is {self.scale}, but must be above 0 and at most 100")
+        if self.only and self.what != "quality":
+            raise ValueError("only names settings of quality; the other benchmarks have none")
         if self.clip.views == "dense":
             raise ValueError("clip.views is dense, but must be a number here")
 
@@ -73,12 +75,17 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     device = start_accelerator().device
     began = time.perf_counter()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
-        for measure in _measures(config, source, Path(folder), device):
-            for row in measure():
-                rows.append(row)
-                print(f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
-    print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
+    try:
+        with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
+            for measure in _measures(config, source, Path(folder), device):
+                for row in measure():
+                    rows.append(row)
+                    print(
+                        f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True
+                    )
+    finally:  # what was measured before something failed, or was stopped, counts
+        if rows:
+            print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
     return {
         "table": [{**asdict(row), "device": device_name(device)} for row in rows],
         "device": device_name(device),

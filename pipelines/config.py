@@ -1,5 +1,6 @@
 """Command lines: a typed dataclass, YAML files, dotted overrides."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -12,10 +13,23 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 T = TypeVar("T")
 
 
+_WORDS = {
+    r'Parser key "(.+?)":': r"\1:",
+    r"Expected a <class 'int'>\. Got value: (.*)": r"must be a whole number, not \1",
+    r"Expected a <class 'float'>\. Got value: (.*)": r"must be a number, not \1",
+    r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, not \1",
+    r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, not \2",
+    r"Expected a dot import path string:": "there is no such class:",
+    r"Option '(.+?)' is not accepted": r"the chosen class has no setting '\1'",
+}
+"""What the parser says, and how we do."""
+
+
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line for a user's mistake, exit code 2."""
-        message = message.replace("Expected a dot import path string:", "there is no such class:")
+        for said, better in _WORDS.items():
+            message = re.sub(said, better, message)
         raise SystemExit(fail(self.prog.removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 

@@ -1,6 +1,7 @@
 """What computes: the attention kernel for this run, whether there is a compiler, how fast matrix products are."""
 
 import time
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from ar_model.attention import Trial, set_backend, try_backends
 from ar_model.objectives import Objective
 from pipelines.run import boxed, say
 
-CANDIDATES = {"cuda": ["xformers", "flex", "sdpa", "plain"], "cpu": ["plain", "sdpa"]}
+CANDIDATES = defaultdict(lambda: ["plain", "sdpa"], cuda=["xformers", "flex", "sdpa", "plain"])
 """Kernels that a trial compares, by device."""
 
 
@@ -23,7 +24,7 @@ def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict
     Raises:
         ValueError: if the wanted one does not run here.
     """
-    candidates = CANDIDATES.get(accelerator.device.type, ["plain", "sdpa"])
+    candidates = CANDIDATES[accelerator.device.type]
     if wanted not in ("auto", *candidates):
         candidates = [wanted, *candidates]
     set_backend(objective, "plain")  # runs everywhere

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from einops import rearrange
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -81,6 +81,8 @@ def line_chart(
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 axis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

@@ -155,12 +155,13 @@ def validate(
     """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     total: dict[str, Tensor] = {}
+    wide = torch.float32 if accelerator.device.type == "mps" else torch.float64  # which has no wider one
     for first in range(0, len(rows[:: accelerator.num_processes]), VALIDATION_BATCH):
         part = mine[first : first + VALIDATION_BATCH]
         # Where it is empty a clip counts nothing: under FSDP all processes must go forward equally often.
         (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
         for key, value in objective(_to(batch, accelerator.device)).items():
-            total[key] = total.get(key, 0) + value.double() * len(part)
+            total[key] = total.get(key, 0) + value.to(wide) * len(part)
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
 
 

@@ -152,10 +152,11 @@ def pooled_features(
     """Pooled features of the canonical views, one (N, F) per layer."""
     objective.to(accelerator.device)
     pooled: list[list[np.ndarray]] = []
-    for batch in evaluation_batches(cache, rows, batch_size=32, pixels=objective.needs_pixels):
+    for batch in evaluation_batches(cache, rows, batch_size=32, pixels=objective.sees_pixels):
         with accelerator.autocast():
             layers = objective.features({key: value.to(accelerator.device) for key, value in batch.items()})
-        pooled.append([slice_means(layer, objective.time_slices).cpu().numpy() for layer in layers])
+        slices = objective.time_slices(batch)
+        pooled.append([slice_means(layer, slices).cpu().numpy() for layer in layers])
         bar.update(len(batch["row_B"]))
     return [np.concatenate(parts) for parts in zip(*pooled, strict=True)]
 

@@ -138,7 +138,7 @@ def _probe(probe: dict[str, Any]) -> str:
     ]
     cut = "the official held-out split" if probe["folds"] == 1 else f"{probe['folds']} folds"
     return (
-        f"<p>{escape(Path(probe['cache']).name)}: {probe['n']} labelled clips tested, {cut}, {probe['seeds']} seeds; "
+        f"<p>{escape(Path(probe['cache']).name)}: {probe['n']} labelled clips tested, {cut}, seeds: {probe['seeds']}; "
         f"{probe['skipped']} videos skipped, {probe['unlabelled']} unlabelled. Most often chosen: layer {probe['layer']}. "
         f"Protocol: {escape(probe['protocol'])}.</p>"
         + bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"]))
@@ -228,7 +228,7 @@ def _cache(cache: TokenCache) -> str:
         [
             "clips",
             f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, "
-            f"{clip.views} view(s) of each video",
+            f"views of each video: {clip.views}",
         ],
         ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
         [
@@ -261,8 +261,9 @@ def _commands(folder: Path, cache: TokenCache) -> str:
     related += [path for path in made_caches if summary_of(path)["cache"] in caches]
     runs = {path.resolve(): environment_of(path) for path in related if (path / "environment.json").exists()}
     started = sorted(runs.values(), key=lambda environment: environment["started"])
-    lines = dict.fromkeys(f"accelerate launch {shlex.join(environment['command'])}" for environment in started)
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+    commands = dict.fromkeys(("accelerate", "launch", *environment["command"]) for environment in started)
+    lines = (" ".join(f"<span>{escape(shlex.quote(word))}</span>" for word in command) for command in commands)
+    return f"<pre>{chr(10).join(lines)}</pre>"  # a line breaks between words only
 
 
 def _environment(folder: Path) -> str:

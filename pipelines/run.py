@@ -255,6 +255,11 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
         _let_main_process_speak()
         fail(name, str(error))
         sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__module__ != "torch._dynamo.exc" or os.environ.get("ARVIDEO_TRACEBACK"):
+            raise
+        _let_main_process_speak()
+        sys.exit(fail(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; leave it out"))
     except KeyboardInterrupt:
         fail(name, "interrupted; run the same command again to continue")
         sys.exit(130)

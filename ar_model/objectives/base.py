@@ -24,10 +24,10 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     of all randomness of the step) and, for those that need them, `pixels_BTHWC`.
     """
 
-    time_slices: int
-    """Tokens along time: `features` are that many equal runs of tokens."""
     needs_pixels: bool = False
     """Whether batches must have `pixels_BTHWC` (uint8)."""
+    sees_pixels: bool = False
+    """Whether those of `features` must."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # the mixin does not hand these down by itself
         super().__init_subclass__(
@@ -67,9 +67,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
             raise ValueError("objective.width and depth must be at least 1")
         patch = three(code_patch=code_patch)
         self.input, self.predicts = Cut.of(input, codes, patch), Cut.of(target, codes, patch)
-        self.needs_pixels = "pixels" in (input, target)
+        self.needs_pixels, self.sees_pixels = "pixels" in (input, target), input == "pixels"
         grid = Cut("codes", patch).grid(codes.shape)
-        self.time_slices = grid[0]
         self.embedding = make_input(self.input, codes, width, code_input)
         self.encoder = Encoder(width, depth, heads)
         self.positions = Positions(grid, width, heads, rope)
@@ -86,10 +85,18 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
         Clips may have another size than those of the training: their positions are laid over the trained grid.
         """
-        grid = self.input.grid(self.input.clip(batch).shape[1:4])
+        grid = self._grid(batch)
         x_BLD = self.embedding(self.input.tokens(batch))
         position_1LD, rotation = self.positions.laid_over(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
+
+    def time_slices(self, batch: dict[str, Tensor]) -> int:
+        """Tokens along time of a batch's clips: its features are that many equal runs of tokens."""
+        return self._grid(batch)[0]
+
+    def _grid(self, batch: dict[str, Tensor]) -> Grid:
+        """Tokens of a batch's clips along (t, h, w)."""
+        return self.input.grid(self.input.clip(batch).shape[1:4])
 
     def save(self, folder: Path) -> None:
         """Write weights and configuration, for `load_objective`, `from_pretrained` and the hub."""

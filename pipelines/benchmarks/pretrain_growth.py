@@ -1,7 +1,7 @@
 """How the time of a step grows with tokens, with clusters and with the vocabulary: a picture of each."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -21,34 +21,30 @@ FRAMES = (4, 8, 16, 32)
 BOXES = ((4, 14, 14), (4, 7, 14), (4, 7, 7), (2, 7, 7), (1, 7, 7), (1, 7, 2), (2, 2, 2), (1, 2, 2))
 VOCABULARIES = ((8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5))
 
-Curve = tuple[list[float], list[float]]
-
 
 def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMALL) -> Iterator[Row]:
     """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; a row for the ends of each curve."""
     rounds = max(1, round(4 * scale))
     build = partial(ours, device=device, attention="plain" if device.type == "cpu" else "sdpa", compiled=False)
-    curves: dict[str, dict[str, Curve]] = {"tokens": {}, "clusters": {}, "vocabulary": {}}
     longer = [replace(shape, frames=frames) for frames in FRAMES]
-    tokens = [float(prod(s.grid)) for s in longer]
     boxes = [replace(shape, clusters=box) for box in BOXES]
     larger = [replace(shape, vocabulary=levels) for levels in VOCABULARIES]
-    for targets in (0.25, 1.0):
-        name = f"targets {targets}"
-        for what, shapes, xs in (
-            ("tokens", longer, tokens),
-            ("clusters", boxes, [prod(s.grid) / prod(s.clusters) for s in boxes]),
-            ("vocabulary", larger, [float(prod(s.vocabulary)) for s in larger]),
-        ):
-            curves[what][name] = (xs, [_step(build(s, targets=targets), rounds) for s in shapes])
-    peers = [videomae(s, device, attention="sdpa", compiled=False) for s in longer]
-    curves["tokens"]["VideoMAE (sdpa)"] = (tokens, [_step(peer, rounds) for peer in peers])
     folder.mkdir(parents=True, exist_ok=True)
-    for what, lines in curves.items():
+    for what, shapes, xs in (
+        ("tokens", longer, [float(prod(s.grid)) for s in longer]),
+        ("clusters", boxes, [prod(s.grid) / prod(s.clusters) for s in boxes]),
+        ("vocabulary", larger, [float(prod(s.vocabulary)) for s in larger]),
+    ):
+        ways: dict[str, Callable[[Shape], Entrant]] = {
+            f"targets {targets}": partial(build, targets=targets) for targets in (0.25, 1.0)
+        }
+        if what == "tokens":
+            ways["VideoMAE (sdpa)"] = partial(videomae, device=device, attention="sdpa", compiled=False)
+        lines = {name: (xs, [_step(way(s), rounds) for s in shapes]) for name, way in ways.items()}
         file = folder / f"growth-{what}.svg"
         write_bytes(file, line_chart(lines, x=what, y="seconds per step", log=True).encode())
         print(f"    wrote {file}", file=sys.stderr, flush=True)
-        for name, (xs, ys) in lines.items():
+        for name, (_, ys) in lines.items():
             yield Row(
                 what=f"ViT-S, batch {shape.batch}, {name}: {what} {xs[0]:,.0f} to {xs[-1]:,.0f}, a step takes",
                 unit="ms",

@@ -21,9 +21,12 @@ from accelerate import Accelerator
 from ar_model.objectives import load_objective
 from ar_model.probes import evaluate
 from data.cache import TokenCache
+from data.files import write_json
 from pipelines.benchmarks import Row
+from pipelines.config import parse
+from pipelines.pretrain_ar import Pretrain, code_spec
 from pipelines.probe import Labelled, pooled_features
-from pipelines.run import progress, summary_of
+from pipelines.run import progress, read_json, summary_of
 
 SEEDS, STEPS = 5, 800
 PLAIN = "targets 0.25"
@@ -63,10 +66,11 @@ def measure(
         ValueError: if `only` names an unknown setting, the cache has no two classes, or a training fails.
     """
     names = _chosen(only)
+    _refuse_misfits(names, cache)
     labelled = Labelled.of(cache)  # a cache without labels shows before anything is trained
     steps, seeds = max(20, round(STEPS * scale)), SEEDS if scale >= 0.5 else 2
     folder = parent / f"{cache.name}-{steps}"
-    _train(folder, cache, device, {(name, seed): (SETTINGS[name], steps) for name in names for seed in range(seeds)})
+    _train(folder, cache, device, {(name, seed): (SETTINGS[name], steps) for seed in range(seeds) for name in names})
     if "targets 1.0" in names:
         fast, slow = (min(_said(folder, name, seeds, "seconds")) for name in (PLAIN, "targets 1.0"))
         _train(folder, cache, device, {(EQUAL_TIME, seed): ({}, round(steps * slow / fast)) for seed in range(seeds)})
@@ -90,6 +94,17 @@ def _chosen(only: Sequence[str]) -> list[str]:
     return [name for name in SETTINGS if name == PLAIN or not only or name in only]
 
 
+def _refuse_misfits(names: Sequence[str], cache: TokenCache) -> None:
+    """Raise a ValueError for a setting that the cache's grid does not allow, before hours are spent on the others."""
+    for name in names:
+        flags = [f"--objective.{key}={value}" for key, value in SETTINGS[name].items()]
+        try:
+            with torch.device("meta"):
+                parse(Pretrain, flags)[0].objective(code_spec(cache))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; --only chooses others") from None
+
+
 def _row(what: str, unit: str, name: str, values: dict[str, list[float]]) -> Row:
     seeds = values[name]
     mean, plain = float(np.mean(seeds)), float(np.mean(values[PLAIN]))
@@ -98,39 +113,54 @@ def _row(what: str, unit: str, name: str, values: dict[str, list[float]]) -> Row
 
 
 def _probe(folder: Path, cache: TokenCache, labelled: Labelled, name: str, seed: int, bar: Any) -> float:
-    model = load_objective(_run(folder, name, seed) / "model")
-    with torch.random.fork_rng():
-        features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
-    return evaluate(features, labelled.y_N, labelled.folds(seed)).linear
+    """Accuracy of a run's linear probe, kept beside the run."""
+    file = _run(folder, name, seed) / "quality.json"
+    if not file.exists():
+        model = load_objective(file.parent / "model")
+        with torch.random.fork_rng():
+            features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
+        write_json(file, {"linear": evaluate(features, labelled.y_N, labelled.folds(seed)).linear})
+    return float(read_json(file)["linear"])
 
 
 def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) -> None:
     """All trainings that are not finished: on CPUs one on each core, else one after the other."""
-    cores: Queue[list[str]] = Queue()
+    places: Queue[list[str]] = Queue()
     for core in sorted(os.sched_getaffinity(0)) if device.type == "cpu" and shutil.which("taskset") else []:
-        cores.put(["taskset", "-c", str(core)])
-    if cores.empty():
-        cores.put([])
+        places.put(["taskset", "-c", str(core)])
+    if places.empty():
+        places.put([])
     bar = progress(Accelerator(), len(runs), "trainings")
 
-    def train(item: tuple[tuple[str, int], tuple[dict[str, str], int]]) -> None:
-        (name, seed), (flags, steps) = item
+    def train(name: str, seed: int) -> None:
+        flags, steps = runs[name, seed]
         out = _run(folder, name, seed)
-        if not (out / "summary.json").exists():
-            pinned = cores.get()
-            command = [*pinned, sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py"), "--out", str(out)]
-            command += ["--cache", cache.address, "--seed", str(seed), "--steps", str(steps), "--attention", "plain"]
-            command += ["--validate_every", str(steps), "--save_every", str(steps)]
-            command += [f"--objective.{key}={value}" for key, value in flags.items()]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            cores.put(pinned)
+        if not ((out / "summary.json").exists() and summary_of(out)["step"] == steps):
+            command = _command(out, cache, device, ["--seed", str(seed), "--steps", str(steps)], flags)
+            place = places.get()
+            try:
+                result = subprocess.run([*place, *command], capture_output=True, text=True, check=False)
+            finally:
+                places.put(place)
             if result.returncode:
-                raise ValueError(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}")
+                said = result.stderr.strip().splitlines() or [f"ended with code {result.returncode}"]
+                raise ValueError(f"{name}, seed {seed}: {said[-1]}")
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         bar.update()
 
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        list(pool.map(train, runs.items()))
+    with ThreadPoolExecutor(places.qsize()) as pool:
+        list(pool.map(lambda run: train(*run), runs))
     bar.close()
+
+
+def _command(out: Path, cache: TokenCache, device: torch.device, length: list[str], flags: dict[str, str]) -> list[str]:
+    never = length[-1]
+    return [
+        *(sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py"), "--out", str(out)),
+        *("--cache", cache.address, *length, "--validate_every", never, "--save_every", never),
+        *("--attention", "plain" if device.type == "cpu" else "auto"),
+        *(f"--objective.{key}={value}" for key, value in flags.items()),
+    ]
 
 
 def _run(folder: Path, name: str, seed: int) -> Path:

@@ -1,5 +1,7 @@
 """Features are of whole clips, of whatever size, and draw nothing."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def test_features_are_one_per_layer_of_whole_clips_in_raster_order(content: str)
     hook = model.encoder.blocks[0].register_forward_pre_hook(lambda m, args: entered.append(args[0]))
     layers = model.features(batch)
     hook.remove()
-    assert model.time_slices == 2
+    assert model.time_slices(batch) == 2
     assert [tuple(layer.shape) for layer in layers] == [(2, 32, 12)] * 3
     tokens = Cut("pixels", (4, 2, 2)).tokens(batch) if content == "pixels" else Cut("codes", patch).tokens(batch)
     position_LD = model.positions(torch.arange(32)[None])[0][0]
@@ -111,3 +113,19 @@ def test_clips_that_are_not_cut_evenly_are_refused(content: str, shape: Grid) ->
     model = build(spec((4, 4, 4)), code_patch=(2, 2, 1), clusters=(1, 2, 2), input=content).eval()
     with pytest.raises(ValueError, match=f"{content} do not divide"):
         model.features(random_batch(1, shape))
+
+
+@pytest.mark.parametrize("content", ["codes", "pixels"])
+def test_clips_of_another_length_have_as_many_slices_as_they_are_long(content: str) -> None:
+    model = build(spec((4, 4, 4)), clusters=(2, 2, 2), input=content).eval()
+    for shape in ((2, 4, 4), (3, 4, 4), (6, 2, 4)):
+        batch = random_batch(2, shape)
+        assert model.time_slices(batch) == shape[0]
+        assert model.features(batch)[0].shape[1] == math.prod(shape)
+
+
+def test_features_need_what_goes_in_and_not_what_is_predicted() -> None:
+    model = build(input="codes", target="pixels")
+    assert model.needs_pixels and not model.sees_pixels
+    assert model.features({"codes_BTHW": random_batch(2)["codes_BTHW"]})[0].shape == (2, 32, 12)
+    assert build(input="pixels", target="codes").sees_pixels

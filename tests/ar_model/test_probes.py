@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar_model.probes import Fold, LinearProbe, evaluate, knn_predict, make_folds, slice_means, with_error
+from ar_model.probes import Fold, LinearProbe, chance, evaluate, knn_predict, make_folds, slice_means, with_error
 
 
 def nothing_held_out(n: int) -> np.ndarray:
@@ -171,3 +171,13 @@ def test_the_error_adds_the_variances_of_samples_and_repetitions() -> None:
 def test_a_single_repetition_has_the_binomial_error() -> None:
     assert with_error([0.5], 100) == {"mean": 0.5, "stderr": 0.05}
     assert with_error([1.0, 1.0], 100) == {"mean": 1.0, "stderr": 0.0}
+
+
+def test_chance_is_the_best_constant_answer_however_the_folds_fall() -> None:
+    """Leaving groups out, the class that is commonest among the others is the rarest here: balanced classes are not 0."""
+    y_N = np.array(["a", "a", "b", "b"])
+    folds = [Fold(np.array([1, 2, 3]), np.array([0])), Fold(np.array([0, 1, 2]), np.array([3]))]
+    folds += [Fold(np.array([0, 2, 3]), np.array([1])), Fold(np.array([0, 1, 3]), np.array([2]))]
+    assert chance(y_N, folds) == 0.5
+    assert chance(np.array(["a", "b", "b", "b"]), folds) == 0.75
+    assert chance(np.array(["a", "b", "b", "a"]), [Fold(np.array([0, 1]), np.array([2, 3]))]) == 0.5

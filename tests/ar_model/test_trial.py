@@ -51,7 +51,7 @@ class Three(nn.Module):
 def test_the_time_of_a_backend_is_that_of_all_layers_by_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first lap, in which kernels are built, does not count; of the others the fastest does."""
     clock = Clock(monkeypatch)
-    spy = Watched(clock, {6: [90.0, 3.0, 2.0, 4.0], 5: [0.25, 0.75, 0.5, 0.5]})
+    spy = Watched(clock, {6: [90.0, 3.0, 2.0, 4.0, 4.0], 5: [0.25, 0.75, 0.5, 0.5, 1.0]})
     monkeypatch.setitem(BACKENDS, "plain", spy)
     model = Three()
     trial = try_backends(model, lambda: model(torch.randn(4, 6, 8)), ["plain"])
@@ -59,7 +59,18 @@ def test_the_time_of_a_backend_is_that_of_all_layers_by_their_shapes(monkeypatch
     assert trial.failures == {} and trial.fastest == "plain"
     assert model.passes == [False]
     six, five = torch.Size((4, 2, 6, 4)), torch.Size((4, 2, 5, 4))
-    assert spy.calls == [(six, six, torch.float32, BlockMask(2, 3, 3))] * 4 + [(six, five, torch.float32, None)] * 4
+    assert spy.calls == [(six, six, torch.float32, BlockMask(2, 3, 3)), (six, five, torch.float32, None)] * 5
+
+
+def test_backends_take_turns_so_that_other_work_falls_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = Clock(monkeypatch), []
+    for name in ("plain", "sdpa"):
+        spy = Watched(clock, {4: [1] * 6})
+        monkeypatch.setitem(BACKENDS, name, lambda *inputs, spy=spy, name=name: turns.append(name) or spy(*inputs))
+    layer = Attention(8, 2)
+    try_backends(layer, lambda: layer(torch.randn(1, 4, 8)), ["plain", "sdpa"])
+    # sdpa is what the model itself has when its shapes are noted
+    assert turns == ["sdpa"] + ["plain", "sdpa"] * 5
 
 
 def test_more_laps_are_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +81,7 @@ def test_more_laps_are_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backends_are_tried_on_the_types_that_autocast_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Watched(Clock(monkeypatch), {6: [1] * 4, 5: [1] * 4})
+    spy = Watched(Clock(monkeypatch), {6: [1] * 5, 5: [1] * 5})
     monkeypatch.setitem(BACKENDS, "plain", spy)
     model = Three()
     with torch.autocast("cpu", torch.bfloat16):
@@ -90,7 +101,7 @@ def test_a_backend_is_timed_forward_and_backward(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(BACKENDS, "plain", spy)
     layer = Attention(8, 2)
     assert try_backends(layer, lambda: layer(torch.randn(1, 4, 8)), ["plain"]).seconds == {"plain": 7}
-    assert len(gradients) == 4
+    assert len(gradients) == 5
 
 
 @pytest.mark.parametrize("settings", [{}, {"decoder_self": True, "ranks": 0.5, "target": "pixels"}])

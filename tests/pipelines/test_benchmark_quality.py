@@ -10,6 +10,7 @@ import torch
 from ar_model.objectives import ARVideo
 from data.cache import TokenCache
 from data.files import write_json
+from pipelines.benchmark import Benchmark
 from pipelines.benchmarks import Row, pretrain_quality
 from pipelines.config import parse
 from pipelines.pretrain_ar import Pretrain, code_spec
@@ -36,8 +37,9 @@ class Trainings:
         self.flags[out.name] = flags
         name, seed = out.name.split("-seed")
         ARVideo(code_spec(self.cache), **SMALL).save(out / "model")
+        (out / "checkpoints").mkdir()
         bits, seconds = (numbers.get(name, [4.0, 4.0])[int(seed)] for numbers in (BITS, SECONDS))
-        write_json(out / "summary.json", {"bits_per_code": bits, "seconds": seconds})
+        write_json(out / "summary.json", {"bits_per_code": bits, "seconds": seconds, "step": int(flags["--steps"])})
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
@@ -96,8 +98,32 @@ def test_a_training_that_fails_ends_it_with_its_last_line(
         return subprocess.CompletedProcess(command, 2, "", "a bar\npretrain_ar: error: no space\n")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(ValueError, match=r"^keep 0.5, seed 0: pretrain_ar: error: no space$|^targets 0.25, seed 0: "):
+    with pytest.raises(ValueError, match=r"^(keep 0.5|targets 0.25), seed 0: pretrain_ar: error: no space$"):
         measure(trainings, tmp_path, "keep 0.5")
+
+
+def test_a_training_that_is_killed_without_a_word_ends_it_with_its_code(
+    trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", ""))
+    with pytest.raises(ValueError, match=r"seed 0: ended with code -9$"):
+        measure(trainings, tmp_path, "keep 0.5")
+
+
+def test_a_setting_that_the_grid_does_not_allow_is_refused_before_anything_is_trained(
+    tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = TokenCache.open(str(make_cache(tmp_path / "caches", videos=8, codes_shape=(6, 8, 8))))
+    trainings = Trainings(cache)
+    monkeypatch.setattr(subprocess, "run", trainings)
+    with pytest.raises(ValueError, match="unit: column: clusters of 8x1x1 tokens do not divide .*; --only chooses"):
+        measure(trainings, tmp_path, "keep 0.5", "unit: column")
+    assert not trainings.flags
+
+
+def test_settings_are_named_for_this_benchmark_only() -> None:
+    with pytest.raises(ValueError, match="only names settings of quality"):
+        Benchmark("cache", only=["keep 0.5"])
 
 
 @pytest.mark.parametrize("name", pretrain_quality.SETTINGS)

@@ -61,7 +61,7 @@ REFUSED = {
     "no option": (["--model.options", "{decay: 0.9}"], "fsq has no option 'decay'; it has levels, spread"),
     "wrong option": (["--model.options", "{spread: much}"], "fsq's spread is 'much', but must be like 0.01"),
     "width": (["--model.width", "12"], "tokenizer width 12 is not a multiple of 8"),
-    "key": (["--model.wide", "16"], "'wide' is not accepted"),
+    "key": (["--model.wide", "16"], "has no setting 'wide'"),
     "codebook in parts": (
         ["--accumulate", "2", "--model.name", "vq3d-2x8x8-emavq64"],
         "accumulate 2 is not for vq3d-2x8x8-emavq64",
