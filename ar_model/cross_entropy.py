@@ -14,19 +14,31 @@ MOST_LOGITS = 2**22
 """Logits of a chunk: 16 MiB in fp32."""
 
 
-def linear_cross_entropy(h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, share_N: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy in nats, fp32, of `h @ weight.T + bias` against int64 targets.
+
+    `share_N`: what each prediction counts in the mean, in all 1; None: the same each.
 
     Works through a few predictions at a time. Their gradients are made with the loss, in the forward pass, so no logit is kept
     or computed twice. Products are in autocast's type where it is on, softmax and sums in fp32.
     """
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
-    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, learns)
+    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, learns)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, learns: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        h_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        target_N: Tensor,
+        share_N: Tensor | None,
+        learns: bool,
+    ) -> Tensor:
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
         total = torch.zeros((), device=h_ND.device)
@@ -41,22 +53,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h_CD, target_C1 = h_ND[first : first + rows].to(dtype), target_N[first : first + rows, None]
                 logits_CV = F.linear(h_CD, weight, bias).float()
                 norm_C1 = logits_CV.logsumexp(1, keepdim=True)
-                total += (norm_C1 - logits_CV.gather(1, target_C1)).sum()
+                cost_C1 = norm_C1 - logits_CV.gather(1, target_C1)
+                share_C1 = None if share_N is None else share_N[first : first + rows, None].float()
+                total += (cost_C1 if share_C1 is None else cost_C1 * share_C1).sum()
                 if not learns:
                     continue
                 d_CV = logits_CV.sub_(norm_C1).exp_()
                 d_CV.scatter_add_(1, target_C1, torch.full_like(norm_C1, -1.0))
+                if share_C1 is not None:
+                    d_CV *= share_C1
                 dbias_V += d_CV.sum(0)
                 d = d_CV.to(dtype)
                 dh_ND[first : first + rows] = d @ weight
                 dweight_VD += d.T @ h_CD
         ctx.save_for_backward(dh_ND, dweight_VD, dbias_V)
         ctx.types = h_ND.dtype, weight_VD.dtype, bias_V.dtype
-        return total / len(h_ND)
+        ctx.count = 1 if share_N is not None else len(h_ND)
+        return total / ctx.count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
-        scale = g / len(ctx.saved_tensors[0])
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scale = g / ctx.count
         dh, dweight, dbias = ((d * scale).to(t) for d, t in zip(ctx.saved_tensors, ctx.types, strict=True))
-        return dh, dweight, dbias, None, None
+        return dh, dweight, dbias, None, None, None

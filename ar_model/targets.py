@@ -23,12 +23,19 @@ class CodeTarget(nn.Module):
     by all codes that have it) plus one free row per code. `digits`: one softmax per digit, as if digits were
     independent given the context; an honest likelihood too, and the only affordable one for large vocabularies.
 
+    `table`: output vectors of `joint` that are shared with an embedding of the same width.
+
     Raises:
         ValueError: for `digits` of codes that have none.
     """
 
     def __init__(
-        self, codes: CodeSpec, width: int, codes_per_token: int = 1, likelihood: CodeLikelihood = "joint"
+        self,
+        codes: CodeSpec,
+        width: int,
+        codes_per_token: int = 1,
+        likelihood: CodeLikelihood = "joint",
+        table: CodeTable | None = None,
     ) -> None:
         super().__init__()
         if likelihood not in get_args(CodeLikelihood):
@@ -41,7 +48,7 @@ class CodeTarget(nn.Module):
         nn.init.xavier_uniform_(self.split.weight)
         nn.init.zeros_(self.split.bias)
         if likelihood == "joint":
-            self.table = CodeTable(codes, width, free_rows=True)
+            self.table = table or CodeTable(codes, width, free_rows=True)
             self.bias = nn.Parameter(torch.zeros(codes.vocab_size))
         else:
             self.digits = nn.Linear(width, sum(codes.levels or ()))
@@ -49,15 +56,18 @@ class CodeTarget(nn.Module):
             nn.init.zeros_(self.digits.bias)
         self.scale = width**-0.5
 
-    def forward(self, h_BLD: Tensor, codes_BLP: Tensor) -> Tensor:
-        """Mean nats of a code, a scalar in fp32."""
+    def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
+        """Mean nats of a code, a scalar in fp32; `share_BL`: what each token counts in the mean, in all 1."""
+        share_N = (
+            None if share_BL is None else (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
+        )
         h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
         if self.levels is None:
             rows_VD = self.table.matrix() * self.scale
-            return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten())
+            return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten(), share_N)
         digits_BLPn = digits_of(codes_BLP, self.levels)
         heads = self.digits(h_BLPD).split(self.levels, dim=-1)
-        costs = [_nats(logits, digits_BLPn[..., i]) for i, logits in enumerate(heads)]
+        costs = [_nats(logits, digits_BLPn[..., i], share_N) for i, logits in enumerate(heads)]
         return torch.stack(costs).sum()
 
     @staticmethod
@@ -66,8 +76,9 @@ class CodeTarget(nn.Module):
         return {"bits_per_code": loss / math.log(2)}
 
 
-def _nats(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten())
+def _nats(logits: Tensor, target: Tensor, share_N: Tensor | None) -> Tensor:
+    nats_N = F.cross_entropy(logits.flatten(0, -2).float(), target.flatten(), reduction="none")
+    return nats_N.mean() if share_N is None else (nats_N * share_N).sum()
 
 
 class PixelTarget(nn.Module):

@@ -175,6 +175,8 @@ def _forward(objective: Objective, cache: TokenCache, clips: int, bf16: bool) ->
     if objective.needs_pixels:
         side = cache.clip.size
         batch["pixels_BTHWC"] = torch.zeros(clips, cache.clip.frames, side, side, 3, dtype=torch.uint8)
+    if objective.needs_pairs and objective.training:
+        batch["pair_BTHW"] = torch.zeros_like(codes_BTHW)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return objective(batch)["loss"]
 

@@ -74,7 +74,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return run.summary()
     rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
-    dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels)
+    dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     backend = _make_ready(run, accelerator, objective, dataset, config)
     name, unigram = type(objective).__name__, cache.manifest["unigram_bits"]  # before FSDP, which changes the class
     say(

@@ -26,6 +26,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
     needs_pixels: bool = False
     """Whether batches must have `pixels_BTHWC` (uint8)."""
+    needs_pairs: bool = False
+    """Whether batches of the training must have `pair_BTHW`, the codes of another view of each video."""
     sees_pixels: bool = False
     """Whether those of `features` must."""
 

@@ -1,0 +1,57 @@
+"""Telling two clips of one video from clips of others (NT-Xent, arXiv 2002.05709), over all processes as over one.
+
+Legend: B videos of this process, G videos of all processes, D width.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
+    """Mean over this process's videos, both ways, of the cross-entropy of finding a clip's partner among all others.
+
+    Its mean over processes is the loss of one process with all videos, and so is its gradient under DistributedDataParallel.
+
+    Raises:
+        ValueError: if there is one video only, which has nothing to be told from.
+    """
+    with torch.autocast(first_BD.device.type, enabled=False):
+        first_BD, second_BD = F.normalize(first_BD.float(), dim=1), F.normalize(second_BD.float(), dim=1)
+        first_GD, second_GD = _of_all(first_BD), _of_all(second_BD)
+        videos, place = len(first_GD), torch.arange(len(first_BD), device=first_BD.device)
+        if videos < 2:
+            raise ValueError("clips of one video have nothing to be told from: batch_size must be at least 2")
+        place = place + (dist.get_rank() * len(first_BD) if dist.is_initialized() else 0)
+        everything_ED = torch.cat([first_GD, second_GD])
+        losses = []
+        for own_BD, itself, partner in ((first_BD, place, place + videos), (second_BD, place + videos, place)):
+            likeness_BE = own_BD @ everything_ED.T / temperature
+            likeness_BE = likeness_BE.scatter(1, itself[:, None], float("-inf"))
+            losses.append(F.cross_entropy(likeness_BE, partner))
+        return torch.stack(losses).mean()
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation by the statistics of all processes, which must have equally many samples, on CPUs too."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        x_BD, world = input.float(), dist.get_world_size()
+        mean_D, square_D = all_reduce(torch.stack([x_BD.mean(0), x_BD.square().mean(0)])) / world
+        variance_D = square_D - mean_D.square()
+        with torch.no_grad():
+            n = len(x_BD) * world
+            self.running_mean.lerp_(mean_D, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(variance_D * n / (n - 1), self.momentum)  # type: ignore[union-attr, arg-type]
+        return (x_BD - mean_D) * (variance_D + self.eps).rsqrt() * self.weight + self.bias
+
+
+def _of_all(x_BD: Tensor) -> Tensor:
+    """Rows of all processes in their order, with gradients to each."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return x_BD
+    return torch.cat(all_gather(x_BD))

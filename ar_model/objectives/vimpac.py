@@ -1,0 +1,159 @@
+"""VIMPAC: predict the codes of hidden blocks, and which two clips are of one video (arXiv 2106.11250).
+
+What is seen  all tokens; those in a few cuboids, about 15 %, are replaced by one learned vector (section 3.2).
+Input         the codes of a tokenizer, and a token that stands for the clip.
+Trunk         a ViT on all of them, nothing else.
+Target        the cross-entropy of the hidden codes, whose output vectors are those of the input; and NT-Xent between two clips
+              of each video (section 3.3), by the clip's token through a small network.
+
+The trunk is the one that all objectives here share: joint attention with norms before it, where the paper's attends along
+time, then along height and width, with norms behind it.
+
+Legend: B clips (of pairs: first all first ones, then all second ones), L tokens, K of them that may be predicted, D width.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ar_model.attention import Rotation
+from ar_model.clusters import hashed
+from ar_model.contrastive import GlobalBatchNorm, nt_xent
+from ar_model.inputs import CodeEmbedding, CodeInput, CodeSpec, Grid, take
+from ar_model.masking import block_mask, check_ratio, masked
+from ar_model.objectives.base import Objective, refuse_unknown
+from ar_model.targets import CodeLikelihood, CodeTarget
+from ar_model.transformer import Positions, init_weights
+
+Hiding = Literal["block", "random"]
+MOST = 0.5
+"""Share of a clip's tokens that is predicted at most, so that all clips have as many rows; blocks rarely hide more."""
+
+
+class VIMPAC(Objective):
+    """Masked code modelling by blocks, and contrast between two clips of a video (arXiv 2106.11250).
+
+    Args:
+        codes: what the cache says of its codes.
+        mask: what is hidden: blocks, or single tokens anywhere.
+        blocks: how many blocks are drawn, which may overlap; 5 to 7 hide about 15 %.
+        ratio: share that is hidden where the mask is random.
+        contrast: weight of the contrast between two clips of a video; 0: none, and one view of a video is enough.
+        temperature: of the contrast, which it is multiplied by too.
+        code_patch: codes of one token along (t, h, w).
+        code_input: embed codes by their geometry, or by one row per code.
+        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
+            positions to the tokens.
+        likelihood: predict a code at once, or digit by digit.
+        width: width of the encoder.
+        depth: blocks of the encoder.
+        heads: attention heads of the encoder.
+        head_width: width of the network between the clip's token and the contrast.
+
+    Raises:
+        ValueError: for a number of blocks or a share that makes no sense.
+    """
+
+    def __init__(
+        self,
+        codes: CodeSpec,
+        *,
+        mask: Hiding = "block",
+        blocks: int = 5,
+        ratio: float = 0.15,
+        contrast: float = 1.0,
+        temperature: float = 0.2,
+        code_patch: Grid = (1, 1, 1),
+        code_input: CodeInput = "geometry",
+        rope: bool = True,
+        likelihood: CodeLikelihood = "joint",
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        head_width: int = 512,
+    ) -> None:
+        super().__init__()
+        refuse_unknown({"mask": Hiding, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
+        if blocks < 1 or contrast < 0 or temperature <= 0 or head_width < 1:
+            raise ValueError("objective.blocks, temperature and head_width must be above 0, contrast at least 0")
+        grid = self.make_trunk(
+            codes,
+            input="codes",
+            target="codes",
+            code_patch=code_patch,
+            code_input=code_input,
+            rope=rope,
+            width=width,
+            depth=depth,
+            heads=heads,
+        )
+        self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
+        self.needs_pairs = contrast > 0
+        self.mask_D, self.clip_D = (nn.Parameter(torch.randn(width) * 0.02) for _ in range(2))
+        table = None
+        if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood == "joint":
+            table = self.embedding.table
+        self.target = CodeTarget(codes, width, math.prod(self.predicts.box), likelihood, table)
+        self.head = _head(width, head_width) if contrast else None
+        if mask == "random":
+            check_ratio("random", grid, ratio)
+        for part in (self.embedding, self.encoder, self.head):
+            if part is not None:
+                part.apply(init_weights)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Predict what the blocks hide that `seed_B` draws; with `pair_BTHW`, also which clips belong together."""
+        codes_BTHW, seed_B = batch["codes_BTHW"], batch["seed_B"]
+        pairs = self.head is not None and "pair_BTHW" in batch
+        if pairs:  # both losses see the same hidden clips, as in the paper; a pair has its own blocks
+            codes_BTHW, seed_B = torch.cat([codes_BTHW, batch["pair_BTHW"]]), torch.cat([seed_B, ~seed_B])
+        content_BLP = self.input.tokens({"codes_BTHW": codes_BTHW})
+        hidden_BL = self._hidden(seed_B)
+        x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self.embedding(content_BLP))
+        clip_BD, out_BLD = self._see(x_BLD, self.positions)[-1]
+        wanted_BK = (hidden_BL * 2**62 + (hashed(seed_B, hidden_BL.shape[1], stream=5) >> 2)).argsort(
+            1, descending=True
+        )
+        wanted_BK = wanted_BK[:, : max(1, int(MOST * hidden_BL.shape[1]))]
+        counts_BK = hidden_BL.gather(1, wanted_BK).float()
+        share_BK = counts_BK / counts_BK.sum(1, keepdim=True) / len(counts_BK)  # each clip counts the same
+        nats = self.target(take(self.encoder.norm(out_BLD), wanted_BK), take(content_BLP, wanted_BK), share_BK)
+        said = self.target.numbers(nats.detach())
+        if not pairs or self.head is None:
+            return {"loss": nats, **said}
+        first_BD, second_BD = self.head(self.encoder.norm(clip_BD)).chunk(2)
+        apart = nt_xent(first_BD, second_BD, self.temperature)
+        return {"loss": nats + self.contrast * self.temperature * apart, "contrast": apart.detach(), **said}
+
+    def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        grid = self._grid(batch)
+        x_BLD = self.embedding(self.input.tokens(batch))
+        return [out_BLD for _, out_BLD in self._see(x_BLD, self.positions.laid_over(grid))]
+
+    def _see(self, x_BLD: Tensor, positions: Positions) -> list[tuple[Tensor, Tensor]]:
+        """The clip's token (B, D) and all others (B, L, D) after every block."""
+        position_1LD, rotation = positions(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
+        if rotation is not None:
+            rotation = Rotation.joined(Rotation.of(torch.zeros_like(positions.angle_LA[None, :1])), rotation)
+        clip_B1D = self.clip_D.to(x_BLD.dtype).expand(len(x_BLD), 1, -1)
+        layers = self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
+        return [(layer[:, 0], layer[:, 1:]) for layer in layers]
+
+    def _hidden(self, seed_B: Tensor) -> Tensor:
+        """Whether each token is hidden, (B, L)."""
+        grid = self.positions.grid
+        if self.mask == "block":
+            return block_mask(grid, self.blocks, seed_B).flatten(1)
+        hidden_BQ = masked("random", grid, self.ratio, seed_B)[1]
+        return torch.zeros(len(seed_B), math.prod(grid), dtype=torch.bool, device=seed_B.device).scatter(
+            1, hidden_BQ, True
+        )
+
+
+def _head(width: int, hidden: int, out: int = 256) -> nn.Sequential:
+    """Between the clip's token and the contrast (section 3.3)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out), GlobalBatchNorm(out)
+    )
