@@ -3,11 +3,12 @@
 Legend: B videos of this process, G videos of all processes, D width.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather, all_reduce
 
 
 def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
@@ -41,8 +42,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         x_BD, world = input.float(), dist.get_world_size()
-        mean_D, square_D = all_reduce(torch.stack([x_BD.mean(0), x_BD.square().mean(0)])) / world
-        variance_D = square_D - mean_D.square()
+        mean_D = _Sum.apply(x_BD.mean(0)) / world
+        variance_D = _Sum.apply((x_BD - mean_D).square().mean(0)) / world
         with torch.no_grad():
             n = len(x_BD) * world
             self.running_mean.lerp_(mean_D, self.momentum)  # type: ignore[union-attr, arg-type]
@@ -54,4 +55,19 @@ def _of_all(x_BD: Tensor) -> Tensor:
     """Rows of all processes in their order, with gradients to each."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return x_BD
-    return torch.cat(all_gather(x_BD))
+    rank, world, rows = dist.get_rank(), dist.get_world_size(), len(x_BD)
+    return _Sum.apply(F.pad(x_BD, (0, 0, rank * rows, (world - 1 - rank) * rows)))
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, of values and of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, g)
