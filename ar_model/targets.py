@@ -100,7 +100,7 @@ class PixelTarget(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
-        """Mean squared error, a scalar in fp32, of uint8 pixels."""
+        """Mean squared error, a scalar in fp32, of pixels in 0..255 or what is made of them."""
         wanted_BLPC = pixels_BLPC.float() / 255
         deviation, mean = torch.std_mean(wanted_BLPC, dim=2, keepdim=True)
         wanted_BLPC = (wanted_BLPC - mean) / (deviation + 1e-6)
@@ -109,6 +109,21 @@ class PixelTarget(nn.Module):
     @staticmethod
     def numbers(loss: Tensor) -> dict[str, Tensor]:
         return {}
+
+
+Difference = Literal["within", "next"]
+
+
+def rgb_difference(pixels_BLPC: Tensor, slices: int, frames: int, difference: Difference) -> Tensor:
+    """RGB differences of all tubelets in raster order: `within` one, of each of its frames to the next (B, L, P', C); `next`, to
+    the tubelet that follows in time, of the last ones to the one before (B, L, P, C)."""
+    pixels = pixels_BLPC.float()
+    if difference == "within":
+        frames_BLFSC = pixels.unflatten(2, (frames, -1))
+        return frames_BLFSC.diff(dim=2).flatten(2, 3)
+    times_BTSPC = pixels.unflatten(1, (slices, -1))
+    steps = times_BTSPC.diff(dim=1)
+    return torch.cat([steps, steps[:, -1:]], dim=1).flatten(1, 2)
 
 
 def make_target(cut: Cut, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> CodeTarget | PixelTarget:

@@ -177,6 +177,10 @@ class Encoder(Stack):
             layers.append(x_BLD)
         return layers
 
+    def last(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
+        """The normalised output of the last block."""
+        return self.norm(self(x_BLD, mask, rotation)[-1])
+
 
 class CrossDecoder(Stack):
     """Queries (B, L, D) read an encoder's output (B, M, D_encoder) -> (B, L, D)."""

@@ -8,12 +8,13 @@ from safetensors.torch import load_file
 
 from ar_model.objectives.arvideo import ARVideo
 from ar_model.objectives.base import Objective
+from ar_model.objectives.mam2 import MAM2
 from ar_model.objectives.videomae import VideoMAE
 from ar_model.objectives.vimpac import VIMPAC
 
-__all__ = ["OBJECTIVES", "VIMPAC", "ARVideo", "Objective", "VideoMAE", "load_objective"]
+__all__ = ["MAM2", "OBJECTIVES", "VIMPAC", "ARVideo", "Objective", "VideoMAE", "load_objective"]
 
-OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo, VideoMAE, VIMPAC)}
+OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo, VideoMAE, VIMPAC, MAM2)}
 
 
 def load_objective(folder: Path, *, trained: bool = True) -> Objective:

@@ -80,7 +80,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         """What the encoder makes of some tokens of each clip, (B, M, D)."""
         position_BMD, rotation = self.positions(tokens_BM)
         x_BMD = self.embedding(take(self.input.tokens(batch), tokens_BM)) + position_BMD
-        return self.encoder.norm(self.encoder(x_BMD, mask, rotation)[-1])
+        return self.encoder.last(x_BMD, mask, rotation)
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Output of every encoder block for whole clips, (B, L, D) in raster order; no mask, nothing dropped.
