@@ -19,6 +19,7 @@ from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
+from pipelines.kernels import wait
 from pipelines.memory import Resident
 
 Batch = dict[str, Tensor]
@@ -104,11 +105,6 @@ class Entrant:
         with Resident() as resident:
             self.step()
         return resident.most - resident.before
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _give_back() -> None:

@@ -19,9 +19,9 @@ from data.clips import ClipSpec
 from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
 from data.sources import Source
 from pipelines.benchmarks import Row
-from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae, wait
+from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
 from pipelines.benchmarks.synthetic import synthetic_cache
-from pipelines.kernels import CANDIDATES, matrix_peak
+from pipelines.kernels import CANDIDATES, matrix_peak, wait
 
 PEER = "VideoMAE"
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
