@@ -48,8 +48,7 @@ def save(
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
     if write:
-        for left_over in folder.glob(".step_*.tmp"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        _clear(folder)
         temporary.mkdir(parents=True)
     # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
     for name, kept in {"model": module, **beside}.items():
@@ -69,9 +68,22 @@ def save(
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     sync_folder(folder)
-    found = _complete(folder)
-    for old in found[: found.index(final) + 1][:-keep]:  # a later one was passed over: it counts for nothing
-        shutil.rmtree(old.rename(temporary))
+    prune(folder, state["step"], keep)
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Delete what is left of unfinished checkpoints, and of those up to `step` all but the newest `keep`.
+
+    A later one was passed over, so it counts for nothing.
+    """
+    _clear(folder)
+    for old in [path for path in _complete(folder) if _step(path) <= step][:-keep]:
+        shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))
+
+
+def _clear(folder: Path) -> None:
+    for left_over in folder.glob(".step_*.tmp"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _hash(file: Path) -> str:
@@ -148,7 +160,11 @@ def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
 
 def _complete(folder: Path) -> list[Path]:
     found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
@@ -185,12 +201,11 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    for name, parameter in _parameters(module).items():
-        state = {
-            key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.rpartition(".")[0] == name
-        }
-        if state:
-            optimizer.state[parameter] = {key: _beside(value, parameter) for key, value in state.items()}
+    parameters = _parameters(module)
+    for key, value in tensors.items():
+        name, _, what = key.rpartition(".")
+        if name in parameters:
+            optimizer.state[parameters[name]][what] = _beside(value, parameters[name])
 
 
 def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

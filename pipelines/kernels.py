@@ -72,9 +72,14 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def wait(device: torch.device) -> None:
+    """Until all that was started on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _seconds(a: Tensor, b: Tensor, device: torch.device) -> float:
     began = time.perf_counter()
     F.linear(a, b)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return time.perf_counter() - began

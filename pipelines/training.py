@@ -29,6 +29,8 @@ from pipelines.sharding import name_layers, whole
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
+_KEEP = 2
+"""Checkpoints of a run that are kept."""
 
 
 @dataclass(kw_only=True)
@@ -180,10 +182,11 @@ def fit(
     tell = partial(say, accelerator)
     saved = checkpoints.load(folder, module, optimizer.optimizer, beside=beside, tell=tell)
     state = saved or {"step": 0, "seconds": 0.0}
-    start, seconds_before = state["step"], state["seconds"]
+    start = state["step"]
     _agreed(run, accelerator, start)
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
+        checkpoints.prune(folder, start, _KEEP)
     if start:
         say(accelerator, f"continuing {run.folder} from step {start}")
     if config.tracker != "none":
@@ -191,8 +194,14 @@ def fit(
 
     parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
     bar = progress(accelerator, config.steps, run.pipeline, start)
-    began = time.perf_counter()
+    began = time.perf_counter() - state["seconds"]
     interrupted = _Interrupt(accelerator)
+
+    def save(done: int) -> None:
+        state, main = {"step": done, "seconds": time.perf_counter() - began}, accelerator.is_main_process
+        checkpoints.save(folder, module, optimizer.optimizer, state, beside=beside, keep=_KEEP, write=main)
+        accelerator.wait_for_everyone()
+
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 2**32 + step)
         for group in optimizer.param_groups:
@@ -201,36 +210,26 @@ def fit(
         if average is not None:
             average.update()
         done = step + 1
-        seconds = seconds_before + time.perf_counter() - began
         bar.update()
         if done % _LOG_EVERY == 0 or done == config.steps:
             numbers = {k: accelerator.reduce(v, "mean").item() for k, v in losses.items()}
             bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
-            run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": round(seconds, 3)})
+            seconds = round(time.perf_counter() - began, 3)
+            run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
         if done % config.validate_every == 0 and done < config.steps:
             _validated(run, accelerator, module, validate, done)
         if done % config.save_every == 0 or done == config.steps or interrupted.asked:
-            saved = {"step": done, "seconds": seconds_before + time.perf_counter() - began}
-            checkpoints.save(
-                folder,
-                module,
-                optimizer.optimizer,
-                saved,
-                beside=beside,
-                keep=2,
-                write=accelerator.is_main_process,
-            )
-            accelerator.wait_for_everyone()
+            save(done)
         if interrupted.asked:
             bar.close()
             raise KeyboardInterrupt
     interrupted.restore()
     bar.close()
-    seconds = seconds_before + time.perf_counter() - began
+    taken = time.perf_counter() - began
     final = _validated(run, accelerator, module, validate, config.steps)
     for tracker in accelerator.trackers:  # end_training would end the process group too
         tracker.finish()
-    return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
+    return Fit(final, taken, config.steps * config.batch_size / max(taken, 1e-9))
 
 
 def _agreed(run: Run, accelerator: Accelerator, start: int) -> None:

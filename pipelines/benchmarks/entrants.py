@@ -5,6 +5,7 @@ The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -
 
 import ctypes
 import functools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
+from pipelines.kernels import wait
 from pipelines.memory import Resident
 
 Batch = dict[str, Tensor]
@@ -92,8 +94,11 @@ class Entrant:
         wait(self.device)
         return time.perf_counter() - began
 
-    def memory(self) -> int:
-        """Most bytes of a step beyond what stays between steps: weights and the optimizer's moments."""
+    def memory(self, steps: int = 1) -> float:
+        """Most bytes of a step beyond what stays between steps, weights and the optimizer's moments: median over steps."""
+        return statistics.median(self._peak() for _ in range(steps))
+
+    def _peak(self) -> int:
         self.step()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -104,11 +109,6 @@ class Entrant:
         with Resident() as resident:
             self.step()
         return resident.most - resident.before
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _give_back() -> None:
@@ -184,7 +184,7 @@ def tube_mask(shape: Shape) -> Tensor:
 def fastest(build: Callable[..., Entrant], choices: Sequence[dict[str, Any]], laps: int = 2) -> tuple[Entrant, str]:
     """The entrant whose settings give the shortest step, of those within 5 % of it the one that needs the least memory;
     and what all of them took. The others are gone when it returns."""
-    taken: list[tuple[float, int, dict[str, Any]]] = []
+    taken: list[tuple[float, float, dict[str, Any]]] = []
     notes = []
     for choice in choices:
         entrant = build(**choice)

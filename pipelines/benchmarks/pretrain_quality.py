@@ -28,9 +28,10 @@ from pipelines.pretrain_ar import Pretrain, code_spec
 from pipelines.probe import Labelled, pooled_features
 from pipelines.run import progress, read_json, summary_of
 
+Setting = dict[str, str]
 SEEDS, STEPS = 5, 800
 PLAIN = "targets 0.25"
-SETTINGS: dict[str, dict[str, str]] = {
+SETTINGS: dict[str, Setting] = {
     PLAIN: {},
     "targets 1.0": {"targets": "1.0"},
     "targets 0.1": {"targets": "0.1"},
@@ -51,10 +52,10 @@ SETTINGS: dict[str, dict[str, str]] = {
     "self- and cross-attention": {"decoder_self": "true"},
     "sine-cosine positions only": {"rope": "false"},
 }
-"""Flags of --objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
+"""Settings of the objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
 EQUAL_TIME = f"{PLAIN}, for as long as targets 1.0 takes"
-Runs = dict[tuple[str, int], tuple[dict[str, str], int]]
-"""Flags and steps of each (setting, seed)."""
+Runs = dict[tuple[str, int], tuple[Setting, int]]
+"""What each (name, seed) is trained with, and its steps."""
 
 
 def measure(
@@ -97,10 +98,9 @@ def _chosen(only: Sequence[str]) -> list[str]:
 def _refuse_misfits(names: Sequence[str], cache: TokenCache) -> None:
     """Raise a ValueError for a setting that the cache's grid does not allow, before hours are spent on the others."""
     for name in names:
-        flags = [f"--objective.{key}={value}" for key, value in SETTINGS[name].items()]
         try:
             with torch.device("meta"):
-                parse(Pretrain, flags)[0].objective(code_spec(cache))
+                parse(Pretrain, _flags(SETTINGS[name]))[0].objective(code_spec(cache))
         except ValueError as error:
             raise ValueError(f"{name}: {error}; --only chooses others") from None
 
@@ -133,10 +133,10 @@ def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) ->
     bar = progress(Accelerator(), len(runs), "trainings")
 
     def train(name: str, seed: int) -> None:
-        flags, steps = runs[name, seed]
+        setting, steps = runs[name, seed]
         out = _run(folder, name, seed)
         if not ((out / "summary.json").exists() and summary_of(out)["step"] == steps):
-            command = _command(out, cache, device, ["--seed", str(seed), "--steps", str(steps)], flags)
+            command = _command(out, cache, device, seed, steps, setting)
             place = places.get()
             try:
                 result = subprocess.run([*place, *command], capture_output=True, text=True, check=False)
@@ -153,14 +153,23 @@ def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) ->
     bar.close()
 
 
-def _command(out: Path, cache: TokenCache, device: torch.device, length: list[str], flags: dict[str, str]) -> list[str]:
-    never = length[-1]
+def _command(out: Path, cache: TokenCache, device: torch.device, seed: int, steps: int, setting: Setting) -> list[str]:
     return [
-        *(sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py"), "--out", str(out)),
-        *("--cache", cache.address, *length, "--validate_every", never, "--save_every", never),
-        *("--attention", "plain" if device.type == "cpu" else "auto"),
-        *(f"--objective.{key}={value}" for key, value in flags.items()),
+        *(
+            sys.executable,
+            str(Path(__file__).parents[1] / "pretrain_ar.py"),
+            "--out",
+            str(out),
+            "--cache",
+            cache.address,
+        ),
+        *("--seed", str(seed), "--steps", str(steps), "--validate_every", str(steps), "--save_every", str(steps)),
+        *("--attention", "plain" if device.type == "cpu" else "auto", *_flags(setting)),
     ]
+
+
+def _flags(setting: Setting) -> list[str]:
+    return [f"--objective.{key}={value}" for key, value in setting.items()]
 
 
 def _run(folder: Path, name: str, seed: int) -> Path:

@@ -19,9 +19,9 @@ from data.clips import ClipSpec
 from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
 from data.sources import Source
 from pipelines.benchmarks import Row
-from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae, wait
+from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
 from pipelines.benchmarks.synthetic import synthetic_cache
-from pipelines.kernels import CANDIDATES, matrix_peak
+from pipelines.kernels import CANDIDATES, matrix_peak, wait
 
 PEER = "VideoMAE"
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -48,7 +48,7 @@ def measure(
     yield Row(what="the fastest product of bf16 matrices", unit="TFLOP/s", ours=peak / 1e12)
     peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
     _tell(tried)
-    peer_memory, peer_flop = peer.memory(), flop_of(partial(videomae, shape), "eager")
+    peer_memory, peer_flop = peer.memory(5), flop_of(partial(videomae, shape), "eager")
     title = f"ViT of width {shape.width}, {shape.frames} frames of {shape.side}x{shape.side}, bf16, batch {shape.batch}"
     for name, (settings, wanted) in SETTINGS.items():
         build = partial(ours, shape, device, **settings)
@@ -83,7 +83,7 @@ def measure(
             ratio=shares[0] / shares[1],
             reach=f"≥ {reach['share']}",
         )
-        memory = mine.memory()
+        memory = mine.memory(5)
         yield Row(
             what=f"peak memory of a step beyond weights and optimizer, {name}",
             unit="MiB",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,18 @@ def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_passed_over(tmp_pat
     (tmp_path / "step_000002" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="none of its 2 checkpoints can be read"):
         checkpoints.load(tmp_path, module, optimizer, beside={})
+
+
+def test_the_next_start_deletes_what_a_killed_save_did_not(house: Path, tmp_path: Path) -> None:
+    """Killed in its last save, after the checkpoint had its name: nothing is left to save, yet the old ones must go."""
+    flags = [*TINY_MODEL, "--out", str(tmp_path)]
+    last_line(start(house, "pretrain_ar", *flags))
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_000004", folder / "step_000002")
+    shutil.copytree(folder / "step_000004", folder / ".step_000006.tmp")
+    (tmp_path / "summary.json").unlink()
+    last_line(start(house, "pretrain_ar", *flags))
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000004", "step_000006"]
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
