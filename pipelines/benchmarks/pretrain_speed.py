@@ -19,7 +19,7 @@ from data.clips import ClipSpec
 from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
 from data.sources import Source
 from pipelines.benchmarks import Row
-from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
+from pipelines.benchmarks.entrants import Entrant, Shape, fastest, memory_alone, ours, tube_mask, videomae
 from pipelines.benchmarks.synthetic import synthetic_cache
 from pipelines.kernels import CANDIDATES, matrix_peak, wait
 
@@ -46,14 +46,15 @@ def measure(
     reach = REACH["cuda" if device.type == "cuda" else "cpu"]
     peak = matrix_peak(device, torch.bfloat16)
     yield Row(what="the fastest product of bf16 matrices", unit="TFLOP/s", ours=peak / 1e12)
-    peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
+    build_peer, tried = fastest(partial(videomae, shape, device), _both(["sdpa", "eager"]))
     _tell(tried)
-    peer_memory, peer_flop = peer.memory(5), flop_of(partial(videomae, shape), "eager")
+    peer, peer_memory = build_peer(), memory_alone(build_peer)
+    peer_flop = flop_of(partial(videomae, shape), "eager")
     title = f"ViT of width {shape.width}, {shape.frames} frames of {shape.side}x{shape.side}, bf16, batch {shape.batch}"
     for name, (settings, wanted) in SETTINGS.items():
-        build = partial(ours, shape, device, **settings)
-        mine, tried = fastest(build, _both(CANDIDATES[device.type]))
+        build, tried = fastest(partial(ours, shape, device, **settings), _both(CANDIDATES[device.type]))
         _tell(tried)
+        mine = build()
         mine_s, peer_s = by_turns([mine.seconds, peer.seconds], rounds)
         yield Row(
             what=f"{title}: {name} ({mine.name})",
@@ -83,7 +84,7 @@ def measure(
             ratio=shares[0] / shares[1],
             reach=f"≥ {reach['share']}",
         )
-        memory = mine.memory(5)
+        memory = memory_alone(build)
         yield Row(
             what=f"peak memory of a step beyond weights and optimizer, {name}",
             unit="MiB",
