@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from einops import rearrange
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import GroupKFold, StratifiedKFold
@@ -15,9 +16,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ar_model.attentive import attentive_predict
+
 PROTOCOL = (
     "mean token of each time slice, side by side; standardised; "
     "ridge classifier (penalty and layer by leave-one-out on training clips); 20 nearest by cosine"
+)
+ATTENTIVE = (
+    "attentive: one learned query of 8 heads over all tokens, affine-free batch normalisation, linear classifier; "
+    "400 steps of AdamW, batches of 64, on the layer that the linear probe chose"
 )
 MOST_FOLDS = 10
 
@@ -90,40 +97,50 @@ def knn_predict(x_NF: np.ndarray, y_N: np.ndarray, test_MF: np.ndarray, neighbou
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of one repetition over all its folds."""
+    """Accuracy of one repetition over all its folds, by each kind of probe."""
 
-    linear: float
-    """Of the layer chosen in each fold on its training samples."""
-    knn: float
-    """On the same layer."""
-    layers: list[float]
-    """Linear probe of each layer, first to last."""
     chosen: list[int]
-    """Layer chosen in each fold, counted from 1."""
+    """Layer with the best linear probe on the training samples of each fold, counted from 1."""
+    best: dict[str, float]
+    """Probe -> accuracy of the chosen layers."""
+    layers: dict[str, list[float]]
+    """Probe -> accuracy of each layer, first to last."""
 
 
-def evaluate(layers_NF: Sequence[np.ndarray], y_N: np.ndarray, folds: Sequence[Fold]) -> Accuracy:
-    """Probe every layer in every fold; a sample counts once for each fold that tests it."""
-    right_linear: list[np.ndarray] = []
-    right_knn: list[np.ndarray] = []
-    right_layers: list[list[np.ndarray]] = [[] for _ in layers_NF]
+def evaluate(
+    layers_NF: Sequence[np.ndarray],
+    y_N: np.ndarray,
+    folds: Sequence[Fold],
+    tokens_NLD: Sequence[np.ndarray] = (),
+    device: torch.device | None = None,
+) -> Accuracy:
+    """Probe every layer in every fold, `linear` and `knn`, and given its tokens `attentive` too.
+
+    A sample counts once for each fold that tests it.
+    """
+    right: dict[str, list[list[np.ndarray]]] = {}
     chosen = []
-    for fold in folds:
-        x_train, x_test = [x[fold.train] for x in layers_NF], [x[fold.test] for x in layers_NF]
-        probes = [LinearProbe(x, y_N[fold.train]) for x in x_train]
-        right = [probe.predict(x) == y_N[fold.test] for probe, x in zip(probes, x_test, strict=True)]
-        best = max(range(len(probes)), key=lambda i: probes[i].score)
-        chosen.append(best + 1)
-        right_linear.append(right[best])
-        right_knn.append(knn_predict(x_train[best], y_N[fold.train], x_test[best]) == y_N[fold.test])
-        for layer, answers in zip(right_layers, right, strict=True):
-            layer.append(answers)
+    for seed, fold in enumerate(folds):
+        wanted_M, scores = y_N[fold.test], []
+        for i, x in enumerate(layers_NF):
+            x_train, x_test, y_train = x[fold.train], x[fold.test], y_N[fold.train]
+            linear = LinearProbe(x_train, y_train)
+            scores.append(linear.score)
+            answers = {"linear": linear.predict(x_test), "knn": knn_predict(x_train, y_train, x_test)}
+            if tokens_NLD:
+                answers["attentive"] = attentive_predict(tokens_NLD[i], y_N, fold.train, fold.test, seed, device)
+            for probe, answer in answers.items():
+                right.setdefault(probe, [[] for _ in layers_NF])[i].append(answer == wanted_M)
+        chosen.append(scores.index(max(scores)) + 1)
     return Accuracy(
-        linear=float(np.concatenate(right_linear).mean()),
-        knn=float(np.concatenate(right_knn).mean()),
-        layers=[float(np.concatenate(layer).mean()) for layer in right_layers],
-        chosen=chosen,
+        chosen,
+        {probe: _mean([layers[i - 1][fold] for fold, i in enumerate(chosen)]) for probe, layers in right.items()},
+        {probe: [_mean(layer) for layer in layers] for probe, layers in right.items()},
     )
+
+
+def _mean(right: Sequence[np.ndarray]) -> float:
+    return float(np.concatenate(right).mean())
 
 
 def chance(y_N: np.ndarray, folds: Sequence[Fold]) -> float:

@@ -1,9 +1,12 @@
 """The memory of a process, watched from within."""
 
+import resource
+import sys
 import threading
 from types import TracebackType
 
 import psutil
+import torch
 
 
 class Resident:
@@ -25,3 +28,10 @@ class Resident:
     def _watch(self) -> None:
         while not self._over.wait(0.001):
             self.most = max(self.most, self._process.memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of tensors on a CUDA device, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

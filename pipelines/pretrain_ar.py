@@ -25,6 +25,7 @@ from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.sources import hold_out
 from pipelines.checkpoints import gathered
 from pipelines.kernels import choose_attention, refuse_without_compiler
+from pipelines.memory import peak_memory
 from pipelines.plan import Model, Validation, plan
 from pipelines.run import Run, command, say
 from pipelines.training import Training, fit, make_accelerator, plan_parts
@@ -51,6 +52,8 @@ class Pretrain(Training):
     """Keep only the inputs of each block for the backward pass: less memory, a fifth more arithmetic, the same numbers."""
     plan: bool = False
     """Only say what the run would cost: parameters, tokens, arithmetic, memory, time. Nothing is trained or written."""
+    snapshots: bool = False
+    """Keep the weights of every validation under snapshots/ of the run's folder: models like the last one, to be probed too."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
@@ -85,14 +88,14 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         f"codes by their frequencies cost {unigram:.2f} bits",
     )
     clips = (held_out or rows)[:VALIDATION_CLIPS]
-    result = fit(
-        run, accelerator, objective, dataset, config, lambda step: validate(accelerator, objective, cache, clips)
-    )
-    weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        trained = config.objective(code_spec(cache))  # anew, since FSDP leaves its own module in place of the old one
-        trained.load_state_dict(weights)
-        trained.save(run.folder / "model")
+
+    def look(step: int) -> dict[str, float]:
+        if config.snapshots and step < config.steps:
+            _write(accelerator, config, cache, objective, run.folder / "snapshots" / f"step_{step:06d}")
+        return validate(accelerator, objective, cache, clips)
+
+    result = fit(run, accelerator, objective, dataset, config, look)
+    _write(accelerator, config, cache, objective, run.folder / "model")
     summary = {
         "run": str(run.folder),
         "objective": name,
@@ -103,9 +106,22 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         **result.losses,
         "unigram_bits": round(unigram, 4) if "bits_per_code" in result.losses else None,
         "clips_per_second": round(result.samples_per_second, 2),
+        "peak_memory": peak_memory(accelerator.device),
         "seconds": round(result.seconds, 1),
     }
     return run.finish(accelerator, summary)
+
+
+def _write(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objective: Objective, folder: Path) -> None:
+    """The model as it is now, in a folder for `load_objective`."""
+    weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        with torch.random.fork_rng(), torch.autocast(accelerator.device.type, enabled=False):
+            trained = config.objective(
+                code_spec(cache)
+            )  # anew, since FSDP leaves its own module in place of the old one
+        trained.load_state_dict(weights)
+        trained.save(folder)
 
 
 def code_spec(cache: TokenCache) -> CodeSpec:

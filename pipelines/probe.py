@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.objectives import Objective, load_objective
-from ar_model.probes import PROTOCOL, Accuracy, Fold, chance, evaluate, make_folds, slice_means, with_error
+from ar_model.objectives import load_objective
+from ar_model.probes import ATTENTIVE, PROTOCOL, Accuracy, Fold, chance, evaluate, with_error
 from data.cache import TokenCache, find_cache
-from data.loading import evaluation_batches
+from pipelines.features import Labelled, collect
 from pipelines.run import Run, command, find_run, progress, say, start_accelerator, summary_of
 from pipelines.source_clips import canonical_clips
 from pipelines.training import resolve_precision
@@ -38,35 +39,14 @@ class Probe:
     """Where caches live."""
     seeds: int = 3
     """Repetitions, each with other folds (or another nine tenths of the training clips) and another untrained network."""
+    attentive: bool = False
+    """Also train an attentive probe on every layer's tokens; takes minutes, and disk space for all tokens meanwhile."""
     out: Path | None = None
     """Folder of the result; by default probe-<hash of the settings> in the run folder."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds is {self.seeds}, but must be at least 1")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The labelled videos of a cache."""
-
-    rows: list[int]
-    y_N: np.ndarray
-    groups: list[str | None]
-    held_out_N: np.ndarray
-
-    @classmethod
-    def of(cls, cache: TokenCache) -> "Labelled":
-        rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
-        videos = [cache.videos[row] for row in rows]
-        y_N = np.array([video.label for video in videos])
-        if len(set(y_N)) < 2:
-            raise ValueError(f"{cache.address}: {len(set(y_N))} classes among its labels; a probe needs two or more")
-        held_out = np.array([video.split not in (None, "train") for video in videos])
-        return cls(rows, y_N, [video.group for video in videos], held_out)
-
-    def folds(self, seed: int) -> list[Fold]:
-        return make_folds(self.y_N, self.groups, self.held_out_N, seed)
 
 
 def main(config: Probe, settings: str) -> dict[str, Any]:
@@ -93,7 +73,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     summary = {
         "run": str(pretrained),
         "cache": cache.address,
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL + (f"; {ATTENTIVE}" if config.attentive else ""),
         "n": sum(len(fold.test) for fold in folds[0]),
         "folds": len(folds[0]),
         "seeds": config.seeds,
@@ -117,48 +97,50 @@ def _probe_all(
     tested = sum(len(fold.test) for fold in folds[0])
     bar = progress(accelerator, len(labelled.rows) * (config.seeds + 2), "probe")
 
-    def repeat(layers_NF: list[np.ndarray]) -> list[Accuracy]:
-        return [evaluate(layers_NF, labelled.y_N, cut) for cut in folds]
+    def frozen(trained: bool, cuts: Sequence[list[Fold]]) -> list[Accuracy]:
+        model = load_objective(pretrained / "model", trained=trained)
+        with TemporaryDirectory(prefix="arvideo-probe-") as folder:
+            tokens = Path(folder) if config.attentive else None
+            features = collect(accelerator, model, cache, labelled.rows, bar, tokens)
+            return [features.probe(labelled.y_N, cut, accelerator.device) for cut in cuts]
 
-    trained = repeat(pooled_features(accelerator, load_objective(pretrained / "model"), cache, labelled.rows, bar))
+    trained = frozen(True, folds)
     untrained = []
     for seed in range(config.seeds):
         torch.manual_seed(seed)
-        fresh = load_objective(pretrained / "model", trained=False)
-        untrained.append(
-            evaluate(pooled_features(accelerator, fresh, cache, labelled.rows, bar), labelled.y_N, folds[seed])
-        )
-    frame_NF, energy_NF = _pixel_baselines(cache, labelled.rows, bar)
+        untrained += frozen(False, [folds[seed]])
+    beside = baselines(cache, labelled, folds, bar)
     bar.close()
+
+    def stated(found: Sequence[Accuracy], probe: str = "linear") -> dict[str, float]:
+        return with_error([accuracy.best[probe] for accuracy in found], tested)
+
+    others = [probe for probe in trained[0].best if probe != "linear"]
     return {
-        "linear": with_error([a.linear for a in trained], tested),
-        "knn": with_error([a.knn for a in trained], tested),
-        "untrained": with_error([a.linear for a in untrained], tested),
-        "untrained_knn": with_error([a.knn for a in untrained], tested),
-        "one_frame": with_error([a.linear for a in repeat([frame_NF])], tested),
-        "motion_energy": with_error([a.linear for a in repeat([energy_NF])], tested),
+        **{probe: stated(trained, probe) for probe in trained[0].best},
+        "untrained": stated(untrained),
+        **{f"untrained_{probe}": stated(untrained, probe) for probe in others},
+        **beside,
         "layer": Counter(layer for a in trained for layer in a.chosen).most_common(1)[0][0],
-        "layers": [with_error([a.layers[i] for a in trained], tested) for i in range(len(trained[0].layers))],
-        "untrained_layers": [
-            with_error([a.layers[i] for a in untrained], tested) for i in range(len(untrained[0].layers))
-        ],
+        "layers": layers_with_error(trained, "linear", tested),
+        "untrained_layers": layers_with_error(untrained, "linear", tested),
+        **({"attentive_layers": layers_with_error(trained, "attentive", tested)} if config.attentive else {}),
     }
 
 
-@torch.inference_mode()
-def pooled_features(
-    accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int], bar: Any
-) -> list[np.ndarray]:
-    """Pooled features of the canonical views, one (N, F) per layer."""
-    objective.to(accelerator.device)
-    pooled: list[list[np.ndarray]] = []
-    for batch in evaluation_batches(cache, rows, batch_size=32, pixels=objective.sees_pixels):
-        with accelerator.autocast():
-            layers = objective.features({key: value.to(accelerator.device) for key, value in batch.items()})
-        slices = objective.time_slices(batch)
-        pooled.append([slice_means(layer, slices).cpu().numpy() for layer in layers])
-        bar.update(len(batch["row_B"]))
-    return [np.concatenate(parts) for parts in zip(*pooled, strict=True)]
+def layers_with_error(found: Sequence[Accuracy], probe: str, tested: int) -> list[dict[str, float]]:
+    """Accuracy of each layer, first to last."""
+    return [with_error(layer, tested) for layer in zip(*(a.layers[probe] for a in found), strict=True)]
+
+
+def baselines(cache: TokenCache, labelled: Labelled, folds: Sequence[list[Fold]], bar: Any) -> dict[str, Any]:
+    """Linear probes of what needs no network: one frame, and where the pictures move."""
+    tested = sum(len(fold.test) for fold in folds[0])
+    said = {}
+    for name, x_NF in zip(("one_frame", "motion_energy"), _pixel_baselines(cache, labelled.rows, bar), strict=True):
+        found = [evaluate([x_NF], labelled.y_N, cut) for cut in folds]
+        said[name] = with_error([accuracy.best["linear"] for accuracy in found], tested)
+    return said
 
 
 def _pixel_baselines(cache: TokenCache, rows: Sequence[int], bar: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,9 @@
 Every training is a run of `pretrain_ar.py`, on CPUs as many at a time as there are cores; what is finished is not done again.
 """
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -19,14 +13,14 @@ import torch
 from accelerate import Accelerator
 
 from ar_model.objectives import load_objective
-from ar_model.probes import evaluate
 from data.cache import TokenCache
 from data.files import write_json
 from pipelines.benchmarks import Row
 from pipelines.config import parse
+from pipelines.features import Labelled, collect
 from pipelines.pretrain_ar import Pretrain, code_spec
-from pipelines.probe import Labelled, pooled_features
 from pipelines.run import progress, read_json, summary_of
+from pipelines.sweep import Job, train
 
 Setting = dict[str, str]
 SEEDS, STEPS = 5, 800
@@ -54,8 +48,6 @@ SETTINGS: dict[str, Setting] = {
 }
 """Settings of the objective that differ from the default: clusters of 2x4x4 tokens, random order, keep 0.25, targets 0.25."""
 EQUAL_TIME = f"{PLAIN}, for as long as targets 1.0 takes"
-Runs = dict[tuple[str, int], tuple[Setting, int]]
-"""What each (name, seed) is trained with, and its steps."""
 
 
 def measure(
@@ -71,10 +63,11 @@ def measure(
     labelled = Labelled.of(cache)  # a cache without labels shows before anything is trained
     steps, seeds = max(20, round(STEPS * scale)), SEEDS if scale >= 0.5 else 2
     folder = parent / f"{cache.name}-{steps}"
-    _train(folder, cache, device, {(name, seed): (SETTINGS[name], steps) for seed in range(seeds) for name in names})
+    train([_job(folder, name, seed, steps) for seed in range(seeds) for name in names], cache, device)
     if "targets 1.0" in names:
         fast, slow = (min(_said(folder, name, seeds, "seconds")) for name in (PLAIN, "targets 1.0"))
-        _train(folder, cache, device, {(EQUAL_TIME, seed): ({}, round(steps * slow / fast)) for seed in range(seeds)})
+        longer = round(steps * slow / fast)
+        train([_job(folder, EQUAL_TIME, seed, longer) for seed in range(seeds)], cache, device)
         names.insert(1, EQUAL_TIME)
     bar = progress(Accelerator(), len(labelled.rows) * len(names) * seeds, "probe")
     probes = {name: [_probe(folder, cache, labelled, name, seed, bar) for seed in range(seeds)] for name in names}
@@ -118,58 +111,17 @@ def _probe(folder: Path, cache: TokenCache, labelled: Labelled, name: str, seed:
     if not file.exists():
         model = load_objective(file.parent / "model")
         with torch.random.fork_rng():
-            features = pooled_features(Accelerator(), model, cache, labelled.rows, bar)
-        write_json(file, {"linear": evaluate(features, labelled.y_N, labelled.folds(seed)).linear})
+            features = collect(Accelerator(), model, cache, labelled.rows, bar)
+        write_json(file, {"linear": features.probe(labelled.y_N, labelled.folds(seed)).best["linear"]})
     return float(read_json(file)["linear"])
-
-
-def _train(folder: Path, cache: TokenCache, device: torch.device, runs: Runs) -> None:
-    """All trainings that are not finished: on CPUs one on each core, else one after the other."""
-    places: Queue[list[str]] = Queue()
-    for core in sorted(os.sched_getaffinity(0)) if device.type == "cpu" and shutil.which("taskset") else []:
-        places.put(["taskset", "-c", str(core)])
-    if places.empty():
-        places.put([])
-    bar = progress(Accelerator(), len(runs), "trainings")
-
-    def train(name: str, seed: int) -> None:
-        setting, steps = runs[name, seed]
-        out = _run(folder, name, seed)
-        if not ((out / "summary.json").exists() and summary_of(out)["step"] == steps):
-            command = _command(out, cache, device, seed, steps, setting)
-            place = places.get()
-            try:
-                result = subprocess.run([*place, *command], capture_output=True, text=True, check=False)
-            finally:
-                places.put(place)
-            if result.returncode:
-                said = result.stderr.strip().splitlines() or [f"ended with code {result.returncode}"]
-                raise ValueError(f"{name}, seed {seed}: {said[-1]}")
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        bar.update()
-
-    with ThreadPoolExecutor(places.qsize()) as pool:
-        list(pool.map(lambda run: train(*run), runs))
-    bar.close()
-
-
-def _command(out: Path, cache: TokenCache, device: torch.device, seed: int, steps: int, setting: Setting) -> list[str]:
-    return [
-        *(
-            sys.executable,
-            str(Path(__file__).parents[1] / "pretrain_ar.py"),
-            "--out",
-            str(out),
-            "--cache",
-            cache.address,
-        ),
-        *("--seed", str(seed), "--steps", str(steps), "--validate_every", str(steps), "--save_every", str(steps)),
-        *("--attention", "plain" if device.type == "cpu" else "auto", *_flags(setting)),
-    ]
 
 
 def _flags(setting: Setting) -> list[str]:
     return [f"--objective.{key}={value}" for key, value in setting.items()]
+
+
+def _job(folder: Path, name: str, seed: int, steps: int) -> Job:
+    return Job(name, _run(folder, name, seed), steps, seed, _flags(SETTINGS.get(name, {})))
 
 
 def _run(folder: Path, name: str, seed: int) -> Path:

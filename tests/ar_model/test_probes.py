@@ -131,9 +131,9 @@ def test_evaluate_chooses_the_informative_layer_in_every_fold() -> None:
     folds = make_folds(y, [None] * 120, nothing_held_out(120), seed=0)
     found = evaluate([noise(120), signal(y), noise(120, seed=2)], y, folds)
     assert found.chosen == [2] * 10
-    assert found.linear == found.layers[1] > 0.9
-    assert max(found.layers[0], found.layers[2]) < 0.5
-    assert found.knn > 0.9
+    assert found.best["linear"] == found.layers["linear"][1] > 0.9
+    assert max(found.layers["linear"][0], found.layers["linear"][2]) < 0.5
+    assert found.best["knn"] > 0.9
 
 
 def test_the_layer_is_chosen_on_training_samples_only() -> None:
@@ -156,7 +156,7 @@ def test_evaluate_counts_a_sample_once_for_each_fold_that_tests_it() -> None:
     wrong[:10] = 1 - wrong[:10]
     folds = [Fold(np.arange(50, 100), np.arange(0, 10)), Fold(np.arange(50, 100), np.arange(10, 40))]
     found = evaluate([x], wrong, folds)
-    assert found.linear == found.knn == found.layers[0] == 0.75
+    assert found.best["linear"] == found.best["knn"] == found.layers["linear"][0] == 0.75
 
 
 def test_the_error_adds_the_variances_of_samples_and_repetitions() -> None:

@@ -99,7 +99,7 @@ def result(out: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     files = sorted(file for file in out.rglob("*") if file.is_file())
     summary = json.loads((out / "summary.json").read_text())
-    times = {"seconds", "clips_per_second", "run"}
+    times = {"seconds", "clips_per_second", "peak_memory", "run"}
     return {
         "logged": [{k: float(v).hex() for k, v in line.items() if k not in times} for line in lines],
         "summary": compact({k: v for k, v in summary.items() if k not in times}),

@@ -1,0 +1,258 @@
+"""Which objective, on these videos, for this budget: several objectives and seeds on one cache, probed alike, on one page."""
+
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from threadpoolctl import threadpool_limits
+
+from ar_model.objectives import load_objective
+from ar_model.probes import ATTENTIVE, PROTOCOL, chance
+from data.cache import TokenCache, find_cache
+from data.files import write_json
+from data.loading import BatchPlan, TokenDataset
+from pipelines.comparison_page import write_page
+from pipelines.config import parse
+from pipelines.features import Labelled, collect
+from pipelines.pretrain_ar import Pretrain, code_spec
+from pipelines.probe import baselines
+from pipelines.run import Run, command, device_name, metrics_of, progress, read_json, say, start_accelerator, summary_of
+from pipelines.sweep import Job, train
+from pipelines.training import resolve_precision
+
+_CONFIGS = Path(__file__).with_name("configs")
+PROBES = ("attentive", "linear", "knn")
+_TIMED_STEPS = 40
+"""Steps of the short training that says how many fit into a time; the first ten do not count."""
+
+
+@dataclass(kw_only=True)
+class Compare:
+    """Which objective, on these videos, for this budget: several objectives and seeds on one cache, probed alike."""
+
+    entries: list[str] = field(
+        default_factory=lambda: [],
+        metadata={
+            "help": "What is compared: files of settings of pretrain_ar, called by their names; by default the four of configs/tiny."
+        },
+    )
+    cache: str | None = None
+    """A labelled cache, as in pretrain_ar; pixels and two views or more where an objective needs them."""
+    caches: Path = Path("caches")
+    """Where caches live."""
+    budget: Literal["steps", "clips", "seconds"] = "steps"
+    """What is equal for all: optimizer steps, clips seen, or time on this machine."""
+    amount: int = 1000
+    """How much of it each training has."""
+    seeds: int = 5
+    """Trainings of each, and untrained networks."""
+    points: int = 4
+    """Probes on the way of each training, the last one included."""
+    out: Path | None = None
+    """Folder of the comparison; by default runs/compare-<hash of the settings>."""
+
+    def __post_init__(self) -> None:
+        for name in ("amount", "seeds", "points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        self.files = [Path(entry) for entry in self.entries] or sorted(_CONFIGS.glob("tiny/*.yaml"))
+        names = [file.stem for file in self.files]
+        if len(set(names)) < len(names):
+            raise ValueError("entries: two files have the same name, which is what they are called by")
+
+
+Jobs = dict[tuple[str, int], Job]
+
+
+def main(config: Compare, settings: str) -> dict[str, Any]:
+    cache = TokenCache.open(find_cache(config.caches, config.cache))
+    labelled = Labelled.of(cache)
+    entries = {file.stem: _settings(file, cache) for file in config.files}
+    run = Run("compare", config, settings, about=cache.key)
+    accelerator = start_accelerator(resolve_precision("auto"))
+    run.begin(accelerator)
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+    else:
+        beside = _baselines(accelerator, cache, labelled, config.seeds)  # first: it fails where the videos are gone
+        steps = _steps(config, run.folder, cache, entries, accelerator.device)
+        jobs = {
+            (file.stem, seed): _job(run.folder, file, seed, steps[file.stem], config.points)
+            for seed in range(config.seeds)
+            for file in config.files
+        }
+        train(list(jobs.values()), cache, accelerator.device)
+        with threadpool_limits(torch.get_num_threads()):
+            found = _probe_all(accelerator, cache, labelled, jobs)
+        table = [_row(file.stem, entries[file.stem].batch_size, jobs, found) for file in config.files]
+        run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **beside})
+    page = write_page(run.folder, run.summary())
+    say(accelerator, f"open {page}")
+    return {**run.summary(), "page": str(page)}
+
+
+def _baselines(accelerator: Accelerator, cache: TokenCache, labelled: Labelled, seeds: int) -> dict[str, Any]:
+    bar = progress(accelerator, len(labelled.rows), "baselines")
+    with threadpool_limits(torch.get_num_threads()):
+        said = baselines(cache, labelled, [labelled.folds(seed) for seed in range(seeds)], bar)
+    bar.close()
+    return said
+
+
+def _settings(file: Path, cache: TokenCache) -> Pretrain:
+    """What a file says of pretrain_ar; a ValueError if the cache does not allow it."""
+    if not file.exists():
+        raise ValueError(f"entries: {file} is not there")
+    settings = parse(Pretrain, ["--config", str(file)])[0]
+    try:
+        with torch.device("meta"):
+            objective = settings.objective(code_spec(cache))
+        plan = BatchPlan(samples=len(cache), batch_size=1, seed=0)
+        TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
+    except ValueError as error:
+        raise ValueError(f"entries: {file}: {error}") from None
+    return settings
+
+
+def _steps(
+    config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
+) -> dict[str, int]:
+    """Optimizer steps of each entry, written down, so that a comparison that goes on has the same."""
+    file = folder / "steps.json"
+    if not file.exists():
+        steps = dict.fromkeys(entries, config.amount)
+        if config.budget == "clips":
+            steps = {name: math.ceil(config.amount / entry.batch_size) for name, entry in entries.items()}
+        if config.budget == "seconds":
+            jobs = {
+                Path(path).stem: Job(
+                    Path(path).stem, folder / "timing" / Path(path).stem, _TIMED_STEPS, 0, _flags(path)
+                )
+                for path in config.files
+            }
+            train(list(jobs.values()), cache, device, "timing")
+            steps = {name: max(1, round(config.amount / _seconds_per_step(job.out))) for name, job in jobs.items()}
+        write_json(file, steps)
+    return {name: int(count) for name, count in read_json(file).items()}
+
+
+def _seconds_per_step(run: Path) -> float:
+    """Of a short run, after its first logged steps."""
+    logged = [line for line in metrics_of(run) if "seconds" in line]
+    first, last = logged[0], logged[-1]
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+
+
+def _flags(file: Path) -> list[str]:
+    return ["--config", str(file.resolve())]
+
+
+def _job(folder: Path, file: Path, seed: int, steps: int, points: int) -> Job:
+    every = ["--validate_every", str(math.ceil(steps / points)), "--snapshots", "true"]
+    return Job(file.stem, folder / "runs" / f"{file.stem}-seed{seed}", steps, seed, [*_flags(file), *every])
+
+
+def _probe_all(
+    accelerator: Accelerator, cache: TokenCache, labelled: Labelled, jobs: Jobs
+) -> dict[Path, dict[str, Any]]:
+    """What the probes of every model say, by its folder; kept beside the models, so that none is probed twice.
+
+    An untrained network and the last model are probed in all ways, the models between linearly.
+    """
+    todo = [(job, folder) for job in jobs.values() for folder in (job.out / "untrained", *_models(job.out))]
+    bar = progress(accelerator, len(labelled.rows) * len(todo), "probe")
+    found = {}
+    for job, folder in todo:
+        file = job.out / f"probe-{folder.name}.json"
+        if not file.exists():
+            trained = folder.name != "untrained"
+            with torch.random.fork_rng(), TemporaryDirectory(prefix="arvideo-compare-") as space:
+                torch.manual_seed(job.seed)
+                model = load_objective(folder if trained else job.out / "model", trained=trained)
+                tokens = Path(space) if folder.name in ("untrained", "model") else None
+                features = collect(accelerator, model, cache, labelled.rows, bar, tokens)
+                accuracy = features.probe(labelled.y_N, labelled.folds(job.seed), accelerator.device)
+            write_json(file, asdict(accuracy))
+        found[folder] = read_json(file)
+    bar.close()
+    return found
+
+
+def _models(run: Path) -> list[Path]:
+    """Those on the way and the last one, in the order of their steps."""
+    return [*sorted(run.glob("snapshots/step_*")), run / "model"]
+
+
+def _row(name: str, batch_size: int, jobs: Jobs, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """All that is known of an entry: accuracies as {mean, stderr} over seeds."""
+    mine = [job for (entry, _), job in jobs.items() if entry == name]
+    said = [summary_of(job.out) for job in mine]
+    last = [found[job.out / "model"] for job in mine]
+    untrained = [found[job.out / "untrained"] for job in mine]
+    seconds = [summary["seconds"] for summary in said]
+    curve = [{"step": 0, "seconds": 0.0, **over_seeds([one["best"]["linear"] for one in untrained])}]
+    for models in zip(*(_models(job.out) for job in mine), strict=True):
+        step = mine[0].steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
+        linear = over_seeds([found[model]["best"]["linear"] for model in models])
+        curve.append({"step": step, "seconds": round(np.mean(seconds) * step / mine[0].steps, 1), **linear})
+    return {
+        "entry": name,
+        "objective": said[0]["objective"],
+        "steps": mine[0].steps,
+        "clips": mine[0].steps * batch_size,
+        "seconds": over_seeds(seconds),
+        "clips_per_second": over_seeds([summary["clips_per_second"] for summary in said]),
+        "peak_memory": max(summary["peak_memory"] for summary in said),
+        "bits_per_code": _mean_or_none([summary["bits_per_code"] for summary in said]),
+        **{probe: over_seeds([one["best"][probe] for one in last]) for probe in PROBES},
+        **{f"untrained_{probe}": over_seeds([one["best"][probe] for one in untrained]) for probe in PROBES},
+        "layers": {
+            probe: [over_seeds(layer) for layer in zip(*(one["layers"][probe] for one in last), strict=True)]
+            for probe in PROBES
+        },
+        "curve": curve,
+    }
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """Mean and its standard error over trainings; the error of drawing the tested clips is common to all entries."""
+    spread = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return {"mean": round(float(np.mean(values)), 4), "stderr": round(spread, 4)}
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def _about(config: Compare, cache: TokenCache, labelled: Labelled, accelerator: Accelerator) -> dict[str, Any]:
+    folds = labelled.folds(0)
+    return {
+        "cache": cache.address,
+        "videos": len(cache),
+        "labelled": len(labelled.rows),
+        "classes": len(set(labelled.y_N)),
+        "n": sum(len(fold.test) for fold in folds),
+        "folds": len(folds),
+        "seeds": config.seeds,
+        "budget": f"{config.amount} {config.budget}",
+        "protocol": f"{PROTOCOL}; {ATTENTIVE}",
+        "device": device_name(accelerator.device),
+        "chance": round(chance(labelled.y_N, folds), 4),
+    }
+
+
+if __name__ == "__main__":
+    command(Compare, main)

@@ -1,0 +1,128 @@
+"""The page of a comparison: what came out, as a table and curves, and how."""
+
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipelines.pictures import bar_chart, line_chart
+from pipelines.run import environment_of
+
+_PAGE = Path(__file__).with_name("comparison.html")
+_BASELINES = {
+    "one_frame": "one frame, 16x16 colours",
+    "motion_energy": "motion energy, 16x16",
+    "chance": "most common class",
+}
+
+
+def write_page(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Write index.html of a finished comparison into its folder."""
+    rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
+    best = rows[0]
+    sections = {
+        "title": escape(f"{len(rows)} objectives at {summary['budget']} each"),
+        "lead": _lead(best, rows[1:], summary),
+        "table": _table(rows),
+        "time": _curves(rows, "seconds", "seconds of training", summary),
+        "steps": _curves(rows, "clips", "clips seen", summary),
+        "layers": _layers(rows, summary),
+        "baselines": _baselines(summary),
+        "protocol": _protocol(summary),
+        "environment": escape(str(environment_of(folder)["versions"])),
+    }
+    text = _PAGE.read_text(encoding="utf-8")
+    for name, content in sections.items():
+        text = text.replace("{{ " + name + " }}", content)
+    page = folder / "index.html"
+    page.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return page
+
+
+def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]) -> str:
+    """Who is ahead, and whether by more than the seeds differ."""
+    mean, error = best["attentive"]["mean"], best["attentive"]["stderr"]
+    words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {mean:.3f} ± {error:.3f}"]
+    if others:
+        second = others[0]["attentive"]
+        apart = mean - second["mean"]
+        clear = apart > (error**2 + second["stderr"] ** 2) ** 0.5
+        words.append(
+            f", {100 * apart:.1f} points ahead of {escape(others[0]['entry'])}, "
+            f"{'more' if clear else '<b>not more</b>'} than one standard error of the difference"
+        )
+    sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
+    return (
+        f"<p>{''.join(words)}. Errors are those of {summary['seeds']} seeds; "
+        f"that of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
+    )
+
+
+def _table(rows: list[Any]) -> str:
+    columns: dict[str, Callable[[Any], str]] = {
+        "objective": lambda row: escape(row["entry"]),
+        "attentive": lambda row: _share(row["attentive"]),
+        "linear": lambda row: _share(row["linear"]),
+        "kNN": lambda row: _share(row["knn"]),
+        "attentive, untrained": lambda row: _share(row["untrained_attentive"]),
+        "linear, untrained": lambda row: _share(row["untrained_linear"]),
+        "bits per code": lambda row: "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
+        "steps": lambda row: f"{row['steps']:,}",
+        "clips seen": lambda row: f"{row['clips']:,}",
+        "seconds": lambda row: f"{row['seconds']['mean']:.0f}",
+        "clips/s": lambda row: f"{row['clips_per_second']['mean']:.1f}",
+        "peak memory": lambda row: f"{row['peak_memory'] / 2**20:,.0f} MiB",
+    }
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{cell(row)}</td>' for cell in columns.values())}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _share(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} ± {value['stderr']:.3f}"
+
+
+def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> str:
+    """Linear probe on the way of each training."""
+    lines = {}
+    for row in rows:
+        xs = [
+            point["seconds"] if key == "seconds" else point["step"] * row["clips"] / row["steps"]
+            for point in row["curve"]
+        ]
+        lines[row["entry"]] = (xs, [point["mean"] for point in row["curve"]])
+    return line_chart(lines, x=x, y="linear probe", level=("most common class", summary["chance"]))
+
+
+def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:
+    charts = []
+    for probe in ("attentive", "linear"):
+        lines = {
+            row["entry"]: (
+                list(range(1, len(row["layers"][probe]) + 1)),
+                [layer["mean"] for layer in row["layers"][probe]],
+            )
+            for row in rows
+        }
+        charts.append(line_chart(lines, x="layer", y=f"{probe} probe", level=("most common class", summary["chance"])))
+    return "".join(f"<div>{chart}</div>" for chart in charts)
+
+
+def _baselines(summary: Mapping[str, Any]) -> str:
+    bars = {
+        _BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in ("motion_energy", "one_frame")
+    }
+    return bar_chart(bars, x="linear probe", level=("most common class", summary["chance"]))
+
+
+def _protocol(summary: Mapping[str, Any]) -> str:
+    lines = {
+        "cache": f"{summary['cache']}: {summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes",
+        "budget": f"{summary['budget']} for each training; {summary['seeds']} seeds: of weights, order of clips, masks and folds",
+        "tested": f"{summary['n']} clips in {summary['folds']} folds, by groups where the videos have them",
+        "probe": summary["protocol"],
+        "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
+        "device": summary["device"],
+    }
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(text)}</td></tr>" for name, text in lines.items())
+    return f"<table>{rows}</table>"
