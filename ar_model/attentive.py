@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEADS = 8
-STEPS, BATCH = 400, 64
+EPOCHS, LEAST_STEPS, MOST_STEPS, BATCH = 30, 100, 400, 64
 LR, WEIGHT_DECAY = 3e-3, 0.05
 
 
@@ -58,8 +58,9 @@ def attentive_predict(
         torch.manual_seed(seed)
         probe = AttentiveProbe(*_moments(x_NLD, train), len(classes)).to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=STEPS, pct_start=0.1)
-        for rows in _batches(train, seed):
+        batches = _batches(train, seed)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches), pct_start=0.1)
+        for rows in batches:
             scores_BC = probe(_tokens(x_NLD, rows, device))
             loss = F.cross_entropy(scores_BC, torch.from_numpy(y_N[rows]).to(device))
             optimizer.zero_grad()
@@ -74,11 +75,12 @@ def attentive_predict(
 
 
 def _batches(train: np.ndarray, seed: int) -> Sequence[np.ndarray]:
-    """STEPS batches, each of distinct samples; epochs one after another, each in an order of its own."""
+    """EPOCHS of batches of distinct samples, but not fewer nor more than the limits; each epoch in an order of its own."""
     draw, size = np.random.default_rng(seed), min(BATCH, len(train))
     per_epoch = len(train) // size
-    epochs = [draw.permutation(train) for _ in range(math.ceil(STEPS / per_epoch))]
-    return [np.sort(order[i * size : (i + 1) * size]) for order in epochs for i in range(per_epoch)][:STEPS]
+    steps = min(max(EPOCHS * per_epoch, LEAST_STEPS), MOST_STEPS)
+    epochs = [draw.permutation(train) for _ in range(math.ceil(steps / per_epoch))]
+    return [np.sort(order[i * size : (i + 1) * size]) for order in epochs for i in range(per_epoch)][:steps]
 
 
 def _tokens(x_NLD: np.ndarray, rows: np.ndarray, device: torch.device | None) -> Tensor:

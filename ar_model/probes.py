@@ -24,7 +24,7 @@ PROTOCOL = (
 )
 ATTENTIVE = (
     "attentive: one learned query of 8 heads over all tokens, affine-free batch normalisation, linear classifier; "
-    "400 steps of AdamW, batches of 64, on the layer that the linear probe chose"
+    "30 epochs (100 to 400 steps) of AdamW, batches of 64, on the layer that the linear probe chose"
 )
 MOST_FOLDS = 10
 

@@ -48,7 +48,9 @@ class CodeTarget(nn.Module):
         nn.init.xavier_uniform_(self.split.weight)
         nn.init.zeros_(self.split.bias)
         if likelihood == "joint":
-            self.table = table or CodeTable(codes, width, free_rows=True)
+            if table is None:
+                self.table = CodeTable(codes, width, free_rows=True)
+            self._shared = () if table is None else (table,)  # in a tuple: weights have one owner, and are saved once
             self.bias = nn.Parameter(torch.zeros(codes.vocab_size))
         else:
             self.digits = nn.Linear(width, sum(codes.levels or ()))
@@ -63,7 +65,8 @@ class CodeTarget(nn.Module):
         )
         h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
         if self.levels is None:
-            rows_VD = self.table.matrix() * self.scale
+            (table,) = self._shared or (self.table,)
+            rows_VD = table.matrix() * self.scale
             return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten(), share_N)
         digits_BLPn = digits_of(codes_BLP, self.levels)
         heads = self.digits(h_BLPD).split(self.levels, dim=-1)

@@ -23,7 +23,7 @@ from ar_model.probes import ATTENTIVE, PROTOCOL, chance
 from data.cache import TokenCache, find_cache
 from data.files import write_json
 from data.loading import BatchPlan, TokenDataset
-from pipelines.comparison_page import write_page
+from pipelines.comparison_page import write_comparison
 from pipelines.config import parse
 from pipelines.features import Labelled, collect
 from pipelines.pretrain_ar import Pretrain, code_spec
@@ -45,7 +45,7 @@ class Compare:
     entries: list[str] = field(
         default_factory=lambda: [],
         metadata={
-            "help": "What is compared: files of settings of pretrain_ar, called by their names; by default the four of configs/tiny."
+            "help": "What is compared: settings files of pretrain_ar, called by their names; by default those of configs/tiny."
         },
     )
     cache: str | None = None
@@ -98,7 +98,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
             found = _probe_all(accelerator, cache, labelled, jobs)
         table = [_row(file.stem, entries[file.stem].batch_size, jobs, found) for file in config.files]
         run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **beside})
-    page = write_page(run.folder, run.summary())
+    page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
 

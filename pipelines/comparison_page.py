@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipelines.pages import write_page
 from pipelines.pictures import bar_chart, line_chart
 from pipelines.run import environment_of
 
-_PAGE = Path(__file__).with_name("comparison.html")
 _BASELINES = {
     "one_frame": "one frame, 16x16 colours",
     "motion_energy": "motion energy, 16x16",
@@ -16,7 +16,7 @@ _BASELINES = {
 }
 
 
-def write_page(folder: Path, summary: Mapping[str, Any]) -> Path:
+def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write index.html of a finished comparison into its folder."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
     best = rows[0]
@@ -31,11 +31,8 @@ def write_page(folder: Path, summary: Mapping[str, Any]) -> Path:
         "protocol": _protocol(summary),
         "environment": escape(str(environment_of(folder)["versions"])),
     }
-    text = _PAGE.read_text(encoding="utf-8")
-    for name, content in sections.items():
-        text = text.replace("{{ " + name + " }}", content)
     page = folder / "index.html"
-    page.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_page(page, "comparison.html", sections, width="72rem")
     return page
 
 
@@ -84,14 +81,15 @@ def _share(value: Mapping[str, float]) -> str:
 
 def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> str:
     """Linear probe on the way of each training."""
-    lines = {}
+    lines, errors = {}, {}
     for row in rows:
+        errors[row["entry"]] = [point["stderr"] for point in row["curve"]]
         xs = [
             point["seconds"] if key == "seconds" else point["step"] * row["clips"] / row["steps"]
             for point in row["curve"]
         ]
         lines[row["entry"]] = (xs, [point["mean"] for point in row["curve"]])
-    return line_chart(lines, x=x, y="linear probe", level=("most common class", summary["chance"]))
+    return line_chart(lines, x=x, y="linear probe", errors=errors, level=("most common class", summary["chance"]))
 
 
 def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Legend: B clips, T H W C frames, height, width, colours.
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 INK, MUTED, ACCENT, SECOND = "#1a1a1a", "#8a8a8a", "#0b6e99", "#c4622d"
+_LINES = (ACCENT, SECOND, MUTED, "#5d8a2f", "#84539e", "#c29a1b", "#b13a5c", "#3c4f5a")
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -56,20 +58,23 @@ def line_chart(
     *,
     x: str,
     y: str,
+    errors: Mapping[str, Sequence[float]] | None = None,
     level: tuple[str, float] | None = None,
     log: bool = False,
 ) -> str:
     """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line.
 
-    With `log` both axes are logarithmic.
+    `errors`: of the y values of lines, as bars. With `log` both axes are logarithmic.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()
-        for (name, (xs, ys)), colour in zip(lines.items(), (ACCENT, SECOND, MUTED), strict=False):
+        for (name, (xs, ys)), colour in zip(lines.items(), cycle(_LINES), strict=False):
             axes.plot(
                 xs, ys, label=name, color=colour, linewidth=1.8, marker="o" if len(xs) < 12 else None, markersize=4
             )
+            if errors:
+                axes.errorbar(xs, ys, errors[name], color=colour, linewidth=0, elinewidth=1.2)
         if level is not None:
             axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(

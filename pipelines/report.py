@@ -22,6 +22,7 @@ from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 from pipelines.collapse import COLLAPSED, collapse_warning
+from pipelines.pages import write_page
 from pipelines.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 from pipelines.run import (
     RUNS,
@@ -36,8 +37,6 @@ from pipelines.run import (
 )
 from pipelines.source_clips import canonical_clips
 from tokenizer import load_tokenizer
-
-_PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclass(kw_only=True)
@@ -74,11 +73,7 @@ def main(config: Report, settings: str) -> dict[str, Any]:
             "commands": _commands(folder, cache),
             "environment": _environment(folder),
         }
-        text = _PAGE.read_text(encoding="utf-8")
-        for name, content in sections.items():
-            text = text.replace("{{ " + name + " }}", content)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_page(page, "report.html", sections)
         say(accelerator, f"open {page}")
     accelerator.wait_for_everyone()
     return {"page": str(page), "run": str(folder)}
