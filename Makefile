@@ -21,6 +21,8 @@ setup: .venv/ready
 demo: setup
 	@for step in tokenize pretrain_ar probe report; do $(BIN)/accelerate launch pipelines/$$step.py || exit 1; done
 
+# Several processes test at once: threads that wait must sleep, not spin.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
