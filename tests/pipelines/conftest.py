@@ -100,6 +100,7 @@ SCHEMAS = {
     "tokenize": "Tokenize",
     "pretrain_ar": "Pretrain",
     "probe": "Probe",
+    "compare": "Compare",
     "report": "Report",
 }
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from ar_model.inputs import CodeSpec
-from ar_model.objectives import ARVideo
+from ar_model.objectives import VIMPAC, ARVideo, Objective
 from pipelines.config import parse
 from pipelines.pretrain_ar import Pretrain
 
 from .conftest import ROOT
 
 CONFIGS = ROOT / "pipelines" / "configs"
-PAPER = ["vit_b.yaml", "paper.yaml"]
+PAPER = ["base/arvideo.yaml", "papers/arvideo.yaml"]
 CODES = CodeSpec(shape=(8, 14, 14), vocab_size=1000, levels=(8, 5, 5, 5), clip=(16, 224, 224))
 
 
@@ -28,9 +28,9 @@ def build(*names: str, codes: CodeSpec = CODES) -> ARVideo:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("paper/*.yaml")), ids=lambda p: p.stem
+    "path", [CONFIGS / "papers" / "arvideo.yaml", *sorted(CONFIGS.glob("papers/arvideo/*.yaml"))], ids=lambda p: p.stem
 )
-def test_a_shipped_setting_parses_alone_and_over_the_paper(path: Path) -> None:
+def test_a_setting_of_arvideo_parses_alone_and_over_the_paper(path: Path) -> None:
     parse(Pretrain, ["--config", str(path)])
     build(*PAPER, str(path.relative_to(CONFIGS)))
 
@@ -56,28 +56,71 @@ def test_the_paper_has_300_tokens_to_see_and_1470_to_predict() -> None:
     ],
 )
 def test_units_of_table_6(name: str, clusters: int) -> None:
-    model = build(*PAPER, f"paper/table6_unit_{name}.yaml")
+    model = build(*PAPER, f"papers/arvideo/table6_unit_{name}.yaml")
     assert math.prod(model.clusters.counts) == clusters
 
 
 @pytest.mark.parametrize("keep, kept", [("25", 25), ("20", 20), ("10", 10), ("05", 5)])
 def test_dropping_of_table_8(keep: str, kept: int) -> None:
-    assert build(*PAPER, f"paper/table8_keep_{keep}.yaml").kept == kept
+    assert build(*PAPER, f"papers/arvideo/table8_keep_{keep}.yaml").kept == kept
 
 
 def test_decoders_of_tables_9_and_10() -> None:
-    assert build(*PAPER, "paper/table9_self_and_cross.yaml").decoder.blocks[0].self_attention is not None
-    assert build(*PAPER, "paper/table9_cross_only.yaml").decoder.blocks[0].self_attention is None
-    assert build(*PAPER, "paper/table10_width_768.yaml").query_D.numel() == 768
-    assert len(build(*PAPER, "paper/table10_depth_8.yaml").decoder.blocks) == 8
+    assert build(*PAPER, "papers/arvideo/table9_self_and_cross.yaml").decoder.blocks[0].self_attention is not None
+    assert build(*PAPER, "papers/arvideo/table9_cross_only.yaml").decoder.blocks[0].self_attention is None
+    assert build(*PAPER, "papers/arvideo/table10_width_768.yaml").query_D.numel() == 768
+    assert len(build(*PAPER, "papers/arvideo/table10_depth_8.yaml").decoder.blocks) == 8
 
 
 def test_sizes_fit_the_caches_that_tokenize_makes_by_default() -> None:
     codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5))
-    models = [build(f"vit_{size}.yaml", codes=codes) for size in "sbl"]
+    names = ["papers/arvideo/vit_s.yaml", "base/arvideo.yaml", "papers/arvideo/vit_l.yaml"]
+    models = [build(name, codes=codes) for name in names]
     millions = [sum(p.numel() for p in model.encoder.parameters()) / 1e6 for model in models]
     assert millions == pytest.approx([21.3, 85.1, 302.3], rel=0.01)  # blocks of arXiv 2010.11929, table 1
 
 
 def test_the_control_sees_everything() -> None:
-    assert not build(*PAPER, "paper/control_no_causal_mask.yaml").causal
+    assert not build(*PAPER, "papers/arvideo/control_no_causal_mask.yaml").causal
+
+
+# --- all objectives
+
+OBJECTIVES = ["arvideo", "videomae", "vimpac", "mam2"]
+
+
+def any_objective(*names: str, codes: CodeSpec = CODES) -> Objective:
+    config, _ = parse(Pretrain, [flag for name in names for flag in ("--config", str(CONFIGS / name))])
+    with torch.device("meta"):
+        return config.objective(codes)
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_presets_of_a_size_have_the_same_trunk(size: str) -> None:
+    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5), clip=(16, 64, 64))
+    models = [any_objective(f"{size}/{name}.yaml", codes=codes) for name in OBJECTIVES]
+    assert [type(model).__name__.lower() for model in models] == OBJECTIVES
+    assert len({millions(model.encoder) for model in models}) == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_papers_recipe_lies_over_the_base(name: str) -> None:
+    model = any_objective(f"base/{name}.yaml", f"papers/{name}.yaml")
+    assert type(model).__name__.lower() == name
+    assert millions(model.encoder) == pytest.approx(85.1, rel=0.01)  # blocks of ViT-B, arXiv 2010.11929, table 1
+
+
+def test_videomae_base_has_the_public_models_parameters() -> None:
+    assert millions(any_objective("base/videomae.yaml", "papers/videomae.yaml")) == pytest.approx(94.2, rel=0.005)
+
+
+def test_vimpac_of_the_small_size_has_the_parameters_of_its_joint_attention() -> None:
+    """6 layers of 512 and 8,192 codes: 23.1 M in the paper's ablation of layouts, without the contrast's network."""
+    codes = CodeSpec(shape=(5, 16, 16), vocab_size=8192)
+    with torch.device("meta"):
+        model = VIMPAC(codes, width=512, depth=6, heads=8, contrast=0.0, code_input="rows", rope=False)
+    assert millions(model) == pytest.approx(23.1, rel=0.03)

@@ -1,0 +1,137 @@
+"""A comparison trains every objective alike, probes every model once, goes on where it stopped, and says so on a page."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.cache import TokenCache
+from pipelines import compare
+from pipelines.run import read_json
+
+from ..conftest import MakeCache
+from .conftest import ENVIRONMENT, Call
+
+SIZE = {"width": 12, "depth": 2, "heads": 1}
+ENTRIES = {
+    "order": {
+        "class_path": "ARVideo",
+        "init_args": {**SIZE, "clusters": [1, 2, 2], "decoder_width": 12, "decoder_heads": 1},
+    },
+    "blocks": {"class_path": "VIMPAC", "init_args": {**SIZE, "head_width": 8}},
+    "tubes": {"class_path": "VideoMAE", "init_args": {**SIZE, "ratio": 0.5, "decoder_width": 12, "decoder_heads": 1}},
+}
+
+
+def entries(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        settings = {"batch_size": 4, "warmup": 1, "precision": "fp32", "objective": ENTRIES[name]}
+        (folder / f"{name}.yaml").write_text(json.dumps(settings))
+    return ["--entries", *(str(folder / f"{name}.yaml") for name in names)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Path:
+    return make_cache(tmp_path_factory.mktemp("compared"), videos=24, codes_shape=(2, 4, 4), keep_pixels="raw")
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two objectives with two seeds, by the command as users start it."""
+    folder = tmp_path_factory.mktemp("comparison")
+    script = Path(compare.__file__)
+    flags = [*entries(folder, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
+    command = [sys.executable, str(script), *flags, "--budget", "clips", "--amount", "23", "--out", str(folder / "out")]
+    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (folder / "said.json").write_text(result.stdout.splitlines()[-1])
+    return folder
+
+
+def test_every_entry_has_the_budget_and_every_number(finished: Path) -> None:
+    said = read_json(finished / "said.json")
+    assert (said["seeds"], said["classes"], said["labelled"], said["budget"]) == (2, 2, 24, "23 clips")
+    assert [row["entry"] for row in said["table"]] == ["order", "blocks"]
+    for row in said["table"]:
+        assert (row["steps"], row["clips"]) == (6, 24)  # of 4 clips each
+        assert [point["step"] for point in row["curve"]] == [0, 3, 6]
+        assert row["curve"][-1]["mean"] == row["linear"]["mean"]
+        assert row["curve"][0]["mean"] == row["untrained_linear"]["mean"]
+        assert {probe: len(layers) for probe, layers in row["layers"].items()} == dict.fromkeys(compare.PROBES, 2)
+        assert all(0 <= row[probe]["mean"] <= 1 and row[probe]["stderr"] >= 0 for probe in compare.PROBES)
+        assert row["clips_per_second"]["mean"] > 0 and row["peak_memory"] > 2**20
+
+
+def test_the_page_names_what_was_compared_and_how(finished: Path) -> None:
+    page = (finished / "out" / "index.html").read_text()
+    for text in ("order", "blocks", "23 clips", "2 seeds", "24 labelled", "attentive", "clips/s", "most common class"):
+        assert text in page, text
+    assert "{{" not in page
+
+
+def test_only_what_is_missing_is_done_again(
+    finished: Path, cache: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    before = read_json(out / "summary.json")
+    (out / "summary.json").unlink()
+    (out / "runs" / "blocks-seed1" / "probe-model.json").unlink()
+    probed: list[Any] = []
+    collect = compare.collect
+    monkeypatch.setattr(compare, "collect", lambda *a, **k: probed.append(a) or collect(*a, **k))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a training was started again"))
+    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
+    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
+    again = call("compare", *flags)
+    assert len(probed) == 1
+    assert [row["linear"] for row in again["table"]] == [row["linear"] for row in before["table"]]
+    call("compare", *flags)
+    assert "nothing is left to do" in call.err
+
+
+def test_time_becomes_steps_by_a_short_training(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(jobs: Any, *_: Any) -> None:
+        for job in jobs:
+            job.out.mkdir(parents=True)
+            pace = {"order": 0.5, "blocks": 2.0}[job.name]
+            lines = [{"step": step, "loss": 1.0, "seconds": 30 + pace * step} for step in (10, 20, 40)]
+            (job.out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(compare, "train", timed)
+    files = entries(tmp_path, "order", "blocks")[1:]
+    config = compare.Compare(entries=files, budget="seconds", amount=60)
+    opened = TokenCache.open(str(cache))
+    found = compare._steps(config, tmp_path, opened, {}, None)  # type: ignore[arg-type]
+    assert found == {"order": 120, "blocks": 30}
+    monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("timed again"))
+    assert compare._steps(config, tmp_path, opened, {}, None) == found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "objective, made, said",
+    [
+        ("tubes", {"keep_pixels": "none"}, "--keep_pixels"),
+        ("blocks", {"views": 1}, "--clip.views 2"),
+        ("order", {"codes_shape": (2, 3, 3)}, "do not divide the grid"),
+    ],
+)
+def test_a_cache_that_an_entry_cannot_use_is_refused_before_anything_is_trained(
+    tmp_path: Path, make_cache: MakeCache, call: Call, objective: str, made: dict[str, Any], said: str
+) -> None:
+    folder = make_cache(tmp_path / "caches", videos=8, **{"codes_shape": (2, 4, 4), "keep_pixels": "raw", **made})
+    line = call("compare", *entries(tmp_path, objective), "--cache", str(folder), "--out", str(tmp_path / "out"))
+    assert f"{objective}.yaml" in line and said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_that_are_not_there_or_have_one_name_are_refused(tmp_path: Path, cache: Path, call: Call) -> None:
+    assert "gone.yaml is not there" in call("compare", "--entries", str(tmp_path / "gone.yaml"), "--cache", str(cache))
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), second.mkdir()
+    flags = entries(first, "order") + entries(second, "order")[1:]
+    assert "same name" in call("compare", *flags, "--cache", str(cache))
