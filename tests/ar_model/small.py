@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec, digits_of
-from ar_model.objectives import ARVideo
+from ar_model.objectives import ARVideo, Objective
 from ar_model.targets import CodeTarget, PixelTarget
 
 Grid = tuple[int, int, int]
@@ -169,7 +169,7 @@ def locate(traced: Traced, shape: Grid, patch: Grid, box: Grid, ranks: int | Non
     return Places(token_of_code, cluster_of_token, seen_BS, wanted_BM, rank_BC)
 
 
-def train(model: ARVideo, batches: list[Batch], lr: float = 3e-3) -> list[float]:
+def train(model: Objective, batches: list[Batch], lr: float = 3e-3) -> list[float]:
     """Losses of one AdamW step on each batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     losses = []

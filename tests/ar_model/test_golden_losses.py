@@ -7,10 +7,13 @@ change of the arithmetic, of the initial weights or of what is drawn, and has to
 from typing import Any
 
 import pytest
+import torch
 
 from ar_model.attention import set_backend
+from ar_model.objectives import Objective
 
-from .small import build, random_batch, train
+from .siblings import MODELS, batch_of
+from .small import Batch, build, random_batch, train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"targets": 1.0},
@@ -21,19 +24,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+TOLERANCE = {"VIMPAC": 2e-5}
+"""Its batch normalisation magnifies rounding: kernels and threads differ by 4e-6."""
+
+
+def of(name: str) -> tuple[Objective, list[Batch]]:
+    """A network and twenty batches."""
+    if name in SETTINGS:
+        return build(**SETTINGS[name]), [random_batch(4, seed=step) for step in range(20)]
+    torch.manual_seed(0)
+    clips = 32 if name.startswith("VIMPAC") else 4  # batch normalisation of few clips is unsteady
+    return MODELS[name](), [batch_of(clips, seed=step) for step in range(20)]
+
+
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *MODELS])
 def test_twenty_steps_of_training_give_the_losses_they_always_gave(name: str, backend: str) -> None:
-    model = build(**SETTINGS[name]).train()
-    set_backend(model, backend)
-    losses = train(model, [random_batch(4, seed=step) for step in range(20)])
-    assert losses == pytest.approx(LOSSES[name], rel=1e-6, abs=0)
+    model, batches = of(name)
+    set_backend(model.train(), backend)
+    assert train(model, batches) == pytest.approx(LOSSES[name], rel=TOLERANCE.get(name, 1e-6), abs=0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *MODELS])
 def test_the_initial_weights_are_those_that_a_seed_always_gave(name: str) -> None:
-    model = build(**SETTINGS[name])
-    total = sum(p.detach().double().abs().sum().item() for p in model.parameters())
+    total = sum(p.detach().double().abs().sum().item() for p in of(name)[0].parameters())
     assert total == pytest.approx(WEIGHTS[name], rel=1e-6)
 
 
@@ -59,6 +73,22 @@ LOSSES = {
         4.4184656, 4.1730261, 4.1796155, 4.2307205, 4.0037541, 4.2271972, 4.3551764, 4.3113513, 4.2072768, 4.3570881,
         4.3121433, 4.2422543, 4.13029, 4.1662617, 4.0849895, 4.2322421, 4.2029057, 4.1910634, 4.1144147, 4.250608,
     ],
+    "VideoMAE": [
+        1.3182501, 1.2376375, 1.1674848, 1.1343471, 1.1087229, 1.0695602, 1.0453979, 1.0282149, 1.0181, 1.0140792,
+        1.0000526, 0.99515426, 0.98774159, 0.98731953, 0.98400348, 0.98325473, 0.98434901, 0.98162675, 0.97860909, 0.97904503,
+    ],
+    "VIMPAC": [
+        4.8412924, 4.7932296, 4.8179693, 4.7503324, 4.7734723, 4.7409768, 4.7175183, 4.6879187, 4.8040419, 4.742167,
+        4.7940359, 4.8023586, 4.8127995, 4.8184466, 4.8216419, 4.7391601, 4.7987318, 4.6879382, 4.7633762, 4.7375298,
+    ],
+    "VIMPAC, one row per code": [
+        5.1384001, 4.8929434, 4.7578321, 4.883131, 4.7821064, 4.792973, 4.7678652, 4.758709, 4.7934766, 4.7223983,
+        4.7333708, 4.7935405, 4.6630688, 4.802815, 4.6671305, 4.7285023, 4.6703024, 4.6986084, 4.7268434, 4.6916938,
+    ],
+    "MAM2": [
+        7.0967331, 6.6197863, 6.477746, 6.2329297, 6.075779, 5.9466429, 5.8603449, 5.8233275, 5.6570115, 5.6162806,
+        5.497683, 5.4071941, 5.3965182, 5.2730837, 5.2509093, 5.1773281, 5.1606345, 5.1731915, 5.1154084, 5.17591,
+    ],
 }
 # fmt: on
 WEIGHTS = {
@@ -67,4 +97,8 @@ WEIGHTS = {
     "masked": 1957.65104,
     "pixels": 1903.87428,
     "ranks": 2377.84785,
+    "VideoMAE": 3453.79548,
+    "VIMPAC": 2716.59548,
+    "VIMPAC, one row per code": 3028.31008,
+    "MAM2": 7182.03517,
 }
