@@ -161,6 +161,7 @@ def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDat
     chosen = [""]
     if accelerator.is_main_process:
         batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
+        batch.pop("pair_BTHW", None)  # a contrast would wait for the other processes, which take no part
         chosen = [choose_attention(accelerator, objective, batch, config.attention)]
     return broadcast_object_list(chosen)[0]
 

@@ -108,11 +108,11 @@ def test_compilation_where_there_is_no_compiler(
 ) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # holds nothing that was compiled before
     monkeypatch.setenv("PATH", str(tmp_path))
     torch.compiler.reset()
-    line = pretrain("--compile")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # monkeypatch does not give it back
+        line = pretrain("--compile")
     assert "--compile does not work here: " in line and "ompiler" in line
     torch.compiler.reset()
 
