@@ -91,7 +91,9 @@ def main(trials: int, tokenizer_folder: str, folder: Path) -> dict[str, object]:
     expected = contents(folder / "straight0")
     draw = random.Random(0)
     early, wrong = 0, []
-    for trial in range(trials):
+    for trial in range(4 * trials):
+        if trial >= trials and early > 0.8 * trials:  # a busy machine, whose first lives were long, gets more of them
+            break
         caches = folder / f"trial{trial}"
         process = child(tokenizer, caches)
         time.sleep(draw.uniform(0, min(durations)))
