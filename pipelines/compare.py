@@ -113,9 +113,9 @@ def _baselines(accelerator: Accelerator, cache: TokenCache, labelled: Labelled, 
 
 def _settings(file: Path, cache: TokenCache) -> Pretrain:
     """What a file says of pretrain_ar; a ValueError if the cache does not allow it."""
-    if not file.exists():
-        raise ValueError(f"entries: {file} is not there")
-    settings = parse(Pretrain, ["--config", str(file)])[0]
+    if not file.is_file():
+        raise ValueError(f"entries: {file} is no file")
+    settings = parse(Pretrain, ["--config", str(file)], prog=f"compare: {file}")[0]
     try:
         with torch.device("meta"):
             objective = settings.objective(code_spec(cache))

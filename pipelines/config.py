@@ -39,13 +39,14 @@ def fail(name: str, message: str) -> int:
     return 2
 
 
-def parse(schema: type[T], argv: Sequence[str] | None = None) -> tuple[T, str]:
+def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T, str]:
     """The configuration from files (`--config`, later ones win) and flags (which win over files), and the same as YAML.
 
-    Exits with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema refuses.
+    `prog` is who speaks of a mistake, by default the command. Exits with code 2 and one line on stderr for an unknown
+    key, a wrong type, or a value that the schema refuses.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(description=schema.__doc__)
+    parser = _Parser(prog=prog, description=schema.__doc__)
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; may be given several times, later files win"
     )

@@ -31,7 +31,7 @@ def in_processes(
         for process in context.processes:
             if process.is_alive():
                 process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def _one(rank: int, work: Work, count: int, folder: str, before: Callable[[], Any] | None, *arguments: Any) -> None:

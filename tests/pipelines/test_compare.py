@@ -130,7 +130,10 @@ def test_a_cache_that_an_entry_cannot_use_is_refused_before_anything_is_trained(
 
 
 def test_entries_that_are_not_there_or_have_one_name_are_refused(tmp_path: Path, cache: Path, call: Call) -> None:
-    assert "gone.yaml is not there" in call("compare", "--entries", str(tmp_path / "gone.yaml"), "--cache", str(cache))
+    assert "gone.yaml is no file" in call("compare", "--entries", str(tmp_path / "gone.yaml"), "--cache", str(cache))
+    (tmp_path / "wrong.yaml").write_text("stepps: 3")
+    line = call("compare", "--entries", str(tmp_path / "wrong.yaml"), "--cache", str(cache))
+    assert "wrong.yaml: error: " in line and "stepps" in line
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
     flags = entries(first, "order") + entries(second, "order")[1:]

@@ -1,9 +1,5 @@
 """Processes that train together have one codebook, made of what all of them see, or refuse to train (R19)."""
 
-import os
-import time
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +9,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.processes import in_processes
 from tests.tokenizer.small import pixels
 from tokenizer import VQ3D
 from tokenizer.base import to_float
 from tokenizer.quantizers import Quantizer, make_quantizer
 
-_PATIENCE = 240.0
-Work = Callable[..., dict[str, Any]]
 
-
-def in_processes(work: Work, count: int, folder: Path, *arguments: Any) -> list[dict[str, Any]]:
-    """What `work(rank, count, *arguments)` returns in each of so many processes of a group; a hang is an error."""
-    context = torch.multiprocessing.spawn(_one, args=(work, count, str(folder), *arguments), nprocs=count, join=False)
-    deadline = time.monotonic() + _PATIENCE
-    try:
-        while not context.join(timeout=1, grace_period=5):
-            assert time.monotonic() < deadline, f"{count} processes are not done after {_PATIENCE} seconds"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
-
-
-def _one(rank: int, work: Work, count: int, folder: str, *arguments: Any) -> None:
-    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    torch.set_num_threads(1)
-    before = VQ3D(name="vq3d-2x4x4-emavq16", width=8, depth=0)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=count,
-        timeout=timedelta(seconds=60),
-    )
-    torch.save({**work(rank, count, *arguments), "refusal": refusal(before)}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def built_early() -> VQ3D:
+    """A tokenizer that is built before there is a group of processes."""
+    return VQ3D(name="vq3d-2x4x4-emavq16", width=8, depth=0)
 
 
 def refusal(early: VQ3D) -> str:
@@ -71,7 +40,7 @@ def differences(module: nn.Module, count: int) -> dict[str, float]:
     return found
 
 
-def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast: bool) -> dict[str, Any]:
+def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast: bool, early: VQ3D) -> dict[str, Any]:
     """Train on data that differ between processes, in kind and in number."""
     torch.manual_seed(rank)
     tokenizer = VQ3D(name="vq3d-2x4x4-emavq64", width=8, depth=1, options={"channels": 4, **options})
@@ -96,7 +65,7 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
             if (tokenizer.codebook()[:, None] == vectors).all(-1).any():  # type: ignore[index]
                 revived_from.add(other)
     codebook = tokenizer.codebook()
-    return {"worst": worst, "revived_from": revived_from, "codebook": codebook}
+    return {"worst": worst, "revived_from": revived_from, "codebook": codebook, "refusal": refusal(early)}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +83,7 @@ def test_all_processes_hold_the_same_codebook_after_every_step(
     tmp_path: Path, count: int, steps: int, options: dict[str, Any], broadcast: bool
 ) -> None:
     """Started by k-means on vectors of all, and codes that died replaced by vectors of all of them."""
-    found = in_processes(train, count, tmp_path, steps, options, broadcast)
+    found = in_processes(train, count, tmp_path, steps, options, broadcast, before=built_early)
     for each in found:
         assert len(each["worst"]) > 20 and set(each["worst"].values()) == {0.0}
         assert {name for name in each["worst"] if "_codebook" in name} == {
