@@ -33,9 +33,11 @@ class AttentiveProbe(nn.Module):
         self.classify = nn.Linear(width, classes)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLD = (x_BLD.float() - self.mean_D) * self.scale_D
-        share_BLH = (x_BLD @ self.query_DH).softmax(1)
-        return self.classify(self.norm(self.value((share_BLH.transpose(1, 2) @ x_BLD).flatten(1))))
+        # Not the tokens are standardised, but what multiplies and what was read: a mean moves all scores of a head alike.
+        x_BLD = x_BLD.float()
+        share_BLH = (x_BLD @ (self.scale_D[:, None] * self.query_DH)).softmax(1)
+        read_BHD = (share_BLH.transpose(1, 2) @ x_BLD - self.mean_D) * self.scale_D
+        return self.classify(self.norm(self.value(read_BHD.flatten(1))))
 
 
 def attentive_predict(
