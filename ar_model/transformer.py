@@ -93,6 +93,10 @@ class Positions(nn.Module):
         """Codes (B, M, D) and rotation of some tokens, which are numbered in raster order."""
         return self.code_LD[tokens_BM], Rotation.of(self.angle_LA[tokens_BM]) if self.rope else None
 
+    def for_width(self, width: int, heads: int) -> "Positions":
+        """The same positions for tokens of another width."""
+        return Positions(self.grid, width, heads, self.rope, flat=self.flat)
+
     def laid_over(self, grid: Grid) -> "Positions":
         """Those of another grid of the same extent (see `positions_of`)."""
         if grid == self.grid:

@@ -27,7 +27,7 @@ def load_objective(folder: Path, *, trained: bool = True) -> Objective:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        objective = OBJECTIVES[config["objective"]].from_config(config)
+        objective = OBJECTIVES[config.pop("objective")].from_config(config)
         weights = load_file(folder / "model.safetensors")
         if trained:
             objective.load_state_dict(weights, strict=True)

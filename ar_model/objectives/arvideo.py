@@ -13,16 +13,17 @@ predicted ones, D width.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ar_model.attention import BlockMask
 from ar_model.clusters import ClusterGrid, Order, cluster_order, some_ranks, tokens_by_rank
-from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, take
+from ar_model.inputs import CodeSpec, Content, Grid, take
 from ar_model.objectives.base import Objective, refuse_shares, refuse_unknown, three
 from ar_model.targets import CodeLikelihood, make_target
-from ar_model.transformer import CrossDecoder, Positions, Sight, init_weights
+from ar_model.transformer import CrossDecoder, Sight, init_weights
 
 
 class ARVideo(Objective):
@@ -31,7 +32,6 @@ class ARVideo(Objective):
     The cluster that comes first in an order has nothing before it and is not predicted, as in the paper.
 
     Args:
-        codes: what the cache says of its codes.
         clusters: tokens of a cluster along (t, h, w).
         order: order of prediction.
         keep: share of each cluster's tokens that the encoder sees.
@@ -41,14 +41,7 @@ class ARVideo(Objective):
             of tokens that were dropped.
         input: what the encoder gets; pixels need a cache that keeps them.
         target: what is predicted.
-        code_patch: codes of one token along (t, h, w).
-        code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
-            positions to the tokens.
         likelihood: predict a code at once, or digit by digit.
-        width: width of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -70,36 +63,20 @@ class ARVideo(Objective):
         causal: bool = True,
         input: Content = "codes",  # noqa: A002
         target: Content = "codes",
-        code_patch: Grid = (1, 1, 1),
-        code_input: CodeInput = "geometry",
-        rope: bool = True,
         likelihood: CodeLikelihood = "joint",
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
         decoder_width: int = 128,
         decoder_depth: int = 2,
         decoder_heads: int = 4,
         decoder_self: bool = False,
+        **trunk: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(codes, input=input, target=target, **trunk)
         refuse_unknown({"order": Order, "likelihood": CodeLikelihood}, order=order, likelihood=likelihood)
         refuse_shares(keep=keep, targets=targets, ranks=ranks)
         if min(decoder_width, decoder_depth) < 1:
             raise ValueError("objective.decoder_width and decoder_depth must be at least 1")
         clusters = three(clusters=clusters)
-        grid = self.make_trunk(
-            codes,
-            input=input,
-            target=target,
-            code_patch=code_patch,
-            code_input=code_input,
-            rope=rope,
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
-        self.clusters, self.order, self.causal = ClusterGrid(grid, clusters), order, causal
+        self.clusters, self.order, self.causal = ClusterGrid(self.grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
@@ -110,11 +87,11 @@ class ARVideo(Objective):
             raise ValueError("without the causal mask only dropped tokens are predicted: keep must leave some")
 
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
-        self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, width, with_self=decoder_self)
+        self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, self.width, with_self=decoder_self)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
         for part in (self.embedding, self.encoder, self.decoder):
             part.apply(init_weights)
-        self.query_positions = Positions(grid, decoder_width, decoder_heads, rope)
+        self.query_positions = self.positions.for_width(decoder_width, decoder_heads)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predict the next clusters of a clip, in the order that `seed_B` draws."""

@@ -35,30 +35,46 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         super().__init_subclass__(
             coders={CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}, library_name="arvideo", **kwargs
         )
+        trunk = inspect.signature(Objective.__init__).parameters.values()
+        defaults = {
+            setting.name: setting.default for setting in trunk if setting.default is not inspect.Parameter.empty
+        }
+        cls._hub_mixin_jsonable_default_values = defaults | cls._hub_mixin_jsonable_default_values
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` (scalar, with gradient) and numbers to log (scalars, without)."""
-        raise NotImplementedError
-
-    def make_trunk(
+    def __init__(
         self,
         codes: CodeSpec,
         *,
         input: Content,  # noqa: A002
         target: Content,
-        code_patch: Grid,
-        code_input: CodeInput,
-        rope: bool,
-        width: int,
-        depth: int,
-        heads: int,
-    ) -> Grid:
-        """Set what all objectives have: `input` and `predicts` (how clips are cut into tokens), `embedding`, `positions` and
-        `encoder`, not initialised yet. Returns the grid of tokens.
+        code_patch: Grid = (1, 1, 1),
+        code_input: CodeInput = "geometry",
+        rope: bool = True,
+        flat: bool = False,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+    ) -> None:
+        """What all objectives have: how clips are cut into tokens (`input`, `predicts`, `grid`), and the trunk
+        (`embedding`, `positions`, `encoder`), which `init_weights` of the objective gives its values.
+
+        Args:
+            codes: what the cache says of its codes.
+            input: what the encoder gets; pixels need a cache that keeps them.
+            target: what is predicted.
+            code_patch: codes of one token along (t, h, w).
+            code_input: embed codes by their geometry, or by one row per code.
+            rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
+                positions to the tokens.
+            flat: sine-cosine positions of a token's number (arXiv 2203.12602), instead of (t, h, w).
+            width: width of the encoder.
+            depth: blocks of the encoder.
+            heads: attention heads of the encoder.
 
         Raises:
             ValueError: for settings that do not exist or do not fit the codes.
         """
+        super().__init__()
         refuse_unknown(
             {"input": Content, "target": Content, "code_input": CodeInput},
             input=input,
@@ -70,11 +86,15 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         patch = three(code_patch=code_patch)
         self.input, self.predicts = Cut.of(input, codes, patch), Cut.of(target, codes, patch)
         self.needs_pixels, self.sees_pixels = "pixels" in (input, target), input == "pixels"
-        grid = Cut("codes", patch).grid(codes.shape)
+        self.width, self.heads = width, heads
+        self.grid = Cut("codes", patch).grid(codes.shape)
         self.embedding = make_input(self.input, codes, width, code_input)
         self.encoder = Encoder(width, depth, heads)
-        self.positions = Positions(grid, width, heads, rope)
-        return grid
+        self.positions = Positions(self.grid, width, heads, rope, flat=flat)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`loss` (scalar, with gradient) and numbers to log (scalars, without)."""
+        raise NotImplementedError
 
     def encode(self, batch: dict[str, Tensor], tokens_BM: Tensor, mask: Mask = None) -> Tensor:
         """What the encoder makes of some tokens of each clip, (B, M, D)."""
@@ -109,9 +129,14 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Objective":
         """A new network of a saved configuration; lists of the JSON become the tuples of the signature."""
-        known = {k: v for k, v in config.items() if k in inspect.signature(cls.__init__).parameters}
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        return cls(**{**known, "codes": CodeSpec.from_json(config["codes"])})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return cls(**{**settings, "codes": CodeSpec.from_json(config["codes"])})
+
+    @classmethod
+    def _from_pretrained(cls, *, objective: str, **settings: Any) -> Any:  # type: ignore[override]
+        if objective != cls.__name__:
+            raise ValueError(f"holds a {objective}, not a {cls.__name__}; load_objective loads either")
+        return super()._from_pretrained(**settings)
 
 
 def refuse_unknown(choices: Mapping[str, Any], **settings: str) -> None:

@@ -15,13 +15,14 @@ Target        the cross-entropy of the hidden tubelets' codes, and the squared e
 Legend: B batch, M visible and Q hidden tokens, D width.
 """
 
-from typing import cast
+import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ar_model.inputs import CodeInput, CodeSpec, Content, Cut, Grid, take
+from ar_model.inputs import CodeSpec, Content, Cut, take
 from ar_model.masking import Masking, check_ratio, masked
 from ar_model.objectives.base import Objective, refuse_unknown
 from ar_model.targets import CodeLikelihood, CodeTarget, Difference, PixelTarget, rgb_difference
@@ -32,7 +33,6 @@ class MAM2(Objective):
     """Masked appearance and motion modelling (arXiv 2210.05234; what its abstract does not say is ours).
 
     Args:
-        codes: what the cache says of its codes.
         mask: what is hidden together: the same places of all slices, whole slices, or single tokens.
         ratio: share that is hidden.
         input: what the encoder gets.
@@ -40,16 +40,9 @@ class MAM2(Objective):
         motion: weight of the RGB differences; 0: no such decoder.
         align: weight of the squared error between the regressor's output and the encoder's for hidden tokens; CAE's is 2.
         difference: of frames within a tubelet, or to the next tubelet.
-        code_patch: codes of one token along (t, h, w); the code target has a part for each.
-        code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
-            positions to the tokens.
         likelihood: predict a code at once, or digit by digit.
-        width: width of the encoder, the regressor and the decoders.
-        depth: blocks of the encoder.
-        heads: attention heads of all parts.
-        regressor_depth: blocks of the regressor.
-        decoder_depth: blocks of each decoder.
+        regressor_depth: blocks of the regressor, as wide as the encoder.
+        decoder_depth: blocks of each decoder, as wide as the encoder.
 
     Raises:
         ValueError: for a ratio that hides nothing or leaves nothing visible, or no target at all.
@@ -68,17 +61,12 @@ class MAM2(Objective):
         motion: float = 1.0,
         align: float = 0.0,
         difference: Difference = "within",
-        code_patch: Grid = (1, 1, 1),
-        code_input: CodeInput = "geometry",
-        rope: bool = True,
         likelihood: CodeLikelihood = "joint",
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
         regressor_depth: int = 2,
         decoder_depth: int = 1,
+        **trunk: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(codes, input=input, target="codes", **trunk)
         choices = {"mask": Masking, "likelihood": CodeLikelihood, "difference": Difference}
         refuse_unknown(choices, mask=mask, likelihood=likelihood, difference=difference)
         if min(appearance, motion, align) < 0 or not appearance + motion:
@@ -87,44 +75,32 @@ class MAM2(Objective):
             )
         if min(regressor_depth, decoder_depth) < 1:
             raise ValueError("objective.regressor_depth and decoder_depth must be at least 1")
-        grid = self.make_trunk(
-            codes,
-            input=input,
-            target="codes",
-            code_patch=code_patch,
-            code_input=code_input,
-            rope=rope,
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
-        check_ratio(mask, grid, ratio)
+        check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio, self.difference = mask, ratio, difference
         self.weights = {"appearance": appearance, "motion": motion, "align": align}
-        self.tubelets = Cut.of("pixels", codes, code_patch) if motion else None
+        self.tubelets = Cut.of("pixels", codes, self.predicts.box) if motion else None
         self.needs_pixels = bool(motion) or input == "pixels"
-        self.query_D = nn.Parameter(torch.randn(width) * 0.02)
-        self.regressor = CrossDecoder(width, regressor_depth, heads, width, with_self=True)
+        self.query_D = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.regressor = CrossDecoder(self.width, regressor_depth, self.heads, self.width, with_self=True)
         self.decoders, self.targets = nn.ModuleDict(), nn.ModuleDict()
         if appearance:
-            self.decoders["appearance"] = Encoder(width, decoder_depth, heads)
-            patch = self.predicts.box
-            self.targets["appearance"] = CodeTarget(codes, width, patch[0] * patch[1] * patch[2], likelihood)
+            self.decoders["appearance"] = Encoder(self.width, decoder_depth, self.heads)
+            self.targets["appearance"] = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood)
         if self.tubelets is not None:
             frames, rows, columns = self.tubelets.box
             if difference == "within" and frames < 2:
                 raise ValueError("objective.difference within needs tubelets of two frames or more; take next")
-            if difference == "next" and grid[0] < 2:
+            if difference == "next" and self.grid[0] < 2:
                 raise ValueError("objective.difference next needs two tubelets along time; take within")
             seen = frames - 1 if difference == "within" else frames
-            self.decoders["motion"] = Encoder(width, decoder_depth, heads)
-            self.targets["motion"] = PixelTarget(width, (seen, rows, columns))
+            self.decoders["motion"] = Encoder(self.width, decoder_depth, self.heads)
+            self.targets["motion"] = PixelTarget(self.width, (seen, rows, columns))
         for part in (self.embedding, self.encoder, self.regressor, self.decoders):
             part.apply(init_weights)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predict what the tubes hide that `seed_B` draws."""
-        visible_BM, hidden_BQ = masked(self.mask, self.positions.grid, self.ratio, batch["seed_B"])
+        visible_BM, hidden_BQ = masked(self.mask, self.grid, self.ratio, batch["seed_B"])
         x_BMD = self.encode(batch, visible_BM)
         query_BQD, rotation = self.positions(hidden_BQ)
         sight = Sight(None, rotation, self.positions(visible_BM)[1])
@@ -147,6 +123,4 @@ class MAM2(Objective):
         """Codes, or RGB differences, of all tokens."""
         if self.tubelets is None or name == "appearance":
             return self.predicts.tokens(batch)
-        return rgb_difference(
-            self.tubelets.tokens(batch), self.positions.grid[0], self.tubelets.box[0], self.difference
-        )
+        return rgb_difference(self.tubelets.tokens(batch), self.grid[0], self.tubelets.box[0], self.difference)

@@ -8,35 +8,28 @@ Target        the squared error of the hidden tubelets' pixels, each normalised 
 Legend: B batch, M visible and Q hidden tokens, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ar_model.attention import Rotation
-from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, take
+from ar_model.inputs import CodeSpec, Content, take
 from ar_model.masking import Masking, check_ratio, masked
 from ar_model.objectives.base import Objective, refuse_unknown
 from ar_model.targets import CodeLikelihood, make_target
-from ar_model.transformer import Positions, SelfDecoder, init_weights
+from ar_model.transformer import SelfDecoder, init_weights
 
 
 class VideoMAE(Objective):
-    """Masked autoencoding of tubes (arXiv 2203.12602).
+    """Masked autoencoding of tubes (arXiv 2203.12602), whose own positions are `flat` and not rotary.
 
     Args:
-        codes: what the cache says of its codes.
         mask: what is hidden together: the same places of all slices, whole slices, or single tokens.
         ratio: share that is hidden.
         input: what the encoder gets; pixels need a cache that keeps them.
         target: what is predicted of hidden tokens.
-        code_patch: codes of one token along (t, h, w).
-        code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
-            positions to the tokens; the paper does not.
-        flat: sine-cosine positions of a token's number, as in the paper, instead of (t, h, w).
         likelihood: predict a code at once, or digit by digit.
-        width: width of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -53,46 +46,26 @@ class VideoMAE(Objective):
         ratio: float = 0.9,
         input: Content = "pixels",  # noqa: A002
         target: Content = "pixels",
-        code_patch: Grid = (1, 1, 1),
-        code_input: CodeInput = "geometry",
-        rope: bool = True,
-        flat: bool = False,
         likelihood: CodeLikelihood = "joint",
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
         decoder_width: int = 64,
         decoder_depth: int = 4,
         decoder_heads: int = 2,
+        **trunk: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(codes, input=input, target=target, **trunk)
         refuse_unknown({"mask": Masking, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
-        self.make_trunk(
-            codes,
-            input=input,
-            target=target,
-            code_patch=code_patch,
-            code_input=code_input,
-            rope=rope,
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
-        grid = self.positions.grid
-        if flat:
-            self.positions = Positions(grid, width, heads, rope, flat=True)
-        check_ratio(mask, grid, ratio)
+        check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio = mask, ratio
         self.mask_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
-        self.decoder = SelfDecoder(decoder_width, decoder_depth, decoder_heads, width)
-        self.decoder_positions = Positions(grid, decoder_width, decoder_heads, rope, flat=flat)
+        self.decoder = SelfDecoder(decoder_width, decoder_depth, decoder_heads, self.width)
+        self.decoder_positions = self.positions.for_width(decoder_width, decoder_heads)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
         for part in (self.embedding, self.encoder, self.decoder):
             part.apply(init_weights)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predict what the tubes hide that `seed_B` draws."""
-        visible_BM, hidden_BQ = masked(self.mask, self.positions.grid, self.ratio, batch["seed_B"])
+        visible_BM, hidden_BQ = masked(self.mask, self.grid, self.ratio, batch["seed_B"])
         x_BMD = self.encode(batch, visible_BM)
         position_BMD, seen = self.decoder_positions(visible_BM)
         query_BQD, asked = self.decoder_positions(hidden_BQ)

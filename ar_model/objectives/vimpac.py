@@ -13,7 +13,7 @@ Legend: B clips (of pairs: first all first ones, then all second ones), L tokens
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ar_model.attention import Rotation
 from ar_model.clusters import hashed
 from ar_model.contrastive import GlobalBatchNorm, nt_xent
-from ar_model.inputs import CodeEmbedding, CodeInput, CodeSpec, Grid, take
+from ar_model.inputs import CodeEmbedding, CodeSpec, take
 from ar_model.masking import block_mask, check_ratio, masked
 from ar_model.objectives.base import Objective, refuse_unknown
 from ar_model.targets import CodeLikelihood, CodeTarget
@@ -36,20 +36,12 @@ class VIMPAC(Objective):
     """Masked code modelling by blocks, and contrast between two clips of a video (arXiv 2106.11250).
 
     Args:
-        codes: what the cache says of its codes.
         mask: what is hidden: blocks, or single tokens anywhere.
         blocks: how many blocks are drawn, which may overlap; 5 to 7 hide about 15 %.
         ratio: share that is hidden where the mask is random.
         contrast: weight of the contrast between two clips of a video; 0: none, and one view of a video is enough.
         temperature: of the contrast, which it is multiplied by too.
-        code_patch: codes of one token along (t, h, w).
-        code_input: embed codes by their geometry, or by one row per code.
-        rope: turn queries and keys by their positions (axial rotary positions), besides adding sine-cosine
-            positions to the tokens.
         likelihood: predict a code at once, or digit by digit.
-        width: width of the encoder.
-        depth: blocks of the encoder.
-        heads: attention heads of the encoder.
         head_width: width of the network between the clip's token and the contrast.
 
     Raises:
@@ -65,40 +57,24 @@ class VIMPAC(Objective):
         ratio: float = 0.15,
         contrast: float = 1.0,
         temperature: float = 0.2,
-        code_patch: Grid = (1, 1, 1),
-        code_input: CodeInput = "geometry",
-        rope: bool = True,
         likelihood: CodeLikelihood = "joint",
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
         head_width: int = 512,
+        **trunk: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(codes, input="codes", target="codes", **trunk)
         refuse_unknown({"mask": Hiding, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
         if blocks < 1 or contrast < 0 or temperature <= 0 or head_width < 1:
             raise ValueError("objective.blocks, temperature and head_width must be above 0, contrast at least 0")
-        grid = self.make_trunk(
-            codes,
-            input="codes",
-            target="codes",
-            code_patch=code_patch,
-            code_input=code_input,
-            rope=rope,
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
         self.needs_pairs = contrast > 0
-        self.mask_D, self.clip_D = (nn.Parameter(torch.randn(width) * 0.02) for _ in range(2))
+        self.mask_D, self.clip_D = (nn.Parameter(torch.randn(self.width) * 0.02) for _ in range(2))
         table = None
         if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood == "joint":
             table = self.embedding.table
-        self.target = CodeTarget(codes, width, math.prod(self.predicts.box), likelihood, table)
-        self.head = _head(width, head_width) if contrast else None
+        self.target = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood, table)
+        self.head = _head(self.width, head_width) if contrast else None
         if mask == "random":
-            check_ratio("random", grid, ratio)
+            check_ratio("random", self.grid, ratio)
         for part in (self.embedding, self.encoder, self.head):
             if part is not None:
                 part.apply(init_weights)
@@ -143,11 +119,10 @@ class VIMPAC(Objective):
 
     def _hidden(self, seed_B: Tensor) -> Tensor:
         """Whether each token is hidden, (B, L)."""
-        grid = self.positions.grid
         if self.mask == "block":
-            return block_mask(grid, self.blocks, seed_B).flatten(1)
-        hidden_BQ = masked("random", grid, self.ratio, seed_B)[1]
-        return torch.zeros(len(seed_B), math.prod(grid), dtype=torch.bool, device=seed_B.device).scatter(
+            return block_mask(self.grid, self.blocks, seed_B).flatten(1)
+        hidden_BQ = masked("random", self.grid, self.ratio, seed_B)[1]
+        return torch.zeros(len(seed_B), math.prod(self.grid), dtype=torch.bool, device=seed_B.device).scatter(
             1, hidden_BQ, True
         )
 

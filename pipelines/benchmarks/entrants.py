@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
-from ar_model.objectives import ARVideo
+from ar_model.objectives import ARVideo, Objective, VideoMAE
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
 from pipelines.kernels import wait
 from pipelines.memory import Resident
@@ -120,13 +120,33 @@ def _give_back() -> None:
         trim(0)
 
 
-def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, **settings: Any) -> Entrant:
-    """The paper's ViT on cached codes, or as `settings` of ARVideo say."""
+def ours(
+    shape: Shape,
+    device: torch.device,
+    *,
+    attention: str,
+    compiled: bool,
+    objective: type[Objective] = ARVideo,
+    **settings: Any,
+) -> Entrant:
+    """The ViT of a paper with our code: ARVideo's on cached codes, VideoMAE's on pixels, or as `settings` of it say."""
     torch.manual_seed(0)
-    sizes = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "clusters": shape.clusters}
-    decoder = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
+    papers: dict[type[Objective], dict[str, Any]] = {
+        ARVideo: {
+            "clusters": shape.clusters,
+            "keep": 0.2,
+            "decoder_width": 512,
+            "decoder_depth": 4,
+            "decoder_heads": 8,
+        },
+        VideoMAE: {
+            **{"decoder_width": shape.width // 2, "decoder_depth": 4, "decoder_heads": shape.heads // 2},
+            **{"rope": False, "flat": True},
+        },
+    }
+    sizes: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "heads": shape.heads}
     with device:  # a traced module cannot be moved
-        model = ARVideo(shape.codes(), **{"keep": 0.2, **sizes, **decoder, **settings})
+        model = objective(shape.codes(), **{**sizes, **papers[objective], **settings})
     set_backend(model, attention)
     if compiled:
         compile_blocks(model)
@@ -134,6 +154,9 @@ def ours(shape: Shape, device: torch.device, *, attention: str, compiled: bool, 
         "codes_BTHW": torch.randint(shape.codes().vocab_size, (shape.batch, *shape.grid), device=device),
         "seed_B": torch.arange(shape.batch, device=device),
     }
+    if model.needs_pixels:
+        size = (shape.batch, shape.frames, shape.side, shape.side, 3)
+        batch["pixels_BTHWC"] = torch.randint(256, size, dtype=torch.uint8, device=device)
     name = f"ours, {attention}{', compiled' if compiled else ''}"
     return Entrant(name, model, lambda model, batch: model(batch)["loss"], batch, COMPILED_MEMORY)
 

@@ -1,11 +1,13 @@
 """Every objective saves what it is and loads as it was."""
 
+import inspect
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from ar_model.objectives import VIMPAC, Objective, load_objective
+from ar_model.objectives import MAM2, VIMPAC, Objective, VideoMAE, load_objective
 
 from .siblings import CODES, MODELS, SIZE, batch_of
 
@@ -22,6 +24,26 @@ def test_a_saved_model_loads_bit_equal(tmp_path: Path, name: str) -> None:
     assert type(loaded) is type(model)
     assert same(model.eval(), loaded)
     assert not same(model, load_objective(tmp_path, trained=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_saved_says_all_settings_those_of_the_trunk_too(tmp_path: Path, name: str) -> None:
+    """A later version whose defaults are others builds the same network."""
+    MODELS[name]().save(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    settings = {
+        *inspect.signature(Objective.__init__).parameters,
+        *inspect.signature(type(MODELS[name]()).__init__).parameters,
+    }
+    assert settings - {"self", "trunk", "input", "target"} <= set(saved)
+    assert saved["width"] == SIZE["width"] and saved["rope"] is True
+
+
+def test_a_class_does_not_load_the_model_of_another(tmp_path: Path) -> None:
+    MODELS["MAM2"]().save(tmp_path)
+    assert same(MAM2.from_pretrained(tmp_path), load_objective(tmp_path))
+    with pytest.raises(ValueError, match="holds a MAM2, not a VideoMAE"):
+        VideoMAE.from_pretrained(tmp_path)
 
 
 def same(a: Objective, b: Objective) -> bool:
