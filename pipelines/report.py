@@ -118,18 +118,22 @@ def _loss_tile(trained: dict[str, Any]) -> tuple[str, str, str]:
 
 def _probe(probe: dict[str, Any]) -> str:
     names = {
+        "attentive": "pre-trained, attentive",
         "linear": "pre-trained, linear",
         "knn": "pre-trained, 20 nearest neighbours",
+        "untrained_attentive": "untrained network, attentive",
         "untrained": "untrained network, linear",
         "motion_energy": "motion energy of the pixels, linear",
         "one_frame": "one pixel frame, linear",
     }
-    bars = {names[key]: (probe[key]["mean"], probe[key]["stderr"]) for key in names}
+    bars = {names[key]: (probe[key]["mean"], probe[key]["stderr"]) for key in names if key in probe}
     rows = [[name, f"{mean:.3f} ± {error:.3f}"] for name, (mean, error) in bars.items()]
     rows.append(["always the commonest class", f"{probe['chance']:.3f}"])
+    columns = {"linear": "layers", "linear, untrained": "untrained_layers", "attentive": "attentive_layers"}
+    columns = {name: key for name, key in columns.items() if key in probe}
     layers = [
-        [f"layer {i}", *(f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" for entry in pair)]
-        for i, pair in enumerate(zip(probe["layers"], probe["untrained_layers"], strict=True), start=1)
+        [f"layer {i}", *(f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" for entry in row)]
+        for i, row in enumerate(zip(*(probe[key] for key in columns.values()), strict=True), start=1)
     ]
     cut = "the official held-out split" if probe["folds"] == 1 else f"{probe['folds']} folds"
     return (
@@ -139,7 +143,7 @@ def _probe(probe: dict[str, Any]) -> str:
         + bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"]))
         + '<div class="columns">'
         + _table(["features", "accuracy ± standard error"], rows)
-        + _table(["linear probe of", "pre-trained", "untrained"], layers)
+        + _table(["probe of", *columns], layers)
         + "</div>"
     )
 

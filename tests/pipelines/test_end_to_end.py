@@ -38,6 +38,18 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
     assert answers["probe"]["chance"] == 0.125
 
 
+def test_an_attentive_probe_reads_every_layer_and_is_reported(house: Path, answers: Answers) -> None:
+    run = answers["pretrain_ar"]["run"]
+    result = last_line(start(house, "probe", "--attentive", "true", "--run", run, "--seeds", "1"))
+    assert len(result["attentive_layers"]) == len(result["layers"]) == 2
+    assert 0 <= result["untrained_attentive"]["mean"] <= 1 and "AdamW" in result["protocol"]
+    assert result["linear"]["mean"] == result["layers"][result["layer"] - 1]["mean"]
+    attentive = [layer["mean"] for layer in result["attentive_layers"]]
+    assert result["attentive"]["mean"] == attentive[result["layer"] - 1]
+    page = Path(last_line(start(house, "report", "--run", run, "--out", "page with attentive"))["page"])
+    assert "untrained network, attentive" in (house / page).read_text()
+
+
 def test_a_run_folder_holds_what_the_plan_says(house: Path, answers: Answers) -> None:
     for pipeline in ("train_tokenizer", "pretrain_ar"):
         folder = house / answers[pipeline]["run"]
