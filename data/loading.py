@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.cache import TokenCache
+from data.cache.index import ClipIndex
 from data.cache.storage import MEMORY
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
@@ -106,10 +107,11 @@ def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
 
 
 class TokenDataset(Dataset):
-    """Step -> batch of cached codes: `codes_BTHW`, `seed_B`, `row_B` (place in the cache).
+    """Step -> batch of cached codes: `codes_BTHW`, `slices_B` (slices of time that are no padding), `seed_B`, `row_B` (place
+    in the cache).
 
-    With `pairs` also `pair_BTHW`, another view of the same videos; with `pixels` also `pixels_BTHWC` (uint8), the clips
-    behind the codes.
+    With `pairs` also `pair_BTHW` and `pair_slices_B`, of another view of the same videos; with `pixels` also
+    `pixels_BTHWC` (uint8), the clips behind the codes.
 
     Raises:
         ValueError: if pairs are wanted of a video that has one view only, or pixels of a cache that kept none.
@@ -138,13 +140,18 @@ class TokenDataset(Dataset):
         rows_B = self._rows_N[draw.rows_B]
         count_B = self._clips.views_N[rows_B]
         view_B = (draw.view_B * count_B).astype(np.int64)
-        batch = {"codes_BTHW": self._clips.gather(rows_B, view_B), "seed_B": draw.seed_B, "row_B": rows_B}
+        batch = {**_codes(self._clips, rows_B, view_B), "seed_B": draw.seed_B, "row_B": rows_B}
         if self._pairs:
             other_B = (view_B + 1 + (draw.other_B * (count_B - 1)).astype(np.int64)) % count_B
-            batch["pair_BTHW"] = self._clips.gather(rows_B, other_B)
+            pair = _codes(self._clips, rows_B, other_B)
+            batch |= {"pair_BTHW": pair["codes_BTHW"], "pair_slices_B": pair["slices_B"]}
         if self._cache is not None:
             batch["pixels_BTHWC"] = _pixels(self._cache, rows_B, view_B)
         return batch
+
+
+def _codes(clips: ClipIndex, row_B: np.ndarray, view_B: np.ndarray) -> Batch:
+    return {"codes_BTHW": clips.gather(row_B, view_B), "slices_B": clips.slices(row_B, view_B)}
 
 
 def refuse_without_pixels(cache: TokenCache) -> None:
@@ -265,7 +272,7 @@ def evaluation_batches(
     for first in range(0, len(rows), batch_size):
         row_B = np.asarray(rows[first : first + batch_size])
         view_B = np.array([cache.canonical(row) for row in row_B])
-        batch = {"codes_BTHW": cache.clips.gather(row_B, view_B), "seed_B": row_B, "row_B": row_B}
+        batch = {**_codes(cache.clips, row_B, view_B), "seed_B": row_B, "row_B": row_B}
         if pixels:
             batch["pixels_BTHWC"] = _pixels(cache, row_B, view_B)
         yield _as_tensors(batch)

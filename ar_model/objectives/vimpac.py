@@ -1,6 +1,7 @@
 """VIMPAC: predict the codes of hidden blocks, and which two clips are of one video (arXiv 2106.11250).
 
-What is seen  all tokens; those in a few cuboids, about 15 %, are replaced by one learned vector (section 3.2).
+What is seen  all tokens; those in a few cuboids, about 15 %, are replaced by one learned vector (section 3.2), those behind
+              the end of a short video by another.
 Input         the codes of a tokenizer, and a token that stands for the clip.
 Trunk         a ViT on all of them, nothing else.
 Target        the cross-entropy of the hidden codes, whose output vectors are those of the input; and NT-Xent between two clips
@@ -68,6 +69,7 @@ class VIMPAC(Objective):
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
         self.needs_pairs = contrast > 0
         self.mask_D, self.clip_D = (nn.Parameter(torch.randn(self.width) * 0.02) for _ in range(2))
+        self.pad_D = nn.Parameter(torch.zeros(self.width))
         table = None
         if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood == "joint":
             table = self.embedding.table
@@ -81,20 +83,19 @@ class VIMPAC(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predict what the blocks hide that `seed_B` draws; with `pair_BTHW`, also which clips belong together."""
-        codes_BTHW, seed_B = batch["codes_BTHW"], batch["seed_B"]
         pairs = self.head is not None and "pair_BTHW" in batch
         if pairs:  # both losses see the same hidden clips, as in the paper; a pair has its own blocks
-            codes_BTHW, seed_B = torch.cat([codes_BTHW, batch["pair_BTHW"]]), torch.cat([seed_B, ~seed_B])
-        content_BLP = self.input.tokens({"codes_BTHW": codes_BTHW})
-        hidden_BL = self._hidden(seed_B)
-        x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self.embedding(content_BLP))
+            batch = _both(batch)
+        content_BLP, absent_BL, seed_B = self.input.tokens(batch), self._absent(batch), batch["seed_B"]
+        hidden_BL = self._hidden(seed_B) & ~absent_BL
+        x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self._embed(content_BLP, absent_BL))
         clip_BD, out_BLD = self._see(x_BLD, self.positions)[-1]
         wanted_BK = (hidden_BL * 2**62 + (hashed(seed_B, hidden_BL.shape[1], stream=5) >> 2)).argsort(
             1, descending=True
         )
         wanted_BK = wanted_BK[:, : max(1, int(MOST * hidden_BL.shape[1]))]
         counts_BK = hidden_BL.gather(1, wanted_BK).float()
-        share_BK = counts_BK / counts_BK.sum(1, keepdim=True) / len(counts_BK)  # each clip counts the same
+        share_BK = counts_BK / counts_BK.sum(1, keepdim=True).clamp(min=1) / len(counts_BK)  # each clip counts the same
         nats = self.target(take(self.encoder.norm(out_BLD), wanted_BK), take(content_BLP, wanted_BK), share_BK)
         said = self.target.numbers(nats.detach())
         if not pairs or self.head is None:
@@ -105,8 +106,19 @@ class VIMPAC(Objective):
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         grid = self._grid(batch)
-        x_BLD = self.embedding(self.input.tokens(batch))
+        x_BLD = self._embed(self.input.tokens(batch), self._absent(batch))
         return [out_BLD for _, out_BLD in self._see(x_BLD, self.positions.laid_over(grid))]
+
+    def _embed(self, content_BLP: Tensor, absent_BL: Tensor) -> Tensor:
+        return torch.where(absent_BL[..., None], self.pad_D, self.embedding(content_BLP))
+
+    def _absent(self, batch: dict[str, Tensor]) -> Tensor:
+        """Whether each token is behind the end of its video, (B or 1, L)."""
+        t, h, w = self._grid(batch)
+        slice_L = torch.arange(t, device=batch["codes_BTHW"].device).repeat_interleave(h * w)
+        if "slices_B" not in batch:
+            return torch.zeros_like(slice_L, dtype=torch.bool)[None]
+        return slice_L * self.predicts.box[0] >= batch["slices_B"][:, None]
 
     def _see(self, x_BLD: Tensor, positions: Positions) -> list[tuple[Tensor, Tensor]]:
         """The clip's token (B, D) and all others (B, L, D) after every block."""
@@ -125,6 +137,15 @@ class VIMPAC(Objective):
         return torch.zeros(len(seed_B), math.prod(self.grid), dtype=torch.bool, device=seed_B.device).scatter(
             1, hidden_BQ, True
         )
+
+
+def _both(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The clips of a batch and behind them their pairs, as one batch."""
+    codes_BTHW = torch.cat([batch["codes_BTHW"], batch["pair_BTHW"]])
+    both = {"codes_BTHW": codes_BTHW, "seed_B": torch.cat([batch["seed_B"], ~batch["seed_B"]])}
+    if "slices_B" in batch:
+        both["slices_B"] = torch.cat([batch["slices_B"], batch["pair_slices_B"]])
+    return both
 
 
 def _head(width: int, hidden: int, out: int = 256) -> nn.Sequential:

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_digest
 
 from data.cache.spec import FORMAT, code_dtype, key_of
 from data.cache.storage import Files, Folder, read_json
-from data.clips import recorded_views
+from data.clips import ClipSpec, recorded_views
 from data.files import sha256_of
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
@@ -245,14 +245,25 @@ class ClipIndex:
         self._shape = tuple(preimage["codes_shape"])
         self._vocab_size = preimage["vocab_size"]
         self._dtype = code_dtype(self._vocab_size)
+        self._clip = ClipSpec(**preimage["clip"])
         self._clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
         sizes = [len(shard.video_N) for shard in shards]
         self.shard_N = np.repeat(np.arange(len(shards)), sizes)
         self.before = np.cumsum(sizes) - sizes
         self.views_N = np.concatenate([shard.views_N for shard in shards])
+        self._frames_N = np.concatenate([shard.frames_N for shard in shards])
         self._start_N = np.concatenate([shard.start_N for shard in shards])
         self._first_N = np.cumsum(self.views_N) - self.views_N
         self._checksum_C = np.concatenate([shard.checksum_C for shard in shards])
+
+    def slices(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
+        """Slices of time with codes of frames that the video has, (B,); those behind them repeat its last frame."""
+        clip, slices = self._clip, self._shape[0]
+        before = views_B * clip.frames if clip.views == "dense" else 0
+        frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - before, 1, clip.frames)
+        if clip.frames % slices:  # no other than a causal tokenizer: the first frame is a slice
+            return 1 + -(-(frames_B - 1) * (slices - 1) // max(1, clip.frames - 1))
+        return -(-frames_B * slices // clip.frames)
 
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Codes of one view each of some videos, (B, t, h, w), in the type that the cache has.

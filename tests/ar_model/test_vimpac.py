@@ -65,6 +65,30 @@ def test_what_is_hidden_is_not_seen_and_is_all_that_is_predicted() -> None:
     assert torch.equal(seen[0], seen[1])
 
 
+def test_what_is_behind_the_end_of_a_video_is_neither_seen_nor_predicted() -> None:
+    model, data = build(), batch(6)
+    ends = {"slices_B": torch.tensor([1, 2, 3, 4, 1, 2]), "pair_slices_B": torch.tensor([4, 4, 2, 1, 1, 3])}
+    behind = torch.arange(4)[None, :, None, None] >= ends["slices_B"][:, None, None, None]
+    other = {**data, "codes_BTHW": torch.where(behind, (data["codes_BTHW"] + 1) % 64, data["codes_BTHW"])}
+    assert model(data)["loss"] != model(other)["loss"]
+    assert model({**data, **ends})["loss"] == model({**other, **ends})["loss"] != model(data)["loss"]
+    pairs = [layer for batch_ in (data, other) for layer in model.features({**batch_, **ends})]
+    assert torch.equal(pairs[1], pairs[3])
+    whole = {"slices_B": torch.full((6,), 4), "pair_slices_B": torch.full((6,), 4)}
+    assert model({**data, **whole})["loss"] == model(data)["loss"]
+
+
+def test_clips_whose_blocks_are_all_behind_their_end_leave_the_loss_finite() -> None:
+    model, data = build(contrast=0.0, blocks=1), batch(64)
+    blocks = block_mask(GRID, 1, data["seed_B"])
+    late = (~blocks[:, 0].any((1, 2))).nonzero()[:, 0]
+    assert len(late) > 3
+    mine = {key: value[late] for key, value in data.items()} | {"slices_B": torch.ones(len(late), dtype=torch.long)}
+    loss = model(mine)["loss"]
+    loss.backward()
+    assert loss == 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_every_clip_counts_the_same_and_every_hidden_token_of_it() -> None:
     model, data = build(contrast=0.0).eval(), batch(3)
     losses = [model({key: value[i : i + 1] for key, value in data.items()})["loss"] for i in range(3)]

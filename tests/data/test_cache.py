@@ -66,6 +66,22 @@ def test_manifest_counts_padded_videos(tmp_path: Path) -> None:
     assert TokenCache.open(writer.folder).manifest["padded"] == 1
 
 
+@pytest.mark.parametrize(
+    ("frames", "stride", "slices", "wanted"),
+    [(8, 1, 4, 2), (9, 1, 3, 2), (9, 1, 9, 4), (9, 2, 5, 2), (4, 2, 4, 2), (5, 4, 2, 1)],
+)
+def test_slices_behind_the_end_of_a_video_are_told(
+    tmp_path: Path, frames: int, stride: int, slices: int, wanted: int
+) -> None:
+    """Of a video of four frames; a tokenizer whose slices do not divide the frames is causal: the first frame is a slice."""
+    clip = ClipSpec(frames=frames, size=8, views=1, stride=stride)
+    writer = written_by_hand(
+        tmp_path, replace(SPEC, clip=clip, codes_shape=(slices, 3, 3)), np.zeros((2, 1, slices, 3, 3))
+    )
+    writer.finish(None)
+    assert TokenCache.open(writer.folder).clips.slices(np.array([0, 1]), np.array([0, 0])).tolist() == [wanted] * 2
+
+
 def test_shard_in_which_no_video_could_be_used_is_part_of_the_cache(tmp_path: Path, make_cache: MakeCache) -> None:
     damaged = ["0/004.mp4", "1/005.mp4", "0/006.mp4", "1/007.mp4"]  # all of the second of three shards
     cache = TokenCache.open(make_cache(tmp_path, 10, skip=damaged))

@@ -72,6 +72,9 @@ def test_damaged_videos_are_skipped_named_and_counted(
     made = call("tokenize", "--videos", "videos", "--tokenizer", tokenizer, "--clip.stride", "3")
     assert (made["videos"], made["skipped"], made["padded"]) == (10, 3, 7)
     cache = TokenCache.open(here / made["cache"])
+    frames, slices = cache.clip.frames, cache.codes_shape[0]
+    wanted = [-(-cache.views(row)[0].real * slices // frames) for row in range(7)]
+    assert cache.clips.slices(np.arange(7), np.zeros(7, int)).tolist() == wanted and min(wanted) < max(wanted) < slices
     assert {entry["path"] for entry in cache.manifest["skipped"]} == {"a/zero.mp4", "a/text.mp4", "b/cut.mkv"}
     assert all(entry["reason"] and "\n" not in entry["reason"] for entry in cache.manifest["skipped"])
     assert sorted(video.label for video in cache.videos) == ["a"] * 3 + ["b"] * 4
