@@ -1,13 +1,17 @@
-"""Every objective saves what it is and loads as it was."""
+"""Every objective saves what it is, loads as it was, and computes the same with every kernel."""
 
+import functools
 import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from ar_model.attention import set_backend
 from ar_model.objectives import MAM2, VIMPAC, Objective, VideoMAE, load_objective
+from ar_model.transformer import compile_blocks
 
 from .siblings import CODES, MODELS, SIZE, batch_of
 
@@ -24,6 +28,42 @@ def test_a_saved_model_loads_bit_equal(tmp_path: Path, name: str) -> None:
     assert type(loaded) is type(model)
     assert same(model.eval(), loaded)
     assert not same(model, load_objective(tmp_path, trained=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_it_saves_the_same_names_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """R31. The compiler traces the blocks and runs what it traced as it is."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    model.save(tmp_path / "plain")
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
+    compile_blocks(model)
+    model(batch_of(2))["loss"].backward()
+    model.save(tmp_path / "other")
+    assert same(model, load_objective(tmp_path / "plain"))
+    files = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("plain", "other")]
+    assert files[0] == files[1]
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", ["plain", "sdpa"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kernel_gives_the_loss_and_gradients_of_the_definition(name: str, backend: str) -> None:
+    """R20, for the attention of each objective."""
+    torch.manual_seed(0)
+    model, found = MODELS[name](), {}
+    for kernel in ("reference", backend):
+        set_backend(model, kernel)
+        model.zero_grad()
+        loss = model(batch_of(3))["loss"]
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found[kernel] = loss.item(), gradients
+    (wanted, slope), (got, its_slope) = found.values()
+    assert got == pytest.approx(wanted, rel=1e-5)
+    assert (its_slope - slope).norm() <= 1e-5 * slope.norm()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -59,6 +59,18 @@ def test_a_run_that_goes_on_ends_like_one_that_was_never_stopped(
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_not_finite_is_not_learned(name: str, cache: Path, tmp_path: Path) -> None:
+    """R23: a learning rate that ruins the weights in the first step stops the second, by one line; what was written stays."""
+    ruinous = ["--lr", "1e38", "--warmup", "0", "--save_every", "1"]
+    result = start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "run"), *ruinous)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if ": error: " in line]
+    assert "step 2: the gradient is not finite" in line
+    assert (tmp_path / "run" / "checkpoints" / "step_000001").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_train_the_same_model(name: str, cache: Path, tmp_path: Path, call: Call) -> None:
     one = call("pretrain_ar", *flags(name, cache, tmp_path / "one"))
     two = last_line(start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "two"), launch=launcher()))
