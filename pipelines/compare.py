@@ -29,7 +29,7 @@ from pipelines.features import Labelled, collect
 from pipelines.pretrain_ar import Pretrain, code_spec
 from pipelines.probe import baselines
 from pipelines.run import Run, command, device_name, metrics_of, progress, read_json, say, start_accelerator, summary_of
-from pipelines.sweep import Job, train
+from pipelines.sweep import Job, side_by_side, train
 from pipelines.training import resolve_precision
 
 _CONFIGS = Path(__file__).with_name("configs")
@@ -94,8 +94,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
             for file in config.files
         }
         train(list(jobs.values()), cache, accelerator.device)
-        with threadpool_limits(torch.get_num_threads()):
-            found = _probe_all(accelerator, cache, labelled, jobs)
+        found = _probe_all(cache, accelerator.device, jobs)
         table = [_row(file.stem, entries[file.stem].batch_size, jobs, found) for file in config.files]
         run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **beside})
     page = write_comparison(run.folder, run.summary())
@@ -164,30 +163,33 @@ def _job(folder: Path, file: Path, seed: int, steps: int, points: int) -> Job:
     return Job(file.stem, folder / "runs" / f"{file.stem}-seed{seed}", steps, seed, [*_flags(file), *every])
 
 
-def _probe_all(
-    accelerator: Accelerator, cache: TokenCache, labelled: Labelled, jobs: Jobs
-) -> dict[Path, dict[str, Any]]:
-    """What the probes of every model say, by its folder; kept beside the models, so that none is probed twice.
+def _probe_all(cache: TokenCache, device: torch.device, jobs: Jobs) -> dict[Path, dict[str, Any]]:
+    """What the probes of every model say, by its folder; kept beside the models, so that none is probed twice."""
+    models = [(job, model) for job in jobs.values() for model in (job.out / "untrained", *_models(job.out))]
+    with TemporaryDirectory(prefix="arvideo-compare-") as space:  # of this process, which lives to delete it
+        todo = [(cache.address, job, model, space) for job, model in models if not _said_of(model).exists()]
+        side_by_side(_probe, todo, device, "probe")
+    return {model: read_json(_said_of(model)) for _, model in models}
 
-    An untrained network and the last model are probed in all ways, the models between linearly.
-    """
-    todo = [(job, folder) for job in jobs.values() for folder in (job.out / "untrained", *_models(job.out))]
-    bar = progress(accelerator, len(labelled.rows) * len(todo), "probe")
-    found = {}
-    for job, folder in todo:
-        file = job.out / f"probe-{folder.name}.json"
-        if not file.exists():
-            trained = folder.name != "untrained"
-            with torch.random.fork_rng(), TemporaryDirectory(prefix="arvideo-compare-") as space:
-                torch.manual_seed(job.seed)
-                model = load_objective(folder if trained else job.out / "model", trained=trained)
-                tokens = Path(space) if folder.name in ("untrained", "model") else None
-                features = collect(accelerator, model, cache, labelled.rows, bar, tokens)
-                accuracy = features.probe(labelled.y_N, labelled.folds(job.seed), accelerator.device)
-            write_json(file, asdict(accuracy))
-        found[folder] = read_json(file)
-    bar.close()
-    return found
+
+def _said_of(model: Path) -> Path:
+    """What the probes of a model say."""
+    run = model.parents[model.parent.name == "snapshots"]
+    return run / f"probe-{model.name}.json"
+
+
+def _probe(address: str, job: Job, model: Path, space: str) -> None:
+    """Probe one model of a training: its untrained network and the last one in all ways, those between without attention."""
+    cache = TokenCache.open(address)
+    labelled, accelerator = Labelled.of(cache), start_accelerator(resolve_precision("auto"))
+    trained = model.name != "untrained"
+    with TemporaryDirectory(dir=space) as folder:
+        torch.manual_seed(job.seed)
+        objective = load_objective(model if trained else job.out / "model", trained=trained)
+        tokens = None if model.parent.name == "snapshots" else Path(folder)
+        features = collect(accelerator, objective, cache, labelled.rows, None, tokens)
+        accuracy = features.probe(labelled.y_N, labelled.folds(job.seed), accelerator.device)
+    write_json(_said_of(model), asdict(accuracy))
 
 
 def _models(run: Path) -> list[Path]:

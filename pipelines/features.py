@@ -58,7 +58,7 @@ def collect(
     objective: Objective,
     cache: TokenCache,
     rows: Sequence[int],
-    bar: Any,
+    bar: Any = None,
     tokens: Path | None = None,
 ) -> Features:
     """Features of the canonical views. `tokens`: an empty folder for the files of all tokens, which can be large."""
@@ -78,5 +78,6 @@ def collect(
             ]
             for file, layer in zip(files, layers, strict=True):
                 file[first : first + len(layer)] = layer.float().clamp(-LARGEST, LARGEST).half().cpu().numpy()
-        bar.update(len(batch["row_B"]))
+        if bar is not None:
+            bar.update(len(batch["row_B"]))
     return Features([np.concatenate(parts) for parts in zip(*pooled, strict=True)], files)

@@ -81,8 +81,8 @@ def test_only_what_is_missing_is_done_again(
     (out / "summary.json").unlink()
     (out / "runs" / "blocks-seed1" / "probe-model.json").unlink()
     probed: list[Any] = []
-    collect = compare.collect
-    monkeypatch.setattr(compare, "collect", lambda *a, **k: probed.append(a) or collect(*a, **k))
+    probe = compare.side_by_side
+    monkeypatch.setattr(compare, "side_by_side", lambda work, calls, *a: probed.extend(calls) or probe(work, calls, *a))
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a training was started again"))
     flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
     flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
@@ -92,6 +92,20 @@ def test_only_what_is_missing_is_done_again(
     assert [row["linear"] for row in again["table"]] == [row["linear"] for row in before["table"]]
     call("compare", *flags)
     assert "nothing is left to do" in call.err
+
+
+def test_a_model_that_cannot_be_read_ends_a_comparison_with_one_line(
+    finished: Path, cache: Path, tmp_path: Path, call: Call
+) -> None:
+    """Said by a process of its own."""
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    (out / "summary.json").unlink()
+    (out / "runs" / "blocks-seed1" / "probe-model.json").unlink()
+    (out / "runs" / "blocks-seed1" / "model" / "model.safetensors").write_bytes(b"torn")
+    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
+    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
+    assert "blocks-seed1/model: holds no pre-trained model that can be read" in call("compare", *flags)
 
 
 def test_time_becomes_steps_by_a_short_training(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
