@@ -70,34 +70,55 @@ def forget_masks() -> None:
 
 MOST_PIECES = 4
 """Into how many pieces plain attention cuts its queries to leave out keys that none of them sees: of four, 63 % is left."""
+KEPT = 32 * 2**20
+"""Bytes of attention weights that a layer of plain attention keeps for its backward pass; more are computed again."""
+TILE, TILE_HEADS = 4 * 2**20, 4
+"""Bytes of scores, and heads, that are worked on at once then: few enough to stay in the cache of a processor."""
 
 
-def _pieces(mask: Mask, q_GQH: Tensor, k_GKH: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Runs of queries, the keys that some of them sees, and the bias between the two; the run that sees all comes first."""
+def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]]:
+    """Runs of queries and the keys that some of them sees; the run that sees all comes first."""
     if mask is None:
-        yield slice(None), slice(None), q_GQH.new_zeros(1)
+        yield range(queries), range(keys)
         return
-    bias_QK = _bias(mask, q_GQH.device, q_GQH.dtype)
     runs = -(-mask.blocks // MOST_PIECES)
     for last in range(mask.blocks, 0, -runs):
-        rows = slice(max(0, last - runs) * mask.queries, last * mask.queries)
-        columns = slice(0, last * mask.keys)
-        yield rows, columns, bias_QK[rows, columns]
+        yield range(max(0, last - runs) * mask.queries, last * mask.queries), range(last * mask.keys)
+
+
+def _keeps(mask: Mask, q_GQH: Tensor, k_GKH: Tensor) -> bool:
+    """Whether attention weights are few enough to be kept."""
+    scores = sum(len(rows) * len(columns) for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]))
+    return len(q_GQH) * scores * q_GQH.element_size() <= KEPT
+
+
+def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, kept: bool) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """Heads, queries, keys, and the bias between the latter two: of a piece all at once where weights are kept, else so
+    many heads and queries that their scores fit into a tile."""
+    bias_QK = None if mask is None else _bias(mask, q_GQH.device, q_GQH.dtype)
+    zero = q_GQH.new_zeros(1)
+    for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]):
+        heads = len(q_GQH) if kept else min(len(q_GQH), TILE_HEADS)
+        step = len(rows) if kept else max(1, TILE // (heads * len(columns) * q_GQH.element_size()))
+        for head in range(0, len(q_GQH), heads):
+            for row in range(rows.start, rows.stop, step):
+                part, seen = slice(row, min(row + step, rows.stop)), slice(0, columns.stop)
+                yield slice(head, head + heads), part, seen, zero if bias_QK is None else bias_QK[part, seen]
 
 
 class _Plain(torch.autograd.Function):
-    """Batched products and a softmax, with nothing kept for the backward but the attention weights."""
+    """Batched products and a softmax; of many scores nothing is kept for the backward pass (as in arXiv 2205.14135), of few
+    the attention weights."""
 
     @staticmethod
     def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> Tensor:
         out_GQH = torch.empty_like(q_GQH)
-        weights = []
-        for rows, columns, bias in _pieces(mask, q_GQH, k_GKH):
-            q, k = q_GQH[:, rows], k_GKH[:, columns]
-            bias = bias.expand(len(q), q.shape[1], k.shape[1])
-            weight = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
-            out_GQH[:, rows] = weight @ v_GKH[:, columns]
-            weights.append(weight)
+        weights, kept = [], _keeps(mask, q_GQH, k_GKH)
+        for heads, rows, columns, bias in _tiles(mask, q_GQH, k_GKH, kept):
+            weight = _weight(q_GQH[heads, rows], k_GKH[heads, columns], bias)
+            out_GQH[heads, rows] = weight @ v_GKH[heads, columns]
+            if kept:
+                weights.append(weight)
         ctx.save_for_backward(q_GQH, k_GKH, v_GKH, *weights)
         ctx.mask = mask
         return out_GQH
@@ -108,20 +129,32 @@ class _Plain(torch.autograd.Function):
         q_GQH, k_GKH, v_GKH, *weights = ctx.saved_tensors
         scale = q_GQH.shape[-1] ** -0.5
         dq_GQH, dk_GKH, dv_GKH = torch.empty_like(q_GQH), torch.zeros_like(k_GKH), torch.zeros_like(v_GKH)
-        for (rows, columns, _), weight in zip(_pieces(ctx.mask, q_GQH, k_GKH), weights, strict=True):
-            q, k, v, g = q_GQH[:, rows], k_GKH[:, columns], v_GKH[:, columns], g_GQH[:, rows]
-            dv_GKH[:, columns] += weight.transpose(1, 2) @ g
+        for i, (heads, rows, columns, bias) in enumerate(_tiles(ctx.mask, q_GQH, k_GKH, bool(weights))):
+            q, k, v, g = q_GQH[heads, rows], k_GKH[heads, columns], v_GKH[heads, columns], g_GQH[heads, rows]
+            weight = weights[i] if weights else _weight(q, k, bias)
+            dv_GKH[heads, columns] += weight.transpose(1, 2) @ g
             d_scores = torch._softmax_backward_data(g @ v.transpose(1, 2), weight, -1, weight.dtype)
-            dq_GQH[:, rows] = (d_scores @ k).mul_(scale)
-            dk_GKH[:, columns] += (d_scores.transpose(1, 2) @ q).mul_(scale)
+            dq_GQH[heads, rows] = (d_scores @ k).mul_(scale)
+            dk_GKH[heads, columns] += (d_scores.transpose(1, 2) @ q).mul_(scale)
         return dq_GQH, dk_GKH, dv_GKH, None
 
 
+def _weight(q_GQH: Tensor, k_GKH: Tensor, bias: Tensor) -> Tensor:
+    bias = bias.expand(len(q_GQH), q_GQH.shape[1], k_GKH.shape[1])
+    return torch.baddbmm(bias, q_GQH, k_GKH.transpose(1, 2), alpha=q_GQH.shape[-1] ** -0.5).softmax(-1)
+
+
 def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
-    """On a CPU the fastest up to about a thousand tokens."""
+    """On a CPU the fastest."""
     q, k, v = (x.flatten(0, 1) for x in (q_BNQH, k_BNKH, v_BNKH))
     with torch.autocast(q.device.type, enabled=False):
-        return _Plain.apply(q, k, v, mask).unflatten(0, q_BNQH.shape[:2])
+        out = _Plain.apply(q, k, v, mask) if _keeps(mask, q, k) else _plain_not_compiled(q, k, v, mask)
+        return out.unflatten(0, q_BNQH.shape[:2])
+
+
+@torch.compiler.disable  # a graph of hundreds of tiles would take minutes to compile
+def _plain_not_compiled(q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> Tensor:
+    return _Plain.apply(q_GQH, k_GKH, v_GKH, mask)
 
 
 def _sdpa(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:

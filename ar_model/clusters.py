@@ -88,8 +88,8 @@ def hashed(seed_B: Tensor, n: int, stream: int) -> Tensor:
 
 
 def uniform(seed_B: Tensor, n: int, stream: int) -> Tensor:
-    """Pseudo-random float64 in [0, 1) of shape (B, n), from `hashed`."""
-    return _shift(hashed(seed_B, n, stream), 11).double() / 2**53
+    """Pseudo-random float32 in [0, 1) of shape (B, n), from `hashed`; times n, rounded down, it is below n."""
+    return _shift(hashed(seed_B, n, stream), 40).float() / 2**24
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
-    """Mean over this process's videos, both ways, of the cross-entropy of finding a clip's partner among all others.
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Tensor | None = None) -> Tensor:
+    """Mean over this process's videos of the cross-entropy of finding a clip's partner among all clips of other videos, both
+    ways added up.
 
     Its mean over processes is the loss of one process with all videos, and so is its gradient under DistributedDataParallel.
+    `video_B` (int64): numbers of the videos; without it all are different.
 
     Raises:
         ValueError: if there is one video only, which has nothing to be told from.
@@ -27,12 +29,14 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
             raise ValueError("clips of one video have nothing to be told from: batch_size must be at least 2")
         place = place + (dist.get_rank() * len(first_BD) if dist.is_initialized() else 0)
         everything_ED = torch.cat([first_GD, second_GD])
+        video_B = place if video_B is None else video_B
+        same_BE = video_B[:, None] == _of_all(video_B[:, None])[:, 0].repeat(2)  # itself, and a video that comes twice
         losses = []
-        for own_BD, itself, partner in ((first_BD, place, place + videos), (second_BD, place + videos, place)):
-            likeness_BE = own_BD @ everything_ED.T / temperature
-            likeness_BE = likeness_BE.scatter(1, itself[:, None], float("-inf"))
-            losses.append(F.cross_entropy(likeness_BE, partner))
-        return torch.stack(losses).mean()
+        for own_BD, partner_B in ((first_BD, place + videos), (second_BD, place)):
+            hidden_BE = same_BE.scatter(1, partner_B[:, None], False)
+            likeness_BE = (own_BD @ everything_ED.T / temperature).masked_fill(hidden_BE, float("-inf"))
+            losses.append(F.cross_entropy(likeness_BE, partner_B))
+        return torch.stack(losses).sum()
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

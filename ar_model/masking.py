@@ -57,19 +57,32 @@ def _tokens(kind: Masking, grid: Grid, units_BU: Tensor) -> Tensor:
     return units_BU
 
 
-def block_mask(grid: Grid, blocks: int, seed_B: Tensor) -> Tensor:
+def block_mask(grid: Grid, blocks: int, seed_B: Tensor, slices_B: Tensor | None = None) -> Tensor:
     """Whether each token is in one of a sample's blocks, bool (B, T, H, W); a pure function of the samples' seeds (int64).
 
     Blocks are 1..floor(2T / 3) long, 1..H / 2 high and 1..W / 2 wide, all equally likely, at any place where they fit
     (arXiv 2106.11250, section 3.2, which says that 2T / 3 is rounded up; its code and its table of ratios round down).
+    `slices_B`: how many slices of time of a sample are there, instead of T.
     """
     t, h, w = grid
+    slices_B = torch.full_like(seed_B, t) if slices_B is None else slices_B
     inside = torch.ones(len(seed_B), blocks, 1, 1, 1, dtype=torch.bool, device=seed_B.device)
     draws_BAN = uniform(seed_B, 6 * blocks, stream=4).view(len(seed_B), 6, blocks)
-    for axis, (side, longest) in enumerate(((t, 2 * t // 3), (h, h // 2), (w, w // 2))):
-        length_BN = 1 + (draws_BAN[:, 2 * axis] * max(1, longest)).long()
-        first_BN = (draws_BAN[:, 2 * axis + 1] * (side - length_BN + 1)).long()
-        place = torch.arange(side, device=seed_B.device)
+    high_B, wide_B = torch.full_like(seed_B, h), torch.full_like(seed_B, w)
+    for axis, (side_B, longest_B) in enumerate(
+        ((slices_B, 2 * slices_B // 3), (high_B, high_B // 2), (wide_B, wide_B // 2))
+    ):
+        length_BN = 1 + (draws_BAN[:, 2 * axis] * longest_B.clamp(min=1)[:, None]).long()
+        first_BN = (draws_BAN[:, 2 * axis + 1] * (side_B[:, None] - length_BN + 1)).long()
+        place = torch.arange(grid[axis], device=seed_B.device)
         along_BNS = (place >= first_BN[..., None]) & (place < (first_BN + length_BN)[..., None])
-        inside = inside & along_BNS.view(*along_BNS.shape[:2], *(side if i == axis else 1 for i in range(3)))
+        inside = inside & along_BNS.view(*along_BNS.shape[:2], *(grid[i] if i == axis else 1 for i in range(3)))
     return inside.any(dim=1)
+
+
+def scattered_mask(ratio: float, seed_B: Tensor, absent_BL: Tensor) -> Tensor:
+    """Whether each token is among a share of those that are not absent, at least one, bool (B, L)."""
+    order_BL = hashed(seed_B, absent_BL.shape[1], stream=3).masked_fill(absent_BL, torch.iinfo(torch.int64).max)
+    place_BL = order_BL.argsort(dim=1).argsort(dim=1)
+    count_B1 = (ratio * (~absent_BL).sum(1, keepdim=True) + 1e-6).long().clamp(min=1)
+    return place_BL < count_B1

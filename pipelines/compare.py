@@ -21,12 +21,12 @@ from threadpoolctl import threadpool_limits
 from ar_model.objectives import load_objective
 from ar_model.probes import ATTENTIVE, PROTOCOL, chance
 from data.cache import TokenCache, find_cache
-from data.files import write_json
+from data.files import sha256_of, write_json
 from data.loading import BatchPlan, TokenDataset
 from pipelines.comparison_page import write_comparison
 from pipelines.config import parse
 from pipelines.features import Labelled, collect
-from pipelines.pretrain_ar import Pretrain, code_spec
+from pipelines.pretrain_ar import Pretrain, code_spec, refuse_single
 from pipelines.probe import baselines
 from pipelines.run import Run, command, device_name, metrics_of, progress, read_json, say, start_accelerator, summary_of
 from pipelines.sweep import Job, side_by_side, train
@@ -59,7 +59,7 @@ class Compare:
     seeds: int = 5
     """Trainings of each, and untrained networks."""
     points: int = 4
-    """Probes on the way of each training, the last one included."""
+    """Probes of each training, of models on the way and the last one; fewer where the steps are not divided evenly."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-<hash of the settings>."""
 
@@ -79,9 +79,14 @@ Jobs = dict[tuple[str, int], Job]
 def main(config: Compare, settings: str) -> dict[str, Any]:
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     labelled = Labelled.of(cache)
-    entries = {file.stem: _settings(file, cache) for file in config.files}
-    run = Run("compare", config, settings, about=cache.key)
+    parsed = {file.stem: _settings(file, cache) for file in config.files}
+    entries = {name: entry for name, (entry, _) in parsed.items()}
+    run = Run(
+        "compare", config, settings, about=sha256_of([cache.key, {name: text for name, (_, text) in parsed.items()}])
+    )
     accelerator = start_accelerator(resolve_precision("auto"))
+    if accelerator.num_processes > 1:
+        raise ValueError("compare starts the trainings itself: start it as one process")
     run.begin(accelerator)
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
@@ -110,19 +115,20 @@ def _baselines(accelerator: Accelerator, cache: TokenCache, labelled: Labelled, 
     return said
 
 
-def _settings(file: Path, cache: TokenCache) -> Pretrain:
-    """What a file says of pretrain_ar; a ValueError if the cache does not allow it."""
+def _settings(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
+    """What a file says of pretrain_ar, and that as YAML; a ValueError if the cache does not allow it."""
     if not file.is_file():
         raise ValueError(f"entries: {file} is no file")
-    settings = parse(Pretrain, ["--config", str(file)], prog=f"compare: {file}")[0]
     try:
+        settings, text = parse(Pretrain, ["--config", str(file)], prog=f"compare: {file}")
         with torch.device("meta"):
             objective = settings.objective(code_spec(cache))
+        refuse_single(objective, settings)
         plan = BatchPlan(samples=len(cache), batch_size=1, seed=0)
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
         raise ValueError(f"entries: {file}: {error}") from None
-    return settings
+    return settings, text
 
 
 def _steps(
@@ -135,11 +141,10 @@ def _steps(
         if config.budget == "clips":
             steps = {name: math.ceil(config.amount / entry.batch_size) for name, entry in entries.items()}
         if config.budget == "seconds":
+            quiet = ["--validate_every", str(_TIMED_STEPS)]
             jobs = {
-                Path(path).stem: Job(
-                    Path(path).stem, folder / "timing" / Path(path).stem, _TIMED_STEPS, 0, _flags(path)
-                )
-                for path in config.files
+                name: Job(name, folder / "timing" / name, _TIMED_STEPS, 0, [*_flags(path), *quiet])
+                for name, path in ((path.stem, path) for path in config.files)
             }
             train(list(jobs.values()), cache, device, "timing")
             steps = {name: max(1, round(config.amount / _seconds_per_step(job.out))) for name, job in jobs.items()}

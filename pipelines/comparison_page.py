@@ -39,8 +39,10 @@ def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
 def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]) -> str:
     """Who is ahead, and whether by more than the seeds differ."""
     mean, error = best["attentive"]["mean"], best["attentive"]["stderr"]
-    words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {mean:.3f} ± {error:.3f}"]
-    if others:
+    words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {_share(best['attentive'])}"]
+    if others and summary["seeds"] == 1:
+        words.append("; <b>one seed</b>: whether that is more than chance is not known")
+    elif others:
         second = others[0]["attentive"]
         apart = mean - second["mean"]
         clear = apart > (error**2 + second["stderr"] ** 2) ** 0.5
@@ -50,7 +52,7 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
         )
     sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
     return (
-        f"<p>{''.join(words)}. Errors are those of {summary['seeds']} seeds; "
+        f"<p>{''.join(words)}. Errors (±) are those of {summary['seeds']} seeds; "
         f"that of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
     )
 
@@ -76,7 +78,8 @@ def _table(rows: list[Any]) -> str:
 
 
 def _share(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f} ± {value['stderr']:.3f}"
+    """Mean and standard error, which one seed has not."""
+    return f"{value['mean']:.3f}" + (f" ± {value['stderr']:.3f}" if value["stderr"] else "")
 
 
 def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> str:
@@ -110,7 +113,8 @@ def _baselines(summary: Mapping[str, Any]) -> str:
     bars = {
         _BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in ("motion_energy", "one_frame")
     }
-    return bar_chart(bars, x="linear probe", level=("most common class", summary["chance"]))
+    chart = bar_chart(bars, x="linear probe", level=("most common class", summary["chance"]))
+    return f"<p>Their errors are of drawing the tested clips and of {summary['seeds']} cuts into folds.</p>{chart}"
 
 
 def _protocol(summary: Mapping[str, Any]) -> str:

@@ -77,6 +77,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return run.summary()
     rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
+    refuse_single(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     backend = _make_ready(run, accelerator, objective, dataset, config)
     name, unigram = type(objective).__name__, cache.manifest["unigram_bits"]  # before FSDP, which changes the class
@@ -122,6 +123,14 @@ def _write(accelerator: Accelerator, config: Pretrain, cache: TokenCache, object
             )  # anew, since FSDP leaves its own module in place of the old one
         trained.load_state_dict(weights)
         trained.save(folder)
+
+
+def refuse_single(objective: Objective, config: Pretrain) -> None:
+    """Raise a ValueError where clips of a video would have no other video to be told from."""
+    if objective.needs_pairs and config.batch_size // config.accumulate < 2:
+        raise ValueError(
+            f"{type(objective).__name__} tells clips of different videos apart: batch_size / accumulate must be at least 2"
+        )
 
 
 def code_spec(cache: TokenCache) -> CodeSpec:

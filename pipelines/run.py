@@ -95,7 +95,9 @@ class Run:
 
     def _refuse_other(self, earlier: dict[str, Any]) -> None:
         if self.chosen("about", self._about) != self._about:
-            raise ValueError(f"--out {self.folder}: holds a run on other videos or another cache; choose another --out")
+            raise ValueError(
+                f"--out {self.folder}: holds a run on other videos, another cache or other entries; choose another --out"
+            )
         now = load_settings(self._settings)
         differ = [k for k in {**earlier, **now} if k not in FREE and earlier.get(k) != now.get(k)]
         if differ:

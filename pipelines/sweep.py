@@ -26,7 +26,7 @@ MOST_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Job:
-    """A training: what people call it, its folder, its length, and the flags that make it what it is."""
+    """A training: what people call it, its folder, its length and seed, and the flags that make it what it is."""
 
     name: str
     out: Path
@@ -68,7 +68,8 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, what: st
         bar.update()
 
     with ThreadPoolExecutor(places.qsize()) as pool:
-        list(pool.map(start, jobs))
+        for done in as_completed([pool.submit(start, job) for job in jobs]):
+            done.result()
     bar.close()
 
 
@@ -113,9 +114,9 @@ def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
     steps = str(job.steps)
     return [
         *(sys.executable, str(Path(__file__).with_name("pretrain_ar.py"))),
-        *("--out", str(job.out), "--cache", cache.address, "--seed", str(job.seed)),
         *("--validate_every", steps, "--save_every", steps),
         *("--attention", "plain" if device.type == "cpu" else "auto"),
-        *job.flags,
-        *("--steps", steps),
+        *job.flags,  # a settings file among them has no say in what follows
+        *("--out", str(job.out), "--cache", cache.address, "--seed", str(job.seed), "--steps", steps),
+        *("--plan", "false"),
     ]

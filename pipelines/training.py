@@ -47,7 +47,7 @@ class Training:
     """Samples of one step, of all processes together."""
     accumulate: int = 1
     """Parts that a step's batch is cut into, one after another, to save memory; the numbers stay the same, but for what a loss
-    takes over a batch (FSQ's spread, LFQ's entropy, a discriminator's batch norm), which is taken over a part."""
+    takes over a batch (FSQ's spread, LFQ's entropy, a discriminator's batch norm, VIMPAC's contrast): it is taken over a part."""
     lr: float = 1e-3
     """Highest learning rate."""
     warmup: int = 50

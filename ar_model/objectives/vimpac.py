@@ -23,7 +23,7 @@ from ar_model.attention import Rotation
 from ar_model.clusters import hashed
 from ar_model.contrastive import GlobalBatchNorm, nt_xent
 from ar_model.inputs import CodeEmbedding, CodeSpec, take
-from ar_model.masking import block_mask, check_ratio, masked
+from ar_model.masking import block_mask, check_ratio, scattered_mask
 from ar_model.objectives.base import Objective, refuse_unknown
 from ar_model.targets import CodeLikelihood, CodeTarget
 from ar_model.transformer import Positions, init_weights
@@ -87,7 +87,7 @@ class VIMPAC(Objective):
         if pairs:  # both losses see the same hidden clips, as in the paper; a pair has its own blocks
             batch = _both(batch)
         content_BLP, absent_BL, seed_B = self.input.tokens(batch), self._absent(batch), batch["seed_B"]
-        hidden_BL = self._hidden(seed_B) & ~absent_BL
+        hidden_BL = self._hidden(seed_B, absent_BL)
         x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self._embed(content_BLP, absent_BL))
         clip_BD, out_BLD = self._see(x_BLD, self.positions)[-1]
         wanted_BK = (hidden_BL * 2**62 + (hashed(seed_B, hidden_BL.shape[1], stream=5) >> 2)).argsort(
@@ -95,13 +95,13 @@ class VIMPAC(Objective):
         )
         wanted_BK = wanted_BK[:, : max(1, int(MOST * hidden_BL.shape[1]))]
         counts_BK = hidden_BL.gather(1, wanted_BK).float()
-        share_BK = counts_BK / counts_BK.sum(1, keepdim=True).clamp(min=1) / len(counts_BK)  # each clip counts the same
+        share_BK = counts_BK / counts_BK.sum(1, keepdim=True) / len(counts_BK)  # each clip counts the same
         nats = self.target(take(self.encoder.norm(out_BLD), wanted_BK), take(content_BLP, wanted_BK), share_BK)
         said = self.target.numbers(nats.detach())
         if not pairs or self.head is None:
             return {"loss": nats, **said}
         first_BD, second_BD = self.head(self.encoder.norm(clip_BD)).chunk(2)
-        apart = nt_xent(first_BD, second_BD, self.temperature)
+        apart = nt_xent(first_BD, second_BD, self.temperature, batch.get("row_B"))
         return {"loss": nats + self.contrast * self.temperature * apart, "contrast": apart.detach(), **said}
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -129,20 +129,18 @@ class VIMPAC(Objective):
         layers = self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
         return [(layer[:, 0], layer[:, 1:]) for layer in layers]
 
-    def _hidden(self, seed_B: Tensor) -> Tensor:
-        """Whether each token is hidden, (B, L)."""
+    def _hidden(self, seed_B: Tensor, absent_BL: Tensor) -> Tensor:
+        """Whether each token is hidden, (B, L): some of those that are there."""
         if self.mask == "block":
-            return block_mask(self.grid, self.blocks, seed_B).flatten(1)
-        hidden_BQ = masked("random", self.grid, self.ratio, seed_B)[1]
-        return torch.zeros(len(seed_B), math.prod(self.grid), dtype=torch.bool, device=seed_B.device).scatter(
-            1, hidden_BQ, True
-        )
+            slices_B = (~absent_BL.view(-1, *self.grid)[:, :, 0, 0]).sum(1).expand(len(seed_B))
+            return block_mask(self.grid, self.blocks, seed_B, slices_B).flatten(1)
+        return scattered_mask(self.ratio, seed_B, absent_BL)
 
 
 def _both(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The clips of a batch and behind them their pairs, as one batch."""
     codes_BTHW = torch.cat([batch["codes_BTHW"], batch["pair_BTHW"]])
-    both = {"codes_BTHW": codes_BTHW, "seed_B": torch.cat([batch["seed_B"], ~batch["seed_B"]])}
+    both = {**batch, "codes_BTHW": codes_BTHW, "seed_B": torch.cat([batch["seed_B"], ~batch["seed_B"]])}
     if "slices_B" in batch:
         both["slices_B"] = torch.cat([batch["slices_B"], batch["pair_slices_B"]])
     return both
@@ -150,6 +148,4 @@ def _both(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _head(width: int, hidden: int, out: int = 256) -> nn.Sequential:
     """Between the clip's token and the contrast (section 3.3)."""
-    return nn.Sequential(
-        nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out), GlobalBatchNorm(out)
-    )
+    return nn.Sequential(nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out))

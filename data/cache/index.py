@@ -261,7 +261,7 @@ class ClipIndex:
         clip, slices = self._clip, self._shape[0]
         before = views_B * clip.frames if clip.views == "dense" else 0
         frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - before, 1, clip.frames)
-        if clip.frames % slices:  # no other than a causal tokenizer: the first frame is a slice
+        if _causal(clip.frames, slices):
             return 1 + -(-(frames_B - 1) * (slices - 1) // max(1, clip.frames - 1))
         return -(-frames_B * slices // clip.frames)
 
@@ -298,6 +298,14 @@ class ClipIndex:
         row, view = int(rows_B[i]), int(views_B[i])
         where = f"{self._files.address}/{self._names[self.shard_N[row]]}"
         raise DamagedCache(f"{where}: view {view} of video {row} is damaged; `python -m data.cache verify` names it")
+
+
+def _causal(frames: int, slices: int) -> bool:
+    """Whether the first frame has a slice of its own, and the others one for so many frames as a power of two."""
+    if frames % slices:
+        return True
+    stride, rest = divmod(frames - 1, max(1, slices - 1))
+    return slices > 1 and rest == 0 and stride.bit_count() == 1
 
 
 def _whole_numbers(values: Any) -> np.ndarray:

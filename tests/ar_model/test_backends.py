@@ -126,6 +126,44 @@ def test_plain_equals_the_reference_with_fewer_and_more_blocks_than_pieces(
         assert all(torch.allclose(got, expected, atol=1e-5) for got, expected in zip(found, truth, strict=True))
 
 
+@pytest.mark.parametrize("tile", [1, 300, 2000])
+@pytest.mark.parametrize("mask", [None, BlockMask(1, 13, 9), BlockMask(5, 3, 2), BlockMask(9, 1, 4)])
+def test_plain_equals_the_reference_where_weights_are_too_many_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch, mask: Mask, tile: int
+) -> None:
+    queries, keys = (13, 9) if mask is None else (mask.blocks * mask.queries, mask.blocks * mask.keys)
+    generator = torch.Generator().manual_seed(tile)
+    inputs = [torch.randn(3, n, c, generator=generator) for n, c in ((queries, 8), (keys, 16))]
+    upstream = torch.randn(3, 2, queries, 4, generator=generator)
+    found = {}
+    for kept in (backends.KEPT, 0):
+        monkeypatch.setattr(backends, "KEPT", kept)
+        monkeypatch.setattr(backends, "TILE", tile)
+        for kernel in (reference, BACKENDS["plain"]):
+            found[kernel, kept] = with_gradients(
+                lambda x, c: as_the_layer_makes_them(2, kernel, x, c, mask),  # noqa: B023
+                inputs,
+                upstream,
+            )
+    truth = found[reference, 0]
+    for got in found.values():
+        assert all(torch.allclose(x, expected, atol=1e-5) for x, expected in zip(got, truth, strict=True))
+
+
+def test_plain_keeps_nothing_of_many_scores() -> None:
+    """48 heads of 1,000 tokens: 92 MiB of weights in bf16; what is kept are queries, keys and values."""
+    q, k, v = (torch.randn(4, 12, 1000, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    kept: list[int] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        BACKENDS["plain"](q, k, v, None)
+    assert sum(kept) == 3 * q.numel()
+
+
 class Products(TorchDispatchMode):
     """Numbers in the attention scores that are computed."""
 

@@ -78,15 +78,27 @@ def test_what_is_behind_the_end_of_a_video_is_neither_seen_nor_predicted() -> No
     assert model({**data, **whole})["loss"] == model(data)["loss"]
 
 
-def test_clips_whose_blocks_are_all_behind_their_end_leave_the_loss_finite() -> None:
-    model, data = build(contrast=0.0, blocks=1), batch(64)
-    blocks = block_mask(GRID, 1, data["seed_B"])
-    late = (~blocks[:, 0].any((1, 2))).nonzero()[:, 0]
-    assert len(late) > 3
-    mine = {key: value[late] for key, value in data.items()} | {"slices_B": torch.ones(len(late), dtype=torch.long)}
-    loss = model(mine)["loss"]
-    loss.backward()
-    assert loss == 0 and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+@pytest.mark.parametrize("changes", [{"mask": "block"}, {"mask": "random", "ratio": 0.01}])
+def test_of_a_short_video_something_is_hidden_that_is_there(changes: dict[str, Any]) -> None:
+    model, seed_B = build(contrast=0.0, **changes), torch.arange(2000)
+    whole, short = (
+        model._hidden(
+            seed_B, model._absent({"codes_BTHW": torch.zeros(2000, *GRID), "slices_B": torch.full((2000,), n)})
+        )
+        for n in (4, 1)
+    )
+    assert short.any(1).all() and not short[:, 36:].any()
+    if model.mask == "block":
+        assert torch.equal(whole, block_mask(GRID, 5, seed_B).flatten(1)) and short.sum(1).float().mean() < 0.5 * 36
+    else:
+        assert (short.sum(1) == 1).all() and (whole.sum(1) == 1).all()
+
+
+def test_all_of_a_short_videos_hidden_tokens_count() -> None:
+    model, data = build(contrast=0.0).eval(), batch(3)
+    data |= {"slices_B": torch.tensor([1, 4, 2])}
+    losses = [model({key: value[i : i + 1] for key, value in data.items()})["loss"] for i in range(3)]
+    assert min(losses) > 1 and model(data)["loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_every_clip_counts_the_same_and_every_hidden_token_of_it() -> None:
@@ -106,7 +118,23 @@ def test_nt_xent_is_the_formula() -> None:
     z = F.normalize(torch.cat([a, b]), dim=1)
     likeness = (z @ z.T / 0.2).fill_diagonal_(float("-inf"))
     wanted = F.cross_entropy(likeness, torch.arange(10).roll(5))
-    assert nt_xent(a, b, 0.2).item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert nt_xent(a, b, 0.2).item() == pytest.approx(2 * wanted.item(), rel=1e-6)  # both ways added up
+
+
+def test_a_video_that_comes_twice_is_not_told_from_itself() -> None:
+    """Batches run across the end of an epoch. Its other clips are left out of the sum, not counted as others."""
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 7)
+    twice = [torch.cat([x, x[:1]]) for x in (a, b)]
+    z = F.normalize(torch.cat(twice), dim=1)
+    likeness = z @ z.T / 0.2
+    video = torch.tensor([5, 6, 7, 5, 5, 6, 7, 5])
+    partner = torch.arange(8).roll(4)
+    hidden = (video[:, None] == video[None]).scatter(1, partner[:, None], False)
+    wanted = F.cross_entropy(likeness.masked_fill(hidden, float("-inf")), partner)
+    found = nt_xent(*twice, 0.2, video[:4])
+    assert found.item() == pytest.approx(2 * wanted.item(), rel=1e-6)
+    assert found < nt_xent(*twice, 0.2)
 
 
 def test_a_batch_of_one_video_is_refused() -> None:

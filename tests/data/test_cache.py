@@ -68,7 +68,7 @@ def test_manifest_counts_padded_videos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frames", "stride", "slices", "wanted"),
-    [(8, 1, 4, 2), (9, 1, 3, 2), (9, 1, 9, 4), (9, 2, 5, 2), (4, 2, 4, 2), (5, 4, 2, 1)],
+    [(8, 1, 4, 2), (9, 1, 3, 2), (9, 1, 9, 4), (9, 2, 3, 2), (49, 1, 7, 2), (8, 2, 8, 2), (4, 2, 4, 2), (5, 4, 2, 1)],
 )
 def test_slices_behind_the_end_of_a_video_are_told(
     tmp_path: Path, frames: int, stride: int, slices: int, wanted: int

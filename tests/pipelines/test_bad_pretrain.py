@@ -151,7 +151,7 @@ def test_the_newest_cache_is_another_one_when_a_run_is_continued(
     shutil.rmtree("caches")
     shutil.copytree(caches["other grid"], tmp_path / "caches" / Path(caches["other grid"]).name)
     line = call("pretrain_ar", *flags)
-    assert "--out run: holds a run on other videos or another cache; choose another --out" in line
+    assert "--out run: holds a run on other videos, another cache or other entries; choose another --out" in line
 
 
 def test_checkpoints_of_another_model(pretrain: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from data.cache import TokenCache
 from pipelines import compare
+from pipelines.comparison_page import _lead
 from pipelines.run import read_json
 
 from ..conftest import MakeCache
@@ -106,6 +107,59 @@ def test_a_model_that_cannot_be_read_ends_a_comparison_with_one_line(
     flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
     assert "blocks-seed1/model: holds no pre-trained model that can be read" in call("compare", *flags)
+
+
+def test_entries_that_were_changed_are_not_mixed_with_what_is_there(
+    finished: Path, cache: Path, tmp_path: Path, call: Call
+) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
+    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
+    assert call("compare", *flags)["seeds"] == 2
+    settings = read_json(tmp_path / "order.yaml")
+    (tmp_path / "order.yaml").write_text(json.dumps({**settings, "lr": 0.01}))
+    assert "other entries; choose another --out" in call("compare", *flags)
+
+
+def test_an_entry_has_no_say_in_seeds_folders_and_lengths(cache: Path, tmp_path: Path, call: Call) -> None:
+    """A finished run's own config.yaml can be an entry."""
+    flags = entries(tmp_path, "order")
+    settings = read_json(tmp_path / "order.yaml")
+    own = {
+        "seed": 3,
+        "out": str(tmp_path / "elsewhere"),
+        "cache": "nowhere",
+        "steps": 77,
+        "plan": True,
+        "validate_every": 1,
+    }
+    (tmp_path / "order.yaml").write_text(json.dumps({**settings, **own}))
+    flags += ["--cache", str(cache), "--seeds", "2", "--points", "1", "--amount", "4", "--out", str(tmp_path / "out")]
+    (row,) = call("compare", *flags)["table"]
+    assert (row["steps"], [point["step"] for point in row["curve"]]) == (4, [0, 4])
+    runs = [tmp_path / "out" / "runs" / f"order-seed{seed}" / "model" / "model.safetensors" for seed in (0, 1)]
+    assert runs[0].read_bytes() != runs[1].read_bytes() and not (tmp_path / "elsewhere").exists()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Errors (±) are those of 2 seeds" in page
+
+
+def test_one_seed_says_nothing_of_differences() -> None:
+    row = {"entry": "a", "attentive": {"mean": 0.5, "stderr": 0.0}}
+    said = _lead(row, [{"entry": "b", "attentive": {"mean": 0.4, "stderr": 0.0}}], {"seeds": 1, "n": 100})
+    assert "one seed" in said and "0.500." not in said.split(";")[0] and "± 0.000" not in said and "ahead" not in said
+
+
+def test_a_contrast_without_other_videos_is_refused_before_anything_is_trained(
+    cache: Path, tmp_path: Path, call: Call
+) -> None:
+    flags = entries(tmp_path, "blocks")
+    settings = read_json(tmp_path / "blocks.yaml")
+    (tmp_path / "blocks.yaml").write_text(json.dumps({**settings, "batch_size": 4, "accumulate": 4}))
+    line = call("compare", *flags, "--cache", str(cache), "--out", str(tmp_path / "out"))
+    assert (
+        "blocks.yaml: VIMPAC tells clips of different videos apart: batch_size / accumulate must be at least 2" in line
+    )
 
 
 def test_time_becomes_steps_by_a_short_training(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
