@@ -50,9 +50,12 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
             f", {100 * apart:.1f} points ahead of {escape(others[0]['entry'])}, "
             f"{'more' if clear else '<b>not more</b>'} than one standard error of the difference"
         )
+    vain = [row for row in (best, *others) if row["attentive"]["mean"] <= row["untrained_attentive"]["mean"]]
+    names = ", ".join(f"{escape(row['entry'])} ({row['untrained_attentive']['mean']:.3f})" for row in vain)
     sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
     return (
-        f"<p>{''.join(words)}. Errors (±) are those of {summary['seeds']} seeds; "
+        f"<p>{''.join(words)}. {f'<b>No better than its own untrained network: {names}.</b> ' if vain else ''}"
+        f"Errors (±) are of {summary['seeds']} seeds; "
         f"that of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
     )
 
@@ -63,6 +66,7 @@ def _table(rows: list[Any]) -> str:
         "attentive": lambda row: _share(row["attentive"]),
         "linear": lambda row: _share(row["linear"]),
         "kNN": lambda row: _share(row["knn"]),
+        "over untrained": lambda row: f"{100 * (row['attentive']['mean'] - row['untrained_attentive']['mean']):+.1f}",
         "attentive, untrained": lambda row: _share(row["untrained_attentive"]),
         "linear, untrained": lambda row: _share(row["untrained_linear"]),
         "bits per code": lambda row: "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",

@@ -141,13 +141,25 @@ def test_an_entry_has_no_say_in_seeds_folders_and_lengths(cache: Path, tmp_path:
     runs = [tmp_path / "out" / "runs" / f"order-seed{seed}" / "model" / "model.safetensors" for seed in (0, 1)]
     assert runs[0].read_bytes() != runs[1].read_bytes() and not (tmp_path / "elsewhere").exists()
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "Errors (±) are those of 2 seeds" in page
+    assert "Errors (±) are of 2 seeds" in page
 
 
 def test_one_seed_says_nothing_of_differences() -> None:
-    row = {"entry": "a", "attentive": {"mean": 0.5, "stderr": 0.0}}
-    said = _lead(row, [{"entry": "b", "attentive": {"mean": 0.4, "stderr": 0.0}}], {"seeds": 1, "n": 100})
-    assert "one seed" in said and "0.500." not in said.split(";")[0] and "± 0.000" not in said and "ahead" not in said
+    said = _lead(_of("a", 0.5, 0.3), [_of("b", 0.4, 0.3)], {"seeds": 1, "n": 100})
+    assert "one seed" in said and "± 0.000" not in said and "ahead" not in said and "untrained" not in said
+
+
+def test_who_learned_nothing_is_named() -> None:
+    said = _lead(_of("a", 0.5, 0.3), [_of("b", 0.4, 0.97)], {"seeds": 2, "n": 100})
+    assert "No better than its own untrained network: b (0.970)" in said and "10.0 points ahead of b" in said
+
+
+def _of(entry: str, mean: float, untrained: float) -> dict[str, Any]:
+    return {
+        "entry": entry,
+        "attentive": {"mean": mean, "stderr": 0.0},
+        "untrained_attentive": {"mean": untrained, "stderr": 0.0},
+    }
 
 
 def test_a_contrast_without_other_videos_is_refused_before_anything_is_trained(
