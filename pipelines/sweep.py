@@ -68,8 +68,12 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, what: st
         bar.update()
 
     with ThreadPoolExecutor(places.qsize()) as pool:
-        for done in as_completed([pool.submit(start, job) for job in jobs]):
-            done.result()
+        try:
+            for done in as_completed([pool.submit(start, job) for job in jobs]):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     bar.close()
 
 

@@ -90,12 +90,7 @@ class VIMPAC(Objective):
         hidden_BL = self._hidden(seed_B, absent_BL)
         x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self._embed(content_BLP, absent_BL))
         clip_BD, out_BLD = self._see(x_BLD, self.positions)[-1]
-        wanted_BK = (hidden_BL * 2**62 + (hashed(seed_B, hidden_BL.shape[1], stream=5) >> 2)).argsort(
-            1, descending=True
-        )
-        wanted_BK = wanted_BK[:, : max(1, int(MOST * hidden_BL.shape[1]))]
-        counts_BK = hidden_BL.gather(1, wanted_BK).float()
-        share_BK = counts_BK / counts_BK.sum(1, keepdim=True) / len(counts_BK)  # each clip counts the same
+        wanted_BK, share_BK = _predicted(hidden_BL, seed_B)
         nats = self.target(take(self.encoder.norm(out_BLD), wanted_BK), take(content_BLP, wanted_BK), share_BK)
         said = self.target.numbers(nats.detach())
         if not pairs or self.head is None:
@@ -135,6 +130,16 @@ class VIMPAC(Objective):
             slices_B = (~absent_BL.view(-1, *self.grid)[:, :, 0, 0]).sum(1).expand(len(seed_B))
             return block_mask(self.grid, self.blocks, seed_B, slices_B).flatten(1)
         return scattered_mask(self.ratio, seed_B, absent_BL)
+
+
+def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Equally many tokens of each clip, first of all hidden ones, and what each counts: of a clip the hidden ones the same
+    and the others nothing, and all clips the same."""
+    count, order_BL = hidden_BL.shape[1], hashed(seed_B, hidden_BL.shape[1], stream=5) >> 2
+    wanted_BL = (hidden_BL * 2**62 + order_BL).argsort(1, descending=True)
+    wanted_BK = wanted_BL[:, : max(1, int(MOST * count))]
+    counts_BK = hidden_BL.gather(1, wanted_BK).float()
+    return wanted_BK, counts_BK / counts_BK.sum(1, keepdim=True) / len(counts_BK)
 
 
 def _both(batch: dict[str, Tensor]) -> dict[str, Tensor]:
