@@ -128,6 +128,7 @@ def _protocol(summary: Mapping[str, Any]) -> str:
         "tested": f"{summary['n']} clips in {summary['folds']} folds, by groups where the videos have them",
         "probe": summary["protocol"],
         "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
+        "memory": "most bytes of tensors on a GPU, of the whole process with its libraries on a CPU",
         "device": summary["device"],
     }
     rows = "".join(f"<tr><td>{name}</td><td>{escape(text)}</td></tr>" for name, text in lines.items())
