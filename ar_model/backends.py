@@ -111,32 +111,32 @@ class _Plain(torch.autograd.Function):
     the attention weights."""
 
     @staticmethod
-    def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> Tensor:
+    def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask, kept: bool) -> Tensor:
         out_GQH = torch.empty_like(q_GQH)
-        weights, kept = [], _keeps(mask, q_GQH, k_GKH)
+        weights = []
         for heads, rows, columns, bias in _tiles(mask, q_GQH, k_GKH, kept):
             weight = _weight(q_GQH[heads, rows], k_GKH[heads, columns], bias)
             out_GQH[heads, rows] = weight @ v_GKH[heads, columns]
             if kept:
                 weights.append(weight)
         ctx.save_for_backward(q_GQH, k_GKH, v_GKH, *weights)
-        ctx.mask = mask
+        ctx.mask, ctx.kept = mask, kept
         return out_GQH
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_GQH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_GQH: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         q_GQH, k_GKH, v_GKH, *weights = ctx.saved_tensors
         scale = q_GQH.shape[-1] ** -0.5
         dq_GQH, dk_GKH, dv_GKH = torch.empty_like(q_GQH), torch.zeros_like(k_GKH), torch.zeros_like(v_GKH)
-        for i, (heads, rows, columns, bias) in enumerate(_tiles(ctx.mask, q_GQH, k_GKH, bool(weights))):
+        for i, (heads, rows, columns, bias) in enumerate(_tiles(ctx.mask, q_GQH, k_GKH, ctx.kept)):
             q, k, v, g = q_GQH[heads, rows], k_GKH[heads, columns], v_GKH[heads, columns], g_GQH[heads, rows]
-            weight = weights[i] if weights else _weight(q, k, bias)
+            weight = weights[i] if ctx.kept else _weight(q, k, bias)
             dv_GKH[heads, columns] += weight.transpose(1, 2) @ g
             d_scores = torch._softmax_backward_data(g @ v.transpose(1, 2), weight, -1, weight.dtype)
             dq_GQH[heads, rows] = (d_scores @ k).mul_(scale)
             dk_GKH[heads, columns] += (d_scores.transpose(1, 2) @ q).mul_(scale)
-        return dq_GQH, dk_GKH, dv_GKH, None
+        return dq_GQH, dk_GKH, dv_GKH, None, None
 
 
 def _weight(q_GQH: Tensor, k_GKH: Tensor, bias: Tensor) -> Tensor:
@@ -148,13 +148,13 @@ def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor
     """On a CPU the fastest."""
     q, k, v = (x.flatten(0, 1) for x in (q_BNQH, k_BNKH, v_BNKH))
     with torch.autocast(q.device.type, enabled=False):
-        out = _Plain.apply(q, k, v, mask) if _keeps(mask, q, k) else _plain_not_compiled(q, k, v, mask)
+        out = _Plain.apply(q, k, v, mask, True) if _keeps(mask, q, k) else _in_tiles(q, k, v, mask)
         return out.unflatten(0, q_BNQH.shape[:2])
 
 
 @torch.compiler.disable  # a graph of hundreds of tiles would take minutes to compile
-def _plain_not_compiled(q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> Tensor:
-    return _Plain.apply(q_GQH, k_GKH, v_GKH, mask)
+def _in_tiles(q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> Tensor:
+    return _Plain.apply(q_GQH, k_GKH, v_GKH, mask, False)
 
 
 def _sdpa(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
