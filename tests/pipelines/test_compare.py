@@ -45,12 +45,23 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two objectives with two seeds, by the command as users start it."""
     folder = tmp_path_factory.mktemp("comparison")
     script = Path(compare.__file__)
-    flags = [*entries(folder, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
-    command = [sys.executable, str(script), *flags, "--budget", "clips", "--amount", "23", "--out", str(folder / "out")]
+    command = [sys.executable, str(script), *flags_of(folder, cache)]
     result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     (folder / "said.json").write_text(result.stdout.splitlines()[-1])
     return folder
+
+
+def copied(finished: Path, cache: Path, folder: Path) -> tuple[Path, list[str]]:
+    """The finished comparison in another folder, and the flags that go on with it there."""
+    out = shutil.copytree(finished / "out", folder / "out")
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(folder)))
+    return out, flags_of(folder, cache)
+
+
+def flags_of(folder: Path, cache: Path) -> list[str]:
+    settings = ["--seeds", "2", "--points", "2", "--budget", "clips", "--amount", "23", "--out", str(folder / "out")]
+    return [*entries(folder, "order", "blocks"), "--cache", str(cache), *settings]
 
 
 def test_every_entry_has_the_budget_and_every_number(finished: Path) -> None:
@@ -77,7 +88,7 @@ def test_the_page_names_what_was_compared_and_how(finished: Path) -> None:
 def test_only_what_is_missing_is_done_again(
     finished: Path, cache: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = shutil.copytree(finished / "out", tmp_path / "out")
+    out, flags = copied(finished, cache, tmp_path)
     before = read_json(out / "summary.json")
     (out / "summary.json").unlink()
     (out / "runs" / "blocks-seed1" / "probe-model.json").unlink()
@@ -85,9 +96,6 @@ def test_only_what_is_missing_is_done_again(
     probe = compare.side_by_side
     monkeypatch.setattr(compare, "side_by_side", lambda work, calls, *a: probed.extend(calls) or probe(work, calls, *a))
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a training was started again"))
-    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
-    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
-    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
     again = call("compare", *flags)
     assert len(probed) == 1
     assert [row["linear"] for row in again["table"]] == [row["linear"] for row in before["table"]]
@@ -99,23 +107,17 @@ def test_a_model_that_cannot_be_read_ends_a_comparison_with_one_line(
     finished: Path, cache: Path, tmp_path: Path, call: Call
 ) -> None:
     """Said by a process of its own."""
-    out = shutil.copytree(finished / "out", tmp_path / "out")
+    out, flags = copied(finished, cache, tmp_path)
     (out / "summary.json").unlink()
     (out / "runs" / "blocks-seed1" / "probe-model.json").unlink()
     (out / "runs" / "blocks-seed1" / "model" / "model.safetensors").write_bytes(b"torn")
-    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
-    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
-    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
     assert "blocks-seed1/model: holds no pre-trained model that can be read" in call("compare", *flags)
 
 
 def test_entries_that_were_changed_are_not_mixed_with_what_is_there(
     finished: Path, cache: Path, tmp_path: Path, call: Call
 ) -> None:
-    out = shutil.copytree(finished / "out", tmp_path / "out")
-    flags = [*entries(tmp_path, "order", "blocks"), "--cache", str(cache), "--seeds", "2", "--points", "2"]
-    flags += ["--budget", "clips", "--amount", "23", "--out", str(out)]
-    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(tmp_path)))
+    out, flags = copied(finished, cache, tmp_path)
     assert call("compare", *flags)["seeds"] == 2
     settings = read_json(tmp_path / "order.yaml")
     (tmp_path / "order.yaml").write_text(json.dumps({**settings, "lr": 0.01}))
