@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,39 @@ from pipelines.benchmarks.synthetic import synthetic_cache
 from pipelines.kernels import CANDIDATES, matrix_peak, wait
 
 PEER = "VideoMAE"
-SETTINGS: dict[str, dict[str, Any]] = {
-    "targets 0.25": {"targets": 0.25},
-    "targets 1.0": {"targets": 1.0},
-    "targets 0.25, ranks 0.5": {"targets": 0.25, "ranks": 0.5},
-    "targets 1.0, ranks 0.5": {"targets": 1.0, "ranks": 0.5},
-    "our VideoMAE": {"objective": VideoMAE},
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    What of ours is measured beside the peer, and what we want of it.
+
+    Attributes:
+        settings: Of the entrant.
+        reach: Ratios of clips per second: on a "cpu", on "cuda", and with both fed from "disk".
+        memory: Ratio of memory; None for no wish.
+        from_disk: Whether both are fed from disk too.
+    """
+
+    settings: Mapping[str, Any]
+    reach: Mapping[str, float] = field(default_factory=dict)
+    memory: float | None = None
+    from_disk: bool = False
+
+
+SETTINGS = {
+    "targets 0.25": Setting({"targets": 0.25}, {"cpu": 3.0, "cuda": 2.5, "disk": 3.0}, memory=0.4, from_disk=True),
+    "targets 1.0": Setting({"targets": 1.0}, {"cpu": 1.5, "cuda": 1.3}, from_disk=True),
+    "targets 0.25, ranks 0.5": Setting({"targets": 0.25, "ranks": 0.5}),
+    "targets 1.0, ranks 0.5": Setting({"targets": 1.0, "ranks": 0.5}),
+    "our VideoMAE": Setting({"objective": VideoMAE}, {"cpu": 1.5, "cuda": 1.5}, memory=0.7),
 }
-"""What of ours is measured: ARVideo, which the paper trains on all targets and ranks, and the peer's own objective."""
+"""ARVideo, which the paper trains on all targets and ranks, and the peer's own objective."""
+SHARE = {"cpu": 0.5, "cuda": 0.4}
+"""Of the matrix-product peak, that we want."""
 STEPS_FROM_DISK = 6
 LARGEST = 6
 """Operations of the profile."""
-SHARE = {"cpu": 0.5, "cuda": 0.4}
-REACH = {
-    "cpu": {"targets 0.25": 3.0, "targets 1.0": 1.5, "our VideoMAE": 1.5},
-    "cuda": {"targets 0.25": 2.5, "targets 1.0": 1.3, "our VideoMAE": 1.5},
-}
-"""The ratios of clips per second that we want."""
-MEMORY = {"targets 0.25": 0.4, "our VideoMAE": 0.7}
-FROM_DISK = {"targets 0.25": "≥ 3", "targets 1.0": ""}
 
 
 def measure(
@@ -60,8 +75,8 @@ def measure(
     peer, peer_memory = build_peer(), memory_alone(build_peer)
     peer_flop = flop_of(partial(videomae, shape), "eager")
     title = f"ViT of width {shape.width}, {shape.frames} frames of {shape.side}x{shape.side}, bf16, batch {shape.batch}"
-    for name, settings in SETTINGS.items():
-        build, tried = fastest(partial(ours, shape, device, **settings), _both(CANDIDATES[device.type]))
+    for name, setting in SETTINGS.items():
+        build, tried = fastest(partial(ours, shape, device, **setting.settings), _both(CANDIDATES[device.type]))
         _tell(tried)
         mine = build()
         mine_s, peer_s = by_turns([mine.seconds, peer.seconds], rounds)
@@ -72,9 +87,9 @@ def measure(
             peer=shape.batch / peer_s,
             alternative=peer.name,
             ratio=peer_s / mine_s,
-            reach=_at(REACH[kind], name, "≥"),
+            reach=_wished("≥", setting.reach.get(kind)),
         )
-        flop = flop_of(partial(ours, shape, **settings), "plain")
+        flop = flop_of(partial(ours, shape, **setting.settings), "plain")
         yield Row(
             what=f"arithmetic of a step, {name}",
             unit="TFLOP",
@@ -91,7 +106,7 @@ def measure(
             peer=shares[1],
             alternative=PEER,
             ratio=shares[0] / shares[1],
-            reach=f"≥ {SHARE[kind]}",
+            reach=_wished("≥", SHARE[kind]),
         )
         memory = memory_alone(build)
         yield Row(
@@ -101,16 +116,16 @@ def measure(
             peer=peer_memory / 2**20,
             alternative=peer.name,
             ratio=memory / peer_memory,
-            reach=_at(MEMORY, name, "≤"),
+            reach=_wished("≤", setting.memory),
         )
-        if name in FROM_DISK:
+        if setting.from_disk:
             yield from _from_disk(folder, source, shape, mine, peer, max(2, round(STEPS_FROM_DISK * scale)), name)
         yield from _profile(mine, name)
         del mine
 
 
-def _at(reaches: Mapping[str, float], name: str, sign: str) -> str:
-    return f"{sign} {reaches[name]}" if name in reaches else ""
+def _wished(sign: str, ratio: float | None) -> str:
+    return "" if ratio is None else f"{sign} {ratio}"
 
 
 def flop_of(build: partial[Entrant], attention: str) -> float:
@@ -188,7 +203,7 @@ def _from_disk(
         peer=shape.batch / min(peer_s),
         alternative=f"{PEER}, {workers[peer_s.index(min(peer_s))]} workers",
         ratio=min(peer_s) / mine_s,
-        reach=FROM_DISK[name],
+        reach=_wished("≥", SETTINGS[name].reach.get("disk")),
     )
 
 
