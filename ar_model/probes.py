@@ -70,6 +70,11 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
     return [Fold(*cut) for cut in StratifiedKFold(parts, shuffle=True, random_state=seed).split(y_N, y_N)]
 
 
+def folds_in_words(folds: int) -> str:
+    """What was tested, as `make_folds` cuts it."""
+    return "the official held-out split" if folds == 1 else f"{folds} folds, by groups where the videos have them"
+
+
 class LinearProbe:
     """A ridge classifier on standardised features.
 

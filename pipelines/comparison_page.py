@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ar_model.probes import folds_in_words
 from pipelines.pages import write_page
 from pipelines.pictures import bar_chart, line_chart
 from pipelines.run import environment_of
@@ -63,12 +64,12 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
 def _table(rows: list[Any]) -> str:
     columns: dict[str, Callable[[Any], str]] = {
         "objective": lambda row: escape(row["entry"]),
-        "attentive": lambda row: _share(row["attentive"]),
-        "linear": lambda row: _share(row["linear"]),
-        "kNN": lambda row: _share(row["knn"]),
+        "attentive": lambda row: _cell(row["attentive"]),
+        "linear": lambda row: _cell(row["linear"]),
+        "kNN": lambda row: _cell(row["knn"]),
         "over untrained": lambda row: f"{100 * (row['attentive']['mean'] - row['untrained_attentive']['mean']):+.1f}",
-        "attentive, untrained": lambda row: _share(row["untrained_attentive"]),
-        "linear, untrained": lambda row: _share(row["untrained_linear"]),
+        "attentive, untrained": lambda row: _cell(row["untrained_attentive"]),
+        "linear, untrained": lambda row: _cell(row["untrained_linear"]),
         "bits per code": lambda row: "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
         "steps": lambda row: f"{row['steps']:,}",
         "clips seen": lambda row: f"{row['clips']:,}",
@@ -78,12 +79,16 @@ def _table(rows: list[Any]) -> str:
     }
     head = "".join(f"<th>{name}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(f'<td>{cell(row)}</td>' for cell in columns.values())}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<table class="numbers"><tr>{head}</tr>{body}</table>'
 
 
 def _share(value: Mapping[str, float]) -> str:
     """Mean and standard error, which one seed has not."""
     return f"{value['mean']:.3f}" + (f" ± {value['stderr']:.3f}" if value["stderr"] else "")
+
+
+def _cell(value: Mapping[str, float]) -> str:
+    return _share(value).replace(" ±", "<br>±")
 
 
 def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> str:
@@ -125,7 +130,7 @@ def _protocol(summary: Mapping[str, Any]) -> str:
     lines = {
         "cache": f"{summary['cache']}: {summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes",
         "budget": f"{summary['budget']} for each training; {summary['seeds']} seeds: of weights, order of clips, masks and folds",
-        "tested": f"{summary['n']} clips in {summary['folds']} folds, by groups where the videos have them",
+        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}",
         "probe": summary["protocol"],
         "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
         "memory": "most bytes of tensors on a GPU, of the whole process with its libraries on a CPU",

@@ -67,7 +67,7 @@ def line_chart(
     `errors`: of the y values of lines, as bars. With `log` both axes are logarithmic.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.5), layout="constrained")
         axes = figure.subplots()
         for (name, (xs, ys)), colour in zip(lines.items(), cycle(_LINES), strict=False):
             axes.plot(
@@ -93,7 +93,7 @@ def line_chart(
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         if len(lines) > 1:
-            axes.legend(frameon=False)
+            figure.legend(frameon=False, loc="outside upper left", ncols=3)  # within, it would hide lines
         return _svg(figure)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from ar_model.clusters import cluster_order
 from ar_model.objectives import ARVideo, load_objective
+from ar_model.probes import folds_in_words
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 from pipelines.collapse import COLLAPSED, collapse_warning
@@ -135,11 +136,10 @@ def _probe(probe: dict[str, Any]) -> str:
         [f"layer {i}", *(f"{entry['mean']:.3f} ± {entry['stderr']:.3f}" for entry in row)]
         for i, row in enumerate(zip(*(probe[key] for key in columns.values()), strict=True), start=1)
     ]
-    cut = "the official held-out split" if probe["folds"] == 1 else f"{probe['folds']} folds"
     return (
-        f"<p>{escape(Path(probe['cache']).name)}: {probe['n']} labelled clips tested, {cut}, seeds: {probe['seeds']}; "
-        f"{probe['skipped']} videos skipped, {probe['unlabelled']} unlabelled. Most often chosen: layer {probe['layer']}. "
-        f"Protocol: {escape(probe['protocol'])}.</p>"
+        f"<p>{escape(Path(probe['cache']).name)}: {probe['n']} labelled clips tested, {folds_in_words(probe['folds'])}; "
+        f"seeds: {probe['seeds']}; {probe['skipped']} videos skipped, {probe['unlabelled']} unlabelled. "
+        f"Most often chosen: layer {probe['layer']}. Protocol: {escape(probe['protocol'])}.</p>"
         + bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"]))
         + '<div class="columns">'
         + _table(["features", "accuracy ± standard error"], rows)
