@@ -24,7 +24,7 @@ PROTOCOL = (
 )
 ATTENTIVE = (
     "attentive: one learned query of 8 heads over all tokens, affine-free batch normalisation, linear classifier; "
-    "30 epochs (100 to 400 steps) of AdamW, batches of 64, on the layer that the linear probe chose"
+    "30 epochs (100 to 400 steps) of AdamW, batches of 64 that all folds share, on the layer that the linear probe chose"
 )
 MOST_FOLDS = 10
 
@@ -125,18 +125,20 @@ def evaluate(
     """
     right: dict[str, list[list[np.ndarray]]] = {}
     chosen = []
-    for seed, fold in enumerate(folds):
+    for fold in folds:
         wanted_M, scores = y_N[fold.test], []
         for i, x in enumerate(layers_NF):
             x_train, x_test, y_train = x[fold.train], x[fold.test], y_N[fold.train]
             linear = LinearProbe(x_train, y_train)
             scores.append(linear.score)
             answers = {"linear": linear.predict(x_test), "knn": knn_predict(x_train, y_train, x_test)}
-            if tokens_NLD:
-                answers["attentive"] = attentive_predict(tokens_NLD[i], y_N, fold.train, fold.test, seed, device)
             for probe, answer in answers.items():
                 right.setdefault(probe, [[] for _ in layers_NF])[i].append(answer == wanted_M)
         chosen.append(scores.index(max(scores)) + 1)
+    for x_NLD in tokens_NLD:
+        found = attentive_predict(x_NLD, y_N, [(fold.train, fold.test) for fold in folds], device=device)
+        answered = [answer == y_N[fold.test] for answer, fold in zip(found, folds, strict=True)]
+        right.setdefault("attentive", []).append(answered)
     return Accuracy(
         chosen,
         {probe: _mean([layers[i - 1][fold] for fold, i in enumerate(chosen)]) for probe, layers in right.items()},

@@ -95,14 +95,18 @@ def _probe_all(
 ) -> dict[str, Any]:
     """The accuracies of the model and of its baselines, as the summary gives them."""
     tested = sum(len(fold.test) for fold in folds[0])
-    bar = progress(accelerator, len(labelled.rows) * (config.seeds + 2), "probe")
+    bar = progress(accelerator, len(labelled.rows) * (3 * config.seeds + 2), "clips read and probed")
 
     def frozen(trained: bool, cuts: Sequence[list[Fold]]) -> list[Accuracy]:
         model = load_objective(pretrained / "model", trained=trained)
         with TemporaryDirectory(prefix="arvideo-probe-") as folder:
             tokens = Path(folder) if config.attentive else None
             features = collect(accelerator, model, cache, labelled.rows, bar, tokens)
-            return [features.probe(labelled.y_N, cut, accelerator.device) for cut in cuts]
+            found = []
+            for cut in cuts:
+                found.append(features.probe(labelled.y_N, cut, accelerator.device))
+                bar.update(len(labelled.rows))
+            return found
 
     trained = frozen(True, folds)
     untrained = []

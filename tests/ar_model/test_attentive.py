@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from ar_model.attentive import AttentiveProbe, attentive_predict
+from ar_model.attentive import AttentiveProbes, attentive_predict
 
 TRAIN, TEST = np.arange(0, 160), np.arange(160, 240)
 
@@ -23,7 +24,7 @@ def clips() -> tuple[np.ndarray, np.ndarray]:
 
 
 def predict(x_NLD: np.ndarray, y_N: np.ndarray, seed: int = 0) -> np.ndarray:
-    return attentive_predict(x_NLD, y_N, TRAIN, TEST, seed)
+    return attentive_predict(x_NLD, y_N, [(TRAIN, TEST)], seed)[0]
 
 
 def test_it_reads_the_token_that_tells(clips: tuple[np.ndarray, np.ndarray]) -> None:
@@ -59,14 +60,40 @@ def test_scales_and_offsets_of_features_change_nothing(clips: tuple[np.ndarray, 
 def test_few_samples_and_a_constant_feature_give_an_answer() -> None:
     x_NLD = np.random.default_rng(0).standard_normal((6, 4, 8)).astype(np.float16)
     x_NLD[..., 3] = 1
-    answers = attentive_predict(x_NLD, np.arange(6) % 2, np.arange(4), np.arange(4, 6), seed=0)
-    assert answers.shape == (2,) and set(answers) <= {0, 1}
+    folds = [(np.arange(4), np.arange(4, 6)), (np.arange(5, 6), np.arange(5))]
+    few, one = attentive_predict(x_NLD, np.arange(6) % 2, folds)
+    assert few.shape == (2,) and one.shape == (5,) and set(few) | set(one) <= {0, 1}
 
 
-def test_the_shares_of_a_head_are_those_of_attention_with_projected_keys() -> None:
+def test_folds_learn_nothing_of_each_other(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    """Sixty samples, of which every batch has all: a fold's answers are then the same whatever it tests beside the others."""
+    x_NLD, y_N = (part[:60] for part in clips)
+    parts = np.array_split(np.arange(60), 4)
+    folds = [(np.setdiff1d(np.arange(60), test), test) for test in parts]
+    answers = attentive_predict(x_NLD, y_N, folds)
+    other_N = y_N.copy()
+    other_N[parts[2]] = np.roll(y_N[parts[2]], 1)
+    others = attentive_predict(x_NLD, other_N, folds)
+    assert (answers[2] == others[2]).all()
+    assert any((mine != other).any() for mine, other in zip(answers, others, strict=True))
+
+
+def test_a_fold_is_trained_as_pytorch_s_own_layers_are(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    x_BLD = torch.from_numpy(clips[0][:20].astype(np.float32))
     torch.manual_seed(0)
-    probe = AttentiveProbe(torch.zeros(16), torch.ones(16), classes=3).eval()
-    x_BLD = torch.randn(2, 5, 16)
-    heads = [(x_BLD @ probe.query_DH[:, h]).softmax(1) for h in range(8)]
-    read = torch.cat([torch.einsum("bl,bld->bd", share, x_BLD) for share in heads], dim=1)
-    assert torch.allclose(probe(x_BLD), probe.classify(probe.norm(probe.value(read))), atol=1e-5)
+    probes = AttentiveProbes(torch.zeros(2, 8), torch.ones(2, 8), classes=3)
+    value, norm, classify = nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)
+    with torch.no_grad():
+        for mine, layer in ((probes.value, value), (probes.classify, classify)):
+            layer.weight.copy_(mine.weight_FOI[1])
+            layer.bias.copy_(mine.bias_FO[1])
+    counts_FB = torch.arange(20)[None] >= torch.tensor([[0], [6]])
+
+    def read(x_BLD: Tensor) -> Tensor:
+        heads = [(x_BLD @ probes.query_FDH[1, :, h]).softmax(1) for h in range(8)]
+        return torch.cat([torch.einsum("bl,bld->bd", share, x_BLD) for share in heads], dim=1)
+
+    scores_BC = classify(norm(value(read(x_BLD[6:]))))
+    assert torch.allclose(probes(x_BLD, counts_FB)[1, 6:], scores_BC, atol=1e-5)
+    norm.eval()
+    assert torch.allclose(probes(x_BLD)[1], classify(norm(value(read(x_BLD)))), atol=1e-4)
