@@ -55,7 +55,7 @@ class Compare:
     budget: Literal["steps", "clips", "seconds"] = "steps"
     """What is equal for all: optimizer steps, clips seen, or time on this machine."""
     amount: int = 1000
-    """How much of it each training has."""
+    """How many steps, clips or seconds each training has."""
     seeds: int = 5
     """Trainings of each, and untrained networks."""
     points: int = 4
@@ -98,9 +98,11 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
             for seed in range(config.seeds)
             for file in config.files
         }
+        networks = len(jobs) * (config.points + 1)
+        say(accelerator, f"{len(jobs)} trainings, then probes of about {networks} networks, trained and untrained")
         train(list(jobs.values()), cache, accelerator.device)
         found = _probe_all(cache, accelerator.device, jobs)
-        table = [_row(file.stem, entries[file.stem].batch_size, jobs, found) for file in config.files]
+        table = [_row(file.stem, entries[file.stem], jobs, found) for file in config.files]
         run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **beside})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
@@ -202,9 +204,9 @@ def _models(run: Path) -> list[Path]:
     return [*sorted(run.glob("snapshots/step_*")), run / "model"]
 
 
-def _row(name: str, batch_size: int, jobs: Jobs, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, entry: Pretrain, jobs: Jobs, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """All that is known of an entry: accuracies as {mean, stderr} over seeds."""
-    mine = [job for (entry, _), job in jobs.items() if entry == name]
+    mine = [job for (whose, _), job in jobs.items() if whose == name]
     said = [summary_of(job.out) for job in mine]
     last = [found[job.out / "model"] for job in mine]
     untrained = [found[job.out / "untrained"] for job in mine]
@@ -218,7 +220,8 @@ def _row(name: str, batch_size: int, jobs: Jobs, found: dict[Path, dict[str, Any
         "entry": name,
         "objective": said[0]["objective"],
         "steps": mine[0].steps,
-        "clips": mine[0].steps * batch_size,
+        "clips": mine[0].steps * entry.batch_size,
+        "warmup": entry.warmup,
         "seconds": over_seeds(seconds),
         "clips_per_second": over_seeds([summary["clips_per_second"] for summary in said]),
         "peak_memory": max(summary["peak_memory"] for summary in said),
@@ -233,10 +236,10 @@ def _row(name: str, batch_size: int, jobs: Jobs, found: dict[Path, dict[str, Any
     }
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, float]:
-    """Mean and its standard error over trainings; the error of drawing the tested clips is common to all entries."""
-    spread = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-    return {"mean": round(float(np.mean(values)), 4), "stderr": round(spread, 4)}
+def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and its standard error over trainings, None of one; the error of drawing the tested clips is common to all entries."""
+    spread = round(float(np.std(values, ddof=1) / len(values) ** 0.5), 4) if len(values) > 1 else None
+    return {"mean": round(float(np.mean(values)), 4), "stderr": spread}
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
@@ -253,6 +256,7 @@ def _about(config: Compare, cache: TokenCache, labelled: Labelled, accelerator: 
         "classes": len(set(labelled.y_N)),
         "n": sum(len(fold.test) for fold in folds),
         "folds": len(folds),
+        "groups": len({group for group in labelled.groups if group}),
         "seeds": config.seeds,
         "budget": f"{config.amount} {config.budget}",
         "protocol": f"{PROTOCOL}; {ATTENTIVE}",

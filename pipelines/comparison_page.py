@@ -17,20 +17,24 @@ _BASELINES = {
 }
 
 
+MISSED = 0.2
+"""Share of a budget of seconds by which a training may miss it without a word."""
+
+
 def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write index.html of a finished comparison into its folder."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
     best = rows[0]
     sections = {
         "title": escape(f"{len(rows)} objectives at {summary['budget']} each"),
-        "lead": _lead(best, rows[1:], summary),
+        "lead": _lead(best, rows[1:], summary) + _caveats(rows, summary),
         "table": _table(rows),
         "time": _curves(rows, "seconds", "seconds of training", summary),
         "steps": _curves(rows, "clips", "clips seen", summary),
         "layers": _layers(rows, summary),
         "baselines": _baselines(summary),
         "protocol": _protocol(summary),
-        "environment": escape(str(environment_of(folder)["versions"])),
+        "environment": escape(", ".join(f"{name} {said}" for name, said in environment_of(folder)["versions"].items())),
     }
     page = folder / "index.html"
     write_page(page, "comparison.html", sections, width="72rem")
@@ -51,14 +55,41 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
             f", {100 * apart:.1f} points ahead of {escape(others[0]['entry'])}, "
             f"{'more' if clear else '<b>not more</b>'} than one standard error of the difference"
         )
-    vain = [row for row in (best, *others) if row["attentive"]["mean"] <= row["untrained_attentive"]["mean"]]
-    names = ", ".join(f"{escape(row['entry'])} ({row['untrained_attentive']['mean']:.3f})" for row in vain)
+    seeds = f"Errors (±) are of {summary['seeds']} seeds; that" if summary["seeds"] > 1 else "The error"
     sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
     return (
-        f"<p>{''.join(words)}. {f'<b>No better than its own untrained network: {names}.</b> ' if vain else ''}"
-        f"Errors (±) are of {summary['seeds']} seeds; "
-        f"that of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
+        f"<p>{''.join(words)}. {seeds} of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
     )
+
+
+def _caveats(rows: list[Any], summary: Mapping[str, Any]) -> str:
+    """Why the figures say less than they seem to."""
+    floor = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
+    budget, unit = summary["budget"].split()
+    off = [row for row in rows if unit == "seconds" and abs(row["seconds"]["mean"] / float(budget) - 1) > MISSED]
+    caveats = {
+        "No better than its own untrained network": [
+            f"{row['entry']} ({row['untrained_attentive']['mean']:.3f})"
+            for row in rows
+            if row["attentive"]["mean"] <= row["untrained_attentive"]["mean"]
+        ],
+        f"No better than {_BASELINES[floor]}, without a network ({summary[floor]['mean']:.3f})": [
+            row["entry"] for row in rows if row["attentive"]["mean"] <= summary[floor]["mean"]
+        ],
+        f"Not {budget} seconds, as the machine was slower or faster than when steps were timed": [
+            f"{row['entry']} ({row['seconds']['mean']:.0f})" for row in off
+        ],
+        "Mostly warm-up of the learning rate; a larger budget would say more": [
+            f"{row['entry']} ({row['warmup']} of {row['steps']} steps)"
+            for row in rows
+            if 2 * row["warmup"] > row["steps"]
+        ],
+        "Nearest neighbours far below chance, as where one scene was filmed in every class: name such groups": [
+            f"{row['entry']} ({row['knn']['mean']:.3f})" for row in rows if row["knn"]["mean"] < summary["chance"] / 2
+        ],
+    }
+    lines = [f"<li><b>{escape(what)}:</b> {escape(', '.join(names))}</li>" for what, names in caveats.items() if names]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _table(rows: list[Any]) -> str:
@@ -67,7 +98,9 @@ def _table(rows: list[Any]) -> str:
         "attentive": lambda row: _cell(row["attentive"]),
         "linear": lambda row: _cell(row["linear"]),
         "kNN": lambda row: _cell(row["knn"]),
-        "over untrained": lambda row: f"{100 * (row['attentive']['mean'] - row['untrained_attentive']['mean']):+.1f}",
+        "points over untrained": lambda row: (
+            f"{100 * (row['attentive']['mean'] - row['untrained_attentive']['mean']):+.1f}"
+        ),
         "attentive, untrained": lambda row: _cell(row["untrained_attentive"]),
         "linear, untrained": lambda row: _cell(row["untrained_linear"]),
         "bits per code": lambda row: "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
@@ -84,7 +117,7 @@ def _table(rows: list[Any]) -> str:
 
 def _share(value: Mapping[str, float]) -> str:
     """Mean and standard error, which one seed has not."""
-    return f"{value['mean']:.3f}" + (f" ± {value['stderr']:.3f}" if value["stderr"] else "")
+    return f"{value['mean']:.3f}" + ("" if value["stderr"] is None else f" ± {value['stderr']:.3f}")
 
 
 def _cell(value: Mapping[str, float]) -> str:
@@ -95,7 +128,7 @@ def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> st
     """Linear probe on the way of each training."""
     lines, errors = {}, {}
     for row in rows:
-        errors[row["entry"]] = [point["stderr"] for point in row["curve"]]
+        errors[row["entry"]] = [point["stderr"] or 0.0 for point in row["curve"]]
         xs = [
             point["seconds"] if key == "seconds" else point["step"] * row["clips"] / row["steps"]
             for point in row["curve"]
@@ -107,14 +140,14 @@ def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> st
 def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:
     charts = []
     for probe in ("attentive", "linear"):
+        layers = {row["entry"]: row["layers"][probe] for row in rows}
         lines = {
-            row["entry"]: (
-                list(range(1, len(row["layers"][probe]) + 1)),
-                [layer["mean"] for layer in row["layers"][probe]],
-            )
-            for row in rows
+            entry: (list(range(1, len(found) + 1)), [layer["mean"] for layer in found])
+            for entry, found in layers.items()
         }
-        charts.append(line_chart(lines, x="layer", y=f"{probe} probe", level=("most common class", summary["chance"])))
+        errors = {entry: [layer["stderr"] or 0.0 for layer in found] for entry, found in layers.items()}
+        level = ("most common class", summary["chance"])
+        charts.append(line_chart(lines, x="layer", y=f"{probe} probe", errors=errors, level=level))
     return "".join(f"<div>{chart}</div>" for chart in charts)
 
 
@@ -123,14 +156,14 @@ def _baselines(summary: Mapping[str, Any]) -> str:
         _BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in ("motion_energy", "one_frame")
     }
     chart = bar_chart(bars, x="linear probe", level=("most common class", summary["chance"]))
-    return f"<p>Their errors are of drawing the tested clips and of {summary['seeds']} cuts into folds.</p>{chart}"
+    return f"<p>Errors: of drawing the tested clips{' and of the cuts into folds' * (summary['seeds'] > 1)}.</p>{chart}"
 
 
 def _protocol(summary: Mapping[str, Any]) -> str:
     lines = {
         "cache": f"{summary['cache']}: {summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes",
-        "budget": f"{summary['budget']} for each training; {summary['seeds']} seeds: of weights, order of clips, masks and folds",
-        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}",
+        "budget": f"{summary['budget']} for each training; seeds: {summary['seeds']}, of weights, order, masks and folds",
+        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}; groups: {summary['groups'] or 'none'}",
         "probe": summary["protocol"],
         "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
         "memory": "most bytes of tensors on a GPU, of the whole process with its libraries on a CPU",

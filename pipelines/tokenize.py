@@ -161,6 +161,7 @@ def _summary(cache: TokenCache, tokenizer: str, reused: bool, began: float) -> d
         "clips": manifest["clips"],
         "codes": manifest["codes"],
         "codes_used": manifest["codes_used"],
+        "vocab_size": cache.vocab_size,
         "unigram_bits": round(manifest["unigram_bits"], 4),
         "bf16_mismatch": manifest["bf16"] and manifest["bf16"]["rate"],
         "reused": reused,

@@ -29,6 +29,7 @@ from ar_model.targets import CodeLikelihood, CodeTarget
 from ar_model.transformer import Positions, init_weights
 
 Hiding = Literal["block", "random"]
+BLOCKS, RATIO = 5, 0.15
 MOST = 0.5
 """Share of a clip's tokens that is predicted at most, so that all clips have as many rows; blocks rarely hide more."""
 
@@ -54,8 +55,8 @@ class VIMPAC(Objective):
         codes: CodeSpec,
         *,
         mask: Hiding = "block",
-        blocks: int = 5,
-        ratio: float = 0.15,
+        blocks: int = BLOCKS,
+        ratio: float = RATIO,
         contrast: float = 1.0,
         temperature: float = 0.2,
         likelihood: CodeLikelihood = "joint",
@@ -66,6 +67,9 @@ class VIMPAC(Objective):
         refuse_unknown({"mask": Hiding, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
         if blocks < 1 or contrast < 0 or temperature <= 0 or head_width < 1:
             raise ValueError("objective.blocks, temperature and head_width must be above 0, contrast at least 0")
+        if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
+            raise ValueError("objective.ratio is for mask random, objective.blocks for mask block")
+        check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
         self.needs_pairs = contrast > 0
         self.mask_D, self.clip_D = (nn.Parameter(torch.randn(self.width) * 0.02) for _ in range(2))
@@ -75,8 +79,6 @@ class VIMPAC(Objective):
             table = self.embedding.table
         self.target = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood, table)
         self.head = _head(self.width, head_width) if contrast else None
-        if mask == "random":
-            check_ratio("random", self.grid, ratio)
         for part in (self.embedding, self.encoder, self.head):
             if part is not None:
                 part.apply(init_weights)

@@ -26,7 +26,8 @@ def find_cache(caches: Path, wanted: str | None) -> str:
         finished = [path for path in finished if path.name.startswith(wanted) or _key_in(path).startswith(wanted)]
     if not finished:
         what = f"no cache {wanted!r}" if wanted else "no finished cache"
-        raise ValueError(f"{what} in {caches}; make one with pipelines/tokenize.py")
+        there = f" ({wanted} is a folder, but holds no cache)" if wanted and Path(wanted).is_dir() else ""
+        raise ValueError(f"{what} in {caches}{there}; make one with pipelines/tokenize.py")
     if wanted and len(finished) > 1:
         raise ValueError(
             f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"

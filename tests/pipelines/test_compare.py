@@ -11,7 +11,7 @@ import pytest
 
 from data.cache import TokenCache
 from pipelines import compare
-from pipelines.comparison_page import _lead
+from pipelines.comparison_page import _caveats, _lead
 from pipelines.run import read_json
 
 from ..conftest import MakeCache
@@ -147,20 +147,38 @@ def test_an_entry_has_no_say_in_seeds_folders_and_lengths(cache: Path, tmp_path:
 
 
 def test_one_seed_says_nothing_of_differences() -> None:
-    said = _lead(_of("a", 0.5, 0.3), [_of("b", 0.4, 0.3)], {"seeds": 1, "n": 100})
-    assert "one seed" in said and "± 0.000" not in said and "ahead" not in said and "untrained" not in said
+    best, other = _of("a", 0.5, 0.3), _of("b", 0.4, 0.3)
+    best["attentive"]["stderr"] = other["attentive"]["stderr"] = None
+    said = _lead(best, [other], {"seeds": 1, "n": 100})
+    assert "one seed" in said and "± 0.000" not in said and "ahead" not in said and "seeds" not in said
 
 
-def test_who_learned_nothing_is_named() -> None:
-    said = _lead(_of("a", 0.5, 0.3), [_of("b", 0.4, 0.97)], {"seeds": 2, "n": 100})
-    assert "No better than its own untrained network: b (0.970)" in said and "10.0 points ahead of b" in said
+def test_what_takes_from_the_figures_is_said_on_the_page() -> None:
+    summary = {"one_frame": {"mean": 0.41}, "motion_energy": {"mean": 0.2}, "budget": "60 seconds", "chance": 0.2}
+    rows = [_of("a", 0.5, 0.3), _of("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05)]
+    said = _caveats(rows, summary)
+    for what in (
+        "No better than its own untrained network:</b> b (0.970)",
+        "No better than one frame, 16x16 colours, without a network (0.410):</b> b<",
+        "as the machine was slower or faster than when steps were timed:</b> b (80)",
+        "larger budget would say more:</b> b (50 of 90 steps)",
+        "name such groups:</b> b (0.050)",
+    ):
+        assert what in said, what
+    assert _caveats(rows[:1], summary) == ""
 
 
-def _of(entry: str, mean: float, untrained: float) -> dict[str, Any]:
+def _of(
+    entry: str, mean: float, untrained: float, *, seconds: float = 60, warmup: int = 10, knn: float = 0.3
+) -> dict[str, Any]:
     return {
         "entry": entry,
         "attentive": {"mean": mean, "stderr": 0.0},
         "untrained_attentive": {"mean": untrained, "stderr": 0.0},
+        "knn": {"mean": knn},
+        "seconds": {"mean": seconds},
+        "warmup": warmup,
+        "steps": 90,
     }
 
 
