@@ -26,11 +26,14 @@ _WORDS = {
 
 
 class _Parser(ArgumentParser):
+    speaker: str | None = None
+    """Who speaks of a mistake."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line for a user's mistake, exit code 2."""
         for said, better in _WORDS.items():
             message = re.sub(said, better, message)
-        raise SystemExit(fail(self.prog.removesuffix(".py"), f"{message} (--help lists the flags)"))
+        raise SystemExit(fail((self.speaker or self.prog).removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 
 def fail(name: str, message: str) -> int:
@@ -46,7 +49,9 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
     key, a wrong type, or a value that the schema refuses.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(prog=prog, description=schema.__doc__)
+    speaker = prog or Path(sys.argv[0]).name
+    kind: type[_Parser] = type("_Parser", (_Parser,), {"speaker": speaker})  # parsers of classes are kept by kind
+    parser = kind(prog=prog, description=schema.__doc__)
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; may be given several times, later files win"
     )

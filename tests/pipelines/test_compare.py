@@ -234,6 +234,10 @@ def test_entries_that_are_not_there_or_have_one_name_are_refused(tmp_path: Path,
     (tmp_path / "wrong.yaml").write_text("stepps: 3")
     line = call("compare", "--entries", str(tmp_path / "wrong.yaml"), "--cache", str(cache))
     assert "wrong.yaml: error: " in line and "stepps" in line
+    (tmp_path / "inside.yaml").write_text("objective:\n  class_path: ARVideo\n  init_args: {keep: much}")
+    assert "inside.yaml: error: keep: must be" in call(
+        "compare", "--entries", str(tmp_path / "inside.yaml"), "--cache", str(cache)
+    )
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
     flags = entries(first, "order") + entries(second, "order")[1:]
