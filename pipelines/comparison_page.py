@@ -1,5 +1,6 @@
 """The page of a comparison: what came out, as a table and curves, and how."""
 
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -43,14 +44,13 @@ def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]) -> str:
     """Who is ahead, and whether by more than the seeds differ."""
-    mean, error = best["attentive"]["mean"], best["attentive"]["stderr"]
+    mean = best["attentive"]["mean"]
     words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {_share(best['attentive'])}"]
     if others and summary["seeds"] == 1:
         words.append("; <b>one seed</b>: whether that is more than chance is not known")
     elif others:
         second = others[0]["attentive"]
-        apart = mean - second["mean"]
-        clear = apart > (error**2 + second["stderr"] ** 2) ** 0.5
+        apart, clear = mean - second["mean"], _ahead(best["attentive"], second)
         words.append(
             f", {100 * apart:.1f} points ahead of {escape(others[0]['entry'])}, "
             f"{'more' if clear else '<b>not more</b>'} than one standard error of the difference"
@@ -62,16 +62,21 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
     )
 
 
+def _ahead(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """By more than one standard error of the difference, as far as seeds tell."""
+    return one["mean"] - other["mean"] > math.hypot(one["stderr"] or 0.0, other["stderr"] or 0.0)
+
+
 def _caveats(rows: list[Any], summary: Mapping[str, Any]) -> str:
     """Why the figures say less than they seem to."""
     floor = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
     budget, unit = summary["budget"].split()
     off = [row for row in rows if unit == "seconds" and abs(row["seconds"]["mean"] / float(budget) - 1) > MISSED]
     caveats = {
-        "No better than its own untrained network": [
+        "Not ahead of its own untrained network by more than one standard error": [
             f"{row['entry']} ({row['untrained_attentive']['mean']:.3f})"
             for row in rows
-            if row["attentive"]["mean"] <= row["untrained_attentive"]["mean"]
+            if not _ahead(row["attentive"], row["untrained_attentive"])
         ],
         f"No better than {_BASELINES[floor]}, without a network ({summary[floor]['mean']:.3f})": [
             row["entry"] for row in rows if row["attentive"]["mean"] <= summary[floor]["mean"]

@@ -158,7 +158,7 @@ def test_what_takes_from_the_figures_is_said_on_the_page() -> None:
     rows = [_of("a", 0.5, 0.3), _of("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05)]
     said = _caveats(rows, summary)
     for what in (
-        "No better than its own untrained network:</b> b (0.970)",
+        "own untrained network by more than one standard error:</b> b (0.970)",
         "No better than one frame, 16x16 colours, without a network (0.410):</b> b<",
         "as the machine was slower or faster than when steps were timed:</b> b (80)",
         "larger budget would say more:</b> b (50 of 90 steps)",
