@@ -44,7 +44,7 @@ def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]) -> str:
     """Who is ahead, and whether by more than the seeds differ."""
-    mean = best["attentive"]["mean"]
+    mean, apart = best["attentive"]["mean"], math.inf
     words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {_share(best['attentive'])}"]
     if others and summary["seeds"] == 1:
         words.append("; <b>one seed</b>: whether that is more than chance is not known")
@@ -57,9 +57,9 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
         )
     seeds = f"Errors (±) are of {summary['seeds']} seeds; that" if summary["seeds"] > 1 else "The error"
     sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
-    return (
-        f"<p>{''.join(words)}. {seeds} of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}.</p>"
-    )
+    larger = ", <b>larger than the lead</b>" if apart < sampling else ""
+    drawing = f"{seeds} of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}{larger}."
+    return f"<p>{''.join(words)}. {drawing}</p>"
 
 
 def _ahead(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -153,6 +153,11 @@ def test_one_seed_says_nothing_of_differences() -> None:
     assert "one seed" in said and "± 0.000" not in said and "ahead" not in said and "seeds" not in said
 
 
+def test_a_lead_within_the_error_of_drawing_clips_is_said_to_be() -> None:
+    leads = [_lead(_of("a", 0.5, 0.3), [_of("b", 0.47, 0.3)], {"seeds": 5, "n": n}) for n in (60, 6000)]
+    assert ["larger than the lead" in lead for lead in leads] == [True, False]
+
+
 def test_what_takes_from_the_figures_is_said_on_the_page() -> None:
     summary = {"one_frame": {"mean": 0.41}, "motion_energy": {"mean": 0.2}, "budget": "60 seconds", "chance": 0.2}
     rows = [_of("a", 0.5, 0.3), _of("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05)]
