@@ -5,7 +5,7 @@ classifier. The query is a parameter, so its product with the keys' projection i
 multiplications, not L * D * D.
 
 Folds share what they read: the probes of all are trained side by side on the same batches, each on those of their samples that it
-is not tested on, so that tokens are read and multiplied once for all of them.
+is not tested on, so that a step reads and multiplies tokens once for all of them.
 
 Legend: N samples, B of them, L tokens, D width, F folds, H heads, C classes.
 """
@@ -115,7 +115,10 @@ def attentive_predict(
         parts = [tested[first : first + BATCH] for first in range(0, len(tested), BATCH)]
         answers_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in parts], dim=1).numpy()
     return [
-        classes[answer_M[np.searchsorted(tested, test)]] for answer_M, (_, test) in zip(answers_FM, folds, strict=True)
+        classes[answer_M[np.searchsorted(tested, test)]]
+        if len(train) > 1
+        else np.repeat(classes[y_N[train]], len(test))
+        for answer_M, (train, test) in zip(answers_FM, folds, strict=True)
     ]
 
 

@@ -81,9 +81,8 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     labelled = Labelled.of(cache)
     parsed = {file.stem: _settings(file, cache) for file in config.files}
     entries = {name: entry for name, (entry, _) in parsed.items()}
-    run = Run(
-        "compare", config, settings, about=sha256_of([cache.key, {name: text for name, (_, text) in parsed.items()}])
-    )
+    texts = {name: text for name, (_, text) in parsed.items()}
+    run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE]))
     accelerator = start_accelerator(resolve_precision("auto"))
     if accelerator.num_processes > 1:
         raise ValueError("compare starts the trainings itself: start it as one process")

@@ -58,7 +58,7 @@ def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]
     seeds = f"Errors (±) are of {summary['seeds']} seeds; that" if summary["seeds"] > 1 else "The error"
     sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
     larger = ", <b>larger than the lead</b>" if apart < sampling else ""
-    drawing = f"{seeds} of drawing {summary['n']} tested clips, common to all, is ± {sampling:.3f}{larger}."
+    drawing = f"{seeds} of drawing the {summary['n']} tested clips is ± {sampling:.3f} of each accuracy{larger}."
     return f"<p>{''.join(words)}. {drawing}</p>"
 
 
@@ -73,7 +73,7 @@ def _caveats(rows: list[Any], summary: Mapping[str, Any]) -> str:
     budget, unit = summary["budget"].split()
     off = [row for row in rows if unit == "seconds" and abs(row["seconds"]["mean"] / float(budget) - 1) > MISSED]
     caveats = {
-        "Not ahead of its own untrained network by more than one standard error": [
+        "Not ahead of its own untrained network" + " by more than one standard error" * (summary["seeds"] > 1): [
             f"{row['entry']} ({row['untrained_attentive']['mean']:.3f})"
             for row in rows
             if not _ahead(row["attentive"], row["untrained_attentive"])
@@ -81,7 +81,7 @@ def _caveats(rows: list[Any], summary: Mapping[str, Any]) -> str:
         f"No better than {_BASELINES[floor]}, without a network ({summary[floor]['mean']:.3f})": [
             row["entry"] for row in rows if row["attentive"]["mean"] <= summary[floor]["mean"]
         ],
-        f"Not {budget} seconds, as the machine was slower or faster than when steps were timed": [
+        f"Not {budget} seconds, for which a short training foretold the steps": [
             f"{row['entry']} ({row['seconds']['mean']:.0f})" for row in off
         ],
         "Mostly warm-up of the learning rate; a larger budget would say more": [
@@ -139,7 +139,7 @@ def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> st
             for point in row["curve"]
         ]
         lines[row["entry"]] = (xs, [point["mean"] for point in row["curve"]])
-    return line_chart(lines, x=x, y="linear probe", errors=errors, level=("most common class", summary["chance"]))
+    return line_chart(lines, x=x, y="linear probe", errors=errors, level=(_BASELINES["chance"], summary["chance"]))
 
 
 def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:
             for entry, found in layers.items()
         }
         errors = {entry: [layer["stderr"] or 0.0 for layer in found] for entry, found in layers.items()}
-        level = ("most common class", summary["chance"])
+        level = (_BASELINES["chance"], summary["chance"])
         charts.append(line_chart(lines, x="layer", y=f"{probe} probe", errors=errors, level=level))
     return "".join(f"<div>{chart}</div>" for chart in charts)
 
@@ -160,15 +160,16 @@ def _baselines(summary: Mapping[str, Any]) -> str:
     bars = {
         _BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in ("motion_energy", "one_frame")
     }
-    chart = bar_chart(bars, x="linear probe", level=("most common class", summary["chance"]))
+    chart = bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))
     return f"<p>Errors: of drawing the tested clips{' and of the cuts into folds' * (summary['seeds'] > 1)}.</p>{chart}"
 
 
 def _protocol(summary: Mapping[str, Any]) -> str:
+    groups = f"; groups: {summary['groups'] or 'none'}" if summary["folds"] > 1 else ""
     lines = {
         "cache": f"{summary['cache']}: {summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes",
         "budget": f"{summary['budget']} for each training; seeds: {summary['seeds']}, of weights, order, masks and folds",
-        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}; groups: {summary['groups'] or 'none'}",
+        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}{groups}",
         "probe": summary["protocol"],
         "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
         "memory": "most bytes of tensors on a GPU, of the whole process with its libraries on a CPU",

@@ -20,7 +20,7 @@ _WORDS = {
     r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, not \1",
     r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, not \2",
     r"Expected a dot import path string:": "there is no such class:",
-    r"Option '(.+?)' is not accepted": r"the chosen class has no setting '\1', see --objective.help or --model.help",
+    r"Option '(.+?)' is not accepted": r"the chosen class has no setting '\1'; the .help of its flag, with its name, lists them",
 }
 """What the parser says, and how we do."""
 

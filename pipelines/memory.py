@@ -1,5 +1,6 @@
 """The memory of a process, watched from within."""
 
+import re
 import resource
 import sys
 import threading
@@ -38,6 +39,7 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes so far: of tensors on a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():  # getrusage tells a process also of what the one that started it had
-        return 1024 * int(_STATUS.read_text().split("VmHWM:")[1].split()[0])
+    own = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
+    if own:  # getrusage tells a process also of what the one that started it had
+        return 1024 * int(own[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

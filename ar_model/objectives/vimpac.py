@@ -69,7 +69,8 @@ class VIMPAC(Objective):
             raise ValueError("objective.blocks, temperature and head_width must be above 0, contrast at least 0")
         if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
             raise ValueError("objective.ratio is for mask random, objective.blocks for mask block")
-        check_ratio("random", self.grid, ratio)
+        if mask == "random":
+            check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
         self.needs_pairs = contrast > 0
         self.mask_D, self.clip_D = (nn.Parameter(torch.randn(self.width) * 0.02) for _ in range(2))

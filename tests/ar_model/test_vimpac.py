@@ -169,7 +169,15 @@ def test_two_processes_have_the_loss_and_gradients_of_one_with_the_whole_batch(t
 
 
 @pytest.mark.parametrize(
-    "changes", [{"blocks": 0}, {"contrast": -1.0}, {"mask": "random", "ratio": 0.0}, {"mask": "tube"}]
+    "changes",
+    [
+        {"blocks": 0},
+        {"contrast": -1.0},
+        {"mask": "random", "ratio": 0.0},
+        {"mask": "block", "ratio": 0.3},
+        {"mask": "random", "blocks": 6},
+        {"mask": "tube"},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="objective."):

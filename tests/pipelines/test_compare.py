@@ -147,10 +147,17 @@ def test_an_entry_has_no_say_in_seeds_folders_and_lengths(cache: Path, tmp_path:
 
 
 def test_one_seed_says_nothing_of_differences() -> None:
-    best, other = _of("a", 0.5, 0.3), _of("b", 0.4, 0.3)
-    best["attentive"]["stderr"] = other["attentive"]["stderr"] = None
+    best, other = _of("a", 0.5, 0.3, error=None), _of("b", 0.4, 0.3, error=None)
     said = _lead(best, [other], {"seeds": 1, "n": 100})
     assert "one seed" in said and "± 0.000" not in said and "ahead" not in said and "seeds" not in said
+
+
+def test_a_lead_is_held_against_the_errors_of_both() -> None:
+    leads = [
+        _lead(_of("a", 0.5, 0.3, error=error), [_of("b", 0.48, 0.3, error=error)], {"seeds": 5, "n": 60000})
+        for error in (0.01, 0.03)
+    ]
+    assert ["not more" in lead for lead in leads] == [False, True]
 
 
 def test_a_lead_within_the_error_of_drawing_clips_is_said_to_be() -> None:
@@ -159,13 +166,19 @@ def test_a_lead_within_the_error_of_drawing_clips_is_said_to_be() -> None:
 
 
 def test_what_takes_from_the_figures_is_said_on_the_page() -> None:
-    summary = {"one_frame": {"mean": 0.41}, "motion_energy": {"mean": 0.2}, "budget": "60 seconds", "chance": 0.2}
-    rows = [_of("a", 0.5, 0.3), _of("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05)]
+    summary = {
+        "one_frame": {"mean": 0.41},
+        "motion_energy": {"mean": 0.2},
+        "budget": "60 seconds",
+        "chance": 0.2,
+        "seeds": 5,
+    }
+    rows = [_of("a", 0.5, 0.3), _of("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05), _of("c", 0.5, 0.48, error=0.03)]
     said = _caveats(rows, summary)
     for what in (
-        "own untrained network by more than one standard error:</b> b (0.970)",
+        "own untrained network by more than one standard error:</b> b (0.970), c (0.480)",
         "No better than one frame, 16x16 colours, without a network (0.410):</b> b<",
-        "as the machine was slower or faster than when steps were timed:</b> b (80)",
+        "short training foretold the steps:</b> b (80)",
         "larger budget would say more:</b> b (50 of 90 steps)",
         "name such groups:</b> b (0.050)",
     ):
@@ -174,12 +187,19 @@ def test_what_takes_from_the_figures_is_said_on_the_page() -> None:
 
 
 def _of(
-    entry: str, mean: float, untrained: float, *, seconds: float = 60, warmup: int = 10, knn: float = 0.3
+    entry: str,
+    mean: float,
+    untrained: float,
+    *,
+    error: float | None = 0.0,
+    seconds: float = 60,
+    warmup: int = 10,
+    knn: float = 0.3,
 ) -> dict[str, Any]:
     return {
         "entry": entry,
-        "attentive": {"mean": mean, "stderr": 0.0},
-        "untrained_attentive": {"mean": untrained, "stderr": 0.0},
+        "attentive": {"mean": mean, "stderr": error},
+        "untrained_attentive": {"mean": untrained, "stderr": error},
         "knn": {"mean": knn},
         "seconds": {"mean": seconds},
         "warmup": warmup,
