@@ -16,8 +16,6 @@ _BASELINES = {
     "motion_energy": "motion energy, 16x16",
     "chance": "most common class",
 }
-
-
 MISSED = 0.2
 """Share of a budget of seconds by which a training may miss it without a word."""
 
@@ -120,12 +118,12 @@ def _table(rows: list[Any]) -> str:
     return f'<table class="numbers"><tr>{head}</tr>{body}</table>'
 
 
-def _share(value: Mapping[str, float]) -> str:
+def _share(value: Mapping[str, float | None]) -> str:
     """Mean and standard error, which one seed has not."""
     return f"{value['mean']:.3f}" + ("" if value["stderr"] is None else f" ± {value['stderr']:.3f}")
 
 
-def _cell(value: Mapping[str, float]) -> str:
+def _cell(value: Mapping[str, float | None]) -> str:
     return _share(value).replace(" ±", "<br>±")
 
 

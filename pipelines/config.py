@@ -26,14 +26,14 @@ _WORDS = {
 
 
 class _Parser(ArgumentParser):
-    speaker: str | None = None
-    """Who speaks of a mistake."""
+    speaker: str
+    """Who speaks of a mistake; of the class, since jsonargparse keeps the parsers of chosen classes by it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One line for a user's mistake, exit code 2."""
         for said, better in _WORDS.items():
             message = re.sub(said, better, message)
-        raise SystemExit(fail((self.speaker or self.prog).removesuffix(".py"), f"{message} (--help lists the flags)"))
+        raise SystemExit(fail(self.speaker.removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 
 def fail(name: str, message: str) -> int:
@@ -50,8 +50,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     speaker = prog or Path(sys.argv[0]).name
-    kind: type[_Parser] = type("_Parser", (_Parser,), {"speaker": speaker})  # parsers of classes are kept by kind
-    parser = kind(prog=prog, description=schema.__doc__)
+    parser: _Parser = type("_Parser", (_Parser,), {"speaker": speaker})(prog=prog, description=schema.__doc__)
     parser.add_argument(
         "--config", action="config", help="YAML file of settings; may be given several times, later files win"
     )

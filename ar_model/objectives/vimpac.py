@@ -30,6 +30,7 @@ from ar_model.transformer import Positions, init_weights
 
 Hiding = Literal["block", "random"]
 BLOCKS, RATIO = 5, 0.15
+"""By default; anything else is a choice, which the other mask refuses."""
 MOST = 0.5
 """Share of a clip's tokens that is predicted at most, so that all clips have as many rows; blocks rarely hide more."""
 
