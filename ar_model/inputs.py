@@ -125,14 +125,14 @@ def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Patching:
     """How a clip is cut into tokens: boxes of `box` codes, or tubelets of `box` pixels."""
 
     content: Content
     box: Grid
 
     @classmethod
-    def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Cut":
+    def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Patching":
         """Tokens of `code_patch` codes; of pixels those that the same tokens stand for.
 
         Raises:
@@ -203,7 +203,7 @@ class TubeletEmbedding(nn.Module):
         return self.projection(x_BLPC.flatten(2))
 
 
-def make_input(cut: Cut, codes: CodeSpec, width: int, code_input: CodeInput) -> CodeEmbedding | TubeletEmbedding:
+def make_input(cut: Patching, codes: CodeSpec, width: int, code_input: CodeInput) -> CodeEmbedding | TubeletEmbedding:
     """The first layer for tokens cut so."""
     if cut.content == "pixels":
         return TubeletEmbedding(width, cut.box)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ar_model.cross_entropy import linear_cross_entropy
-from ar_model.inputs import CodeSpec, CodeTable, Cut, Grid, digits_of
+from ar_model.inputs import CodeSpec, CodeTable, Grid, Patching, digits_of
 
 CodeLikelihood = Literal["joint", "digits"]
 
@@ -129,7 +129,7 @@ def rgb_difference(pixels_BLPC: Tensor, slices: int, frames: int, difference: Di
     return torch.cat([steps, steps[:, -1:]], dim=1).flatten(1, 2)
 
 
-def make_target(cut: Cut, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> CodeTarget | PixelTarget:
+def make_target(cut: Patching, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> CodeTarget | PixelTarget:
     """Head and loss for tokens cut so, behind a decoder of a width."""
     if cut.content == "pixels":
         return PixelTarget(width, cut.box)

@@ -125,7 +125,7 @@ class Block(nn.Module):
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """Where a decoder's queries and its context are, and what of the context, and of each other, the queries see."""
 
     mask: Mask = None
@@ -146,7 +146,7 @@ class CrossBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
-    def forward(self, x_BLD: Tensor, context_BMD: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x_BLD: Tensor, context_BMD: Tensor, sight: AttentionContext) -> Tensor:
         if self.self_attention is not None and self.self_norm is not None:
             x_BLD = x_BLD + self.self_attention(self.self_norm(x_BLD), None, sight.self_mask, sight.rotation)
         seen = self.attention(self.norm1(x_BLD), context_BMD, sight.mask, sight.rotation, sight.context_rotation)
@@ -195,7 +195,7 @@ class CrossDecoder(Stack):
         self.blocks = nn.ModuleList(CrossBlock(width, heads, with_self) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, context_BME: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x_BLD: Tensor, context_BME: Tensor, sight: AttentionContext) -> Tensor:
         context_BMD = self.context(context_BME)
         for block in self.blocks:
             x_BLD = self._run(block, x_BLD, context_BMD, sight)

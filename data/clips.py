@@ -17,7 +17,6 @@ from typing import Any, Literal
 import av
 import numpy as np
 
-from data import moving_digits
 from data.decoding import iter_frames, read_frames, resized
 from data.sources import Source, Video
 
@@ -70,7 +69,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Cuts:
+class ClipCuts:
     """Where the clips of a video were cut, its number of frames, and how many a second has."""
 
     views: tuple[View, ...]
@@ -116,7 +115,7 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
     clips: list[np.ndarray] = []
     views: tuple[View, ...] = ()
     for part in iter_clips(source, video, spec):
-        if isinstance(part, Cuts):
+        if isinstance(part, ClipCuts):
             views = part.views
         else:
             clips.append(part)
@@ -131,12 +130,12 @@ def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.nda
         IndexError: if it has no such view.
     """
     for number, part in enumerate(iter_clips(source, video, spec)):
-        if number == view and not isinstance(part, Cuts):
+        if number == view and not isinstance(part, ClipCuts):
             return part
     raise IndexError(f"{video.path} has no view {view}")
 
 
-def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | Cuts]:
+def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
     """The views of a video one after the other, uint8 (T, H, W, 3), and at last where they were cut.
 
     Of dense views only one is in memory at a time, so a video may be of any length.
@@ -147,7 +146,7 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
     return _dense(source, video, spec) if spec.views == "dense" else _chosen(source, video, spec, spec.views)
 
 
-def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | Cuts]:
+def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
     def starts(total: int) -> list[View]:
         return [_in_time(spec, video.path, v, total) for v in range(count)]
 
@@ -165,10 +164,10 @@ def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterato
     views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(starts(total))]
     for view in views:
         yield _cut(pixels, [row[i] for i in view.frames(spec.frames)], view)
-    yield Cuts(tuple(views), total, rate)
+    yield ClipCuts(tuple(views), total, rate)
 
 
-def _dense(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | Cuts]:
+def _dense(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
     views: list[View] = []
     waiting: list[np.ndarray] = []
 
@@ -192,7 +191,7 @@ def _dense(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray 
             yield clip()
     if waiting:
         yield clip()
-    yield Cuts(tuple(views), total, rate)
+    yield ClipCuts(tuple(views), total, rate)
 
 
 def _every(source: Source, video: Video, spec: ClipSpec) -> Generator[np.ndarray, None, tuple[int, float | None]]:
@@ -225,6 +224,8 @@ def _as_listed(source: Source, video: Video) -> Path:
 def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
     """A built-in clip in the size that is wanted."""
     split, index = video.path.split("/")
+    from data import moving_digits  # imports torch
+
     clip = moving_digits.render(0, split, int(index))
     if spec.size == moving_digits.SIZE:
         return clip

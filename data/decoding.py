@@ -187,7 +187,7 @@ def _decode(
         except (av.error.FFmpegError, ValueError) as error:
             _raise_if_not_the_videos_fault(error, path)
             raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
-    _refuse_early_end(declared, count, hidden, end)
+    _check_early_end(declared, count, hidden, end)
     return count, declared.rate or None
 
 
@@ -199,7 +199,7 @@ def _end(packet: av.Packet, rate: float) -> float:
     return float(packet.pts * packet.time_base) + length
 
 
-def _refuse_early_end(declared: _Declared, count: int, hidden: int, end: float) -> None:
+def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -> None:
     if count == 0:
         raise DamagedVideo("holds no frames")
     if declared.counts_frames:

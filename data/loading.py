@@ -129,7 +129,7 @@ class TokenDataset(Dataset):
         self._clips, self._rows_N, self._plan, self._pairs = cache.clips, np.asarray(rows), plan, pairs
         self._cache = cache if pixels else None
         if pixels:
-            refuse_without_pixels(cache)
+            check_pixels_kept(cache)
         if pairs and (cache.views_N[self._rows_N] < 2).any():
             raise ValueError(
                 f"{cache.address}: pairs need two views of every video; make it with --clip.views 2 or more"
@@ -154,7 +154,7 @@ def _codes(clips: ClipIndex, row_B: np.ndarray, view_B: np.ndarray) -> Batch:
     return {"codes_BTHW": clips.gather(row_B, view_B), "slices_B": clips.slices(row_B, view_B)}
 
 
-def refuse_without_pixels(cache: TokenCache) -> None:
+def check_pixels_kept(cache: TokenCache) -> None:
     """Raise a ValueError for a cache that kept no pixels."""
     if cache.spec["keep_pixels"] == "none":
         raise ValueError(f"{cache.address}: holds no pixels; make it with --keep_pixels jpeg or raw")
@@ -224,7 +224,7 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     if context is not None:
         context.set_forkserver_preload(["data.loading"])  # torch is imported once, not by every worker
     loader = DataLoader(
-        _Told(dataset),
+        _ErrorForwardingDataset(dataset),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
@@ -241,7 +241,7 @@ def _as_sent(batch: Batch) -> Batch:
     return {**batch, **large}
 
 
-class _Told(Dataset):
+class _ErrorForwardingDataset(Dataset):
     """Gives back the errors of a dataset, for a worker would wrap them into a traceback."""
 
     def __init__(self, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ KeepPixels = Literal["none", "raw", "jpeg"]
 JPEG_QUALITY = 92
 
 
-def refuse_too_long(keep: KeepPixels, frames: int, height: int) -> None:
+def check_jpeg_height(keep: KeepPixels, frames: int, height: int) -> None:
     """Raise a ValueError for clips whose stacked frames no JPEG can hold."""
     if keep == "jpeg" and frames * height > 65_500:
         raise ValueError(f"{frames} frames of {height} pixels exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
@@ -29,7 +29,7 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
         return {}
     if keep == "raw":
         return {_extension(keep, view): to_npy(pixels_THWC)}
-    refuse_too_long(keep, *pixels_THWC.shape[:2])
+    check_jpeg_height(keep, *pixels_THWC.shape[:2])
     return {_extension(keep, view): _jpeg(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:]))}
 
 

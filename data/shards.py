@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from data.files import sha256_of, sync_folder, temporary_name, write_json
 
@@ -52,6 +51,8 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._file = _HashingFile(self._temporary)
+        import webdataset  # imports torch
+
         self._writer = webdataset.TarWriter(self._file, encoder=False, mtime=0)
         return self
 

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from data import moving_digits
-
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
 _SPLITS = {
@@ -100,6 +98,8 @@ def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
 
 def _builtin(src: str) -> Source:
     name, *counts = src.removeprefix(BUILTIN).split(":")
+    from data import moving_digits  # imports torch
+
     sizes = dict(moving_digits.SPLITS)
     if name != "moving-digits" or len(counts) not in (0, 2) or not all(c.isdigit() for c in counts):
         raise ValueError(f"{src}: the built-in set is builtin:moving-digits or builtin:moving-digits:TRAIN:TEST")

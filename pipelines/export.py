@@ -1,51 +1,22 @@
-"""Clips of a cache as mp4: the pixels at the left, what their codes decode to at the right.
+"""Write clips of a cache as mp4: their pixels beside what their codes decode to."""
 
-Legend: B clips, T H W C frames, height, width, colours.
-"""
+if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+    import os
+    import sys
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-import numpy as np
-import torch
-from tqdm import tqdm
+from typing import Any
 
-from data.cache import TokenCache
-from data.shards import sample_id
-from pipelines.movies import side_by_side, write_mp4
-from pipelines.source_clips import clips_of
-from tokenizer import VideoTokenizer, load_tokenizer
+from pipelines.engine.launch import command
+from pipelines.settings.export import Export
 
 
-def export_clips(
-    cache: TokenCache, rows: Sequence[int], tokenizer: str, out: Path, *, trust: bool = False
-) -> list[Path]:
-    """Write the canonical view of each row, or all views in their order if they are dense, and return the files.
+def main(config: Export, settings: str) -> dict[str, Any]:
+    from pipelines.commands.export import main as work  # after the flags are read: --help needs no torch
 
-    Raises:
-        ValueError: if the tokenizer is not the one that made the codes, or the pixels cannot be had again.
-    """
-    decoder = load_tokenizer(tokenizer, trust=trust)
-    if decoder.fingerprint() != cache.spec["tokenizer"]:
-        raise ValueError(
-            f"--tokenizer {tokenizer}: is not the one that made {cache.address}; its codes mean other things"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for row in tqdm(rows, desc="export", disable=None):
-        facts = cache.facts(row)
-        rate = (facts["rate"] or 16) / cache.clip.stride
-        files.append(out / f"{row:06d}-{sample_id(cache.videos[row].path)}.mp4")
-        write_mp4(files[-1], _frames(cache, row, decoder), rate)
-    return files
+    return work(config, settings)
 
 
-def _frames(cache: TokenCache, row: int, decoder: VideoTokenizer) -> Iterator[np.ndarray]:
-    """Frames (H, W, C) of a video; padding is left out."""
-    cut = cache.views(row)
-    views = range(len(cut)) if cache.clip.views == "dense" else [cache.canonical(row)]
-    codes_Vthw = cache.codes(row)
-    for view, pixels_THWC in zip(views, clips_of(cache, {row: views}), strict=True):
-        codes_Bthw = torch.from_numpy(codes_Vthw[view : view + 1].astype(np.int64))
-        decoded_THWC = decoder.decode(codes_Bthw)[0].numpy()
-        yield from side_by_side(pixels_THWC, decoded_THWC)[: cut[view].real]
+if __name__ == "__main__":
+    command(Export, main)

@@ -103,7 +103,7 @@ def _make_cache(
 ) -> Path:
     """Codes of a video depend on its path only. `skip`: damaged videos; `only_shards`: which missing ones to make."""
     from data.cache import CacheSpec, CacheWriter
-    from data.clips import ClipSpec, Cuts, View
+    from data.clips import ClipCuts, ClipSpec, View
     from data.pixels import pack_pixels
     from data.shards import sample_id
     from data.sources import Video
@@ -138,7 +138,7 @@ def _make_cache(
                 pixels = rng.integers(256, size=(count, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
                 members = {k: m for v, p in enumerate(pixels) for k, m in pack_pixels(keep_pixels, v, p).items()}
                 cut = [View(start=4 * v, stride=1, real=4, top=0, left=0, size=8, flip=False) for v in range(count)]
-                shard.add(video, codes, Cuts(tuple(cut), 4 * count, 25.0), members)
+                shard.add(video, codes, ClipCuts(tuple(cut), 4 * count, 25.0), members)
             shard.commit()
     if finish:
         writer.finish(codebook_VC)

@@ -70,7 +70,7 @@ _LEFT_OUT = object()
 """Stands for every value that is not needed: all that would be called, and lists and sets."""
 
 
-class _Paper:
+class _PickleInterpreter:
     """Follows a pickle's instructions with stand-ins for everything but numbers, texts, tuples and dictionaries.
 
     `names` counts what it refers to beyond dictionaries and tensors.
@@ -260,7 +260,7 @@ class _Archive:
             raise ValueError("it was written on a machine of another byte order")
 
     def read(self) -> Found:
-        paper = _Paper()
+        paper = _PickleInterpreter()
         parts = _dictionary(paper.follow(self._bytes("data.pkl")))
         state = parts.pop("state_dict", None)
         if not isinstance(state, _Pairs):

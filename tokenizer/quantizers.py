@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
         return None
 
 
-class FiniteScalar(Quantizer):
+class FSQQuantizer(Quantizer):
     """FSQ (arXiv 2309.15505): every channel rounded to a few levels. No state: nothing to synchronise.
 
     Its one way to collapse is saturation: where the tanh in front is flat no gradient brings a channel back. `spread` pulls
@@ -118,7 +118,7 @@ def _uneven(z_NC: Tensor) -> Tensor:
     )
 
 
-class MovingAverage(Quantizer):
+class EMAVQQuantizer(Quantizer):
     """VQ whose codebook follows its inputs (arXiv 1711.00937, appendix A.1), started by k-means, dead codes revived.
 
     Args:
@@ -200,7 +200,7 @@ def _ranks() -> int:
     return torch.distributed.get_world_size() if grouped else 1
 
 
-class LookupFree(Quantizer):
+class LFQQuantizer(Quantizer):
     """LFQ (arXiv 2310.05737): a code is the signs of the channels.
 
     Args:
@@ -269,7 +269,7 @@ class LookupFree(Quantizer):
         return self.lfq.indices_to_codes(codes.flatten()[None]).unflatten(1, codes.shape)[0]
 
 
-class Simple(Quantizer):
+class SimVQQuantizer(Quantizer):
     """SimVQ (arXiv 2411.02038): a frozen random codebook behind a trained linear layer, which moves all codes at once.
 
     Args:
@@ -319,10 +319,10 @@ class Simple(Quantizer):
 LARGEST = 2**20
 """The largest vocabulary; more than any published tokenizer has, and codebooks of it still fit a machine."""
 QUANTIZERS: dict[str, type[Quantizer]] = {
-    "fsq": FiniteScalar,
-    "emavq": MovingAverage,
-    "lfq": LookupFree,
-    "simvq": Simple,
+    "fsq": FSQQuantizer,
+    "emavq": EMAVQQuantizer,
+    "lfq": LFQQuantizer,
+    "simvq": SimVQQuantizer,
 }
 
 
@@ -342,11 +342,11 @@ def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"{match[1]} has no option {option!r}; it has {', '.join(known)}")
-        _refuse_wrong(f"{match[1]}'s {option}", value, known[option].default)
+        _check_wrong(f"{match[1]}'s {option}", value, known[option].default)
     return kind(int(match[2]), **options)
 
 
-def _refuse_wrong(what: str, value: Any, default: Any) -> None:
+def _check_wrong(what: str, value: Any, default: Any) -> None:
     """A number where a number belongs, yes or no where those do; `levels` is judged by FSQ."""
     if isinstance(default, bool):
         good = isinstance(value, bool)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ar_model.attention import BlockMask
+from ar_model.backends import BlockMask
 from ar_model.clusters import ClusterGrid, Order, cluster_order, some_ranks, tokens_by_rank
 from ar_model.inputs import CodeSpec, Content, Grid, take
-from ar_model.objectives.base import Objective, refuse_shares, refuse_unknown, three
+from ar_model.objectives.base import Objective, as_grid, check_choices, check_shares
 from ar_model.targets import CodeLikelihood, make_target
-from ar_model.transformer import CrossDecoder, Sight, init_weights
+from ar_model.transformer import AttentionContext, CrossDecoder, init_weights
 
 
 class ARVideo(Objective):
@@ -71,11 +71,11 @@ class ARVideo(Objective):
         **trunk: Any,
     ) -> None:
         super().__init__(codes, input=input, target=target, **trunk)
-        refuse_unknown({"order": Order, "likelihood": CodeLikelihood}, order=order, likelihood=likelihood)
-        refuse_shares(keep=keep, targets=targets, ranks=ranks)
+        check_choices({"order": Order, "likelihood": CodeLikelihood}, order=order, likelihood=likelihood)
+        check_shares(keep=keep, targets=targets, ranks=ranks)
         if min(decoder_width, decoder_depth) < 1:
             raise ValueError("objective.decoder_width and decoder_depth must be at least 1")
-        clusters = three(clusters=clusters)
+        clusters = as_grid(clusters=clusters)
         self.clusters, self.order, self.causal = ClusterGrid(self.grid, clusters), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
@@ -104,7 +104,7 @@ class ARVideo(Objective):
         # Encoder: run i of the tokens is the cluster of rank i. Decoder: run i of the queries is rank i + 1, and sees ranks 0..i.
         x_BMD = self.encode(batch, seen_BM, mask(self.kept, self.kept))
         query_BQD, rotation = self.query_positions(wanted_BQ)
-        sight = Sight(
+        sight = AttentionContext(
             mask(predicted, self.kept), rotation, self.query_positions(seen_BM)[1], self_mask=mask(predicted, predicted)
         )
         h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, sight)

@@ -13,7 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ar_model.attention import Mask
-from ar_model.inputs import CodeInput, CodeSpec, Content, Cut, Grid, make_input, take
+from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_input, take
 from ar_model.transformer import Encoder, Positions
 
 
@@ -75,7 +75,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
             ValueError: for settings that do not exist or do not fit the codes.
         """
         super().__init__()
-        refuse_unknown(
+        check_choices(
             {"input": Content, "target": Content, "code_input": CodeInput},
             input=input,
             target=target,
@@ -83,11 +83,11 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         )
         if min(width, depth) < 1:
             raise ValueError("objective.width and depth must be at least 1")
-        patch = three(code_patch=code_patch)
-        self.input, self.predicts = Cut.of(input, codes, patch), Cut.of(target, codes, patch)
+        patch = as_grid(code_patch=code_patch)
+        self.input, self.predicts = Patching.of(input, codes, patch), Patching.of(target, codes, patch)
         self.needs_pixels, self.sees_pixels = "pixels" in (input, target), input == "pixels"
         self.width, self.heads = width, heads
-        self.grid = Cut("codes", patch).grid(codes.shape)
+        self.grid = Patching("codes", patch).grid(codes.shape)
         self.embedding = make_input(self.input, codes, width, code_input)
         self.encoder = Encoder(width, depth, heads)
         self.positions = Positions(self.grid, width, heads, rope, flat=flat)
@@ -139,21 +139,21 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         return super()._from_pretrained(**settings)
 
 
-def refuse_unknown(choices: Mapping[str, Any], **settings: str) -> None:
+def check_choices(choices: Mapping[str, Any], **settings: str) -> None:
     """Raise a ValueError for a setting that is none of its Literal's choices."""
     for name, value in settings.items():
         if value not in get_args(choices[name]):
             raise ValueError(f"objective.{name} is {value!r}, but must be one of {', '.join(get_args(choices[name]))}")
 
 
-def refuse_shares(**settings: float) -> None:
+def check_shares(**settings: float) -> None:
     """Raise a ValueError for a share that is not in (0, 1]."""
     for name, share in settings.items():
         if not 0 < share <= 1:
             raise ValueError(f"objective.{name} is {share}, but must be a share in (0, 1]")
 
 
-def three(**setting: Sequence[int]) -> Grid:
+def as_grid(**setting: Sequence[int]) -> Grid:
     """The one setting given as a tuple, also of the list that a saved configuration holds; a ValueError if it is not three."""
     ((name, sides),) = setting.items()
     if len(sides) != 3:

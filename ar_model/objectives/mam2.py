@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ar_model.inputs import CodeSpec, Content, Cut, take
+from ar_model.inputs import CodeSpec, Content, Patching, take
 from ar_model.masking import Masking, check_ratio, masked
-from ar_model.objectives.base import Objective, refuse_unknown
+from ar_model.objectives.base import Objective, check_choices
 from ar_model.targets import CodeLikelihood, CodeTarget, Difference, PixelTarget, rgb_difference
-from ar_model.transformer import CrossDecoder, Encoder, Sight, init_weights
+from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, init_weights
 
 
 class MAM2(Objective):
@@ -68,7 +68,7 @@ class MAM2(Objective):
     ) -> None:
         super().__init__(codes, input=input, target="codes", **trunk)
         choices = {"mask": Masking, "likelihood": CodeLikelihood, "difference": Difference}
-        refuse_unknown(choices, mask=mask, likelihood=likelihood, difference=difference)
+        check_choices(choices, mask=mask, likelihood=likelihood, difference=difference)
         if min(appearance, motion, align) < 0 or not appearance + motion:
             raise ValueError(
                 "objective.appearance, motion and align must be at least 0, and not both of the first two 0"
@@ -78,7 +78,7 @@ class MAM2(Objective):
         check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio, self.difference = mask, ratio, difference
         self.weights = {"appearance": appearance, "motion": motion, "align": align}
-        self.tubelets = Cut.of("pixels", codes, self.predicts.box) if motion else None
+        self.tubelets = Patching.of("pixels", codes, self.predicts.box) if motion else None
         self.needs_pixels = bool(motion) or input == "pixels"
         self.query_D = nn.Parameter(torch.randn(self.width) * 0.02)
         self.regressor = CrossDecoder(self.width, regressor_depth, self.heads, self.width, with_self=True)
@@ -103,7 +103,7 @@ class MAM2(Objective):
         visible_BM, hidden_BQ = masked(self.mask, self.grid, self.ratio, batch["seed_B"])
         x_BMD = self.encode(batch, visible_BM)
         query_BQD, rotation = self.positions(hidden_BQ)
-        sight = Sight(None, rotation, self.positions(visible_BM)[1])
+        sight = AttentionContext(None, rotation, self.positions(visible_BM)[1])
         found_BQD = self.regressor(self.query_D + query_BQD, x_BMD, sight)
         losses: dict[str, Tensor] = {}
         said: dict[str, Tensor] = {}

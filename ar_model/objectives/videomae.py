@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ar_model.attention import Rotation
 from ar_model.inputs import CodeSpec, Content, take
 from ar_model.masking import Masking, check_ratio, masked
-from ar_model.objectives.base import Objective, refuse_unknown
+from ar_model.objectives.base import Objective, check_choices
 from ar_model.targets import CodeLikelihood, make_target
 from ar_model.transformer import SelfDecoder, init_weights
 
@@ -53,7 +53,7 @@ class VideoMAE(Objective):
         **trunk: Any,
     ) -> None:
         super().__init__(codes, input=input, target=target, **trunk)
-        refuse_unknown({"mask": Masking, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
+        check_choices({"mask": Masking, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
         check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio = mask, ratio
         self.mask_D = nn.Parameter(torch.randn(decoder_width) * 0.02)

@@ -24,7 +24,7 @@ from ar_model.clusters import hashed
 from ar_model.contrastive import GlobalBatchNorm, nt_xent
 from ar_model.inputs import CodeEmbedding, CodeSpec, take
 from ar_model.masking import block_mask, check_ratio, scattered_mask
-from ar_model.objectives.base import Objective, refuse_unknown
+from ar_model.objectives.base import Objective, check_choices
 from ar_model.targets import CodeLikelihood, CodeTarget
 from ar_model.transformer import Positions, init_weights
 
@@ -65,7 +65,7 @@ class VIMPAC(Objective):
         **trunk: Any,
     ) -> None:
         super().__init__(codes, input="codes", target="codes", **trunk)
-        refuse_unknown({"mask": Hiding, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
+        check_choices({"mask": Hiding, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
         if blocks < 1 or contrast < 0 or temperature <= 0 or head_width < 1:
             raise ValueError("objective.blocks, temperature and head_width must be above 0, contrast at least 0")
         if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):

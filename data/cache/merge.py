@@ -34,7 +34,7 @@ def merge(
     if writer.finished:
         return writer.folder
     writer.begin()
-    _refuse_other_codes(parts)
+    _check_other_codes(parts)
     places = {video.path: (part, i) for part in reversed(parts) for i, video in enumerate(part.videos)}
     reasons = {entry["path"]: entry["reason"] for part in reversed(parts) for entry in part.manifest["skipped"]}
 
@@ -67,7 +67,7 @@ def merge(
     return writer.folder
 
 
-def _refuse_other_codes(parts: Sequence[TokenCache]) -> None:
+def _check_other_codes(parts: Sequence[TokenCache]) -> None:
     """A list tells videos apart by path and size only; the codes tell more."""
     seen: dict[str, tuple[TokenCache, int]] = {}
     for part in parts:

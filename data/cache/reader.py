@@ -16,7 +16,7 @@ from data.cache.index import MALFORMED, ClipIndex, ShardIndex, open_shards, read
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
 from data.pixels import unpack_pixels
-from data.shards import DamagedCache
+from data.shards import DamagedCache, sample_id
 from data.sources import Video
 
 JOINED = " + "
@@ -206,3 +206,20 @@ def _video(row: list) -> Video:
     if type(row) is not list:
         raise ValueError("a video of the list is none")
     return Video(path, size, label, group, split)
+
+
+def find_row(cache: TokenCache, wanted: str) -> int:
+    """The row of a video named by its path, its sample's id, or the row itself.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for row, video in enumerate(cache.videos):
+        if wanted in (video.path, sample_id(video.path)):
+            return row
+    if wanted.isdigit() and int(wanted) < len(cache):
+        return int(wanted)
+    skipped = [entry["reason"] for entry in cache.manifest["skipped"] if entry["path"] == wanted]
+    raise ValueError(
+        f"{wanted}: " + (f"was skipped: {skipped[0]}" if skipped else f"no such sample in {cache.address}")
+    )

@@ -1,7 +1,6 @@
 """python -m data.cache: What caches there are, whether they are whole, joining them, looking into them."""
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
-from data.shards import DamagedCache, sample_id
+from data.shards import DamagedCache
+from data.text import printable, size, table
 
 NAME = "python -m data.cache"
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("interrupted")
         sys.exit(130)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names hold anything
-    print(json.dumps(answer) if arguments.json else "\n".join(map(_printable, text.splitlines())))
+    print(json.dumps(answer) if arguments.json else "\n".join(map(printable, text.splitlines())))
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
@@ -72,12 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("merge", _merge, "Join caches of equal specification, as if all their videos had been tokenized at once")
     sub.add_argument("cache", nargs="+", help=which.partition(" (")[0])
     sub.add_argument("--name", help="name of the joined cache (default: those of the parts)")
-    sub = add("export", _export, "Write the pixels of chosen samples beside what their codes decode to, as mp4")
-    sub.add_argument("cache", nargs="?", help=which)
-    sub.add_argument("--sample", nargs="+", default=[], help="paths, ids or rows of videos (default: four of them)")
-    sub.add_argument("--tokenizer", help="default: the one that made the cache")
-    sub.add_argument("--out", type=Path, default=Path("export"), help="folder of the mp4s (default: export)")
-    sub.add_argument("--trust", action="store_true", help="run the tokenizer if it is a program, as TorchScript is")
     return parser
 
 
@@ -173,56 +167,6 @@ def _merge(arguments: argparse.Namespace) -> tuple[Any, str, int]:
     return {"cache": str(folder), "key": cache.key, "videos": len(cache)}, f"{folder}: {len(cache)} videos", 0
 
 
-def _export(arguments: argparse.Namespace) -> tuple[Any, str, int]:
-    # Pictures of codes need a tokenizer, which this package does not know: the pipeline is called by its name.
-    export_clips = importlib.import_module("pipelines.export").export_clips
-    cache = _opened(arguments, arguments.cache)
-    rows = [row_of(cache, wanted) for wanted in arguments.sample]
-    rows = rows or sorted({i * (len(cache) - 1) // 3 for i in range(4)})
-    files = export_clips(
-        cache, rows, arguments.tokenizer or cache.made_with["tokenizer"], arguments.out, trust=arguments.trust
-    )
-    return [str(file) for file in files], "\n".join(map(str, files)), 0
-
-
-def row_of(cache: TokenCache, wanted: str) -> int:
-    """The row of a video named by its path, its sample's id, or the row itself.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for row, video in enumerate(cache.videos):
-        if wanted in (video.path, sample_id(video.path)):
-            return row
-    if wanted.isdigit() and int(wanted) < len(cache):
-        return int(wanted)
-    skipped = [entry["reason"] for entry in cache.manifest["skipped"] if entry["path"] == wanted]
-    raise ValueError(
-        f"{wanted}: " + (f"was skipped: {skipped[0]}" if skipped else f"no such sample in {cache.address}")
-    )
-
-
-def table(head: list[str] | None, rows: list[list[str]]) -> str:
-    """Columns of text; numbers to the right."""
-    lines = [[_printable(cell) for cell in row] for row in ([head] if head else []) + rows]
-    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    right = [head is not None and all(line[c][:1].isdigit() for line in lines[1:]) for c in range(len(widths))]
-    texts = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        for line in lines
-    ]
-    return "\n".join(text.rstrip() for text in texts)
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def _said(value: Any) -> str:
     if isinstance(value, dict):
         shown = [f"{key}: {_said(part)}" for key, part in list(value.items())[:12]]
@@ -240,8 +184,3 @@ def _shortened(text: str | None) -> str:
     if text is None:
         return "?"
     return text if len(text) <= 40 else f"…{text[-39:]}"
-
-
-def _printable(text: str) -> str:
-    """Names hold anything; a line of a table must not."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -22,7 +22,7 @@ from xxhash import xxh3_64_digest
 from data.cache.index import MALFORMED, ShardIndex, open_shards, read_manifest
 from data.cache.spec import FORMAT, CacheSpec, key_of
 from data.cache.storage import Folder, read_json
-from data.clips import Cuts, describe
+from data.clips import ClipCuts, describe
 from data.files import SIGN_OF_LIFE, Claim, compact, remove_left_overs, sha256_of, write_bytes, write_first, write_json
 from data.shards import DamagedCache, ShardWriter, sample_id, to_npy
 from data.sources import Video
@@ -183,7 +183,7 @@ class CacheWriter:
         names = [f"{n:06d}.tar" for n in range(-(-len(self.spec.videos) // self.shard_size))]
         shards = open_shards(Folder(self.folder), names, self.preimage)
         for number, shard in enumerate(shards):
-            self._refuse_incomplete(number, shard)
+            self._check_incomplete(number, shard)
         counts = sum(
             (_count(shard, self.spec.vocab_size) for shard in shards), np.zeros(self.spec.vocab_size, np.int64)
         )
@@ -215,7 +215,7 @@ class CacheWriter:
         write_json(self.folder / "plan.json", {"shard_size": self.shard_size})  # the rest is in the manifest
         write_json(self.folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
 
-    def _refuse_incomplete(self, number: int, shard: ShardIndex) -> None:
+    def _check_incomplete(self, number: int, shard: ShardIndex) -> None:
         """A shard must hold its videos, all of them: as codes, or with the reason why not."""
         told = sorted([*map(shard.path, range(len(shard.video_N))), *(entry["path"] for entry in shard.skipped)])
         if told != sorted(video.path for video in self.videos(number)):
@@ -270,7 +270,7 @@ class CodeShard:
         """Say why a video has no codes."""
         self._skipped.append({"path": video.path, "reason": reason})
 
-    def add(self, video: Video, codes_Vthw: np.ndarray, cuts: Cuts, pixels: Mapping[str, bytes]) -> None:
+    def add(self, video: Video, codes_Vthw: np.ndarray, cuts: ClipCuts, pixels: Mapping[str, bytes]) -> None:
         """Append a video: its codes, where its clips were cut, the members that keep their pixels.
 
         Raises:

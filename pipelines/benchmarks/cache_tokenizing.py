@@ -12,13 +12,14 @@ from accelerate import Accelerator
 
 from data.ahead import ahead
 from data.cache import TokenCache
-from data.clips import ClipSpec, Cuts
+from data.clips import ClipCuts, ClipSpec
 from data.sources import Source, Video
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.synthetic import synthetic_cache
-from pipelines.encoding import Decoded, DecodedClip, Encoder, decode
-from pipelines.run import cores
-from pipelines.tokenize import Tokenize, cache_writer, fill
+from pipelines.commands.tokenize import cache_writer, fill
+from pipelines.engine.device import cores
+from pipelines.engine.encoding import Decoded, DecodedClip, Encoder, decode
+from pipelines.settings.tokenize import Tokenize
 from tokenizer import VQ3D
 
 _ROUNDS = 3
@@ -94,7 +95,7 @@ def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
 
 def _encode_all(encoder: Encoder, video: Video, clips: list[DecodedClip], count: int) -> int:
     many: list[Decoded] = [clips[i % len(clips)] for i in range(count)]
-    (encoded,) = encoder.videos([(video, iter([*many, Cuts((), 0, None)]))])
+    (encoded,) = encoder.videos([(video, iter([*many, ClipCuts((), 0, None)]))])
     return len(encoded.codes)
 
 

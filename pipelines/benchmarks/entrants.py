@@ -22,8 +22,8 @@ from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective, VideoMAE
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
-from pipelines.kernels import wait
-from pipelines.memory import Resident
+from pipelines.engine.device import wait
+from pipelines.engine.memory import Resident
 
 Batch = dict[str, Tensor]
 AS_FAST = 1.05

@@ -13,7 +13,7 @@ from data.files import write_bytes
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.entrants import Entrant, Shape, ours, videomae
 from pipelines.benchmarks.pretrain_speed import by_turns
-from pipelines.pictures import line_chart
+from pipelines.reporting.pictures import line_chart
 
 SMALL = Shape(width=384, depth=12, heads=6, batch=2)
 """ViT-S, so that the whole takes minutes on a CPU."""

@@ -16,11 +16,13 @@ from ar_model.objectives import load_objective
 from data.cache import TokenCache
 from data.files import write_json
 from pipelines.benchmarks import Row
-from pipelines.config import parse
-from pipelines.features import Labelled, collect
-from pipelines.pretrain_ar import Pretrain, code_spec
-from pipelines.run import progress, read_json, summary_of
-from pipelines.sweep import Job, train
+from pipelines.engine.code_spec import code_spec
+from pipelines.engine.config import parse
+from pipelines.engine.console import progress
+from pipelines.engine.run import read_json, summary_of
+from pipelines.engine.sweep import Job, train
+from pipelines.evaluation.features import LabelledVideos, collect
+from pipelines.settings.pretrain_ar import Pretrain
 
 Setting = dict[str, str]
 SEEDS, STEPS = 5, 800
@@ -59,8 +61,8 @@ def measure(
         ValueError: if `only` names an unknown setting, the cache has no two classes, or a training fails.
     """
     names = _chosen(only)
-    _refuse_misfits(names, cache)
-    labelled = Labelled.of(cache)  # a cache without labels shows before anything is trained
+    _check_misfits(names, cache)
+    labelled = LabelledVideos.of(cache)  # a cache without labels shows before anything is trained
     steps, seeds = max(20, round(STEPS * scale)), SEEDS if scale >= 0.5 else 2
     folder = parent / f"{cache.name}-{steps}"
     train([_job(folder, name, seed, steps) for seed in range(seeds) for name in names], cache, device)
@@ -88,7 +90,7 @@ def _chosen(only: Sequence[str]) -> list[str]:
     return [name for name in SETTINGS if name == PLAIN or not only or name in only]
 
 
-def _refuse_misfits(names: Sequence[str], cache: TokenCache) -> None:
+def _check_misfits(names: Sequence[str], cache: TokenCache) -> None:
     """Raise a ValueError for a setting that the cache's grid does not allow, before hours are spent on the others."""
     for name in names:
         try:
@@ -105,7 +107,7 @@ def _row(what: str, unit: str, name: str, values: dict[str, list[float]]) -> Row
     return row if name == PLAIN else replace(row, peer=plain, alternative=PLAIN, ratio=mean / plain)
 
 
-def _probe(folder: Path, cache: TokenCache, labelled: Labelled, name: str, seed: int, bar: Any) -> float:
+def _probe(folder: Path, cache: TokenCache, labelled: LabelledVideos, name: str, seed: int, bar: Any) -> float:
     """Accuracy of a run's linear probe, kept beside the run."""
     file = _run(folder, name, seed) / "quality.json"
     if not file.exists():

@@ -23,7 +23,8 @@ from data.sources import Source
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.entrants import Entrant, Shape, fastest, memory_alone, ours, tube_mask, videomae
 from pipelines.benchmarks.synthetic import synthetic_cache
-from pipelines.kernels import CANDIDATES, matrix_peak, wait
+from pipelines.engine.attention_choice import CANDIDATES
+from pipelines.engine.device import matrix_peak, wait
 
 PEER = "VideoMAE"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import CacheSpec, CacheWriter
-from data.clips import ClipSpec, Cuts, View
+from data.clips import ClipCuts, ClipSpec, View
 from data.sources import Video
 
 
@@ -46,7 +46,7 @@ def synthetic_cache(
                     for start, left in zip(starts, lefts, strict=True)
                 )
                 codes = rng.integers(vocab_size, size=(views, *codes_shape), dtype=np.uint16)
-                shard.add(video, codes, Cuts(cuts, 320, 25.0), {})
+                shard.add(video, codes, ClipCuts(cuts, 320, 25.0), {})
             shard.commit()
     writer.finish(None)
     writer.note({"videos": "none", "tokenizer": tokenizer})

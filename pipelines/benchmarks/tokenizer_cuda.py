@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from data.clips import ClipSpec
+from data.source_clips import held_out_clips
 from data.sources import Source
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.tokenizer_quality import frames_per_second, train, training_clips
-from pipelines.source_clips import held_out_clips
 from tokenizer import VQ3D
 
 _SECONDS = 480

@@ -10,10 +10,10 @@ from statistics import median
 import torch
 
 from data.clips import ClipSpec
+from data.source_clips import held_out_clips
 from data.sources import Source
 from pipelines.benchmarks import Row
-from pipelines.encoding import reproducible
-from pipelines.source_clips import held_out_clips
+from pipelines.engine.encoding import reproducible
 from tokenizer import VQ3D
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -22,7 +22,7 @@ _STREAM = """
 import sys
 from itertools import chain
 import torch
-from pipelines.memory import Resident
+from pipelines.engine.memory import Resident
 from tokenizer import VQ3D
 from tokenizer.streaming import encode_stream
 

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
+from data.source_clips import held_out_clips
 from data.sources import Source, hold_out
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.peer import BATCH, LR, Peer
-from pipelines.source_clips import held_out_clips
-from pipelines.train_tokenizer import TrainTokenizer
-from pipelines.training import resolve_precision
+from pipelines.engine.device import resolve_precision
+from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VQ3D
 from tokenizer.base import to_uint8
-from tokenizer.losses import Losses, Reconstruction
+from tokenizer.loss_settings import Losses
+from tokenizer.losses import Reconstruction
 from tokenizer.measures import code_health, psnr_of
 
 _SECONDS = 150

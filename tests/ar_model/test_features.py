@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ar_model.inputs import Cut
 from ar_model.objectives import ARVideo
 
 from .small import Batch, Grid, build, distinct_batch, random_batch, spec, spread, with_changed_places
@@ -23,7 +22,9 @@ def test_features_are_one_per_layer_of_whole_clips_in_raster_order(content: str)
     hook.remove()
     assert model.time_slices(batch) == 2
     assert [tuple(layer.shape) for layer in layers] == [(2, 32, 12)] * 3
-    tokens = Cut("pixels", (4, 2, 2)).tokens(batch) if content == "pixels" else Cut("codes", patch).tokens(batch)
+    tokens = (
+        Patching("pixels", (4, 2, 2)).tokens(batch) if content == "pixels" else Patching("codes", patch).tokens(batch)
+    )
     position_LD = model.positions(torch.arange(32)[None])[0][0]
     for token in range(32):
         own = model.embedding(tokens[:, token : token + 1])[:, 0] + position_LD[token]

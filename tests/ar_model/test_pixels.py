@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ar_model.inputs import CodeEmbedding, CodeSpec, Cut, Grid, TubeletEmbedding, make_input, take
+from ar_model.inputs import CodeEmbedding, CodeSpec, Grid, Patching, TubeletEmbedding, make_input, take
 
 
 def known(shape: Grid, clip: Grid | None) -> CodeSpec:
@@ -27,8 +27,8 @@ def test_pixels_and_codes_of_a_token_come_from_the_same_place(
     shape: Grid, clip: Grid, patch: Grid, tubelet: Grid
 ) -> None:
     spec = known(shape, clip)
-    codes_cut, pixels_cut = Cut.of("codes", spec, patch), Cut.of("pixels", spec, patch)
-    assert codes_cut == Cut("codes", patch) and pixels_cut == Cut("pixels", tubelet)
+    codes_cut, pixels_cut = Patching.of("codes", spec, patch), Patching.of("pixels", spec, patch)
+    assert codes_cut == Patching("codes", patch) and pixels_cut == Patching("pixels", tubelet)
     assert codes_cut.grid(shape) == pixels_cut.grid(clip)
     codes = torch.arange(2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
     pixels = codes
@@ -47,7 +47,7 @@ def test_pixels_and_codes_of_a_token_come_from_the_same_place(
 
 def test_codes_of_a_token_are_those_of_its_box_in_raster_order() -> None:
     codes = torch.arange(2 * 4 * 4).view(1, 2, 4, 4)
-    cut = Cut("codes", (2, 2, 1))
+    cut = Patching("codes", (2, 2, 1))
     tokens = cut.tokens({"codes_BTHW": codes})
     assert tokens.shape == (1, 8, 4)
     for token, (h, w) in enumerate(itertools.product(range(2), range(4))):
@@ -57,7 +57,7 @@ def test_codes_of_a_token_are_those_of_its_box_in_raster_order() -> None:
 
 def test_pixels_of_a_token_are_those_of_its_tubelet_in_raster_order() -> None:
     clip = torch.randint(0, 256, (2, 4, 6, 6, 3), dtype=torch.uint8)
-    tokens = Cut("pixels", (2, 3, 2)).tokens({"pixels_BTHWC": clip})
+    tokens = Patching("pixels", (2, 3, 2)).tokens({"pixels_BTHWC": clip})
     assert tokens.shape == (2, 2 * 2 * 3, 12, 3) and tokens.dtype == torch.uint8
     for token, (t, h, w) in enumerate(itertools.product(range(2), range(2), range(3))):
         box = clip[:, 2 * t : 2 * t + 2, 3 * h : 3 * h + 3, 2 * w : 2 * w + 2]
@@ -68,22 +68,22 @@ def test_pixels_of_a_token_are_those_of_its_tubelet_in_raster_order() -> None:
 @pytest.mark.parametrize("content", ["codes", "pixels"])
 def test_a_patch_that_does_not_divide_the_codes_is_refused(content: str, patch: Grid) -> None:
     with pytest.raises(ValueError, match="code_patch"):
-        Cut.of(content, known((2, 2, 2), (4, 8, 8)), patch)  # type: ignore[arg-type]
+        Patching.of(content, known((2, 2, 2), (4, 8, 8)), patch)  # type: ignore[arg-type]
 
 
 def test_pixels_of_a_cache_without_them_are_refused_with_the_way_to_keep_them() -> None:
-    assert Cut.of("codes", known((2, 2, 2), None), (1, 1, 1)) == Cut("codes", (1, 1, 1))
+    assert Patching.of("codes", known((2, 2, 2), None), (1, 1, 1)) == Patching("codes", (1, 1, 1))
     with pytest.raises(ValueError, match="--keep_pixels"):
-        Cut.of("pixels", known((2, 2, 2), None), (1, 1, 1))
+        Patching.of("pixels", known((2, 2, 2), None), (1, 1, 1))
 
 
 @pytest.mark.parametrize("clip", [(17, 16, 16), (10, 15, 16), (10, 16, 18)])
 def test_clips_that_tokens_do_not_cut_evenly_are_refused_with_both_sizes(clip: Grid) -> None:
     """A causal tokenizer makes 5 codes of 17 frames: its codes are fine, its pixels cannot be cut so."""
     spec = known((5, 4, 4), clip)
-    assert Cut.of("codes", spec, (1, 1, 1)).box == (1, 1, 1)
+    assert Patching.of("codes", spec, (1, 1, 1)).box == (1, 1, 1)
     with pytest.raises(ValueError) as error:
-        Cut.of("pixels", spec, (1, 1, 1))
+        Patching.of("pixels", spec, (1, 1, 1))
     assert str(clip) in str(error.value) and str(spec.shape) in str(error.value)
 
 
@@ -110,7 +110,7 @@ def test_a_tubelet_enters_as_through_a_convolution_whose_stride_is_its_size(tube
     embedding = TubeletEmbedding(7, tubelet)
     torch.nn.init.normal_(embedding.projection.bias)
     clip = torch.randint(0, 256, (2, 4, 8, 12, 3), dtype=torch.uint8)
-    found = embedding(Cut("pixels", tubelet).tokens({"pixels_BTHWC": clip}))
+    found = embedding(Patching("pixels", tubelet).tokens({"pixels_BTHWC": clip}))
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), convolved(embedding, clip, tubelet), atol=1e-5)
 
@@ -121,11 +121,11 @@ def test_pixels_add_nothing_but_the_projection_to_the_weights() -> None:
 
 def test_the_first_layer_fits_the_cut() -> None:
     spec = known((2, 4, 4), (4, 16, 16))
-    pixels = make_input(Cut.of("pixels", spec, (2, 1, 1)), spec, 6, "geometry")
+    pixels = make_input(Patching.of("pixels", spec, (2, 1, 1)), spec, 6, "geometry")
     assert isinstance(pixels, TubeletEmbedding)
     assert pixels.projection.in_features == 4 * 4 * 4 * 3
-    codes = make_input(Cut.of("codes", spec, (2, 1, 1)), spec, 6, "rows")
+    codes = make_input(Patching.of("codes", spec, (2, 1, 1)), spec, 6, "rows")
     assert isinstance(codes, CodeEmbedding) and codes.table.rows is not None
     assert codes(torch.zeros(1, 3, 2, dtype=torch.long)).shape == (1, 3, 6)
-    codes = make_input(Cut.of("codes", spec, (1, 1, 1)), spec, 6, "geometry")
+    codes = make_input(Patching.of("codes", spec, (1, 1, 1)), spec, 6, "geometry")
     assert isinstance(codes, CodeEmbedding) and codes.table.rows is None

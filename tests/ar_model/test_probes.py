@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ar_model.probes import Fold, LinearProbe, chance, evaluate, knn_predict, make_folds, slice_means, with_error
+from ar_model.probes import Fold, LinearProbe, chance, evaluate, knn_predict, make_folds, slice_means
+from pipelines.evaluation.errors import with_error
 
 
 def nothing_held_out(n: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ar_model.inputs import CodeSpec, Cut
+from ar_model.inputs import CodeSpec
 from ar_model.targets import CodeTarget, PixelTarget, make_target
 
 LEVELS = (3, 4)
@@ -147,7 +147,7 @@ def test_tubelets_of_one_pixel_are_refused() -> None:
 
 
 def test_the_target_fits_the_cut() -> None:
-    assert isinstance(make_target(Cut("codes", (2, 1, 1)), DIGITS, 6, "joint"), CodeTarget)
-    pixels = make_target(Cut("pixels", (2, 3, 4)), PLAIN, 6, "joint")
+    assert isinstance(make_target(Patching("codes", (2, 1, 1)), DIGITS, 6, "joint"), CodeTarget)
+    pixels = make_target(Patching("pixels", (2, 3, 4)), PLAIN, 6, "joint")
     assert isinstance(pixels, PixelTarget)
     assert pixels.head.out_features == 2 * 3 * 4 * 3

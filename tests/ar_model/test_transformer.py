@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ar_model.attention import BlockMask, set_backend
+from ar_model.attention import set_backend
+from ar_model.backends import BlockMask
 from ar_model.objectives import ARVideo, load_objective
-from ar_model.transformer import CrossDecoder, Encoder, Sight, compile_blocks, recompute_activations
+from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, compile_blocks, recompute_activations
 
 from .small import Batch, build, random_batch
 
@@ -173,7 +174,7 @@ def test_the_masks_of_a_decoder_say_what_its_queries_see(with_self: bool) -> Non
     torch.manual_seed(0)
     decoder = CrossDecoder(8, 2, 2, 6, with_self=with_self)
     query, context = torch.randn(1, 6, 8), torch.randn(1, 9, 6)
-    sight = Sight(mask=BlockMask(3, 2, 3), self_mask=BlockMask(3, 2, 2))
+    sight = AttentionContext(mask=BlockMask(3, 2, 3), self_mask=BlockMask(3, 2, 2))
     assert torch.equal(reach(lambda x: decoder(query, x, sight), context), BlockMask(3, 2, 3).visible(context.device))
     others = BlockMask(3, 2, 2).visible(context.device) if with_self else torch.eye(6, dtype=torch.bool)
     assert torch.equal(reach(lambda x: decoder(x, context, sight), query), others)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ar_model.attention import Attention, BlockMask, Mask, Trial, set_backend, try_backends
-from ar_model.backends import BACKENDS, reference
+from ar_model.attention import Attention, set_backend
+from ar_model.attention_trial import Trial, try_backends
+from ar_model.backends import BACKENDS, BlockMask, Mask, reference
 
 from .small import build, random_batch
 

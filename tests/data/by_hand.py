@@ -14,7 +14,7 @@ from xxhash import xxh3_64_digest
 
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
 from data.cache.spec import sha256_of
-from data.clips import ClipSpec, Cuts, View
+from data.clips import ClipCuts, ClipSpec, View
 from data.files import write_json
 from data.shards import sample_id
 from data.sources import Video
@@ -53,10 +53,10 @@ def flipped(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def some_cuts(views: int, real: int = 4) -> Cuts:
+def some_cuts(views: int, real: int = 4) -> ClipCuts:
     """Clips of four frames one behind the other; `real` of the frames of each exist."""
     cut = [View(start=4 * v, stride=1, real=real, top=0, left=0, size=8, flip=False) for v in range(views)]
-    return Cuts(tuple(cut), 4 * views, 25.0)
+    return ClipCuts(tuple(cut), 4 * views, 25.0)
 
 
 def written_by_hand(

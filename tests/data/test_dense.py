@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.cache import TokenCache
-from data.clips import ClipSpec, Cuts, View, iter_clips, read_clip, read_clips
+from data.clips import ClipCuts, ClipSpec, View, iter_clips, read_clip, read_clips
 from data.decoding import DamagedVideo
 from data.loading import BatchPlan, TokenDataset, evaluation_batches
 from data.sources import Source, load_source
@@ -62,7 +62,7 @@ def test_dense_views_cover_the_video_from_first_frame_to_last(
     source = numbered(count)
     *parts, cuts = iter_clips(source, source.videos[0], replace(DENSE, stride=stride))
     assert [numbers_of(part) for part in parts if isinstance(part, np.ndarray)] == clips
-    assert isinstance(cuts, Cuts)
+    assert isinstance(cuts, ClipCuts)
     assert (cuts.frames, cuts.rate) == (count, 10.0)
     for view, numbers in zip(cuts.views, clips, strict=True):
         assert view.frames(4) == numbers
@@ -96,13 +96,13 @@ def test_damage_behind_the_first_dense_views_is_an_error_at_its_place(tmp_path: 
         for part in iter_clips(source, source.videos[0], DENSE):
             parts.append(part)
     assert parts
-    assert not any(isinstance(part, Cuts) for part in parts)
+    assert not any(isinstance(part, ClipCuts) for part in parts)
 
 
 def test_built_in_clip_is_cut_like_a_video() -> None:
     source = load_source("builtin:moving-digits:2:0")
     *parts, cuts = iter_clips(source, source.videos[0], ClipSpec(frames=8, size=64, views="dense"))
-    assert isinstance(cuts, Cuts)
+    assert isinstance(cuts, ClipCuts)
     assert (len(parts), cuts.frames, cuts.rate) == (2, 16, None)
 
 
@@ -163,7 +163,7 @@ def test_timeline_says_which_frames_each_clip_covers(video_folder: Path, tmp_pat
         clip = ClipSpec(frames=6, size=8, stride=stride, views="dense")
         spec = replace(SPEC, clip=clip, videos=source.videos[:1])
         *_, cuts = iter_clips(source, source.videos[0], clip)
-        assert isinstance(cuts, Cuts)
+        assert isinstance(cuts, ClipCuts)
         from data.cache import CacheWriter
 
         writer = CacheWriter(tmp_path / str(stride), "hand", spec, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pipelines.run import command
+from pipelines.engine.launch import command
 
 ROOT = Path(__file__).parent.parent.parent
 TINY_TOKENIZER = [
@@ -102,6 +102,8 @@ SCHEMAS = {
     "probe": "Probe",
     "compare": "Compare",
     "report": "Report",
+    "export": "Export",
+    "benchmark": "Benchmark",
 }
 
 
@@ -117,7 +119,9 @@ class Call:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         self._monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
-        self._monkeypatch.setattr("pipelines.run.cores", lambda accelerator: 1)  # on busy cores two wait for each other
+        self._monkeypatch.setattr(
+            "pipelines.engine.device.cores", lambda accelerator: 1
+        )  # on busy cores two wait for each other
         module = importlib.import_module(f"pipelines.{script}")
         self._capsys.readouterr()
         interrupt = signal.getsignal(signal.SIGINT)

@@ -20,7 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from data.sources import load_source
-from pipelines.tokenize import Tokenize, cache_writer, fill
+from pipelines.commands.tokenize import cache_writer, fill
+from pipelines.settings.tokenize import Tokenize
 from tokenizer import load_tokenizer
 
 VIDEOS = "builtin:moving-digits:24:16"

@@ -22,7 +22,8 @@ import torch
 import xxhash
 
 from data.files import compact
-from pipelines import pretrain_ar, run, training
+from pipelines.commands import pretrain_ar
+from pipelines.engine import run, training
 
 from .conftest import TINY_MODEL
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data.loading import Batch
-from pipelines import training
-from pipelines.run import Run
-from pipelines.train_tokenizer import _equal_on_all_ranks
-from pipelines.training import Fit, Training, fit, make_accelerator
+from pipelines.commands.train_tokenizer import _equal_on_all_ranks
+from pipelines.engine import training
+from pipelines.engine.run import Run
+from pipelines.engine.training import Fit, fit, make_accelerator
+from pipelines.settings.training import Training
 from tokenizer import VQ3D
 
 STEPS, POISONED, SAVED = 8, 5, 4

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from ar_model.objectives import ARVideo
-from pipelines.pretrain_ar import Pretrain, main
-from pipelines.run import command
+from pipelines.commands.pretrain_ar import main
+from pipelines.engine.launch import command
+from pipelines.settings.pretrain_ar import Pretrain
 
 POISONED = 12
 """The step, counted from 0."""

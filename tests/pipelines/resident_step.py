@@ -15,9 +15,10 @@ from unittest.mock import patch
 import psutil
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pipelines import pretrain_ar, training
-from pipelines.config import parse
-from pipelines.memory import Resident
+from pipelines.commands import pretrain_ar
+from pipelines.engine import training
+from pipelines.engine.config import parse
+from pipelines.engine.memory import Resident
 
 _step = training._step
 

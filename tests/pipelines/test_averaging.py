@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.clips import ClipSpec
+from data.source_clips import held_out_clips
 from data.sources import load_source
-from pipelines import checkpoints, training
-from pipelines.averaging import WeightAverage
-from pipelines.config import load_settings
-from pipelines.source_clips import held_out_clips
-from pipelines.train_tokenizer import evaluate
-from pipelines.training import Training, make_optimizer
+from pipelines.commands.train_tokenizer import evaluate
+from pipelines.engine import checkpoints, training
+from pipelines.engine.averaging import WeightAverage
+from pipelines.engine.config import load_settings
+from pipelines.engine.training import make_optimizer
+from pipelines.settings.training import Training
 from tokenizer import load_tokenizer
 
 from .conftest import TINIEST, Call
@@ -86,10 +87,10 @@ def test_an_average_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path: Path)
     for step in range(5):
         moved(part, step)
         straight.update()
-    checkpoints.save(tmp_path, part, optimizer, {"step": 5}, beside={"average": straight.state}, keep=2)
+    checkpoints.save(tmp_path, part, optimizer, {"step": 5}, extra_modules={"average": straight.state}, keep=2)
     other = Part()
     resumed = WeightAverage(other, 0.9)
-    assert checkpoints.load(tmp_path, other, optimizer, beside={"average": resumed.state}) == {"step": 5}
+    assert checkpoints.load(tmp_path, other, optimizer, extra_modules={"average": resumed.state}) == {"step": 5}
     for step in range(5, 9):
         for module, average in ((part, straight), (other, resumed)):
             moved(module, step)
@@ -103,9 +104,9 @@ def test_a_checkpoint_without_its_average_is_passed_over(tmp_path: Path) -> None
     part = Part()
     average, optimizer = WeightAverage(part, 0.9), make_optimizer(part, Training())
     for step in (1, 2):
-        checkpoints.save(tmp_path, part, optimizer, {"step": step}, beside={"average": average.state}, keep=2)
+        checkpoints.save(tmp_path, part, optimizer, {"step": step}, extra_modules={"average": average.state}, keep=2)
     (tmp_path / "step_000002" / "average.safetensors").unlink()
-    assert checkpoints.load(tmp_path, part, optimizer, beside={"average": average.state}) == {"step": 1}
+    assert checkpoints.load(tmp_path, part, optimizer, extra_modules={"average": average.state}) == {"step": 1}
 
 
 # --- a tokenizer's

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import checkpoints, training
+from pipelines.engine import checkpoints, training
 
 from ..conftest import MakeCache
 from .conftest import TINY_MODEL, Call
@@ -123,7 +123,7 @@ def test_a_compiler_that_fails_on_the_model_only(pretrain: Callable[..., Any], m
     def fail(*_: object) -> None:
         raise BackendCompilerFailed("inductor", RuntimeError("C++ compile error\nkernel.cpp: no"), None)
 
-    monkeypatch.setattr("pipelines.pretrain_ar.fit", fail)
+    monkeypatch.setattr("pipelines.commands.pretrain_ar.fit", fail)
     line = pretrain("--compile", "false")
     assert line.startswith("pretrain_ar: error: --compile: ")
     assert line.endswith("RuntimeError: C++ compile error; leave it out")

@@ -12,8 +12,9 @@ from data.cache import TokenCache
 from data.files import write_json
 from pipelines.benchmark import Benchmark
 from pipelines.benchmarks import Row, pretrain_quality
-from pipelines.config import parse
-from pipelines.pretrain_ar import Pretrain, code_spec
+from pipelines.engine.code_spec import code_spec
+from pipelines.engine.config import parse
+from pipelines.settings.pretrain_ar import Pretrain
 
 from ..conftest import MakeCache
 

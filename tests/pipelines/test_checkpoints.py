@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from pipelines import checkpoints
-from pipelines.training import Training, make_optimizer
+from pipelines.engine import checkpoints
+from pipelines.engine.training import make_optimizer
+from pipelines.settings.training import Training
 
 Change = Callable[[bytes], bytes]
 
@@ -39,14 +40,14 @@ class Trained:
     def save(self, folder: Path, keep: int = 1) -> None:
         state = {"step": self.step, "seconds": 1.5 * self.step}
         checkpoints.save(
-            folder, self.module, self.optimizer, state, beside={"average": self.average}, keep=keep, write=True
+            folder, self.module, self.optimizer, state, extra_modules={"average": self.average}, keep=keep, write=True
         )
 
     def load(self, folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         """The state, and what is said of those that are passed over."""
         said: list[str] = []
-        beside = {"average": self.average}
-        state = checkpoints.load(folder, self.module, self.optimizer, beside=beside, tell=said.append)
+        extra_modules = {"average": self.average}
+        state = checkpoints.load(folder, self.module, self.optimizer, extra_modules=extra_modules, tell=said.append)
         return state, said
 
     def picture(self) -> list[torch.Tensor]:

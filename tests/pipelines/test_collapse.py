@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.collapse import CollapseAlarm, collapse_warning
+from pipelines.evaluation.collapse import CollapseAlarm, collapse_warning
 from tests.conftest import MakeVideo
-from tokenizer.quantizers import FiniteScalar, MovingAverage
+from tokenizer.quantizers import EMAVQQuantizer, FSQQuantizer
 
 from .conftest import TINIEST, Call
 
@@ -48,7 +48,7 @@ def test_no_more_codes_are_asked_for_than_were_validated(used: int, warns: bool)
 
 @pytest.mark.parametrize(
     ("quantizer", "vocabulary", "advice"),
-    [("fsq", 64_000, FiniteScalar.advice), ("emavq", 512, MovingAverage.advice)],
+    [("fsq", 64_000, FSQQuantizer.advice), ("emavq", 512, EMAVQQuantizer.advice)],
 )
 def test_a_tokenizer_that_sees_only_black_warns_once(
     call: Call, tmp_path: Path, make_video: MakeVideo, quantizer: str, vocabulary: int, advice: str

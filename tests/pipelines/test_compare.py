@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from data.cache import TokenCache
-from pipelines import compare
-from pipelines.comparison_page import _caveats, _lead
-from pipelines.run import read_json
+from pipelines.commands import compare
+from pipelines.engine.run import read_json
+from pipelines.reporting.comparison_page import _caveats, _lead
 
 from ..conftest import MakeCache
 from .conftest import ENVIRONMENT, Call

@@ -8,8 +8,8 @@ import torch
 
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import VIMPAC, ARVideo, Objective
-from pipelines.config import parse
-from pipelines.pretrain_ar import Pretrain
+from pipelines.engine.config import parse
+from pipelines.settings.pretrain_ar import Pretrain
 
 from .conftest import ROOT
 

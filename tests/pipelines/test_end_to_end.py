@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.cache import TokenCache
-from pipelines.config import load_settings
+from pipelines.engine.config import load_settings
 
 from .conftest import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line, start
 

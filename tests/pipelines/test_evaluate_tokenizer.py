@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.clips import ClipSpec
+from data.source_clips import held_out_clips
 from data.sources import load_source
-from pipelines.judging import memory_of
-from pipelines.source_clips import held_out_clips
+from pipelines.evaluation.tokenizer_metrics import memory_of
 from tests.tokenizer.test_torchscript import pair, write
 from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
 from tokenizer.lpips import load_lpips
@@ -51,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call` in an empty folder, with short measurements of speed and none of memory, which takes a process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipelines.judging._SECONDS", 0.001)
-    monkeypatch.setattr("pipelines.evaluate_tokenizer.memory_of", lambda *_: 3 * 2**20)
+    monkeypatch.setattr("pipelines.evaluation.tokenizer_metrics._SECONDS", 0.001)
+    monkeypatch.setattr("pipelines.commands.evaluate_tokenizer.memory_of", lambda *_: 3 * 2**20)
     return call
 
 
@@ -224,7 +224,7 @@ def test_memory_grows_with_the_tokenizer(folder: Path, tmp_path: Path, monkeypat
 
 
 def test_memory_that_cannot_be_measured_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.judging._MEMORY", "import sys; sys.exit('here is\\nno room')")
+    monkeypatch.setattr("pipelines.evaluation.tokenizer_metrics._MEMORY", "import sys; sys.exit('here is\\nno room')")
     with pytest.raises(ValueError, match="^plain: the memory of a batch cannot be measured: no room$"):
         memory_of("plain", False, (1, 2, 8, 8, 3), torch.device("cpu"), False)
 
@@ -232,7 +232,7 @@ def test_memory_that_cannot_be_measured_is_one_line(monkeypatch: pytest.MonkeyPa
 def test_a_program_is_judged_where_it_lies(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a name that is relative to the folder one is in, its memory too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipelines.judging._SECONDS", 0.001)
+    monkeypatch.setattr("pipelines.evaluation.tokenizer_metrics._SECONDS", 0.001)
     write(tmp_path / "pair", *pair())
     flags = ["--tokenizers", "torchscript:pair", *CLIP]
     assert "encoder.jit is a program; it runs when it is loaded: pass --trust" in call("evaluate_tokenizer", *flags)

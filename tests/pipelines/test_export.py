@@ -18,7 +18,7 @@ from ar_model.objectives import ARVideo, Objective, load_objective
 from ar_model.transformer import compile_blocks
 from data.cache import TokenCache, find_cache
 from data.loading import evaluation_batches
-from pipelines import pretrain_ar
+from pipelines.commands import pretrain_ar
 
 from .conftest import TINY_MODEL, Call
 
@@ -36,7 +36,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
     """torch.compile traces the blocks, and then runs what it traced as it is."""
     torch.compiler.reset()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
-    monkeypatch.setattr(pretrain_ar, "refuse_without_compiler", lambda device: None)
+    monkeypatch.setattr(pretrain_ar, "check_compiler", lambda device: None)
     yield
     torch.compiler.reset()
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CHILD = "import torch; from pipelines.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+CHILD = "import torch; from pipelines.engine.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
 STATUS = Path("/proc/self/status")
 
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.movies import side_by_side, write_mp4
+from pipelines.reporting.movies import side_by_side, write_mp4
 
 
 def decoded(file: Path) -> np.ndarray:

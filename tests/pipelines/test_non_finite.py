@@ -12,8 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pipelines.run import command
-from pipelines.training import Training
+from pipelines.engine.launch import command
+from pipelines.settings.training import Training
 
 from .conftest import ENVIRONMENT, ROOT, TINIEST, Call, start
 from .poisoned import POISONED, SAVED, STEPS, Toy, learn
@@ -33,7 +33,7 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         monkeypatch.setattr(sys, "argv", ["toy.py", *FLAGS, "--out", str(tmp_path / "run"), *flags])
-        monkeypatch.setattr("pipelines.run.cores", lambda accelerator: 1)
+        monkeypatch.setattr("pipelines.engine.device.cores", lambda accelerator: 1)
         capsys.readouterr()
         try:
             command(Training, lambda config, settings: learn(toy, config, settings).losses)

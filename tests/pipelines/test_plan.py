@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ar_model.objectives import ARVideo
 from data.cache import TokenCache
-from pipelines.kernels import matrix_peak
-from pipelines.plan import Model, Validation, plan
-from pipelines.pretrain_ar import Pretrain, code_spec
-from pipelines.run import Run
+from pipelines.engine.code_spec import code_spec
+from pipelines.engine.device import matrix_peak
+from pipelines.engine.plan import Model, Validation, plan
+from pipelines.engine.run import Run
+from pipelines.settings.pretrain_ar import Pretrain
 from tests.conftest import MakeCache
 
 from .conftest import ROOT, Call
@@ -43,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: MakeCache)
     """A folder with a cache of 20 videos, 2 of them held out, of 2 x 4 x 4 codes; the fastest product makes 10 MFLOP a second."""
     make_cache(tmp_path / "caches", 20, codes_shape=(2, 4, 4))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipelines.plan.matrix_peak", lambda device, dtype: 1e7)
+    monkeypatch.setattr("pipelines.engine.plan.matrix_peak", lambda device, dtype: 1e7)
     return tmp_path
 
 
@@ -85,7 +86,9 @@ def test_it_says_what_a_run_costs_and_writes_nothing(call: Call, here: Path) -> 
 
 def test_the_run_itself_counts_as_much(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All matrix products of a real run, of its steps and of its two validations."""
-    monkeypatch.setattr("pipelines.pretrain_ar._attention", lambda *_: "plain")  # the trial of kernels counts too
+    monkeypatch.setattr(
+        "pipelines.commands.pretrain_ar._attention", lambda *_: "plain"
+    )  # the trial of kernels counts too
     flags = [*SMALL, "--accumulate", "4", "--recompute", "--steps", "3", "--validate_every", "2"]
     with FlopCounterMode(display=False) as counter:
         call("pretrain_ar", *flags)
@@ -184,7 +187,7 @@ def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_fastest_product_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}  # wider ones are not asked for
-    monkeypatch.setattr("pipelines.kernels._seconds", lambda a, b, device: seconds[len(a)].pop())
+    monkeypatch.setattr("pipelines.engine.attention_choice._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05
 
 

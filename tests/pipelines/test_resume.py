@@ -15,8 +15,9 @@ import pytest
 import torch
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from pipelines import checkpoints, training
-from pipelines.training import Training, lr_at, make_optimizer
+from pipelines.engine import checkpoints, training
+from pipelines.engine.training import lr_at, make_optimizer
+from pipelines.settings.training import Training
 
 from .conftest import ENVIRONMENT, ROOT, TINIEST, TINY_MODEL, Call, last_line, start
 

@@ -16,7 +16,7 @@ import xxhash
 import yaml
 
 from data.files import sha256_of, write_json
-from pipelines import report
+from pipelines.reporting import run_page
 
 from .conftest import TINY_MODEL, Call
 
@@ -203,7 +203,7 @@ def test_in_a_run_that_is_probed(call: Call, finished: Path, answers: dict[str, 
 
 @pytest.mark.parametrize("kind", PICKLES)
 def test_in_a_run_that_is_reported(call: Call, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_tokenizer", lambda cache, trust: "")
+    monkeypatch.setattr(run_page, "_tokenizer", lambda cache, trust: "")
     (own,) = (path.name for path in finished.glob("probe-*"))
     probed = [f"{own}/{name}" for name in ("environment.json", "summary.json")]
     names = [*TOP, *MODEL, *probed, "checkpoints"] if kind == "pickle" else [*TOP, *probed]

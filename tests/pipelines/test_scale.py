@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo
 from data.sources import Video
-from pipelines import training
-from pipelines.sharding import name_layers
+from pipelines.engine import training
+from pipelines.engine.sharding import name_layers
 
 from ..conftest import MakeCache
 from .conftest import ENVIRONMENT, ROOT, Call, Result, last_line

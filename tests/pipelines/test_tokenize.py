@@ -16,7 +16,7 @@ from data.ahead import ahead
 from data.cache import TokenCache
 from data.clips import ClipSpec
 from data.sources import load_source
-from pipelines.encoding import Decoded, Encoder, decode
+from pipelines.engine.encoding import Decoded, Encoder, decode
 from tests.conftest import MakeVideo
 from tokenizer import load_tokenizer
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from data.clips import ClipSpec
+from data.source_clips import held_out_clips
 from data.sources import load_source
-from pipelines.run import metrics_of
-from pipelines.source_clips import held_out_clips
+from pipelines.engine.run import metrics_of
 from tokenizer import VQ3D, load_tokenizer
 
 from .conftest import TINIEST, TINY_TOKENIZER, Call, last_line, start

@@ -13,7 +13,8 @@ from tests.tokenizer.small import QUANTIZERS, build, pixels, state
 from tests.tokenizer.test_lpips import vgg16_features
 from tokenizer import VQ3D
 from tokenizer.base import to_float
-from tokenizer.losses import Losses, Reconstruction
+from tokenizer.loss_settings import Losses
+from tokenizer.losses import Reconstruction
 from tokenizer.lpips import load_lpips
 from tokenizer.measures import code_health, psnr
 

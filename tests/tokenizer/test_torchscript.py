@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from data.cache import TokenCache
-from pipelines.encoding import DecodedClip, Encoder
+from pipelines.engine.encoding import DecodedClip, Encoder
 from tests.pipelines.conftest import last_line, start
 from tokenizer import TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 from tokenizer.base import to_float, to_uint8
@@ -177,7 +177,7 @@ def test_it_says_what_its_codes_are_and_is_never_trained(folder: Path) -> None:
 def test_codes_without_digits_are_taken_by_what_comes_after(tmp_path: Path, make_cache: Any) -> None:
     """Neither levels nor codebook: the model then learns a row for each code."""
     from ar_model.inputs import CodeTable
-    from pipelines.pretrain_ar import code_spec
+    from pipelines.engine.code_spec import code_spec
 
     folder = write(tmp_path / "pair", *pair(), config={**CONFIG, "levels": None})
     tokenizer = load_tokenizer(f"torchscript:{folder}", trust=True)

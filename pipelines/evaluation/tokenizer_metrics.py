@@ -33,14 +33,14 @@ _SECONDS = 1.0  # that a speed is measured for, at least
 
 
 @dataclass(frozen=True)
-class Judgement:
+class TokenizerScores:
     """What was measured, and the reconstructions, uint8."""
 
     numbers: dict[str, Any]
     video_BTHWC: Tensor
 
 
-class Judge:
+class TokenizerEvaluator:
     """The clips, and what they are judged by. Clips that are too short for a tokenizer go through it with their last frame
     repeated; what it makes of the repeated ones is not judged."""
 
@@ -58,7 +58,7 @@ class Judge:
         self._lpips = None if lpips is None else lpips.to(device)
         self._detector = None if detector is None else detector.to(device)
 
-    def judge(self, tokenizer: VideoTokenizer) -> Judgement:
+    def judge(self, tokenizer: VideoTokenizer) -> TokenizerScores:
         """Put a tokenizer through the clips.
 
         Raises:
@@ -84,7 +84,7 @@ class Judge:
             "decode": clips * taken / decode,
             "fingerprint": tokenizer.fingerprint(),
         }
-        return Judgement(numbers, video_BTHWC)
+        return TokenizerScores(numbers, video_BTHWC)
 
     def _seen(self, video_BTHWC: Tensor) -> dict[str, Any]:
         """What the eye sees, each as mean and standard error over clips."""
@@ -139,7 +139,7 @@ import sys
 sys.path[0] = sys.argv[1]  # not the folder that one is in: what lies there may have the names of modules
 import json
 import torch
-from pipelines.memory import Resident
+from pipelines.engine.memory import Resident
 from tokenizer import load_tokenizer
 
 source, trust, shape, device, bf16 = json.loads(sys.argv[2])
@@ -161,7 +161,7 @@ def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.devi
     if device.type == "cuda":
         torch.cuda.empty_cache()  # for the other process
     arguments = json.dumps([source, trust, list(shape), str(device), bf16])
-    command = [sys.executable, "-c", _MEMORY, str(Path(__file__).parent.parent), arguments]
+    command = [sys.executable, "-c", _MEMORY, str(Path(__file__).parents[2]), arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         why = (result.stderr.splitlines() or [f"exit code {result.returncode}"])[-1]

@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
 from data.cache import TokenCache
-from pipelines.run import progress, summary_of
+from pipelines.engine.console import progress
+from pipelines.engine.run import summary_of
 
 MOST_AT_ONCE = 4
-"""Calls of `side_by_side` that run at once: each may need gigabytes."""
+"""Calls of `run_in_parallel` that run at once: each may need gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, what: st
     bar.close()
 
 
-def side_by_side(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], device: torch.device, what: str) -> None:
+def run_in_parallel(
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], device: torch.device, what: str
+) -> None:
     """`work(*call)` of all calls, in processes that share out the cores; on other devices in one process."""
     context = get_context("spawn")
     cores, places = _cores(), context.SimpleQueue()
@@ -117,7 +120,7 @@ def _cores() -> list[int]:
 def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
     steps = str(job.steps)
     return [
-        *(sys.executable, str(Path(__file__).with_name("pretrain_ar.py"))),
+        *(sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py")),
         *("--validate_every", steps, "--save_every", steps),
         *("--attention", "plain" if device.type == "cpu" else "auto"),
         *job.flags,  # a settings file among them has no say in what follows

@@ -11,7 +11,7 @@ import torch
 
 from data.cache import TokenCache
 from data.cache.reader import JOINED
-from data.clips import ClipSpec, Cuts, iter_clips, read_clip
+from data.clips import ClipCuts, ClipSpec, iter_clips, read_clip
 from data.decoding import DamagedVideo
 from data.sources import Source, hold_out, load_source
 
@@ -40,7 +40,7 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
             if source is None:
                 raise ValueError(f"{video.path} is gone or has changed")
             clips = islice(iter_clips(source, video, cache.clip), wanted[-1] + 1)
-            yield from (clip for view, clip in enumerate(clips) if view in wanted and not isinstance(clip, Cuts))
+            yield from (clip for view, clip in enumerate(clips) if view in wanted and not isinstance(clip, ClipCuts))
     except (OSError, ValueError, DamagedVideo) as error:
         raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None
 

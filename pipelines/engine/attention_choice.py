@@ -1,16 +1,15 @@
 """What computes: the attention kernel for this run, whether there is a compiler, how fast matrix products are."""
 
-import time
 from collections import defaultdict
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ar_model.attention import Trial, set_backend, try_backends
+from ar_model.attention import set_backend
+from ar_model.attention_trial import Trial, try_backends
 from ar_model.objectives import Objective
-from pipelines.run import boxed, say
+from pipelines.engine.console import boxed, say
 
 CANDIDATES = defaultdict(lambda: ["plain", "sdpa"], cuda=["xformers", "flex", "sdpa", "plain"])
 """Kernels that a trial compares, by device."""
@@ -50,36 +49,3 @@ def _slower(trial: Trial, chosen: str, device: torch.device) -> str | None:
         reason = trial.failures["xformers"]
         return f"attention {chosen}: xformers' fused kernel, often the fastest, does not run here ({reason})"
     return None
-
-
-def refuse_without_compiler(device: torch.device) -> None:
-    """Raise a ValueError if torch.compile does not work on this machine."""
-    try:
-        torch.compile(lambda x: (x + 1).sin())(torch.ones(4, device=device))
-    except Exception as error:  # whatever the toolchain says, it means the same to the user
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"--compile does not work here: {reason}") from None
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the fastest product of square matrices, up to 8192 wide or a tenth of a second."""
-    best, side, seconds = 0.0, 512, 0.0
-    while side <= 8192 and seconds < 0.1:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = min(_seconds(a, b, device) for _ in range(5))
-        best = max(best, 2 * side**3 / seconds)
-        side *= 2
-    return best
-
-
-def wait(device: torch.device) -> None:
-    """Until all that was started on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _seconds(a: Tensor, b: Tensor, device: torch.device) -> float:
-    began = time.perf_counter()
-    F.linear(a, b)
-    wait(device)
-    return time.perf_counter() - began

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ar_model.probes import folds_in_words
-from pipelines.pages import write_page
-from pipelines.pictures import bar_chart, line_chart
-from pipelines.run import environment_of
+from pipelines.engine.run import environment_of
+from pipelines.reporting.pages import write_page
+from pipelines.reporting.pictures import bar_chart, line_chart
 
 _BASELINES = {
     "one_frame": "one frame, 16x16 colours",

@@ -9,18 +9,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ar_model.attention import CANNOT_RUN, reason, set_backend
+from ar_model.attention import set_backend
+from ar_model.attention_trial import CANNOT_RUN, reason
 from ar_model.backends import BACKENDS
 from ar_model.costs import Build, Cost, cost_of
 from ar_model.objectives import Objective
 from ar_model.transformer import recompute_activations
 from data.cache import TokenCache
-from data.cache.tool import size, table
 from data.loading import blocks_of
 from data.sources import hold_out
-from pipelines.kernels import matrix_peak, refuse_without_compiler
-from pipelines.run import device_name
-from pipelines.training import Training, make_optimizer, plan_parts
+from data.text import size, table
+from pipelines.engine.device import check_compiler, device_name, matrix_peak
+from pipelines.engine.training import make_optimizer, plan_parts
+from pipelines.settings.training import Training
 
 UTILISATION = 0.5
 """Share of the matrix-product peak at which the time is told."""
@@ -70,7 +71,7 @@ def plan(
     share = plan_parts(accelerator, config, len(train), blocks_of(cache, train)).batch_size // world
     kernel = _kernel(model.attention, accelerator.device, bf16)
     if model.compiled:
-        refuse_without_compiler(accelerator.device)
+        check_compiler(accelerator.device)
 
     def make() -> Objective:
         objective = model.make()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,72 +21,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data.loading import Batch, BatchPlan, batches
-from pipelines import checkpoints
-from pipelines.averaging import WeightAverage
-from pipelines.run import Run, progress, say, start_accelerator
-from pipelines.sharding import name_layers, whole
+from pipelines.engine import checkpoints
+from pipelines.engine.averaging import WeightAverage
+from pipelines.engine.console import progress, say
+from pipelines.engine.device import resolve_precision, start_accelerator
+from pipelines.engine.run import Run
+from pipelines.engine.sharding import name_layers, whole
+from pipelines.settings.training import Training
 
 Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
 _KEEP = 2
 """Checkpoints of a run that are kept."""
-
-
-@dataclass(kw_only=True)
-class Training:
-    """Settings of every training run.
-
-    Raises:
-        ValueError: for a number that makes no sense.
-    """
-
-    steps: int = 500
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Samples of one step, of all processes together."""
-    accumulate: int = 1
-    """Parts that a step's batch is cut into, one after another, to save memory; the numbers stay the same, but for what a loss
-    takes over a batch (FSQ's spread, LFQ's entropy, a discriminator's batch norm, VIMPAC's contrast): it is taken over a part."""
-    lr: float = 1e-3
-    """Highest learning rate."""
-    warmup: int = 50
-    """Steps until it is reached; then it falls along a cosine to a hundredth."""
-    weight_decay: float = 0.05
-    """Of AdamW, on matrices only."""
-    clip_gradient: float = 1.0
-    """Highest norm of the gradient."""
-    precision: Precision = "auto"
-    """fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies in it."""
-    seed: int = 0
-    """Of initial weights, batches and everything drawn."""
-    workers: int = 0
-    """Processes that prepare batches; 0: the training process itself."""
-    validate_every: int = 250
-    """Steps between two validations; the last step always has one."""
-    save_every: int = 250
-    """Steps between two checkpoints; the last two are kept."""
-    tracker: Literal["none", "tensorboard"] = "none"
-    """Where numbers go besides metrics.jsonl."""
-    out: Path | None = None
-    """Run folder; by default runs/<pipeline>-<hash of the settings>."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("warmup", "weight_decay", "workers"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}, but must be finite and above 0")
-        if not self.clip_gradient > 0:
-            raise ValueError(f"clip_gradient is {self.clip_gradient}, but must be above 0")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts"
-            )
 
 
 def lr_at(step: int, config: Training) -> float:
@@ -117,16 +62,6 @@ def plan_parts(
         world=accelerator.num_processes,
         blocks_N=blocks_N,
     )
-
-
-def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
-    """bf16 where it is faster: on GPUs that have it and on CPUs with matrix instructions for it."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
-    return "bf16" if any(has) else "fp32"
 
 
 def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
@@ -175,12 +110,12 @@ def fit(
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     networks = getattr(module, "networks", [module])
-    beside = {} if average is None else {"average": average.state}
+    extra_modules = {} if average is None else {"average": average.state}
     name_layers(module)
     model, optimizer = accelerator.prepare(module, make_optimizer(module, config))  # FSDP cuts the module itself
     folder = run.folder / "checkpoints"
     tell = partial(say, accelerator)
-    saved = checkpoints.load(folder, module, optimizer.optimizer, beside=beside, tell=tell)
+    saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra_modules, tell=tell)
     state = saved or {"step": 0, "seconds": 0.0}
     start = state["step"]
     _agreed(run, accelerator, start)
@@ -199,7 +134,9 @@ def fit(
 
     def save(done: int) -> None:
         state, main = {"step": done, "seconds": time.perf_counter() - began}, accelerator.is_main_process
-        checkpoints.save(folder, module, optimizer.optimizer, state, beside=beside, keep=_KEEP, write=main)
+        checkpoints.save(
+            folder, module, optimizer.optimizer, state, extra_modules=extra_modules, keep=_KEEP, write=main
+        )
         accelerator.wait_for_everyone()
 
     for step in range(start, config.steps):

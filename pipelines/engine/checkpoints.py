@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.files import sha256_of, sync_folder, write_json
-from pipelines.sharding import share_of, whole
+from pipelines.engine.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
 
@@ -37,7 +37,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     *,
-    beside: Modules,
+    extra_modules: Modules,
     keep: int,
     write: bool = True,
 ) -> None:
@@ -51,7 +51,7 @@ def save(
         _clear(folder)
         temporary.mkdir(parents=True)
     # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
-    for name, kept in {"model": module, **beside}.items():
+    for name, kept in {"model": module, **extra_modules}.items():
         tensors = gathered(kept.state_dict(), write)
         if write:
             save_file(tensors, temporary / f"{name}.safetensors")
@@ -99,7 +99,7 @@ def load(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    beside: Modules,
+    extra_modules: Modules,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
     """Restore the newest readable checkpoint; returns its state, or None if there is none.
@@ -111,7 +111,7 @@ def load(
     """
     found = _complete(folder)
     parameters = _parameters(module)
-    modules = {"model": module, **beside}
+    modules = {"model": module, **extra_modules}
     for path in reversed(found):
         try:
             state = _read_state(path, [f"{name}.safetensors" for name in (*modules, "optimizer")])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from data.clips import ClipSpec, Cuts, iter_clips
+from data.clips import ClipCuts, ClipSpec, iter_clips
 from data.decoding import DamagedVideo
 from data.pixels import KeepPixels, pack_pixels
 from data.sources import Source, Video
@@ -26,14 +26,14 @@ class DecodedClip:
     member: dict[str, bytes]
 
 
-Decoded = DecodedClip | Cuts | DamagedVideo
+Decoded = DecodedClip | ClipCuts | DamagedVideo
 
 
 def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> Iterator[Decoded]:
     """The views of a video one after the other, then where they were cut; or, at any point, why it cannot be used."""
     try:
         for view, item in enumerate(iter_clips(source, video, clip)):
-            yield item if isinstance(item, Cuts) else DecodedClip(item, pack_pixels(keep, view, item))
+            yield item if isinstance(item, ClipCuts) else DecodedClip(item, pack_pixels(keep, view, item))
     except DamagedVideo as damage:
         yield damage
 
@@ -47,7 +47,7 @@ class EncodedVideo:
     """(t, h, w) of each view."""
     pixels: dict[str, bytes] = field(default_factory=dict)
     clips: int = 0
-    end: Cuts | DamagedVideo | None = None
+    end: ClipCuts | DamagedVideo | None = None
     """How it ended: well, or with damage."""
 
     @property

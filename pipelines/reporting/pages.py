@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-_HERE = Path(__file__).parent
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(file: Path, template: str, sections: Mapping[str, str], width: str = "56rem") -> None:
@@ -12,8 +12,8 @@ def write_page(file: Path, template: str, sections: Mapping[str, str], width: st
     Args:
         sections: by the names that the template has in double braces; `title` is the page's too.
     """
-    text = (_HERE / "page.html").read_text(encoding="utf-8")
-    body = (_HERE / template).read_text(encoding="utf-8")
+    text = (_TEMPLATES / "page.html").read_text(encoding="utf-8")
+    body = (_TEMPLATES / template).read_text(encoding="utf-8")
     for name, content in {"body": body, "width": width, **sections}.items():
         text = text.replace("{{ " + name + " }}", content)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,26 +16,18 @@ import json
 import os
 import platform
 import sys
-import textwrap
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs
-from safetensors import SafetensorError
-from tqdm import tqdm
+from accelerate import Accelerator
 
 from data.files import remove_left_overs, write_bytes, write_json
-from pipelines.config import fail, load_settings, parse, read_settings
-from pipelines.processes import start_cpu_processes
-from pipelines.sharding import configured_sharding, shard_on_cpu
+from pipelines.engine.config import load_settings, read_settings
+from pipelines.engine.device import device_name
 
-T = TypeVar("T")
 RUNS = Path("runs")
 FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
 """Settings that may differ when a run is continued: they do not change its numbers."""
@@ -65,7 +57,7 @@ class Run:
     def begin(self, accelerator: Accelerator) -> None:
         """Make the folder and write down what is started; of a finished run nothing is changed."""
         if (self.folder / "config.yaml").exists():
-            self._refuse_other(read_settings(self.folder / "config.yaml"))
+            self._check_other(read_settings(self.folder / "config.yaml"))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +85,7 @@ class Run:
     def _read_choices(self) -> dict[str, str]:
         return read_json(self._choices) if self._choices.exists() else {}
 
-    def _refuse_other(self, earlier: dict[str, Any]) -> None:
+    def _check_other(self, earlier: dict[str, Any]) -> None:
         if self.chosen("about", self._about) != self._about:
             raise ValueError(
                 f"--out {self.folder}: holds a run on other videos, another cache or other entries; choose another --out"
@@ -224,113 +216,3 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a number was measured on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
-    """Run a pipeline from the command line: parse, work, print the summary as the last line of stdout.
-
-    A mistake of the user ends with one line on stderr and exit code 2. Set ARVIDEO_TRACEBACK=1 to see where it came from.
-    """
-    name = Path(sys.argv[0]).stem
-    config, settings = parse(schema)
-    start_cpu_processes()
-    try:
-        summary = body(config, settings)
-    except (ValueError, OSError, SafetensorError) as error:  # the last is what a full disk gives there
-        if os.environ.get("ARVIDEO_TRACEBACK"):
-            raise
-        _let_main_process_speak()
-        sys.exit(fail(name, str(error)))
-    except FloatingPointError as error:
-        _let_main_process_speak()
-        fail(name, str(error))
-        sys.exit(1)
-    except RuntimeError as error:
-        if type(error).__module__ != "torch._dynamo.exc" or os.environ.get("ARVIDEO_TRACEBACK"):
-            raise
-        _let_main_process_speak()
-        sys.exit(fail(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; leave it out"))
-    except KeyboardInterrupt:
-        fail(name, "interrupted; run the same command again to continue")
-        sys.exit(130)
-    if PartialState().is_main_process:
-        print(json.dumps(summary), flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _let_main_process_speak() -> None:
-    """What ends one process mostly ends them all: whoever started them ends the others when the main process has said it."""
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(3)
-
-
-def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
-    """Process group, device and precision. Nobody is given up for waiting while one process checks a large cache."""
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    mixed = "bf16" if precision == "bf16" else "no"
-    sharding = configured_sharding()
-    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], fsdp_plugin=sharding, **settings)
-    if sharding is not None:
-        shard_on_cpu(accelerator, sharding)
-    if accelerator.device.type == "cpu":  # launchers set one thread per process, which halves a small machine
-        torch.set_num_threads(cores(accelerator))
-    return accelerator
-
-
-def cores(accelerator: Accelerator) -> int:
-    """Cores that this process may call its own."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
-
-
-def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:
-    """A progress bar on stderr, of the main process only; a line every ten seconds where stderr is no terminal."""
-    lines = not sys.stderr.isatty()
-    return tqdm(
-        file=_Lines() if lines else sys.stderr,
-        total=total,
-        initial=start,
-        desc=what,
-        mininterval=10 if lines else 0.2,
-        ascii=lines,
-        dynamic_ncols=not lines,
-        disable=not accelerator.is_main_process,
-    )
-
-
-class _Lines:
-    """stderr for logs: what a bar would draw over itself becomes lines."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(text.strip("\r\n") + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-def say(accelerator: Accelerator, text: str) -> None:
-    """A line for people, on stderr."""
-    if accelerator.is_main_process:
-        tqdm.write(text, file=sys.stderr)
-
-
-def boxed(text: str) -> str:
-    """The text in a box, for what should not be overlooked."""
-    lines = textwrap.wrap(text, 100)
-    width = max(map(len, lines))
-    edge = f"+{'-' * (width + 2)}+"
-    return "\n".join([edge, *(f"| {line:<{width}} |" for line in lines), edge])

@@ -19,7 +19,7 @@ LARGEST = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledVideos:
     """The labelled videos of a cache."""
 
     rows: list[int]
@@ -28,7 +28,7 @@ class Labelled:
     held_out_N: np.ndarray
 
     @classmethod
-    def of(cls, cache: TokenCache) -> "Labelled":
+    def of(cls, cache: TokenCache) -> "LabelledVideos":
         rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
         videos = [cache.videos[row] for row in rows]
         y_N = np.array([video.label for video in videos])

@@ -1,0 +1,82 @@
+"""Measure this project beside the alternative, as ratios within one run."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.cache import TokenCache, find_cache
+from data.sources import Source, load_source
+from data.text import table
+from pipelines.benchmarks import (
+    Row,
+    cache_damage,
+    cache_memory,
+    cache_reading,
+    cache_reuse,
+    cache_tokenizing,
+    pretrain_growth,
+    pretrain_quality,
+    pretrain_speed,
+    tokenizer_cuda,
+    tokenizer_length,
+    tokenizer_quality,
+)
+from pipelines.engine.device import device_name, start_accelerator
+from pipelines.engine.run import RUNS
+from pipelines.settings.benchmark import Benchmark
+
+
+def main(config: Benchmark, settings: str) -> dict[str, Any]:
+    source = load_source(config.videos)  # a mistake in it shows before anything is measured
+    device = start_accelerator().device
+    began = time.perf_counter()
+    rows: list[Row] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
+            for measure in _measures(config, source, Path(folder), device):
+                for row in measure():
+                    rows.append(row)
+                    print(
+                        f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True
+                    )
+    finally:  # what was measured before something failed, or was stopped, counts
+        if rows:
+            print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
+    return {
+        "table": [{**asdict(row), "device": device_name(device)} for row in rows],
+        "device": device_name(device),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _measures(
+    config: Benchmark, source: Source, folder: Path, device: torch.device
+) -> list[Callable[[], Iterator[Row]]]:
+    clip, scale = config.clip, config.scale
+    if config.what == "tokenizer":
+        return [
+            lambda: tokenizer_quality.measure(source, clip, device, scale),
+            lambda: tokenizer_length.measure(source, clip, device),
+            lambda: tokenizer_cuda.measure(source, clip, device, scale),
+        ]
+    if config.what == "pretrain":
+        return [
+            lambda: pretrain_speed.measure(folder, source, device, scale),
+            lambda: pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale),
+        ]
+    if config.what == "quality":
+        cache = TokenCache.open(find_cache(Path("caches"), config.cache))
+        return [lambda: pretrain_quality.measure(RUNS / "benchmark-quality", cache, device, scale, config.only)]
+    return [
+        lambda: cache_reading.measure(folder, scale),
+        lambda: cache_tokenizing.measure(folder, source, clip),
+        lambda: cache_reuse.measure(folder, scale),
+        lambda: cache_memory.measure(folder, scale),
+        lambda: cache_damage.measure(folder, scale),
+    ]

@@ -1,0 +1,137 @@
+"""Train VQ3D, this project's tokenizer, on a folder of videos."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from data.files import write_json
+from data.loading import ClipDataset
+from data.source_clips import NOTHING_HELD_OUT, held_out_clips
+from data.sources import Source, hold_out, load_source
+from pipelines.engine.averaging import WeightAverage
+from pipelines.engine.console import say
+from pipelines.engine.run import Run, metrics_of, read_json
+from pipelines.engine.training import fit, make_accelerator, plan_parts
+from pipelines.evaluation.collapse import CollapseAlarm
+from pipelines.reporting.movies import side_by_side, write_mp4
+from pipelines.reporting.pictures import reconstruction_grid, save_png
+from pipelines.settings.train_tokenizer import TrainTokenizer
+from tokenizer import VQ3D, VideoTokenizer
+from tokenizer.losses import Reconstruction
+from tokenizer.measures import code_health, psnr_of
+from tokenizer.quantizers import EMAVQQuantizer
+
+VALIDATION_CLIPS = 96
+_SHOWN = 8  # of them in pictures
+
+
+def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
+    source = load_source(config.videos)
+    run = Run("train_tokenizer", config, settings, about=source.digest)
+    accelerator = make_accelerator(config, run)
+    return train(run, accelerator, config, source)
+
+
+def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: Source) -> dict[str, Any]:
+    """Train and save a tokenizer; returns the summary, at once if the run is finished already.
+
+    Raises:
+        ValueError: under FSDP.
+    """
+    if accelerator.is_fsdp2:
+        raise ValueError("a tokenizer is not trained with FSDP; take an accelerate configuration without it")
+    torch.manual_seed(config.seed)
+    tokenizer = config.model()
+    grid = tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
+    if config.accumulate > 1 and isinstance(tokenizer.quantizer, EMAVQQuantizer):
+        raise ValueError(
+            f"accumulate {config.accumulate} is not for {tokenizer.name}: its codebook moves with every part"
+        )
+    module = Reconstruction(tokenizer, config.loss)
+    run.begin(accelerator)
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+        return run.summary()
+    rows, held_out = hold_out(source.videos)
+    parts = plan_parts(accelerator, config, len(rows))
+    skipped = read_json(_skipped_file(run)) if _skipped_file(run).exists() else {}
+    module.to(accelerator.device)
+    average = WeightAverage(tokenizer, config.average) if config.average else None
+    result_of_training = tokenizer if average is None else average.module
+    assert isinstance(result_of_training, VQ3D)
+    pixels_BTHWC = held_out_clips(source, config.clip, VALIDATION_CLIPS, skipped)
+    if not held_out:
+        say(accelerator, NOTHING_HELD_OUT)
+    alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
+    for line in metrics_of(run.folder):
+        if "val_dead_codes" in line:  # what it saw before the run was stopped
+            alarm.check(int(line["step"]), line["val_dead_codes"])
+
+    def validate(step: int) -> dict[str, float]:
+        for part in gather_object([skipped]):
+            skipped.update(part)
+        numbers, video_BTHWC = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
+        numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
+        if accelerator.is_main_process:
+            write_json(_skipped_file(run), skipped)
+            _pictures(run.folder / "samples", step, pixels_BTHWC[:_SHOWN], video_BTHWC[:_SHOWN])
+        warning = alarm.check(step, numbers["dead_codes"])
+        if warning:
+            say(accelerator, warning)
+        return numbers
+
+    dataset = ClipDataset(source, rows, config.clip, parts)
+    result = fit(
+        run,
+        accelerator,
+        module,
+        dataset,
+        config,
+        validate,
+        watch=lambda batch: skipped.update(batch["skipped"]),
+        average=average,
+    )
+    if accelerator.is_main_process:
+        result_of_training.save_pretrained(run.folder / "model")
+    if skipped:
+        say(accelerator, f"{len(skipped)} damaged videos were left out; {_skipped_file(run)} names them")
+    numbers = {key: value for key, value in result.losses.items() if key != "weights"}
+    summary = {"run": str(run.folder), "tokenizer": tokenizer.name, "step": config.steps, **numbers}
+    return run.finish(accelerator, {**summary, "skipped": len(skipped), "seconds": round(result.seconds, 1)})
+
+
+def _equal_on_all_ranks(tokenizer: VideoTokenizer, step: int) -> int:
+    """The first eight digits of the hash of the weights, which is the same in all processes."""
+    hashes = set(gather_object([tokenizer.fingerprint()]))
+    if len(hashes) > 1:
+        raise RuntimeError(f"step {step}: the processes hold different tokenizers; this is a bug")
+    return int(hashes.pop()[:8], 16)
+
+
+def _pictures(folder: Path, step: int, pixels_BTHWC: torch.Tensor, video_BTHWC: torch.Tensor) -> None:
+    save_png(reconstruction_grid(pixels_BTHWC, video_BTHWC), folder / f"step_{step:06d}.png")
+    pairs = zip(pixels_BTHWC[:4].numpy(), video_BTHWC[:4].numpy(), strict=True)
+    frames = (frame for pixels_THWC, video_THWC in pairs for frame in side_by_side(pixels_THWC, video_THWC))
+    write_mp4(folder / f"step_{step:06d}.mp4", frames, rate=8)
+
+
+def _skipped_file(run: Run) -> Path:
+    return run.folder / "skipped.json"
+
+
+def evaluate(
+    tokenizer: VideoTokenizer, pixels_BTHWC: torch.Tensor, device: torch.device
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Numbers of held-out clips (PSNR, mean over clips; the codes' health), and the reconstructions, uint8."""
+    codes, videos = [], []
+    for part in pixels_BTHWC.split(16):
+        codes.append(tokenizer.encode(part.to(device)))
+        videos.append(tokenizer.decode(codes[-1]).cpu())
+    codes_N, video_BTHWC = torch.cat(codes).flatten(), torch.cat(videos)
+    health = code_health(torch.bincount(codes_N, minlength=tokenizer.vocab_size))
+    numbers = {"psnr": psnr_of(pixels_BTHWC, video_BTHWC).mean(), **health}
+    return {key: round(value.item(), 4) for key, value in numbers.items()}, video_BTHWC

@@ -1,0 +1,16 @@
+"""Settings of report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(kw_only=True)
+class Report:
+    """One self-contained HTML page of what happened: tokenizer, cache, pre-training, probe, skipped videos, commands."""
+
+    run: Path | None = None
+    """Run folder of pretrain_ar; by default the newest finished one."""
+    out: Path | None = None
+    """Folder of the page; by default `report` in the run folder."""
+    trust: bool = False
+    """Run the tokenizer if it is a program, as TorchScript is."""
