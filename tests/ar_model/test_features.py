@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ar_model.inputs import Patching
 from ar_model.objectives import ARVideo
 
 from .small import Batch, Grid, build, distinct_batch, random_batch, spec, spread, with_changed_places

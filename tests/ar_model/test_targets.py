@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ar_model.inputs import CodeSpec
+from ar_model.inputs import CodeSpec, Patching
 from ar_model.targets import CodeTarget, PixelTarget, make_target
 
 LEVELS = (3, 4)
