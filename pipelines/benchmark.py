@@ -13,7 +13,7 @@ from pipelines.settings.benchmark import Benchmark
 
 
 def main(config: Benchmark, settings: str) -> dict[str, Any]:
-    from pipelines.commands.benchmark import main as work  # after the flags are read: --help needs no torch
+    from pipelines.benchmarks.suite import main as work  # after the flags are read: --help needs no torch
 
     return work(config, settings)
 

@@ -1,4 +1,4 @@
-"""The house: imports point one way, files stay short, nothing optional is imported at the top."""
+"""The layout: imports point one way, without circles or back doors; files stay short; nothing optional is imported early."""
 
 import ast
 import subprocess
@@ -9,30 +9,79 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("tokenizer", "data", "ar_model", "pipelines")
-ALLOWED = {
-    "tokenizer": {"tokenizer"},
-    "data": {"data"},
-    "ar_model": {"ar_model"},
-    "pipelines": {"pipelines", "data", "tokenizer", "ar_model"},
+BELOW = {
+    "tokenizer": ["tokenizer"],
+    "data": ["data"],
+    "ar_model": ["ar_model"],
+    "pipelines": ["tokenizer", "data", "ar_model"],
 }
+"""What a package may import, besides the layers of pipelines."""
+LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", ""]
+"""Folders of pipelines, each of which may import those before it; the last is the top, with the commands that a user starts."""
+COMMANDS = {
+    *("train_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
+    *("probe", "compare", "report", "export", "benchmark"),
+}
+BACK_DOORS = {"importlib", "__import__", "runpy", "exec", "eval"}
 OPTIONAL = ("xformers", "taming", "torchvision", "torchmetrics", "magvit2_pytorch")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_name(path): path for path in FILES}
+
+
 def _imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports anywhere: at its top, in a function, for type checkers only."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {part if part in MODULES else node.module for part in parts}
+    return {name for name in found if name.split(".")[0] in PACKAGES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_package_imports_only_what_lies_below_it(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    assert (_imports(path) & set(PACKAGES)) <= ALLOWED[package]
+def _layer(module: str) -> int:
+    return LAYERS.index(module.split(".")[1] if module.count(".") > 1 or module.split(".")[-1] in LAYERS else "")
+
+
+IMPORTS = {name: _imports(path) for name, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
+    package = module.split(".")[0]
+    for imported in IMPORTS[module]:
+        if package == imported.split(".")[0] == "pipelines":
+            assert _layer(imported) <= _layer(module), f"{module} imports {imported}"
+        else:
+            assert imported.split(".")[0] in BELOW[package], f"{module} imports {imported}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {module: set(imports) for module, imports in IMPORTS.items()}
+    while free := [module for module, imports in left.items() if not imports & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"circles among {sorted(left)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_imported_by_its_name_in_a_string(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    used |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not used & BACK_DOORS
+
+
+def test_the_top_of_pipelines_has_only_commands() -> None:
+    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} == {*COMMANDS, "__init__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -40,15 +89,21 @@ def test_files_stay_under_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("pipelines.settings")])
+def test_settings_import_no_torch(module: str) -> None:
+    """Otherwise `--help` takes seconds."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
 def test_every_module_imports_without_optional_packages() -> None:
-    """tensorboard, xformers and taming are imported where they are used, not when a module is loaded."""
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+    """xformers, taming and others are imported where they are used, not when a module is loaded."""
     code = (
         "import sys, importlib\n"
         "class Block:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] in {OPTIONAL!r}: raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"for name in {list(MODULES)!r}: importlib.import_module(name)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -72,7 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("merge", _merge, "Join caches of equal specification, as if all their videos had been tokenized at once")
     sub.add_argument("cache", nargs="+", help=which.partition(" (")[0])
     sub.add_argument("--name", help="name of the joined cache (default: those of the parts)")
+    moved = add("export", _export, "Moved: python pipelines/export.py writes clips of a cache as mp4")
+    moved.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def _export(arguments: argparse.Namespace) -> tuple[Any, str, int]:
+    raise ValueError("export needs a tokenizer, which this package does not know: use python pipelines/export.py")
 
 
 def _opened(arguments: argparse.Namespace, wanted: str | None) -> TokenCache:

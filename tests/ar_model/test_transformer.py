@@ -16,8 +16,7 @@ from ar_model.attention import set_backend
 from ar_model.backends import BlockMask
 from ar_model.objectives import ARVideo, load_objective
 from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, compile_blocks, recompute_activations
-
-from .small import Batch, build, random_batch
+from tests.helpers.small_arvideo import Batch, build, random_batch
 
 
 class Kept(TorchDispatchMode):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.cache import TokenCache
-from tests.conftest import MakeCache
+from tests.helpers.caches import MakeCache
 
 # Data workers are forked from a server; one that has imported torch already makes each of them start ten times faster.
 multiprocessing.set_forkserver_preload(["data.loading"])

@@ -13,7 +13,7 @@ from data.clips import Clips, ClipSpec, View, describe, read_clips, recorded_vie
 from data.decoding import DamagedVideo, read_frames
 from data.moving_digits import render
 from data.sources import Source, Video, load_source
-from tests.conftest import MakeVideo
+from tests.helpers.videos import MakeVideo
 
 SPEC = ClipSpec(frames=4, size=32, stride=2, views=6, flip=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.decoding import DamagedVideo, Frames, read_frames
-from tests.conftest import MakeVideo
+from tests.helpers.videos import MakeVideo
 
 COUNT = 24
 CONTAINERS = [("mp4", "libx264"), ("mkv", "mpeg4"), ("avi", "mpeg4")]

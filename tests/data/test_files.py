@@ -15,8 +15,7 @@ import pytest
 
 from data import files
 from data.files import Claim, compact, machine, remove_left_overs, temporary_name, write_bytes, write_first, write_json
-
-from .by_hand import in_a_child
+from tests.helpers.cache_contents import in_a_child
 
 DEAD = 99_999_999
 """A process that there is not: Linux counts to 2**22."""

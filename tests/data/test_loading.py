@@ -12,7 +12,7 @@ from data.cache import TokenCache
 from data.clips import ClipSpec, read_clips
 from data.loading import Batch, BatchPlan, ClipDataset, Draw, TokenDataset, batches, evaluation_batches, pick_view
 from data.sources import Source, load_source
-from tests.conftest import MakeCache
+from tests.helpers.caches import MakeCache
 
 CLIP = ClipSpec(frames=4, size=16, views=3)
 

@@ -15,8 +15,7 @@ import webdataset
 from data.cache.index import ShardIndex, open_shards
 from data.cache.storage import Folder
 from data.shards import DamagedCache, ShardWriter, from_npy, sample_id, to_npy
-
-from .by_hand import clip_checksums
+from tests.helpers.cache_contents import clip_checksums
 
 Samples = list[tuple[str, dict[str, bytes]]]
 PREIMAGE = {

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.sources import Source, Video, hold_out, load_source
-
-from .hostile_names import HOSTILE_NAMES
+from tests.helpers.hostile_names import HOSTILE_NAMES
 
 
 def touch(root: Path, *paths: str) -> Path:

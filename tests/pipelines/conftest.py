@@ -1,143 +1,13 @@
 """Tiny runs of the whole path, made once per session and shared."""
 
-import importlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from pipelines.engine.launch import command
-
-ROOT = Path(__file__).parent.parent.parent
-TINY_TOKENIZER = [
-    *("--steps", "6", "--batch_size", "4", "--save_every", "3", "--warmup", "1"),
-    *("--model.width", "16", "--model.depth", "1"),
-]
-TINY_MODEL = [
-    *(
-        "--steps",
-        "6",
-        "--batch_size",
-        "4",
-        "--warmup",
-        "1",
-        "--validate_every",
-        "3",
-        "--save_every",
-        "2",
-        "--precision",
-        "fp32",
-    ),
-    *("--attention", "plain", "--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
-    *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
-]
-DIGITS = "builtin:moving-digits:24:16"
-TINIEST = [
-    *(*TINY_TOKENIZER, "--videos", "builtin:moving-digits:8:2", "--clip.frames", "4", "--clip.size", "32"),
-    *("--precision", "fp32"),
-]
-"""A tokenizer that is trained inside this process in less than a second."""
-
-# Threads that wait must sleep: with more of them than cores, spinning ones make tiny steps a hundred times slower.
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-
-Result = subprocess.CompletedProcess[str]
-
-
-def start(folder: Path, script: str, *flags: str, launch: list[str] | None = None) -> Result:
-    """Run a pipeline in a folder, by default as a plain file of this Python."""
-    launcher = launch or [sys.executable]
-    return subprocess.run(
-        [*launcher, str(ROOT / "pipelines" / f"{script}.py"), *flags],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-    )
-
-
-def last_line(result: Result) -> dict[str, Any]:
-    """The summary of a successful run."""
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def refused(result: Result) -> str:
-    """The one line that a user's mistake ends with."""
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert "Traceback" not in result.stderr
-    errors = [line for line in result.stderr.splitlines() if ": error: " in line]
-    assert len(errors) == 1, result.stderr
-    assert result.stdout == ""
-    return errors[0]
-
-
-def kills(script: str, trials: int, *arguments: str) -> dict[str, Any]:
-    """What a script that kills others found, in a process of its own: it forks, which pytest's threads do not survive."""
-    result = subprocess.run(
-        [sys.executable, "-m", f"tests.pipelines.{script}", str(trials), *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-SCHEMAS = {
-    "train_tokenizer": "TrainTokenizer",
-    "evaluate_tokenizer": "EvaluateTokenizer",
-    "tokenize": "Tokenize",
-    "pretrain_ar": "Pretrain",
-    "probe": "Probe",
-    "compare": "Compare",
-    "report": "Report",
-    "export": "Export",
-    "benchmark": "Benchmark",
-}
-
-
-class Call:
-    """Runs a pipeline inside this process: (script, *flags) -> its summary, or its error line if it exits with `code`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-        """What the last one wrote."""
-
-    def __call__(self, script: str, *flags: str, code: int = 2) -> Any:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-        self._monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
-        self._monkeypatch.setattr(
-            "pipelines.engine.device.cores", lambda accelerator: 1
-        )  # on busy cores two wait for each other
-        module = importlib.import_module(f"pipelines.{script}")
-        self._capsys.readouterr()
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            command(getattr(module, SCHEMAS[script]), module.main)
-        except SystemExit as stop:
-            self.out, self.err = self._capsys.readouterr()
-            assert stop.code == code, (stop.code, self.err)
-            assert self.out == ""
-            lines = [line for line in self.err.splitlines() if ": error: " in line]
-            assert len(lines) == 1, self.err
-            return lines[0]
-        finally:
-            signal.signal(signal.SIGINT, interrupt)  # a training that was ended by an error has left its own
-        self.out, self.err = self._capsys.readouterr()
-        return json.loads(self.out.splitlines()[-1])
+from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, Call, last_line, start
 
 
 @pytest.fixture
@@ -146,9 +16,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all stages ran once on built-in data: runs/, caches/ and answers.json (their last lines)."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("finished_project")
     answers = {"train_tokenizer": last_line(start(folder, "train_tokenizer", "--videos", DIGITS, *TINY_TOKENIZER))}
     tokenizer = answers["train_tokenizer"]["run"]
     flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7"]
@@ -161,17 +31,17 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answers(house: Path) -> dict[str, dict[str, Any]]:
-    return json.loads((house / "answers.json").read_text())
+def answers(finished_project: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((finished_project / "answers.json").read_text())
 
 
 @pytest.fixture
-def copy_of(house: Path, tmp_path: Path) -> Callable[[], Path]:
-    """A copy of the house that a test may damage."""
+def copy_of(finished_project: Path, tmp_path: Path) -> Callable[[], Path]:
+    """A copy of the finished_project that a test may damage."""
 
     def make() -> Path:
         import shutil
 
-        return Path(shutil.copytree(house, tmp_path / "copy"))
+        return Path(shutil.copytree(finished_project, tmp_path / "copy"))
 
     return make

@@ -10,8 +10,7 @@ from ar_model.inputs import CodeSpec
 from ar_model.objectives import VIMPAC, ARVideo, Objective
 from pipelines.engine.config import parse
 from pipelines.settings.pretrain_ar import Pretrain
-
-from .conftest import ROOT
+from tests.helpers.commands import ROOT
 
 CONFIGS = ROOT / "pipelines" / "configs"
 PAPER = ["base/arvideo.yaml", "papers/arvideo.yaml"]

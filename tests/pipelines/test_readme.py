@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from .conftest import ENVIRONMENT, ROOT
+from tests.helpers.commands import ENVIRONMENT, ROOT
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.splitlines()[0])
-def test_python_of_the_readme_runs(snippet: str, house: Path, answers: dict[str, Any]) -> None:
+def test_python_of_the_readme_runs(snippet: str, finished_project: Path, answers: dict[str, Any]) -> None:
     cache = answers["tokenize"]["cache"]
     code = snippet.replace("CACHE", cache)
     if "facts = " in code:
         code += "    print(sample['__key__'], codes.shape, facts['path'])\n"
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=house,
+        cwd=finished_project,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

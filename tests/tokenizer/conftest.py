@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from tests.tokenizer.vqgan import LOSS, SMALL, Loss, build, lightning_checkpoint, write
+from tests.helpers.vqgan_folders import LOSS, SMALL, Loss, build, lightning_checkpoint, write
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.pipelines.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tokenizer import convert, load_tokenizer
 from tokenizer.taming import TamingTokenizer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tokenizer.small import QUANTIZERS, build, pixels, state
+from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, state
 from tests.tokenizer.test_lpips import vgg16_features
 from tokenizer import VQ3D
 from tokenizer.base import to_float

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tokenizer.base
 import tokenizer.streaming
-from tests.tokenizer.small import SIZES, build, one_rounding_apart, pixels
+from tests.helpers.small_tokenizers import SIZES, build, one_rounding_apart, pixels
 from tokenizer import VQ3D
 from tokenizer.streaming import decode_stream, encode_stream
 

@@ -15,8 +15,8 @@ import yaml
 from torch import Tensor, nn
 
 from data.cache import TokenCache
-from tests.pipelines.conftest import TINY_MODEL, last_line, start
-from tests.tokenizer.vqgan import PUBLISHED, build, lightning_checkpoint, same_as_the_package, write
+from tests.helpers.commands import TINY_MODEL, last_line, start
+from tests.helpers.vqgan_folders import PUBLISHED, build, lightning_checkpoint, same_as_the_package, write
 from tokenizer import load_tokenizer
 from tokenizer.taming import load_taming
 

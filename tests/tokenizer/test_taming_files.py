@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.pipelines.conftest import ROOT
-from tests.tokenizer.vqgan import lightning_checkpoint, refused, same_as_the_package
+from tests.helpers.commands import ROOT
+from tests.helpers.vqgan_folders import lightning_checkpoint, refused, same_as_the_package
 from tokenizer import VQ3D, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

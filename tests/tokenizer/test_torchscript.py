@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data.cache import TokenCache
 from pipelines.engine.encoding import DecodedClip, Encoder
-from tests.pipelines.conftest import last_line, start
+from tests.helpers.commands import last_line, start
 from tokenizer import TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 from tokenizer.base import to_float, to_uint8
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tokenizer.small import QUANTIZERS, SIZES, build, one_rounding_apart, pixels
+from tests.helpers.small_tokenizers import QUANTIZERS, SIZES, build, one_rounding_apart, pixels
 from tokenizer import VQ3D
 from tokenizer.base import to_float, to_uint8
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tokenizer.small import build, pixels
+from tests.helpers.small_tokenizers import build, pixels
 from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
 
 SAVED: list[tuple[str, dict[str, Any]]] = [

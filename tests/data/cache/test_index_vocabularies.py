@@ -1,0 +1,128 @@
+"""R17: every code of every vocabulary comes back as it was written, and one beyond the vocabulary is refused at every door."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.cache import CacheSpec, DamagedCache, TokenCache
+from data.cache.writer import CacheWriter
+from data.loading import BatchPlan, TokenDataset, batches, evaluation_batches
+from data.shards import ShardWriter, sample_id, to_npy
+from tests.helpers.cache_contents import SPEC, all_codes, clip_checksums, rewritten_manifest, some_cuts, written_by_hand
+
+SIZES = [(2**8, "<u2"), (2**10, "<u2"), (2**16, "<u2"), (2**16 + 1, "<u4"), (2**18, "<u4")]
+
+
+def spec_of(vocab_size: int) -> CacheSpec:
+    return replace(SPEC, vocab_size=vocab_size, levels=None)
+
+
+def codes_to_the_edge(vocab_size: int) -> np.ndarray:
+    """Codes of two videos, (2, V, t, h, w), the first and the last of the vocabulary among them."""
+    codes = np.random.default_rng(0).integers(max(0, vocab_size - 300), vocab_size, (2, 2, 2, 3, 3))
+    codes[:, :, 0, 0, 0], codes[:, :, 1, 2, 2] = 0, vocab_size - 1
+    return codes
+
+
+def cache_with_a_code_beyond(tmp_path: Path, vocab_size: int, row: int = 1, view: int = 1) -> TokenCache:
+    """A finished cache whose checksums all fit, one code of which is the first beyond its vocabulary."""
+    codes = codes_to_the_edge(vocab_size)
+    codes[row, view, 1, 2, 1] = vocab_size
+    writer = written_by_hand(tmp_path, spec_of(vocab_size + 1), codes)
+    writer.finish(None)
+    spec = json.loads((writer.folder / "manifest.json").read_text())["spec"]
+    rewritten_manifest(writer.folder, spec={**spec, "vocab_size": vocab_size})
+    return TokenCache.open(writer.folder)
+
+
+def shard_with_a_code_beyond(writer: CacheWriter, number: int, vocab_size: int) -> None:
+    """A shard that could not have been made by the writer of caches; its record is right in all else."""
+    codes_Vthw = codes_to_the_edge(vocab_size)[number].astype(writer.spec.dtype)
+    codes_Vthw[1, 1, 2, 2] = vocab_size
+    (video,) = writer.videos(number)
+    facts = {"video": number, "views": 2, "padded": 0, "frames": 8}
+    with ShardWriter(writer.shards, number, tuple(facts)) as shard:
+        shard.add(sample_id(video.path), {"codes.npy": to_npy(codes_Vthw), "json": b"{}"}, facts)
+        shard.commit(skipped=[], **clip_checksums([codes_Vthw]))
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), SIZES)
+def test_every_code_comes_back(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    codes = codes_to_the_edge(vocab_size)
+    writer = written_by_hand(tmp_path, spec_of(vocab_size), codes)
+    writer.finish(None)
+    cache = TokenCache.open(writer.folder)
+    assert cache.codes(0).dtype == np.dtype(dtype)
+    assert np.array_equal(all_codes(cache), codes)
+    gathered = cache.clips.gather(np.array([1, 0, 1]), np.array([0, 1, 1]))
+    assert gathered.dtype == np.dtype(dtype)
+    assert np.array_equal(gathered, codes[[1, 0, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize("vocab_size", [2**8, 2**16, 2**18])
+def test_every_code_reaches_the_model_as_int64(tmp_path: Path, vocab_size: int) -> None:
+    codes = codes_to_the_edge(vocab_size)
+    writer = written_by_hand(tmp_path, spec_of(vocab_size), codes)
+    writer.finish(None)
+    cache = TokenCache.open(writer.folder)
+    plan = BatchPlan(samples=2, batch_size=2, seed=0)
+    for batch, draw in zip(
+        batches(TokenDataset(cache, [0, 1], plan), range(3), 0), map(plan.draw, range(3)), strict=True
+    ):
+        assert batch["codes_BTHW"].dtype == torch.int64
+        expected = codes[draw.rows_B, (2 * draw.view_B).astype(int)]
+        assert np.array_equal(batch["codes_BTHW"].numpy(), expected)
+    (batch,) = evaluation_batches(cache, [0, 1], 2)
+    assert batch["codes_BTHW"].dtype == torch.int64
+    assert np.array_equal(batch["codes_BTHW"].numpy(), codes[:, 0])
+
+
+@pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16, 2**18])
+@pytest.mark.parametrize("beyond", ["first", "far", "negative", "2**32"])
+def test_code_beyond_the_vocabulary_is_refused_when_it_is_written(tmp_path: Path, vocab_size: int, beyond: str) -> None:
+    codes = codes_to_the_edge(vocab_size)
+    codes[1, 1, 1, 2, 1] = {"first": vocab_size, "far": 2**17 + vocab_size, "negative": -1, "2**32": 2**32}[beyond]
+    with pytest.raises(ValueError, match=f"the tokenizer gave codes beyond its {vocab_size}"):
+        written_by_hand(tmp_path, spec_of(vocab_size), codes)
+    assert not list(tmp_path.rglob("000001*")), "nothing of the refused shard is left"
+
+
+@pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**18])
+def test_code_beyond_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_path: Path, vocab_size: int) -> None:
+    writer = written_by_hand(tmp_path, spec_of(vocab_size), codes_to_the_edge(vocab_size), shards=1)
+    shard_with_a_code_beyond(writer, 1, vocab_size)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(b\.mp4\): a code beyond the vocabulary"):
+        writer.finish(None)
+    assert not writer.finished
+
+
+@pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16 - 1, 2**18])
+def test_code_beyond_the_vocabulary_is_refused_when_it_is_read(tmp_path: Path, vocab_size: int) -> None:
+    cache = cache_with_a_code_beyond(tmp_path, vocab_size)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(b\.mp4\): a code beyond the vocabulary"):
+        cache.codes(1)
+    assert np.array_equal(cache.codes(0), codes_to_the_edge(vocab_size)[0])
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16 - 1, 2**18])
+def test_code_beyond_the_vocabulary_is_refused_when_a_batch_is_gathered(
+    tmp_path: Path, vocab_size: int, checksums: bool
+) -> None:
+    cache = TokenCache.open(cache_with_a_code_beyond(tmp_path, vocab_size).address, checksums=checksums)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: view 1 of video 1 is damaged"):
+        cache.clips.gather(np.array([0, 1, 1]), np.array([0, 0, 1]))
+    good = cache.clips.gather(np.array([0, 1]), np.array([1, 0]))
+    assert np.array_equal(good, codes_to_the_edge(vocab_size)[[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (2, 3, 3), (1, 2, 2, 3, 3), (0, 2, 3, 3)])
+def test_codes_of_another_grid_are_refused_when_they_are_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    writer = CacheWriter(tmp_path, "hand", SPEC, 2)
+    writer.begin()
+    with pytest.raises(ValueError, match="do not belong into a cache of"), writer.open_shard(0) as shard:
+        shard.add(SPEC.videos[0], np.zeros(shape, np.int64), some_cuts(2), {})

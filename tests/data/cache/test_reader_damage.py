@@ -1,0 +1,209 @@
+"""Unfinished work is completed, and no change of a finished cache goes unnoticed."""
+
+import json
+import random
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.cache import CacheWriter, TokenCache
+from data.files import machine
+from data.shards import DamagedCache, sample_id
+from data.sources import Video
+from tests.helpers.cache_contents import SPEC, files_of, flipped, written_by_hand
+from tests.helpers.caches import MakeCache
+
+# --- unfinished
+
+
+def test_unfinished_cache_says_so(tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path, finish=False)
+    with pytest.raises(DamagedCache, match="is unfinished; run tokenize again"):
+        TokenCache.open(folder)
+
+
+def test_folder_that_is_no_cache_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DamagedCache, match=r"is no cache: no manifest\.json"):
+        TokenCache.open(tmp_path)
+
+
+def test_interrupted_run_completed_later_is_the_same_byte_for_byte(tmp_path: Path, make_cache: MakeCache) -> None:
+    straight = make_cache(tmp_path / "straight")
+    broken = make_cache(tmp_path / "broken", only_shards=[0, 1], finish=False)
+    (broken / "shards" / "000001.json").unlink()  # killed between the tar and its record
+    (broken / "shards" / f"000002.tar.tmp-{machine()}-99999999").write_bytes(b"torn")
+    kept = (broken / "shards" / "000000.tar").stat().st_mtime_ns
+    completed = make_cache(tmp_path / "broken", shard_size=5)
+    assert completed == broken
+    assert (broken / "shards" / "000000.tar").stat().st_mtime_ns == kept, "a finished shard is not made again"
+    assert files_of(broken) == files_of(straight), "and what a killed process left over is gone"
+
+
+def test_only_missing_shards_are_missing(tmp_path: Path, make_cache: MakeCache) -> None:
+    make_cache(tmp_path, only_shards=[1], finish=False)
+    spec = json.loads(next(tmp_path.glob("*/plan.json")).read_text())["spec"]
+    videos = tuple(Video(*video) for video in spec["videos"])
+    writer = CacheWriter(tmp_path, "toy", replace(SPEC, tokenizer="a tokenizer", levels=None, videos=videos), 4)
+    assert writer.missing() == [0, 2]
+    assert [video.path for video in writer.videos(2)] == ["0/008.mp4", "1/009.mp4"]
+    assert not writer.finished
+
+
+def test_cache_with_missing_shards_cannot_be_finished(tmp_path: Path) -> None:
+    writer = written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3)), shards=1)
+    with pytest.raises(ValueError, match="missing"):
+        writer.finish(None)
+    assert not writer.finished
+
+
+def test_cache_with_a_damaged_shard_cannot_be_finished(tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path, finish=False)
+    tar = folder / "shards" / "000001.tar"
+    tar.write_bytes(flipped(tar.read_bytes(), random.Random(0)))
+    with pytest.raises(DamagedCache, match=r"000001\.tar"):
+        make_cache(tmp_path)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_cache_that_lost_its_manifest_is_completed_with_the_same_shards(tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path)
+    before = files_of(folder)
+    (folder / "manifest.json").unlink()
+    assert make_cache(tmp_path, shard_size=7) == folder
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("shard_size", [1, 7])
+def test_finished_cache_needs_no_plan(tmp_path: Path, shard_size: int) -> None:
+    """As one that was downloaded: the manifest says how large the shards are."""
+    written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3), int)).finish(None)
+    (folder,) = tmp_path.iterdir()
+    (folder / "plan.json").unlink(missing_ok=True)
+    writer = CacheWriter(tmp_path, "again", SPEC, shard_size)
+    assert writer.finished
+    assert writer.missing() == []
+    (folder / "shards" / "000001.tar").unlink()
+    assert CacheWriter(tmp_path, "again", SPEC, shard_size).missing() == [1]
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
+def test_cache_that_lost_its_manifest_and_its_plan_never_loses_a_video(
+    tmp_path: Path, make_cache: MakeCache, shard_size: int
+) -> None:
+    """With them goes the size of the shards that are there; the next run may ask for another one."""
+    folder = make_cache(tmp_path)
+    (folder / "manifest.json").unlink()
+    (folder / "plan.json").unlink(missing_ok=True)
+    try:
+        make_cache(tmp_path, shard_size=shard_size)
+    except DamagedCache as error:
+        assert str(folder) in str(error)
+    else:
+        cache = TokenCache.open(folder)
+        assert [video.path for video in cache.videos] == [f"{i % 2}/{i:03d}.mp4" for i in range(10)]
+
+
+def test_cache_of_damaged_videos_only_is_refused_with_the_first_reason(tmp_path: Path, make_cache: MakeCache) -> None:
+    with pytest.raises(
+        ValueError, match=r"none of the 2 videos can be used; the first, 0/000\.mp4: damaged for the test"
+    ):
+        make_cache(tmp_path, 2, skip=["0/000.mp4", "1/001.mp4"])
+    assert not list(tmp_path.glob("*/manifest.json"))
+
+
+# --- changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 9},
+        {"unigram_bits": 0.0},
+        {"skipped": [{"path": "x", "reason": "y"}]},
+        {"key": "0" * 64},
+        {"spec": {}},
+        {"checksum": "0" * 64},
+        {"format": "arvideo-cache-1"},
+        {"more": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_edited_manifest_is_refused(copy: Path, change: dict[str, Any]) -> None:
+    path = copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DamagedCache, match=r"manifest\.json"):
+        TokenCache.open(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"{}"])
+def test_manifest_that_is_none_is_refused(copy: Path, content: bytes) -> None:
+    (copy / "manifest.json").write_bytes(content)
+    with pytest.raises(DamagedCache, match=r"manifest\.json"):
+        TokenCache.open(copy)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "shards/000001.json"])
+def test_every_flipped_bit_of_manifest_and_records_is_found(copy: Path, file: str) -> None:
+    content = (copy / file).read_bytes()
+    draw = random.Random(0)
+    for _ in range(150):
+        (copy / file).write_bytes(flipped(content, draw))
+        with pytest.raises(DamagedCache):
+            TokenCache.open(copy)
+
+
+@pytest.mark.parametrize("file", ["shards/000001.json", "shards/000001.tar"])
+def test_missing_file_of_a_cache_is_named(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises(DamagedCache, match=re.escape(f"{file}: missing")):
+        TokenCache.open(copy)
+
+
+def test_shard_of_another_cache_is_refused(copy: Path, tmp_path: Path, make_cache: MakeCache) -> None:
+    other = make_cache(tmp_path / "other", [Video(f"{i}", 1) for i in range(10)], keep_pixels="raw")
+    for suffix in ("tar", "json"):
+        shutil.copy(other / "shards" / f"000001.{suffix}", copy / "shards" / f"000001.{suffix}")
+    with pytest.raises(DamagedCache, match=r"000001\.json: is not the record that the manifest names"):
+        TokenCache.open(copy)
+
+
+def test_damaged_codes_are_refused_when_read_and_by_verify(copy: Path) -> None:
+    tar = copy / "shards" / "000001.tar"
+    record = json.loads(tar.with_suffix(".json").read_text())
+    place = record["members"]["codes.npy"]
+    content = bytearray(tar.read_bytes())
+    content[place["offset"][2] + place["size"][2] - 1] ^= 1
+    tar.write_bytes(content)
+    cache = TokenCache.open(copy)
+    cache.codes(5)
+    named = rf"000001\.tar: sample {sample_id('0/006.mp4')} \(0/006\.mp4\), codes\.npy: is damaged"
+    with pytest.raises(DamagedCache, match=named):
+        cache.codes(6)
+    with pytest.raises(DamagedCache, match=named):
+        cache.verify()
+
+
+def test_changed_codebook_is_refused(tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path, 2, codebook_VC=np.ones((64, 6), np.float32))
+    path = folder / "codebook.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCache, match=r"codebook\.safetensors"):
+        TokenCache.open(folder).codebook()
+
+
+def test_missing_codebook_is_named(tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path, 2, codebook_VC=np.ones((64, 6), np.float32))
+    (folder / "codebook.safetensors").unlink()
+    with pytest.raises(DamagedCache, match=r"codebook\.safetensors"):
+        TokenCache.open(folder).codebook()
+
+
+def test_whole_cache_passes_verify_wherever_it_lies(copy: Path) -> None:
+    TokenCache.open(copy).verify()

@@ -1,0 +1,1 @@
+"""What several test files share: makers of videos, caches, models, and processes that misbehave."""

@@ -1,0 +1,71 @@
+"""Tiny caches of random codes, the same in every run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MakeCache = Callable[..., Path]
+"""Type of the fixture `make_cache`."""
+
+
+def make_cache(
+    caches: Path,
+    videos: int | Sequence[Any] = 10,
+    *,
+    name: str = "toy",
+    shard_size: int = 4,
+    vocab_size: int = 64,
+    codes_shape: tuple[int, int, int] = (2, 3, 3),
+    levels: tuple[int, ...] | None = None,
+    views: Any = 2,
+    keep_pixels: Any = "none",
+    codebook_VC: np.ndarray | None = None,
+    skip: Sequence[str] = (),
+    tokenizer: str = "a tokenizer",
+    finish: bool = True,
+    only_shards: Sequence[int] | None = None,
+) -> Path:
+    """Codes of a video depend on its path only. `skip`: damaged videos; `only_shards`: which missing ones to make."""
+    from data.cache import CacheSpec, CacheWriter
+    from data.clips import ClipCuts, ClipSpec, View
+    from data.pixels import pack_pixels
+    from data.shards import sample_id
+    from data.sources import Video
+
+    if isinstance(videos, int):
+        videos = [Video(f"{i % 2}/{i:03d}.mp4", 100 + i, label=str(i % 2)) for i in range(videos)]
+    clip = ClipSpec(frames=4, size=8, views=views)
+    spec = CacheSpec(
+        tokenizer=tokenizer,
+        codes_shape=codes_shape,
+        vocab_size=vocab_size,
+        levels=levels,
+        clip=clip,
+        precision="fp32",
+        encode_batch=2,
+        keep_pixels=keep_pixels,
+        videos=tuple(videos),
+    )
+    writer = CacheWriter(caches, name, spec, shard_size)
+    writer.begin()
+    for number in writer.missing():
+        if only_shards is not None and number not in only_shards:
+            continue
+        with writer.open_shard(number) as shard:
+            for video in writer.videos(number):
+                if video.path in skip:
+                    shard.skip(video, "damaged for the test")
+                    continue
+                rng = np.random.default_rng(int(sample_id(video.path), 16))
+                count = views if views != "dense" else int(rng.integers(1, 6))
+                codes = rng.integers(vocab_size, size=(count, *codes_shape)).astype(spec.dtype)
+                pixels = rng.integers(256, size=(count, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
+                members = {k: m for v, p in enumerate(pixels) for k, m in pack_pixels(keep_pixels, v, p).items()}
+                cut = [View(start=4 * v, stride=1, real=4, top=0, left=0, size=8, flip=False) for v in range(count)]
+                shard.add(video, codes, ClipCuts(tuple(cut), 4 * count, 25.0), members)
+            shard.commit()
+    if finish:
+        writer.finish(codebook_VC)
+    return writer.folder

@@ -1,0 +1,152 @@
+"""Kills pretrain_ar again and again: `python -m tests.helpers.kill_pretrain TRIALS HOUSE FOLDER`.
+
+Everything is imported once; each start is a forked child that does what the command does, from its flags to its summary. A
+trial is up to three starts that are killed at random moments of their lives, and one that is not. Prints JSON: how many
+kills came before the end, what of a run was there when they came, and what went wrong.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from data.files import compact
+from pipelines.commands import pretrain_ar
+from pipelines.engine import run, training
+from tests.helpers.commands import TINY_MODEL
+
+FLAGS = [*TINY_MODEL, "--steps", "16", "--save_every", "2", "--validate_every", "4"]
+WHOLE = ["state.json", "model.safetensors", "optimizer.safetensors"]
+"""Files of a checkpoint."""
+AWAITED = [None, None, "checkpoints/.step_*", "model/*", "*.tmp-*"]
+"""What a kill waits for after its random moment: nothing, or a file that shows that something is being written."""
+
+
+def child(out: Path) -> int:
+    """Process number of a fork that pre-trains; what it says is in a file beside its folder."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        with open(f"{out}.log", "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        sys.argv = ["pretrain_ar.py", *FLAGS, "--out", str(out)]
+        run.command(pretrain_ar.Pretrain, pretrain_ar.main)
+        code = 0
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended_with(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def half_objects(out: Path) -> list[str]:
+    """What has its final name, but is not whole."""
+    wrong = []
+    for step in out.glob("checkpoints/step_*"):
+        try:
+            hashes = json.loads((step / "state.json").read_text())["xxh3"]
+            good = sorted(file.name for file in step.iterdir()) == sorted(WHOLE) and sorted(hashes) == sorted(WHOLE[1:])
+            good &= all(
+                xxhash.xxh3_128(step.joinpath(name).read_bytes()).hexdigest() == hashes[name] for name in hashes
+            )
+        except (OSError, ValueError, KeyError):
+            good = False
+        wrong += [] if good else [step.name]
+    for file in out.glob("*.json"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            wrong.append(file.name)
+    if (out / "config.yaml").exists() and "objective:" not in (out / "config.yaml").read_text():
+        wrong.append("config.yaml")
+    return wrong
+
+
+def stage(out: Path) -> str:
+    """How far a run had come when it was killed."""
+    if list(out.glob("checkpoints/.step_*")):
+        return "while a checkpoint is written"
+    if list(out.glob("model/*")) and not (out / "summary.json").exists():
+        return "while the model is written"
+    for name in ("summary.json", "checkpoints", "metrics.jsonl", "choices.json"):
+        if (out / name).exists():
+            return f"with {name}"
+    return "start-up"
+
+
+def result(out: Path) -> dict[str, Any]:
+    """All that a run leaves, to the last bit, but how long it took."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    files = sorted(file for file in out.rglob("*") if file.is_file())
+    summary = json.loads((out / "summary.json").read_text())
+    times = {"seconds", "clips_per_second", "peak_memory", "run"}
+    return {
+        "logged": [{k: float(v).hex() for k, v in line.items() if k not in times} for line in lines],
+        "summary": compact({k: v for k, v in summary.items() if k not in times}),
+        "names": [str(file.relative_to(out)) for file in files],
+        "sha256": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.suffix == ".safetensors"],
+    }
+
+
+def main(trials: int, finished_project: Path, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    run.cores = lambda accelerator: 1
+    training._LOG_EVERY = 1
+    os.chdir(finished_project)
+    lives = []
+    for i in range(2):
+        began = time.perf_counter()
+        assert ended_with(child(folder / f"straight{i}")) == 0, (folder / f"straight{i}.log").read_text()
+        lives.append(time.perf_counter() - began)
+    expected = result(folder / "straight0")
+    assert len(expected["logged"]) == 16 + 4 and len(expected["sha256"]) == 5
+    draw, early, wrong = random.Random(0), 0, []
+    stages: Counter[str] = Counter()
+    for trial in range(4 * trials):
+        if trial >= trials and early >= trials:  # a busy machine, whose first lives were long, gets more of them
+            break
+        out = folder / f"trial{trial}"
+        for _ in range(draw.randint(1, 3)):
+            process = child(out)
+            time.sleep(draw.uniform(0, min(lives)))
+            awaited = draw.choice(AWAITED)
+            while not (gone := os.waitpid(process, os.WNOHANG)[0]) and awaited and not list(out.glob(awaited)):
+                time.sleep(0.0005)
+            if gone:
+                break
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            early += 1
+            stages[stage(out)] += 1
+            wrong += [f"trial {trial}: {name} is half" for name in half_objects(out)]
+        if ended_with(child(out)) != 0:
+            wrong.append(f"trial {trial}: the next start fails: {Path(f'{out}.log').read_text()[-300:]}")
+            continue
+        found = result(out)
+        wrong += [f"trial {trial}: other {key}: {found[key]}" for key in expected if found[key] != expected[key]]
+        shutil.rmtree(out)
+    return {"early": early, "seconds": min(lives), "stages": stages, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))

@@ -1,0 +1,59 @@
+"""Tiny videos, the same in every run."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+MakeVideo = Callable[..., Path]
+"""Type of the fixture `make_video`."""
+
+
+def make_video(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "mpeg4",
+    rate: int = 10,
+    times: Sequence[int] | None = None,
+    last_duration: int = 0,
+    audio_seconds: float = 0,
+    **options: str,
+) -> Path:
+    """Write frames, uint8 (h, w, 3), as a video; `times` and `last_duration` count ticks of 1 / rate seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
+        stream.options = options
+        sound = container.add_stream("aac", rate=16000) if audio_seconds else None
+        packets = []
+        for time, pixels in zip(times or range(len(frames)), frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        if last_duration:
+            packets[-1].duration = last_duration
+        if sound is not None:
+            for first in range(0, int(audio_seconds * 16000), 1024):
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                silence.sample_rate, silence.pts = 16000, first
+                packets += sound.encode(silence)
+            packets += sound.encode(None)
+        for packet in packets:
+            container.mux(packet)
+    return path
+
+
+def moving_square(direction: int, start: int, count: int = 20, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """A bright square that travels left (-1) or right (1) before a slope of grey."""
+    frames = []
+    for t in range(count):
+        frame = np.repeat(np.linspace(30, 90, height, dtype=np.uint8)[:, None], width, axis=1)[..., None].repeat(3, -1)
+        left = (start + direction * 2 * t) % (width - 12)
+        frame[18:30, left : left + 12] = (230, 200, 170)
+        frames.append(np.ascontiguousarray(frame))
+    return frames

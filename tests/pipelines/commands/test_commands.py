@@ -1,0 +1,133 @@
+"""The four commands: what they print, what they leave, and that a second call finds the work done."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.cache import TokenCache
+from pipelines.engine.config import load_settings
+from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line, start
+
+Answers = dict[str, dict[str, Any]]
+
+KEYS = {
+    "train_tokenizer": "run tokenizer step psnr code_usage dead_codes perplexity skipped seconds",
+    "tokenize": "cache key tokenizer videos skipped clips codes reused seconds",
+    "pretrain_ar": "run objective step loss bits_per_code unigram_bits clips_per_second seconds",
+    "probe": "run cache protocol n skipped chance linear knn untrained one_frame motion_energy layer",
+    "report": "page",
+}
+
+
+@pytest.mark.parametrize("pipeline", KEYS)
+def test_the_last_line_has_the_promised_keys(answers: Answers, pipeline: str) -> None:
+    assert set(KEYS[pipeline].split()) <= set(answers[pipeline])
+
+
+def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None:
+    for name in ("linear", "knn", "untrained", "one_frame", "motion_energy"):
+        result = answers["probe"][name]
+        assert 0 <= result["mean"] <= 1
+        assert 0 < result["stderr"] < 0.5
+    assert answers["probe"]["n"] == 16
+    assert answers["probe"]["chance"] == 0.125
+
+
+def test_an_attentive_probe_reads_every_layer_and_is_reported(finished_project: Path, answers: Answers) -> None:
+    run = answers["pretrain_ar"]["run"]
+    result = last_line(start(finished_project, "probe", "--attentive", "true", "--run", run, "--seeds", "1"))
+    assert len(result["attentive_layers"]) == len(result["layers"]) == 2
+    assert 0 <= result["untrained_attentive"]["mean"] <= 1 and "AdamW" in result["protocol"]
+    assert result["linear"]["mean"] == result["layers"][result["layer"] - 1]["mean"]
+    attentive = [layer["mean"] for layer in result["attentive_layers"]]
+    assert result["attentive"]["mean"] == attentive[result["layer"] - 1]
+    page = Path(last_line(start(finished_project, "report", "--run", run, "--out", "page with attentive"))["page"])
+    assert "untrained network, attentive" in (finished_project / page).read_text()
+
+
+def test_a_run_folder_holds_what_the_plan_says(finished_project: Path, answers: Answers) -> None:
+    for pipeline in ("train_tokenizer", "pretrain_ar"):
+        folder = finished_project / answers[pipeline]["run"]
+        for name in (
+            "config.yaml",
+            "environment.json",
+            "metrics.jsonl",
+            "checkpoints",
+            "model/model.safetensors",
+            "summary.json",
+        ):
+            assert (folder / name).exists(), name
+        assert json.loads((folder / "summary.json").read_text()) == answers[pipeline]
+        assert len(list((folder / "checkpoints").iterdir())) == 2
+    samples = sorted(path.name for path in (finished_project / answers["train_tokenizer"]["run"] / "samples").iterdir())
+    assert samples == ["step_000006.mp4", "step_000006.png"]
+
+
+def test_metrics_hold_training_and_validation(finished_project: Path, answers: Answers) -> None:
+    lines = [
+        json.loads(line)
+        for line in (finished_project / answers["pretrain_ar"]["run"] / "metrics.jsonl").read_text().splitlines()
+    ]
+    validated = {line["step"]: line["val_bits_per_code"] for line in lines if "val_bits_per_code" in line}
+    assert list(validated) == [3, 6]
+    assert validated[6] == answers["pretrain_ar"]["bits_per_code"]
+    assert all({"loss", "lr", "seconds"} <= set(line) for line in lines if "loss" in line)
+
+
+def test_the_cache_holds_every_video_once(finished_project: Path, answers: Answers) -> None:
+    cache = TokenCache.open(finished_project / answers["tokenize"]["cache"])
+    assert len(cache) == 40
+    assert len({video.path for video in cache.videos}) == 40
+    codes = np.stack([cache.codes(i) for i in range(len(cache))])
+    assert codes.size == answers["tokenize"]["codes"]
+    share = np.bincount(codes.ravel()) / codes.size
+    entropy = -(share[share > 0] * np.log2(share[share > 0])).sum()
+    assert answers["pretrain_ar"]["unigram_bits"] == pytest.approx(entropy, abs=1e-3)
+
+
+def test_a_second_tokenize_decodes_nothing(finished_project: Path, answers: Answers, tmp_path: Path) -> None:
+    flags = [
+        "--videos",
+        DIGITS,
+        "--tokenizer",
+        answers["train_tokenizer"]["run"],
+        "--workers",
+        "1",
+        "--shard_size",
+        "100",
+        "--out",
+        str(tmp_path / "elsewhere"),
+    ]
+    again = last_line(start(finished_project, "tokenize", *flags))
+    assert again["reused"]
+    assert not answers["tokenize"]["reused"]
+    assert again["key"] == answers["tokenize"]["key"]
+    assert again["cache"] == answers["tokenize"]["cache"]
+
+
+def test_a_finished_run_says_so_and_repeats_its_summary(finished_project: Path, answers: Answers) -> None:
+    for script, flags in (("train_tokenizer", ["--videos", DIGITS, *TINY_TOKENIZER]), ("pretrain_ar", TINY_MODEL)):
+        again = start(finished_project, script, *flags)
+        assert last_line(again) == answers[script]
+        assert "nothing is left to do" in again.stderr
+
+
+def test_the_written_configuration_runs_again(finished_project: Path, answers: Answers, tmp_path: Path) -> None:
+    config = finished_project / answers["pretrain_ar"]["run"] / "config.yaml"
+    assert load_settings(config.read_text())["steps"] == 6
+    again = last_line(start(finished_project, "pretrain_ar", "--config", str(config), "--out", str(tmp_path / "again")))
+    assert again["loss"] == answers["pretrain_ar"]["loss"]
+
+
+def test_the_report_is_one_self_contained_page(finished_project: Path, answers: Answers) -> None:
+    page = (finished_project / answers["report"]["page"]).read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert not re.search("{{ [a-z]+ }}", page), "a part of the template was not filled in"
+    assert page.count("<svg") >= 3
+    assert "data:image/png;base64," in page
+    for command in ("tokenize.py", "pretrain_ar.py", "probe.py", "train_tokenizer.py"):
+        assert command in page

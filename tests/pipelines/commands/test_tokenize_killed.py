@@ -1,0 +1,18 @@
+"""A tokenize that is killed at any moment is completed by the next one, byte for byte (R1)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.commands import kills
+
+
+@pytest.mark.parametrize("trials", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_a_killed_tokenize_is_completed(
+    finished_project: Path, answers: dict[str, Any], tmp_path: Path, trials: int
+) -> None:
+    tokenizer = str(finished_project / answers["train_tokenizer"]["run"])
+    found = kills("kill_tokenize", trials, tokenizer, str(tmp_path))
+    assert found["wrong"] == []
+    assert found["early"] > 0.8 * trials, "most kills must come while it works"

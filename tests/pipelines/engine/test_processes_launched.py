@@ -1,0 +1,254 @@
+"""One process or several, DDP or FSDP, a batch at once or in parts: the same training, started with the shipped files."""
+
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from ar_model.inputs import CodeSpec
+from ar_model.objectives import ARVideo
+from data.sources import Video
+from pipelines.engine import training
+from pipelines.engine.sharding import name_layers
+from tests.helpers.caches import MakeCache
+from tests.helpers.commands import ENVIRONMENT, ROOT, Call, Result, last_line
+from tests.helpers.non_finite_rank import POISONED
+
+CONFIGS = ROOT / "pipelines" / "configs" / "accelerate"
+STEPS, SAVED = 20, 5
+FLAGS = [
+    *("--steps", str(STEPS), "--batch_size", "4", "--warmup", "1", "--precision", "fp32", "--attention", "plain"),
+    *("--validate_every", "5", "--save_every", str(SAVED), "--clip_gradient", "0.1"),  # below the norms: it is clipped
+    *("--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
+    *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Path:
+    """Holds a cache of codes with a codebook, which is a buffer of the model.
+
+    65 clips are held out: two processes validate on 33 and 32, which is a batch more for the first.
+    """
+    folder = tmp_path_factory.mktemp("scale")
+    splits = ["train"] * 24 + ["val"] * 65
+    videos = [Video(f"{i:03d}.mp4", i, label="a", split=split) for i, split in enumerate(splits)]
+    book_VC = np.random.default_rng(0).standard_normal((64, 5), np.float32)
+    make_cache(folder / "caches", videos, codes_shape=(4, 4, 4), codebook_VC=book_VC, shard_size=50)
+    return folder
+
+
+def launch(config: str, *flags: str) -> list[str]:
+    """`accelerate launch` with one of the shipped configurations, as on GPUs, or with "--cpu" among the flags."""
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *flags]
+
+
+def two(config: str, *flags: str) -> list[str]:
+    """With two processes."""
+    return launch(config, "--num_processes", "2", "--main_process_port", free_port(), *flags)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+ON_CPU = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
+"""Processes that accelerate has started as if for GPUs stay on the CPU."""
+
+
+def begin(folder: Path, launcher: list[str], out: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher, str(ROOT / "pipelines" / "pretrain_ar.py"), *FLAGS, *flags, "--out", str(out)],
+        cwd=folder,
+        env=ON_CPU,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> Result:
+    out, errors = process.communicate(timeout=120)
+    return Result(process.args, process.returncode, out, errors)
+
+
+def train(folder: Path, launcher: list[str], out: Path, *flags: str) -> Result:
+    return end(begin(folder, launcher, out, *flags))
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Path:
+    """The run of one process that all others are compared with."""
+    out = folder / "one"
+    last_line(train(folder, launch("one_gpu.yaml", "--cpu"), out))
+    assert how(out) == (1, "NO")
+    return out
+
+
+def how(run: Path) -> tuple[int, str]:
+    """Processes of a run, and what accelerate made of them."""
+    said = json.loads((run / "environment.json").read_text())
+    return said["processes"], said["distributed"]
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Every logged number, every tensor of both checkpoints and of the final model, up to rounding in fp32."""
+    ours, theirs = curve(run), curve(other)
+    assert [line["step"] for line in ours] == [5, 10, 10, 15, 20, 20]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1.1e-5 if "val_loss" in a else 0)  # those are rounded to 5 digits
+    files = sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    assert len(files) == 5
+    for file in files:
+        a, b = load_file(run / file), load_file(other / file)
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def cut_back(run: Path, copy: Path) -> Path:
+    """A copy of a finished run as if it had been killed after the last checkpoint but one."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "model")
+    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:06d}")
+    (copy / "summary.json").unlink()
+    return copy
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.name)
+def test_accelerate_reads_the_configuration(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == {"one_gpu": "NO", "fsdp": "FSDP"}.get(path.stem, "MULTI_GPU")
+    assert config.num_machines == (2 if path.stem == "several_nodes" else 1)
+    assert (config.num_processes == 1) == (path.stem == "one_gpu")
+
+
+def test_each_block_is_gathered_by_itself() -> None:
+    objective = ARVideo(CodeSpec(shape=(4, 4, 4), vocab_size=8), width=12, heads=1, decoder_width=12, decoder_heads=1)
+    name_layers(objective)
+    assert objective._no_split_modules == ["Block", "CrossBlock"]
+
+
+def test_two_processes_are_one(folder: Path, one: Path, tmp_path: Path) -> None:
+    last_line(train(folder, two("several_gpus.yaml"), tmp_path / "run"))
+    assert how(tmp_path / "run") == (2, "MULTI_CPU")
+    assert_same(tmp_path / "run", one)
+
+
+def test_two_processes_under_fsdp_that_were_killed_and_started_again_are_one(
+    folder: Path, one: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = begin(folder, two("fsdp.yaml"), run)
+    while not list(run.glob("checkpoints/step_*")) and process.poll() is None:
+        time.sleep(0.01)
+    launcher = psutil.Process(process.pid)
+    for one_of_them in (launcher, *launcher.children(recursive=True)):
+        one_of_them.kill()
+    process.communicate()
+    assert not (run / "summary.json").exists()
+    again = train(folder, two("fsdp.yaml"), run)
+    last_line(again)
+    assert "continuing" in again.stderr
+    assert how(run) == (2, "FSDP")
+    assert_same(run, one)
+
+
+def on_two_nodes(folder: Path, launcher: list[str], out: Path) -> Result:
+    """What the first of two nodes says."""
+    nodes = [begin(folder, [*launcher, "--main_process_ip", "127.0.0.1", "--machine_rank", rank], out) for rank in "01"]
+    first, second = [end(node) for node in nodes]
+    assert (second.returncode, second.stdout) == (0, ""), second.stderr
+    return first
+
+
+def test_two_nodes_are_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
+    last_line(on_two_nodes(folder, two("several_nodes.yaml"), tmp_path / "run"))
+    assert how(tmp_path / "run") == (2, "MULTI_CPU")
+    assert_same(tmp_path / "run", one)
+
+
+def test_two_nodes_under_fsdp_continue_what_one_process_began(folder: Path, one: Path, tmp_path: Path) -> None:
+    run = cut_back(one, tmp_path / "run")
+    first = on_two_nodes(folder, two("fsdp.yaml", "--cpu", "--num_machines", "2"), run)
+    last_line(first)
+    assert "from step 15" in first.stderr
+    assert how(run) == (2, "FSDP")
+    assert_same(run, one)
+
+
+def test_one_process_continues_what_fsdp_began(
+    call: Call, folder: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run ends because one of the two processes meets a loss that is not a number."""
+    run = tmp_path / "run"
+    flags = [*FLAGS, "--cache", str(next((folder / "caches").iterdir())), "--out", str(run)]
+    launcher = [*two("fsdp.yaml", "--module"), "tests.helpers.non_finite_rank", *flags]
+    stopped = subprocess.run(launcher, cwd=ROOT, env=ON_CPU, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in stopped.stderr.splitlines() if ": error: " in line]
+    assert f"step {POISONED + 1}: the gradient is not finite (loss " in line
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000005", "step_000010"]
+
+    monkeypatch.chdir(folder)
+    call("pretrain_ar", *flags)
+    assert "from step 10" in call.err
+    assert_same(run, one)
+
+
+def test_nodes_that_do_not_share_the_folder_of_the_run_are_stopped(
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, start: torch.cat([start, start + 250]))
+    line = call("pretrain_ar", *FLAGS, "--out", str(tmp_path / "run"))
+    assert (
+        "the processes find different checkpoints there (of steps [0, 250]); all nodes must share this folder" in line
+    )
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_path: Path) -> None:
+    result = train(folder, two("several_gpus.yaml"), tmp_path / "run", "--batch_size", "5")
+    lines = [line for line in result.stderr.splitlines() if ": error: " in line]
+    assert lines == ["pretrain_ar: error: batch_size 5 does not divide evenly among 2 processes"]
+    assert "exitcode  : 2 " in result.stderr  # so says the launcher, whose own is 1
+
+
+def test_a_tokenizer_is_not_trained_with_fsdp(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.is_fsdp2", True)
+    line = call("train_tokenizer", "--videos", "builtin:moving-digits:8:2", "--out", str(tmp_path / "run"))
+    assert (
+        line
+        == "train_tokenizer: error: a tokenizer is not trained with FSDP; take an accelerate configuration without it"
+    )
+
+
+def test_the_parts_of_a_batch_give_its_losses(
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_LOG_EVERY", 1)
+    monkeypatch.chdir(folder)
+    for accumulate in ("1", "4"):
+        call(
+            "pretrain_ar", *FLAGS, "--batch_size", "8", "--accumulate", accumulate, "--out", str(tmp_path / accumulate)
+        )
+    whole, parts = ([line["loss"] for line in curve(tmp_path / a) if "loss" in line] for a in "14")
+    assert len(whole) == STEPS
+    assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(whole, parts, strict=True))

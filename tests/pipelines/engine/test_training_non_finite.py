@@ -1,0 +1,154 @@
+"""What is not finite is never learned from: training stops with one line that names the samples, the checkpoint stays (R23)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from pipelines.engine.launch import command
+from pipelines.settings.training import Training
+from tests.helpers.commands import ENVIRONMENT, ROOT, TINIEST, Call, start
+from tests.helpers.non_finite_training import POISONED, SAVED, STEPS, Toy, learn
+
+FLAGS = [
+    *("--steps", str(STEPS), "--save_every", "2", "--validate_every", "4", "--batch_size", "2", "--warmup", "0"),
+    *("--precision", "fp32"),
+]
+VALUES = ["nan", "inf", "-inf"]
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """train(toy, *flags) -> exit code and what is on stderr."""
+
+    def run(toy: Toy, *flags: str) -> tuple[int, str]:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        monkeypatch.setattr(sys, "argv", ["toy.py", *FLAGS, "--out", str(tmp_path / "run"), *flags])
+        monkeypatch.setattr("pipelines.engine.device.cores", lambda accelerator: 1)
+        capsys.readouterr()
+        try:
+            command(Training, lambda config, settings: learn(toy, config, settings).losses)
+        except SystemExit as stop:
+            return int(str(stop.code)), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("poison", ["loss", "gradient", "input"])
+def test_nothing_is_learned_from_what_is_not_finite(train: Any, tmp_path: Path, poison: str, value: str) -> None:
+    toy = Toy(poison, float(value))
+    code, errors = train(toy)
+    assert code == 1
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if ": error: " in line]
+    assert line.startswith(f"toy: error: step {POISONED + 1}: the gradient is not finite (loss ")
+    assert line.endswith(
+        f"samples of the step (rows of the list): {', '.join(str(10 * POISONED + i) for i in range(3))}"
+    )
+    assert len(toy.picture) > 12 and toy.state() == toy.picture, "weights, moments and files are as before the step"
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == [f"step_{SAVED - 2:06d}", f"step_{SAVED:06d}"]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_that_was_stopped_so_continues_from_its_checkpoint(train: Any, tmp_path: Path) -> None:
+    whole = Toy("none", 0.0)
+    assert train(whole, "--out", str(tmp_path / "whole"))[0] == 0
+    assert train(Toy("loss", float("nan")))[0] == 1
+    again = Toy("none", 0.0)
+    code, errors = train(again)
+    assert code == 0
+    assert f"from step {SAVED}" in errors
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient", "input"])
+def test_one_poisoned_part_of_an_accumulated_step_is_enough(train: Any, poison: str) -> None:
+    class Once(Toy):
+        def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            if self.picture:
+                self.poison = "none"  # the second part of the step is good
+            return super().forward(batch)
+
+    toy = Once(poison, float("inf"))
+    code, errors = train(toy, "--accumulate", "2")
+    assert code == 1
+    parts = [10 * part + i for part in (2 * POISONED, 2 * POISONED + 1) for i in range(3)]
+    assert f"rows of the list): {', '.join(map(str, parts))}" in errors, "those of both parts"
+    assert toy.state() == toy.picture
+
+
+# --- a real tokenizer: its input is uint8, but its weights may make anything of it
+
+
+HUGE = [*TINIEST, "--lr", "1e38", "--warmup", "0", "--save_every", "1", "--out", "run", "--model.name"]
+
+
+def test_weights_that_became_huge_end_with_one_line(tmp_path: Path) -> None:
+    result = start(tmp_path, "train_tokenizer", *HUGE, "vq3d-2x8x8-fsq1000")
+    assert result.returncode == 1, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if ": error: " in line]
+    assert "not finite" in line and "samples of the step (rows of the list): " in line
+
+
+@pytest.mark.parametrize("quantizer", ["emavq32", "lfq64", "simvq64"])
+def test_so_they_do_with_every_quantizer(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = call("train_tokenizer", *HUGE, f"vq3d-2x8x8-{quantizer}", code=1)
+    assert "not finite" in line and "samples of the step (rows of the list): " in line
+
+
+# --- two processes
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What both ranks of `python -m tests.helpers.non_finite_training` found."""
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    both = {**ENVIRONMENT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both |= {"ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.non_finite_training", str(folder)],
+            cwd=ROOT,
+            env={**both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert sorted(os.listdir(folder / "checkpoints")) == [f"step_{SAVED - 2:06d}", f"step_{SAVED:06d}"]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+
+
+def test_all_processes_stop_when_one_has_a_loss_that_is_not_finite(ranks: list[dict[str, Any]]) -> None:
+    for answer in ranks:
+        assert answer["stopped"].startswith(f"step {POISONED + 1}: the gradient is not finite")
+        assert not answer["learned"]
+
+
+def test_processes_that_hold_different_tokenizers_are_stopped(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["equal"] == ranks[1]["equal"] > 0
+    assert [answer["unequal"] for answer in ranks] == [
+        "step 8: the processes hold different tokenizers; this is a bug"
+    ] * 2

@@ -1,0 +1,274 @@
+"""Training continues exactly where it stopped, and its pieces are pure functions."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
+
+from pipelines.engine import checkpoints, training
+from pipelines.engine.training import lr_at, make_optimizer
+from pipelines.settings.training import Training
+from tests.helpers.commands import ENVIRONMENT, ROOT, TINIEST, TINY_MODEL, Call, last_line, start
+
+
+def losses(run: Path) -> dict[int, str]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: float(line["val_loss"]).hex() for line in lines if "val_loss" in line}
+
+
+def weights(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_killed_run_continues_bit_for_bit(finished_project: Path, tmp_path: Path, workers: str) -> None:
+    flags = [*TINY_MODEL, "--steps", "40", "--save_every", "4", "--validate_every", "20"]
+    straight = last_line(start(finished_project, "pretrain_ar", *flags, "--out", str(tmp_path / "straight")))
+    command = [
+        sys.executable,
+        str(ROOT / "pipelines" / "pretrain_ar.py"),
+        *flags,
+        "--workers",
+        workers,
+        "--out",
+        str(tmp_path / "killed"),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=finished_project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=ENVIRONMENT,
+    )
+    while not list((tmp_path / "killed" / "checkpoints").glob("step_*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = start(finished_project, "pretrain_ar", *flags, "--workers", workers, "--out", str(tmp_path / "killed"))
+    answer = last_line(resumed)
+    assert "continuing" in resumed.stderr or (tmp_path / "killed" / "summary.json").exists()
+    assert answer["loss"] == straight["loss"]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+
+
+def test_ctrl_c_saves_what_was_learned(finished_project: Path, tmp_path: Path) -> None:
+    flags = [*TINY_MODEL, "--steps", "5000", "--save_every", "5000", "--validate_every", "5000", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "pipelines" / "pretrain_ar.py"), *flags]
+    process = subprocess.Popen(command, cwd=finished_project, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; run the same command again to continue" in error
+    assert "Traceback" not in error
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step_")) >= 10
+
+
+def test_accumulation_gives_the_same_weights_as_the_whole_batch(finished_project: Path, tmp_path: Path) -> None:
+    whole = last_line(start(finished_project, "pretrain_ar", *TINY_MODEL, "--out", str(tmp_path / "whole")))
+    parts = last_line(
+        start(finished_project, "pretrain_ar", *TINY_MODEL, "--accumulate", "4", "--out", str(tmp_path / "parts"))
+    )
+    assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    config = Training(steps=100, warmup=10, lr=1.0)
+    assert lr_at(0, config) == pytest.approx(0.1)
+    assert lr_at(9, config) == pytest.approx(1.0)
+    assert lr_at(10, config) == pytest.approx(1.0)
+    assert lr_at(55, config) == pytest.approx(0.505)
+    assert lr_at(99, config) < 0.02
+    assert all(lr_at(step, config) >= lr_at(step + 1, config) for step in range(10, 99))
+
+
+def _trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = make_optimizer(module, Training())
+    for _ in range(3):
+        module(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [
+        v for group in optimizer.param_groups for p in group["params"] for _, v in sorted(optimizer.state[p].items())
+    ]
+
+
+def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
+    module, optimizer = _trained(0)
+    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, beside={}, keep=2)
+    other, other_optimizer = _trained(1)
+    assert checkpoints.load(tmp_path, other, other_optimizer, beside={}) == {"step": 3, "seconds": 1.5}
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_state(optimizer), _state(other_optimizer), strict=True))
+
+
+def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_passed_over(tmp_path: Path) -> None:
+    module, optimizer = _trained(0)
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, beside={}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    broken = tmp_path / "step_000003" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert checkpoints.load(tmp_path, module, optimizer, beside={}) == {"step": 2, "seconds": 0.0}
+    (tmp_path / "step_000002" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="none of its 2 checkpoints can be read"):
+        checkpoints.load(tmp_path, module, optimizer, beside={})
+
+
+def test_the_next_start_deletes_what_a_killed_save_did_not(finished_project: Path, tmp_path: Path) -> None:
+    """Killed in its last save, after the checkpoint had its name: nothing is left to save, yet the old ones must go."""
+    flags = [*TINY_MODEL, "--out", str(tmp_path)]
+    last_line(start(finished_project, "pretrain_ar", *flags))
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step_000004", folder / "step_000002")
+    shutil.copytree(folder / "step_000004", folder / ".step_000006.tmp")
+    (tmp_path / "summary.json").unlink()
+    last_line(start(finished_project, "pretrain_ar", *flags))
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000004", "step_000006"]
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    (tmp_path / ".step_000009.tmp").mkdir(parents=True)
+    module, optimizer = _trained(0)
+    assert checkpoints.load(tmp_path, module, optimizer, beside={}) is None
+
+
+# --- tokenizers
+
+
+class Stopped(BaseException):
+    """As if the process were killed."""
+
+
+def train_tokenizer(call: Call, folder: Path, flags: list[str], stop: int | None = None) -> dict[int, list[int]]:
+    """Train in this process, until a step if one is given; the samples of every step."""
+    rows: dict[int, list[int]] = {}
+    step_of = training._step
+
+    def watched(*arguments: Any) -> Any:
+        *_, watch, step, networks = arguments
+        if step == stop:
+            raise Stopped
+        rows[step] = []
+        return step_of(
+            *arguments[:-3], lambda batch: rows[step].extend(batch["row_B"].tolist()) or watch(batch), step, networks
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_step", watched)
+        patch.setattr(training, "_LOG_EVERY", 1)
+        try:
+            call("train_tokenizer", *TINIEST, *flags, "--out", str(folder))
+        except Stopped:
+            assert stop is not None
+    return rows
+
+
+def logged(run: Path) -> list[dict[str, str]]:
+    """Every number of every line of a run's log, to the last bit."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: float(value).hex() for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def written(run: Path) -> dict[str, str]:
+    """Hashes of all weights and moments that a run leaves."""
+    files = sorted(run.rglob("*.safetensors"))
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32", "--model.options", "{decay: 0.3}"]  # so that codes soon die
+AGAINST = ["--average", "0", "--loss.discriminator"]
+TOKENIZERS = {
+    "fsq": ["--average", "0"],
+    "emavq": ["--average", "0", *EMAVQ],
+    "averaged": ["--average", "0.9"],
+    "averaged emavq": ["--average", "0.9", *EMAVQ],
+    "simvq in bf16": [
+        *("--average", "0", "--model.name", "vq3d-2x8x8-simvq64", "--precision", "bf16", "--clip.frames", "8"),
+    ],
+    "causal": ["--model.name", "vq3d-causal-2x8x8-fsq240", "--clip.frames", "5", "--model.stem", "haar"],
+    "3d from the start": [*AGAINST, "3d", "--loss.adversarial_start", "0"],
+    "3d, stopped before its start": [*AGAINST, "3d", "--loss.adversarial_start", "5"],
+    "patch from the start": [*AGAINST, "patch", "--loss.adversarial_start", "0"],
+    "patch, stopped before its start": [*AGAINST, "patch", "--loss.adversarial_start", "5"],
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_that_was_stopped_continues_bit_for_bit(
+    call: Call, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 4, so that what came after the checkpoint of step 3 is done again."""
+    if "patch" in kind:
+        pytest.importorskip("taming")
+    revived: list[int] = []
+    replace = Codebook.replace
+    monkeypatch.setattr(Codebook, "replace", lambda *a, **k: revived.append(1) or replace(*a, **k))
+    flags = [*TOKENIZERS[kind], "--validate_every", "2"]
+    straight = train_tokenizer(call, tmp_path / "straight", flags)
+    assert len(revived) > 3 or "emavq" not in kind, "codes must be revived before the stop and after it"
+    train_tokenizer(call, tmp_path / "stopped", flags, stop=4)
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_000003"]
+    again = train_tokenizer(call, tmp_path / "stopped", flags)
+    assert again == {step: straight[step] for step in (3, 4, 5)}
+    lines, files = logged(tmp_path / "straight"), written(tmp_path / "straight")
+    assert len(lines) == 6 + 3
+    heeded = [line["adversarial_weight"] != "0x0.0p+0" for line in lines if "adversarial_weight" in line]
+    assert heeded == ([] if "start" not in kind else [False] * 5 + [True] if "before" in kind else [True] * 6)
+    assert ("checkpoints/step_000006/average.safetensors" in files) == (flags[1] != "0")
+    assert logged(tmp_path / "stopped") == lines
+    assert written(tmp_path / "stopped") == files
+
+
+def test_a_killed_tokenizer_continues_bit_for_bit(tmp_path: Path) -> None:
+    """As above, with processes that are really killed."""
+    flags = [*TINIEST, *TOKENIZERS["averaged emavq"], "--steps", "60", "--validate_every", "20"]
+    last_line(start(tmp_path, "train_tokenizer", *flags, "--out", "straight"))
+    command = [sys.executable, str(ROOT / "pipelines" / "train_tokenizer.py"), *flags, "--out", "killed"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, env=ENVIRONMENT, **quiet)
+    while not list((tmp_path / "killed" / "checkpoints").glob("step_*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resumed = start(tmp_path, "train_tokenizer", *flags, "--out", "killed")
+    assert "continuing" in resumed.stderr
+    last_line(resumed)
+    assert logged(tmp_path / "killed") == logged(tmp_path / "straight")
+    assert written(tmp_path / "killed") == written(tmp_path / "straight")
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_wherever_it_is_stopped_a_hundred_steps_are_the_same(call: Call, tmp_path: Path) -> None:
+    """R2: at the first, a middle and the last step, and between two epochs; with 0, 2 and 4 workers."""
+    flags = [*TOKENIZERS["averaged emavq"], "--videos", "builtin:moving-digits:10:2", "--steps", "100"]
+    straight = train_tokenizer(call, tmp_path / "straight", flags)
+    assert len(straight) == 100
+    for workers in ("0", "2", "4"):
+        for stop in (1, 37, 50, 99):
+            out, more = tmp_path / f"{workers}-{stop}", [*flags, "--workers", workers]
+            rows = train_tokenizer(call, out, more, stop=stop) | train_tokenizer(call, out, more)
+            assert rows == straight
+            assert logged(out) == logged(tmp_path / "straight")
+            assert written(out) == written(tmp_path / "straight")

@@ -1,0 +1,175 @@
+"""A tokenizer that encodes does not change: whatever mode it is in, whoever holds it, however often."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, same, state
+from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
+from tokenizer.streaming import PIECE, decode_stream, encode_stream
+
+
+class StageTwo(nn.Module):
+    """A model that holds a tokenizer as a part of it, as none should but many do."""
+
+    def __init__(self, tokenizer: VideoTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.head = nn.Sequential(nn.Embedding(tokenizer.vocab_size, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+    def forward(self, pixels_BTHWC: Tensor) -> Tensor:
+        codes = self.tokenizer.encode(pixels_BTHWC)
+        seen = self.tokenizer(pixels_BTHWC)
+        assert isinstance(self.tokenizer, VQ3D) and torch.equal(seen["codes"], codes)
+        return self.head(codes).mean() + seen["video"].mean() + seen["quantizer"]
+
+
+@pytest.mark.parametrize("quantizer, steps", [("emavq16", 1000), ("fsq240", 100), ("lfq16", 100), ("simvq16", 100)])
+def test_steps_of_a_model_that_holds_it_leave_a_loaded_tokenizer_as_it_was(
+    tmp_path: Path, quantizer: str, steps: int
+) -> None:
+    build(f"vq3d-2x4x4-{quantizer}").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    parent = StageTwo(load_tokenizer(str(tmp_path)))
+    tokenizer = parent.tokenizer
+    before, weights = tokenizer.fingerprint(), state(tokenizer)
+    clips = pixels(4, 2, 8, 8)
+    codes = tokenizer.encode(clips)
+    optimizer = torch.optim.AdamW(parent.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(steps):
+        parent.train()
+        assert parent.head.training and not any(part.training for part in tokenizer.modules())
+        parent(torch.randint(0, 256, (2, 2, 4, 4, 3), dtype=torch.uint8)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert tokenizer.fingerprint() == before and same(state(tokenizer), weights)
+    assert torch.equal(tokenizer.encode(clips), codes)
+
+
+def test_freezing_is_for_good() -> None:
+    tokenizer = build("vq3d-2x4x4-emavq16").train()
+    assert tokenizer.freeze() is tokenizer
+    for parent in (tokenizer, nn.ModuleList([tokenizer]), nn.Sequential(nn.ModuleList([tokenizer]))):
+        parent.train()
+        assert not any(part.training for part in tokenizer.modules())
+        parent.train(True).eval().train()
+        assert not any(part.training for part in tokenizer.modules())
+    assert not any(p.requires_grad for p in tokenizer.parameters())
+
+
+def test_one_that_was_not_frozen_trains() -> None:
+    """The control: freezing is not the default, and training does change what is to be unchanged elsewhere."""
+    tokenizer = build("vq3d-2x4x4-emavq16")
+    before = tokenizer.fingerprint()
+    tokenizer(pixels(8, seed=4))
+    assert tokenizer.fingerprint() == before
+    nn.ModuleList([tokenizer]).train()
+    assert all(part.training for part in tokenizer.modules())
+    tokenizer(pixels(8, seed=4))
+    assert tokenizer.fingerprint() != before
+
+
+@pytest.mark.parametrize("quantizer", [*QUANTIZERS, "noisy"])
+def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(quantizer: str) -> None:
+    noisy = {"preserve_symmetry": True, "noise_dropout": 1.0}
+    tokenizer = build("vq3d-2x4x4-fsq240", options=noisy) if quantizer == "noisy" else build(f"vq3d-2x4x4-{quantizer}")
+    clips = pixels(8, 80, seed=3)  # 40 codes: also through the pieces of a long clip
+    codes, short = tokenizer.encode(clips), tokenizer.encode(clips[:, :8])
+    video = tokenizer.decode(codes)
+    tokenizer.train()
+    tokenizer.quantizer.eval()
+    tokenizer.encoder[1].eval()
+    modes = [part.training for part in tokenizer.modules()]
+    before, generator = state(tokenizer), torch.get_rng_state()
+    for _ in range(2):
+        assert torch.equal(tokenizer.encode(clips), codes)
+        assert torch.equal(tokenizer.encode(clips[:, :8]), short)
+        assert torch.equal(tokenizer.decode(codes), video)
+        assert torch.equal(torch.cat(list(encode_stream(tokenizer, clips.split(9, 1))), 1), codes)
+        assert torch.equal(torch.cat(list(decode_stream(tokenizer, codes.split(9, 1))), 1), video)
+        assert [part.training for part in tokenizer.modules()] == modes
+        tokenizer.train()
+        modes = [part.training for part in tokenizer.modules()]
+    assert all(modes)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert same(state(tokenizer), before)
+
+
+class Watched(VQ3D):
+    """Notes in which mode it encodes and decodes; stands for one whose networks have dropout."""
+
+    def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
+        self.seen.append(any(part.training for part in self.modules()))
+        return super().encode_piece(pixels_BTHWC)
+
+    def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
+        self.seen.append(any(part.training for part in self.modules()))
+        return super().decode_piece(codes_Bthw)
+
+
+def test_every_piece_is_encoded_and_decoded_in_evaluation_mode() -> None:
+    tokenizer = Watched(width=8, depth=0).train()
+    tokenizer.seen = []
+    for frames in (4, 200):
+        tokenizer.decode(tokenizer.encode(pixels(1, frames, 8, 8)))
+    assert len(tokenizer.seen) == 2 + 2 * math.ceil(100 / PIECE) > 4 and not any(tokenizer.seen)
+    assert tokenizer.training
+
+
+def test_each_part_is_in_its_own_mode_again_after_an_error() -> None:
+    tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
+    tokenizer.train()
+    tokenizer.decoder.eval()
+    modes = [part.training for part in tokenizer.modules()]
+    with pytest.raises(ValueError, match="never trained"):
+        tokenizer.encode(pixels())
+    with pytest.raises(ValueError, match="never trained"):
+        list(encode_stream(tokenizer, [pixels()]))
+    assert [part.training for part in tokenizer.modules()] == modes
+
+
+def test_a_stream_leaves_modes_and_gradients_alone_between_its_pieces() -> None:
+    tokenizer = build("vq3d-2x4x4-emavq16").train()
+    for stream in (
+        encode_stream(tokenizer, pixels(1, 8 * PIECE).split(50, 1)),
+        decode_stream(tokenizer, torch.zeros(1, 4 * PIECE, 2, 2, dtype=torch.long).split(25, 1)),
+    ):
+        count = 0
+        for part in stream:
+            assert all(module.training for module in tokenizer.modules()) and torch.is_grad_enabled()
+            assert not part.requires_grad
+            count += 1
+        assert count > 2
+
+
+def test_no_code_depends_on_a_codebook_that_was_never_trained() -> None:
+    """Else the codes would depend on what happens to be encoded first."""
+    tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
+    before = state(tokenizer)
+    for mode in (False, True):
+        with pytest.raises(ValueError, match="never trained"):
+            tokenizer.train(mode).encode(pixels(8))
+    assert same(state(tokenizer), before)
+
+
+def test_training_starts_a_learned_codebook_and_keeps_moving_it() -> None:
+    tokenizer = build("vq3d-2x4x4-emavq16", fitted=False).train()
+    assert not tokenizer.codebook().any()
+    for seed in range(3):
+        before = tokenizer.codebook().clone()
+        tokenizer(pixels(16, seed=seed))
+        assert not torch.equal(tokenizer.codebook(), before)
+    assert len(tokenizer.codebook().unique(dim=0)) > 8
+
+
+def test_a_reloaded_codebook_is_not_started_again(tmp_path: Path) -> None:
+    tokenizer = build("vq3d-2x4x4-emavq16")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = VQ3D.from_pretrained(tmp_path, strict=True)
+    for model in (tokenizer, loaded):
+        torch.manual_seed(3)
+        model.train()(pixels(8, seed=7))
+    assert same(state(loaded), state(tokenizer))
