@@ -4,7 +4,7 @@ BIN := .venv/bin
 # PyTorch's CPU build is enough for everything here; on Linux set PIP_EXTRA_INDEX_URL to PyTorch's CPU index to get it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test soak lint clean
+.PHONY: setup demo test soak lint docs clean
 
 setup: .venv/ready
 
@@ -35,6 +35,11 @@ soak: setup
 lint: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# The documentation site, in build/site. Strict: a broken link or a missing reference is an error.
+docs: setup
+	@$(PIP) --editable '.[docs]'
+	@$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build *.egg-info
