@@ -1,0 +1,46 @@
+"""Each program in examples/ does what its docstring says, on tiny videos."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.helpers.commands import ENVIRONMENT, ROOT
+
+
+def run(folder: Path, name: str, *arguments: str) -> str:
+    """Run an example in a folder and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_extract_features_gives_one_vector_per_video(
+    finished_project: Path, answers: dict[str, Any], video_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer, model = answers["train_tokenizer"]["run"], answers["pretrain_ar"]["run"]
+    run(finished_project, "extract_features", str(video_folder), tokenizer, model, str(tmp_path / "features.npz"))
+    file = np.load(tmp_path / "features.npz")
+    assert file["features_ND"].shape == (6, 8 * 24)  # eight time slices, width 24
+    assert len(np.unique(file["features_ND"], axis=0)) == 6
+    assert sorted(file["label_N"]) == ["left"] * 3 + ["right"] * 3
+
+
+def test_own_tokenizer_fills_a_cache(tmp_path: Path) -> None:
+    said = run(tmp_path, "own_tokenizer", "builtin:moving-digits:8:4")
+    assert "12 videos, codes of shape (1, 8, 8, 8)" in said
+    assert "decoded: (1, 16, 64, 64, 3)" in said
+
+
+def test_read_a_cache_prints_codes_and_batches(finished_project: Path, answers: dict[str, Any]) -> None:
+    said = run(finished_project, "read_a_cache", answers["tokenize"]["cache"])
+    assert "step 2: codes_BTHW (4, 8, 8, 8)" in said
