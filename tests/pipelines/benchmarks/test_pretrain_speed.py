@@ -23,9 +23,9 @@ def plain(*_: object) -> list[dict[str, Any]]:
 
 
 def test_every_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain_speed, "_both", plain)
+    monkeypatch.setattr(pretrain_speed, "_variants", plain)
     monkeypatch.setattr(pretrain_speed, "SETTINGS", {"targets 0.25": pretrain_speed.SETTINGS["targets 0.25"]})
-    monkeypatch.setattr(pretrain_speed, "_workers", lambda: [0])
+    monkeypatch.setattr(pretrain_speed, "_worker_counts", lambda: [0])
     source = load_source("builtin:moving-digits:4:0")
     rows = list(pretrain_speed.measure(tmp_path, source, CPU, 0.1, TINY))
     names = [row.what for row in rows]
