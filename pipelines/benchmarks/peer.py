@@ -17,15 +17,17 @@ class Peer(nn.Module):
     """VideoTokenizer of magvit2-pytorch: stride 2x8x8, FSQ with 1,000 codes, trained on the squared error only, as ours is.
 
     Raises:
-        ValueError: if the package or torchvision, which it imports, is not installed.
+        ValueError: if the package cannot be imported.
     """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         try:
             from magvit2_pytorch import VideoTokenizer
-        except ImportError as error:
-            raise ValueError(f"the peer is not installed ({error}): pip install magvit2-pytorch") from None
+        except (ImportError, RuntimeError) as error:
+            # RuntimeError: the package imports torchvision, whose build may not match that of torch.
+            install = "pip install magvit2-pytorch and the torchvision build that matches torch"
+            raise ValueError(f"magvit2-pytorch cannot be imported ({error}): {install}") from None
         self.tokenizer = VideoTokenizer(
             image_size=size,
             init_dim=CHANNELS,
