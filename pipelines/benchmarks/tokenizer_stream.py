@@ -13,7 +13,10 @@ _FRAMES_OF_A_PIECE = 10
 
 
 def main(frames: int) -> None:
-    """Encode `frames` + 1 frames of 128x128 (causal strides of 4 need 4k + 1) that arrive ten at a time."""
+    """Encode `frames` + 1 frames of 128x128, which arrive ten at a time; `frames` is a multiple of 20.
+
+    A causal tokenizer of stride 4 encodes 4k + 1 frames.
+    """
     torch.manual_seed(0)
     torch.set_num_threads(1)
     tokenizer = VQ3D(name="vq3d-causal-4x8x8-fsq4375").eval()
