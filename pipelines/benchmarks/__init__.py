@@ -19,6 +19,7 @@ class Row:
     alternative: str = ""
     """Name of the alternative."""
     ratio: float | None = None
+    """Ours / peer; for quantities in dB, ours - peer."""
     reach: str = ""
     """The target."""
 
@@ -36,4 +37,5 @@ def comparison(what: str, unit: str, ours: float, peer: float, alternative: str,
 
 
 def _number(value: float) -> str:
+    # From 999.5 on, .3g would print an exponent.
     return f"{value:,.0f}" if abs(value) >= 999.5 or float(value).is_integer() else f"{value:.3g}"

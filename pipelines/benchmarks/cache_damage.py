@@ -35,9 +35,8 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
             ours += _passes(damaged, check)
             try:
                 theirs += _webdataset_reads(tar) != intact
-            except (
-                Exception
-            ):  # webdataset and tarfile raise many types: each of them means that the damage was detected
+            except Exception:
+                # webdataset and tarfile raise many types of errors; each of them counts as detection.
                 continue
         return Row(
             what=what,

@@ -85,7 +85,7 @@ class Entrant:
         )
 
     def forward_backward(self, batch: Batch) -> None:
-        # Blocks compile in their first step and after each torch._dynamo.reset(), so the budget is set around each step.
+        # Blocks are compiled in their first step, and again after a reset: each side under its own budget.
         with functorch.patch(activation_memory_budget=self._budget), torch.autocast(self.device.type, torch.bfloat16):
             loss = self._loss(self.model, batch)
         loss.backward()
@@ -229,7 +229,8 @@ def fastest(
             seconds, memory = min(entrant.seconds() for _ in range(laps)), entrant.memory()
             results.append((seconds, memory, choice))
             notes.append(f"{entrant.name}: {seconds:.3f} s, {memory / 2**20:,.0f} MiB")
-        except Exception as error:  # kernels and compilers raise many types; a setting that fails is left out
+        except Exception as error:
+            # Kernels and compilers raise many types of errors; a setting that fails is not a candidate.
             notes.append(f"{entrant.name}: does not run ({type(error).__name__})")
         finally:
             del entrant

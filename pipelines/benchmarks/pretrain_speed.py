@@ -57,6 +57,7 @@ SETTINGS = {
 SHARE = {"cpu": 0.5, "cuda": 0.4}
 """Target share of the matrix-product peak, by device."""
 STEPS_FROM_DISK = 6
+"""Timed steps of training from disk."""
 LARGEST = 6
 """Number of operations that the profile lists."""
 
@@ -178,17 +179,17 @@ def _from_disk(
 
 
 def _seconds(
-    entrant: Entrant, dataset: Any, to: Callable[[Batch], dict[str, torch.Tensor]], workers: int, steps: int
+    entrant: Entrant, dataset: Any, prepare: Callable[[Batch], dict[str, torch.Tensor]], workers: int, steps: int
 ) -> float:
     """Seconds per step, with its batch read from disk, without the batches that workers may have read before."""
     ahead = 1 + 2 * workers
     stream = batches(dataset, range(ahead + steps), workers)
     for _ in range(ahead):
-        entrant.step(to(next(stream)))
+        entrant.step(prepare(next(stream)))
     wait(entrant.device)
     began = time.perf_counter()
     for batch in stream:
-        entrant.step(to(batch))
+        entrant.step(prepare(batch))
     wait(entrant.device)
     return (time.perf_counter() - began) / steps
 
