@@ -1,6 +1,11 @@
 """Measurements behind pipelines/benchmark.py, one module per subject; each `measure` function yields rows of a table."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,12 @@ class Row:
 def comparison(what: str, unit: str, ours: float, peer: float, alternative: str, reach: str = "") -> Row:
     """Return a row that compares two values by their ratio, ours / peer."""
     return Row(what=what, unit=unit, ours=ours, peer=peer, alternative=alternative, ratio=ours / peer, reach=reach)
+
+
+def run_module(name: str, *arguments: str) -> str:
+    """Run a module of this package in a child process, whose memory is its own, and return its standard output."""
+    command = [sys.executable, "-m", f"{__name__}.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT).stdout
 
 
 def _number(value: float) -> str:

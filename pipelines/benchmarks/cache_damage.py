@@ -48,12 +48,12 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
         )
 
     cuts = [content[:length] for length in range(0, len(content), 64)]
-    yield row(f"a shard cut short at every 64th byte ({len(cuts)}): unnoticed", cuts, TokenCache.verify)
+    yield row(f"a shard cut short at every 64th byte ({len(cuts)}): not detected", cuts, TokenCache.verify)
     flips = [_flip_bit(content, draw.randrange(len(content)), draw) for _ in range(trials)]
-    yield row(f"one bit of a shard flipped ({trials}): unnoticed by verify", flips, TokenCache.verify)
+    yield row(f"one bit of a shard flipped ({trials}): not detected by verify", flips, TokenCache.verify)
     offsets = _code_offsets(damaged)
     flips = [_flip_bit(content, draw.choice(offsets), draw) for _ in range(trials)]
-    yield row(f"one bit of the codes flipped ({trials}): unnoticed when read", flips, _read_all)
+    yield row(f"one bit of the codes flipped ({trials}): not detected when read", flips, _read_all)
 
 
 def _passes(cache: Path, check: Callable[[TokenCache], None]) -> bool:

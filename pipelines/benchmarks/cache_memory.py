@@ -1,16 +1,11 @@
 """Memory of a process that reads a cache larger than its address space."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.benchmarks import Row
+from pipelines.benchmarks import Row, run_module
 from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
-
-_ROOT = Path(__file__).parent.parent.parent
-_READER = "pipelines.benchmarks.cache_memory_reader"
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
@@ -21,9 +16,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     size = sum(path.stat().st_size for path in cache.rglob("*.tar"))
     # At a small scale the limit still has to leave room for Python and PyTorch.
     limit = max(size * 2 // 3, 2**30)
-    command = [sys.executable, "-m", _READER, str(cache), str(limit)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT)
-    resident = json.loads(result.stdout)
+    resident = json.loads(run_module("cache_memory_reader", str(cache), str(limit)))
     gib = 2**30
     yield Row(
         what=f"memory gained while reading {size / gib:.1f} GiB with {limit / gib:.1f} GiB of address space",

@@ -1,9 +1,6 @@
 """Long videos: codes of a stream compared with codes of one pass, and the memory of a stream."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -11,11 +8,10 @@ import torch
 from data.clips import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import Source
-from pipelines.benchmarks import Row, comparison
+from pipelines.benchmarks import Row, comparison, run_module
 from pipelines.engine.encoding import reproducible
 from tokenizer import VQ3D
 
-_ROOT = Path(__file__).parent.parent.parent
 _NAMES = ("vq3d-causal-4x8x8-fsq4375", "vq3d-small-causal-4x8x8-fsq4375", "vq3d-2x8x8-fsq1000")
 _FRAMES = 1000
 
@@ -44,6 +40,4 @@ def measure(source: Source, clip: ClipSpec, device: torch.device) -> Iterator[Ro
 
 def _peak_memory(frames: int) -> int:
     """Peak resident bytes of a process that encodes a stream of so many frames."""
-    command = [sys.executable, "-m", "pipelines.benchmarks.tokenizer_stream", str(frames)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT)
-    return int(result.stdout.splitlines()[-1])
+    return int(run_module("tokenizer_stream", str(frames)).splitlines()[-1])
