@@ -1,32 +1,52 @@
-"""What pipelines/benchmark.py measures, a file for each subject. Each measure gives rows, ours beside the alternative."""
+"""Measurements behind pipelines/benchmark.py, one module per subject; each `measure` function yields rows of a table."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table."""
+    """One row of a benchmark table."""
 
     what: str
+    """The measured quantity and its settings."""
     unit: str
+    """Unit of `ours`, `error` and `peer`."""
     ours: float
     error: float | None = None
-    """Its standard error."""
+    """Standard error of `ours`."""
     peer: float | None = None
-    """The alternative, measured in the same run; None where there is none."""
+    """Value of the alternative in the same run; None if there is none."""
     alternative: str = ""
-    """Which one."""
+    """Name of the alternative."""
     ratio: float | None = None
+    """Ours / peer; for quantities in dB, ours - peer."""
     reach: str = ""
-    """What is wanted."""
+    """The target."""
 
     def texts(self) -> list[str]:
-        """The line for people."""
+        """Return the cells of the printed table: what, ours, alternative, ratio, reach."""
         peer = "" if self.peer is None else f"{_number(self.peer)} {self.unit}  {self.alternative}"
         ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
         error = "" if self.error is None else f" ± {_number(self.error)}"
         return [self.what, f"{_number(self.ours)}{error} {self.unit}", peer or self.alternative, ratio, self.reach]
 
 
+def comparison(what: str, unit: str, ours: float, peer: float, alternative: str, reach: str = "") -> Row:
+    """Return a row that compares two values by their ratio, ours / peer."""
+    return Row(what=what, unit=unit, ours=ours, peer=peer, alternative=alternative, ratio=ours / peer, reach=reach)
+
+
+def run_module(name: str, *arguments: str) -> str:
+    """Run a module of this package in a child process, whose memory is its own, and return its standard output."""
+    command = [sys.executable, "-m", f"{__name__}.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT).stdout
+
+
 def _number(value: float) -> str:
+    # From 999.5 on, .3g would print an exponent.
     return f"{value:,.0f}" if abs(value) >= 999.5 or float(value).is_integer() else f"{value:.3g}"

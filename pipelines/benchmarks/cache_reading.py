@@ -1,6 +1,6 @@
-"""Shuffled batches from a cache, from the same shards through webdataset, and from one array of the same bytes.
+"""Throughput of shuffled batches: our cache, the same shards read by webdataset, and a NumPy memmap of the same codes.
 
-Legend: N clips, B clips of a batch, t h w the grid of codes.
+Shape suffixes: N videos or clips, B clips of a batch, V views of a video, t h w (or T H W) the grid of codes.
 """
 
 import io
@@ -19,65 +19,66 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.cache import TokenCache
 from data.loading import BatchPlan, TokenDataset, batches
-from pipelines.benchmarks import Row
+from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
 
 _BATCH = 64
 _ROUNDS = 5
+_WARM_UP = 40
+"""Batches that are not timed: meanwhile workers start, files are opened and shuffle buffers fill."""
+_Readers = dict[str, Callable[[], Iterable[Any]]]
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
-    """Clips per second, medians of rounds that take turns, after the workers have started."""
+    """Yield clips per second: medians over interleaved rounds, without the start of the workers."""
     videos = numbered_videos(int(20_000 * scale) + 256)
     for views in (1, 4):
         cache = TokenCache.open(synthetic_cache(folder / f"{views}", videos, views=views, shard_size=50))
         unchecked = TokenCache.open(cache.address, checksums=False)
         mapped = _one_array(folder / f"{views}.bin", cache)
-        for workers in (2, 0) if views == 1 else (2,):
-            ways: dict[str, Callable[[], Iterable[Any]]] = {
+        for workers in [2, 0] if views == 1 else [2]:
+            readers: _Readers = {
                 "ours": partial(_ours, cache, workers),
                 "unchecked": partial(_ours, unchecked, workers),
                 "memmap": partial(_loaded, _Mapped(mapped, len(cache), views), workers),
                 "webdataset": partial(_webdataset, cache, workers, all_views=False),
             }
             if views > 1:
-                ways["all views"] = partial(_webdataset, cache, workers, all_views=True)
-            speeds = _race(ways, int(1500 * scale) + 20)
+                readers["all views"] = partial(_webdataset, cache, workers, all_views=True)
+            speeds = _clips_per_second(readers, int(1500 * scale) + 20)
             yield from _rows(speeds, views, workers)
 
 
 def _rows(speeds: dict[str, float], views: int, workers: int) -> Iterator[Row]:
     what = f"shuffled batches, {views} view(s), " + (f"{workers} workers" if workers else "in the training process")
-    bar = bool(workers)
-    yield _row(what, speeds, "webdataset", "webdataset's pipeline, one view of a sample", "≥ 10" if bar else "")
+    alternatives = [("webdataset", what, "webdataset's pipeline, one view of a sample", "≥ 10")]
     if "all views" in speeds:
-        yield _row(what, speeds, "all views", "webdataset's pipeline, all views of a sample one after the other", "")
-    yield _row(what, speeds, "memmap", "numpy.memmap gather", "≥ 0.5" if bar else "")
-    yield _row(f"{what}, checked", speeds, "unchecked", "checksums=False", "≥ 0.95" if bar else "")
+        alternatives.append(("all views", what, "webdataset's pipeline, all views of a sample one after the other", ""))
+    alternatives.append(("memmap", what, "numpy.memmap gather", "≥ 0.5"))
+    alternatives.append(("unchecked", f"{what}, checked", "checksums=False", "≥ 0.95"))
+    for key, title, name, target in alternatives:
+        # The targets are for reading in worker processes only.
+        yield comparison(title, "clips/s", speeds["ours"], speeds[key], name, target if workers else "")
 
 
-def _row(what: str, speeds: dict[str, float], peer: str, name: str, reach: str) -> Row:
-    ratio = speeds["ours"] / speeds[peer]
-    return Row(
-        what=what, unit="clips/s", ours=speeds["ours"], peer=speeds[peer], alternative=name, ratio=ratio, reach=reach
-    )
-
-
-def _race(ways: dict[str, Callable[[], Iterable[Any]]], count: int) -> dict[str, float]:
-    """Clips per second of each, in another order each round; webdataset gets a tenth of the batches, it is slow."""
-    seen: dict[str, list[float]] = {name: [] for name in ways}
-    order = list(ways.items())
-    for round_ in range(_ROUNDS):
-        for name, way in order[round_ % len(order) :] + order[: round_ % len(order)]:
-            wanted = count // 10 if name == "webdataset" else count
-            stream = iter(way())
-            for _ in islice(stream, 40):  # workers start, files are opened, shuffle buffers fill
+def _clips_per_second(readers: _Readers, batch_count: int) -> dict[str, float]:
+    """Median throughput of each reader over rounds; each round starts with another reader."""
+    speeds: dict[str, list[float]] = {name: [] for name in readers}
+    order = list(readers.items())
+    for _ in range(_ROUNDS):
+        for name, reader in order:
+            # webdataset is about twenty times slower, so it reads fewer batches.
+            count = batch_count // 10 if name == "webdataset" else batch_count
+            stream = iter(reader())
+            for _ in islice(stream, _WARM_UP):
                 pass
             began = time.perf_counter()
-            clips = sum(len(batch) for batch in islice(stream, wanted))
-            seen[name].append(clips / (time.perf_counter() - began))
+            clips = sum(len(batch) for batch in islice(stream, count))
+            speeds[name].append(clips / (time.perf_counter() - began))
+            # The workers must end before the next reader is timed.
             del stream
-    return {name: statistics.median(speeds) for name, speeds in seen.items()}
+        order.append(order.pop(0))
+    return {name: statistics.median(values) for name, values in speeds.items()}
 
 
 def _ours(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
@@ -86,12 +87,12 @@ def _ours(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
 
 
 def _loaded(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
-    """The same way from the workers to int64 tensors for both."""
+    """Batches of int64 codes; our cache and the memmap go through the same data loader."""
     return (batch["codes_BTHW"] for batch in batches(dataset, range(10**6), workers))
 
 
 def _one_array(file: Path, cache: TokenCache) -> tuple[Path, tuple[int, ...]]:
-    """All clips of a cache in one file, the simplest thing that could be read."""
+    """Write all clips of a cache into one raw array; return its file and shape."""
     shape = (int(cache.views_N.sum()), *cache.codes_shape)
     array = np.memmap(file, "<u2", "w+", shape=shape)
     first_N = np.cumsum(cache.views_N) - cache.views_N
@@ -102,7 +103,7 @@ def _one_array(file: Path, cache: TokenCache) -> tuple[Path, tuple[int, ...]]:
 
 
 class _Mapped(Dataset):
-    """Step -> batch, gathered from a mapped array; one view of each video, in a new order each epoch."""
+    """Batches gathered from a memmap: one view of each video, in one fixed random order of videos."""
 
     def __init__(self, mapped: tuple[Path, tuple[int, ...]], videos: int, views: int) -> None:
         self._mapped, self._videos, self._views = mapped, videos, views
@@ -118,7 +119,7 @@ class _Mapped(Dataset):
 
 
 def _webdataset(cache: TokenCache, workers: int, all_views: bool) -> Iterator[np.ndarray]:
-    """The pipeline of webdataset's own examples: shards and samples shuffled, decoded, views taken, batched."""
+    """The pipeline of webdataset's own examples: shuffle shards and samples, decode, choose views, batch."""
     urls = [f"{cache.address}/{shard.file}" for shard in cache.shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
     samples = dataset.map(_codes)
@@ -130,7 +131,7 @@ def _webdataset(cache: TokenCache, workers: int, all_views: bool) -> Iterator[np
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=context,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        collate_fn=_keep_array,  # type: ignore[arg-type]
     )
     return iter(loader)
 
@@ -148,6 +149,6 @@ def _each_view(samples: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield from codes_Vthw
 
 
-def _as_it_is(batch: np.ndarray) -> np.ndarray:
-    """Small arrays go through a pipe, as ours do: shared memory would cost more."""
+def _keep_array(batch: np.ndarray) -> np.ndarray:
+    """Keep a NumPy array: workers send it through a pipe, as ours do, which is faster for small arrays than shared memory."""
     return batch

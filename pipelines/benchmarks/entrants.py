@@ -1,4 +1,4 @@
-"""What the pre-training benchmark compares: our model and a public VideoMAE, behind one training step.
+"""The models that the pre-training benchmark compares, ours and a public VideoMAE, with one interface for a training step.
 
 The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
 """
@@ -20,19 +20,24 @@ from torch import Tensor, nn
 
 from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
-from ar_model.objectives import ARVideo, Objective, VideoMAE
+from ar_model.objectives import ARVideo, Objective
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
 from pipelines.engine.device import wait
 from pipelines.engine.memory import Resident
 
 Batch = dict[str, Tensor]
 AS_FAST = 1.05
-"""Steps whose times differ by less count as equally fast: two laps on a machine of two cores tell no more."""
+"""Ratio of step times below which settings count as equally fast: two timings on two cores are no more precise."""
+HIDDEN = 0.9
+"""Share of tubes that VideoMAE masks."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that both sides share: the clip, its tubelets, the encoder, the samples of a step."""
+    """Sizes that both models share: the clip, its tubelets (t, h, w), the encoder, and the clips of a step.
+
+    The vocabulary (FSQ levels) and the clusters (t, h, w, in tokens) are those of ARVideo.
+    """
 
     frames: int = 16
     side: int = 224
@@ -46,10 +51,12 @@ class Shape:
 
     @property
     def grid(self) -> tuple[int, int, int]:
+        """Size (t, h, w) of the grid of tokens."""
         t, h, w = self.tubelet
         return self.frames // t, self.side // h, self.side // w
 
     def codes(self) -> CodeSpec:
+        """Return the specification of the codes of these clips."""
         return CodeSpec(
             shape=self.grid,
             vocab_size=prod(self.vocabulary),
@@ -59,7 +66,7 @@ class Shape:
 
 
 class Entrant:
-    """A model in training: `step` is one optimizer step in bf16 autocast with fused AdamW, as everybody does it."""
+    """A model in training. A step is an optimizer step of fused AdamW, in bf16 autocast."""
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class Entrant:
         batch: Batch,
         budget: float = 1.0,
     ) -> None:
-        """`budget`: share of what autograd would keep that compiled code may keep; 1.0 is PyTorch's own choice."""
+        """Set up the training; `budget` is the share of activations that compiled code keeps (1.0: PyTorch's default)."""
         self.name, self.model, self.batch = name, model.train(), batch
         self._loss, self._budget = loss, budget
         self.device = next(model.parameters()).device
@@ -89,7 +96,7 @@ class Entrant:
         self.optimizer.zero_grad()
 
     def seconds(self) -> float:
-        """Of one step."""
+        """Time one step."""
         wait(self.device)
         began = time.perf_counter()
         self.step()
@@ -97,7 +104,7 @@ class Entrant:
         return time.perf_counter() - began
 
     def memory(self, steps: int = 1) -> float:
-        """Most bytes of a step beyond what stays between steps, weights and the optimizer's moments: median over steps."""
+        """Return the peak memory of a step in bytes, without weights and optimizer state: the median over steps."""
         return statistics.median(self._peak() for _ in range(steps))
 
     def _peak(self) -> int:
@@ -107,14 +114,14 @@ class Entrant:
             before = torch.cuda.memory_allocated(self.device)
             self.step()
             return torch.cuda.max_memory_allocated(self.device) - before
-        _give_back()
+        _trim_heap()
         with Resident() as resident:
             self.step()
         return resident.most - resident.before
 
 
-def _give_back() -> None:
-    """Let the C library return what it keeps of freed memory, so that it is not mistaken for memory in use."""
+def _trim_heap() -> None:
+    """Make the C library return freed memory to the operating system, so that it does not count as in use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -129,24 +136,16 @@ def ours(
     objective: type[Objective] = ARVideo,
     **settings: Any,
 ) -> Entrant:
-    """The ViT of a paper with our code: ARVideo's on cached codes, VideoMAE's on pixels, or as `settings` of it say."""
+    """Build our model: ARVideo on cached codes or VideoMAE on pixels, with the settings of its paper changed by `settings`."""
     torch.manual_seed(0)
-    papers: dict[type[Objective], dict[str, Any]] = {
-        ARVideo: {
-            "clusters": shape.clusters,
-            "keep": 0.2,
-            "decoder_width": 512,
-            "decoder_depth": 4,
-            "decoder_heads": 8,
-        },
-        VideoMAE: {
-            **{"decoder_width": shape.width // 2, "decoder_depth": 4, "decoder_heads": shape.heads // 2},
-            **{"rope": False, "flat": True},
-        },
-    }
-    sizes: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "heads": shape.heads}
-    with device:  # a traced module cannot be moved
-        model = objective(shape.codes(), **{**sizes, **papers[objective], **settings})
+    arguments: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "decoder_depth": 4}
+    if objective is ARVideo:
+        arguments |= {"clusters": shape.clusters, "keep": 0.2, "decoder_width": 512, "decoder_heads": 8}
+    else:
+        arguments |= {"decoder_width": shape.width // 2, "decoder_heads": shape.heads // 2, "rope": False, "flat": True}
+    # Built on its device: a traced module cannot be moved.
+    with device:
+        model = objective(shape.codes(), **(arguments | settings))
     set_backend(model, attention)
     if compiled:
         compile_blocks(model)
@@ -162,7 +161,7 @@ def ours(
 
 
 def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bool) -> Entrant:
-    """VideoMAE as its paper has it (arXiv 2203.12602): 90 % of tubes masked, normalised pixels.
+    """Build VideoMAE of transformers with the settings of its paper (arXiv 2203.12602): 90 % masked tubes, normalised pixels.
 
     Raises:
         ValueError: if transformers is not installed.
@@ -186,7 +185,8 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
         decoder_intermediate_size=2 * shape.width,
         decoder_num_hidden_layers=4,
         norm_pix_loss=True,
-        attn_implementation=attention,  # type: ignore[call-arg]  # its base class takes it
+        # The base class accepts this argument.
+        attn_implementation=attention,  # type: ignore[call-arg]
     )
     with device:
         model: nn.Module = VideoMAEForPreTraining(config)
@@ -200,40 +200,51 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
 
 @functools.cache
 def tube_mask(shape: Shape) -> Tensor:
-    """The same 90 % of places masked in all slices of a clip, boolean (B, L). Made once: a trace needs it to be there."""
+    """Mask of tubes, boolean (B, L): the same 90 % of places in all time slices of a clip.
+
+    The mask is cached, because a tensor made within a trace of `costs` would be a fake one.
+    """
     t, h, w = shape.grid
-    masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(0.9 * h * w)
+    masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(HIDDEN * h * w)
     return masked[:, None].expand(-1, t, -1).flatten(1)
 
 
 def fastest(
     build: Callable[..., Entrant], choices: Sequence[dict[str, Any]], laps: int = 2
 ) -> tuple[Callable[[], Entrant], str]:
-    """How to build the entrant whose settings give the shortest step, of those within 5 % of it the one that needs the
-    least memory; and what all of them took. None of them is left when it returns."""
-    taken: list[tuple[float, float, dict[str, Any]]] = []
+    """Choose the fastest of several settings; of those within 5 % of it, the one that needs the least memory.
+
+    Returns:
+        A function that builds the chosen entrant, and a text with the time and memory of all settings.
+
+    Raises:
+        ValueError: if no setting runs on this machine.
+    """
+    results: list[tuple[float, float, dict[str, Any]]] = []
     notes = []
     for choice in choices:
         entrant = build(**choice)
         try:
             entrant.step()
             seconds, memory = min(entrant.seconds() for _ in range(laps)), entrant.memory()
-            taken.append((seconds, memory, choice))
+            results.append((seconds, memory, choice))
             notes.append(f"{entrant.name}: {seconds:.3f} s, {memory / 2**20:,.0f} MiB")
-        except Exception as error:  # a setting that does not work on this machine is no candidate, whatever the reason
+        except Exception as error:
+            # Kernels and compilers raise many types of errors; a setting that fails is not a candidate.
             notes.append(f"{entrant.name}: does not run ({type(error).__name__})")
         finally:
             del entrant
             torch._dynamo.reset()
-    if not taken:
+    if not results:
         raise ValueError("; ".join(notes))
-    limit = AS_FAST * min(seconds for seconds, _, _ in taken)
-    best = min((found for found in taken if found[0] <= limit), key=lambda found: found[1])[2]
-    return functools.partial(build, **best), "; ".join(notes)
+    limit = AS_FAST * min(seconds for seconds, _, _ in results)
+    fast_enough = [result for result in results if result[0] <= limit]
+    _, _, choice = min(fast_enough, key=lambda result: result[1])
+    return functools.partial(build, **choice), "; ".join(notes)
 
 
 def memory_alone(build: Callable[[], Entrant]) -> float:
-    """`Entrant.memory`, median of five, in a process of its own: there nobody else has left holes in the memory."""
+    """Measure `Entrant.memory` over five steps in a new process, whose heap is not fragmented by other models."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_memory, build).result()
 

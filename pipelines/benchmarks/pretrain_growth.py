@@ -1,4 +1,4 @@
-"""How the time of a step grows with tokens, with clusters and with the vocabulary: a picture of each."""
+"""Time of a training step against the number of tokens, clusters and codes of the vocabulary, with an SVG of each."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,50 +10,45 @@ from pathlib import Path
 import torch
 
 from data.files import write_bytes
-from pipelines.benchmarks import Row
+from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.entrants import Entrant, Shape, ours, videomae
 from pipelines.benchmarks.pretrain_speed import by_turns
 from pipelines.reporting.pictures import line_chart
 
 SMALL = Shape(width=384, depth=12, heads=6, batch=2)
-"""ViT-S, so that the whole takes minutes on a CPU."""
+"""ViT-S, so that the measurement takes minutes on a CPU."""
 FRAMES = (4, 8, 16, 32)
 BOXES = ((4, 14, 14), (4, 7, 14), (4, 7, 7), (2, 7, 7), (1, 7, 7), (1, 7, 2), (2, 2, 2), (1, 2, 2))
 VOCABULARIES = ((8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5))
 
 
 def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMALL) -> Iterator[Row]:
-    """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; a row for the ends of each curve."""
+    """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; yield a row with the ends of each curve."""
     rounds = max(1, round(4 * scale))
     build = partial(ours, device=device, attention="plain" if device.type == "cpu" else "sdpa", compiled=False)
-    longer = [replace(shape, frames=frames) for frames in FRAMES]
-    boxes = [replace(shape, clusters=box) for box in BOXES]
-    larger = [replace(shape, vocabulary=levels) for levels in VOCABULARIES]
+    by_frames = [replace(shape, frames=frames) for frames in FRAMES]
+    by_clusters = [replace(shape, clusters=box) for box in BOXES]
+    by_vocabulary = [replace(shape, vocabulary=levels) for levels in VOCABULARIES]
     folder.mkdir(parents=True, exist_ok=True)
     for what, shapes, xs in (
-        ("tokens", longer, [float(prod(s.grid)) for s in longer]),
-        ("clusters", boxes, [prod(s.grid) / prod(s.clusters) for s in boxes]),
-        ("vocabulary", larger, [float(prod(s.vocabulary)) for s in larger]),
+        ("tokens", by_frames, [float(prod(s.grid)) for s in by_frames]),
+        ("clusters", by_clusters, [prod(s.grid) / prod(s.clusters) for s in by_clusters]),
+        ("vocabulary", by_vocabulary, [float(prod(s.vocabulary)) for s in by_vocabulary]),
     ):
-        ways: dict[str, Callable[[Shape], Entrant]] = {
+        builders: dict[str, Callable[[Shape], Entrant]] = {
             f"targets {targets}": partial(build, targets=targets) for targets in (0.25, 1.0)
         }
         if what == "tokens":
-            ways["VideoMAE (sdpa)"] = partial(videomae, device=device, attention="sdpa", compiled=False)
-        lines = {name: (xs, [_step(way(s), rounds) for s in shapes]) for name, way in ways.items()}
+            builders["VideoMAE (sdpa)"] = partial(videomae, device=device, attention="sdpa", compiled=False)
+        lines = {name: (xs, [_seconds(builder(s), rounds) for s in shapes]) for name, builder in builders.items()}
         file = folder / f"growth-{what}.svg"
         write_bytes(file, line_chart(lines, x=what, y="seconds per step", log=True).encode())
         print(f"    wrote {file}", file=sys.stderr, flush=True)
         for name, (_, ys) in lines.items():
-            yield Row(
-                what=f"ViT-S, batch {shape.batch}, {name}: {what} {xs[0]:,.0f} to {xs[-1]:,.0f}, a step takes",
-                unit="ms",
-                ours=1000 * ys[-1],
-                peer=1000 * ys[0],
-                alternative="at first",
-                ratio=ys[-1] / ys[0],
-            )
+            title = f"ViT-S, batch {shape.batch}, {name}: a step with {xs[-1]:,.0f} {what}"
+            yield comparison(title, "ms", 1000 * ys[-1], 1000 * ys[0], f"with {xs[0]:,.0f}")
 
 
-def _step(entrant: Entrant, rounds: int) -> float:
+def _seconds(entrant: Entrant, rounds: int) -> float:
+    """Median time of a step in seconds."""
     return by_turns([entrant.seconds], rounds)[0]

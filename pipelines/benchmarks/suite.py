@@ -1,4 +1,4 @@
-"""Measure this project beside the alternative, as ratios within one run."""
+"""Run the measurements of a benchmark and print their table."""
 
 import sys
 import tempfile
@@ -33,7 +33,9 @@ from pipelines.settings.benchmark import Benchmark
 
 
 def main(config: Benchmark, settings: str) -> dict[str, Any]:
-    source = load_source(config.videos)  # a mistake in it shows before anything is measured
+    """Run the measurements, print each row as it is measured and the table at the end, and return the summary."""
+    # Loaded first, so that a mistake shows before anything is measured.
+    source = load_source(config.videos)
     device = start_accelerator().device
     began = time.perf_counter()
     rows: list[Row] = []
@@ -42,10 +44,10 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
             for measure in _measures(config, source, Path(folder), device):
                 for row in measure():
                     rows.append(row)
-                    print(
-                        f"{time.perf_counter() - began:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True
-                    )
-    finally:  # what was measured before something failed, or was stopped, counts
+                    seconds = time.perf_counter() - began
+                    print(f"{seconds:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
+    finally:
+        # After a failure or Ctrl-C, print the rows measured so far.
         if rows:
             print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
     return {
@@ -58,6 +60,7 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
 def _measures(
     config: Benchmark, source: Source, folder: Path, device: torch.device
 ) -> list[Callable[[], Iterator[Row]]]:
+    """List the measurements of the chosen benchmark, in their order."""
     clip, scale = config.clip, config.scale
     if config.what == "tokenizer":
         return [

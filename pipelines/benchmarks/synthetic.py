@@ -1,4 +1,4 @@
-"""Caches of random codes, to measure reading without tokenizing anything."""
+"""Caches of random codes, for measurements that need no tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def synthetic_cache(
     tokenizer: str = "none",
     clip: ClipSpec | None = None,
 ) -> Path:
-    """A finished cache of the given videos, as tokenize would write it, but with random codes."""
+    """Write a finished cache of random codes, in the format that tokenize writes, and return its folder."""
     clip = clip or ClipSpec(views=views)
     spec = CacheSpec(
         tokenizer=tokenizer,
@@ -54,5 +54,5 @@ def synthetic_cache(
 
 
 def numbered_videos(count: int) -> list[Video]:
-    """Videos that do not exist, in ten classes."""
+    """List `count` videos in ten classes; their files do not exist."""
     return [Video(f"class{i % 10}/video_{i:07d}.mp4", 100_000 + i, label=f"class{i % 10}") for i in range(count)]

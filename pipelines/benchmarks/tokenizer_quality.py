@@ -1,4 +1,4 @@
-"""Our tokenizer beside a peer's: what equal time on the same clips gives, how fast it encodes, and whether codes stay in use."""
+"""Our tokenizer compared with magvit2-pytorch: PSNR after equal training time, encoding speed, and code usage."""
 
 import math
 import time
@@ -14,9 +14,9 @@ from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
 from data.source_clips import held_out_clips
 from data.sources import Source, hold_out
-from pipelines.benchmarks import Row
+from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.peer import BATCH, LR, Peer
-from pipelines.engine.device import resolve_precision
+from pipelines.engine.device import resolve_precision, wait
 from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VQ3D
 from tokenizer.base import to_uint8
@@ -26,15 +26,16 @@ from tokenizer.measures import code_health, psnr_of
 
 _SECONDS = 150
 _WARM_UP = 50
+"""Steps of warm-up."""
 _MEMORY = 2**31
-"""Bytes of training clips that are held."""
+"""Maximum bytes of training clips in memory."""
 KINDS = {"FSQ": ("vq3d-2x8x8-fsq1000", 0.9), "EMA-VQ": ("vq3d-2x8x8-emavq1024", 0.8)}
-"""Ours, and the share of its codes that should be in use."""
+"""Our tokenizers by quantizer: name, and target share of the codes in use."""
 
 
 @dataclass
 class Trained:
-    """A tokenizer, how well it does on held-out clips, and its code usage at each quarter of its training."""
+    """A trained tokenizer, its PSNR on held-out clips in dB, and its code usage after each quarter of the training."""
 
     tokenizer: VQ3D
     psnr: float
@@ -42,10 +43,17 @@ class Trained:
 
 
 def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) -> Iterator[Row]:
-    """Both train by the same loop on the same clips for equally long: AdamW, autocast, a cosine over the time."""
+    """Yield PSNR, encoding speed and code usage.
+
+    Both sides train in the same loop on the same clips for equal time: AdamW, autocast, cosine schedule over the time.
+
+    Raises:
+        ValueError: if magvit2-pytorch is not installed or the source has no usable video.
+    """
     seconds = _SECONDS * scale
     torch.manual_seed(0)
-    peer = Peer(clip.size).to(device)  # first, for it may not be installed
+    # The peer comes first, so that a missing package shows before anything is trained.
+    peer = Peer(clip.size).to(device)
     clips_NTHWC = training_clips(source, clip)
     held_out_BTHWC = held_out_clips(source, clip, 96, {})
     ours = {kind: train(name, clips_NTHWC, held_out_BTHWC, device, seconds) for kind, (name, _) in KINDS.items()}
@@ -62,49 +70,43 @@ def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) 
         reach="≥ 2 more",
     )
     yield Row(what="the same with a learned codebook (EMA-VQ, 1,024 codes)", unit="dB", ours=ours["EMA-VQ"].psnr)
-    speeds = [frames_per_second(model.encode, held_out_BTHWC, device) for model in (ours["FSQ"].tokenizer, peer)]
-    yield Row(
-        what=f"encoding in fp32, {shape}",
-        unit="frames/s",
-        ours=speeds[0],
-        peer=speeds[1],
-        alternative="magvit2-pytorch",
-        ratio=speeds[0] / speeds[1],
-        reach="≥ 3",
-    )
+    our_speed = frames_per_second(ours["FSQ"].tokenizer.encode, held_out_BTHWC, device)
+    peer_speed = frames_per_second(peer.encode, held_out_BTHWC, device)
+    yield comparison(f"encoding in fp32, {shape}", "frames/s", our_speed, peer_speed, "magvit2-pytorch", "≥ 3")
     for kind, (_, reach) in KINDS.items():
         quarters = ", ".join(f"{share:.3f}" for share in ours[kind].usage)
-        yield Row(
-            what=f"share of the codes in use, {kind}, training clips, after each quarter: {quarters}",
-            unit="",
-            ours=ours[kind].usage[-1],
-            reach=f"≥ {reach}, never falls",
-        )
+        what = f"share of the codes in use, {kind}, training clips, after each quarter: {quarters}"
+        yield Row(what=what, unit="", ours=ours[kind].usage[-1], reach=f"≥ {reach}, never falls")
 
 
 def training_clips(source: Source, clip: ClipSpec) -> Tensor:
-    """The clips of all that is not held out, uint8 (N, T, H, W, 3), as many as 2 GiB hold."""
+    """Read the clips of the training videos, uint8 (N, T, H, W, 3), up to 2 GiB.
+
+    Raises:
+        ValueError: if the source has no usable video.
+    """
     clips: list[np.ndarray] = []
-    room = _MEMORY // (clip.frames * clip.size**2 * 3)
+    limit = _MEMORY // (clip.frames * clip.size**2 * 3)
     for row in hold_out(source.videos)[0]:
-        if len(clips) < room:
-            with suppress(DamagedVideo):
-                clips += list(read_clips(source, source.videos[row], clip).pixels_VTHWC)
+        if len(clips) >= limit:
+            break
+        with suppress(DamagedVideo):
+            clips += list(read_clips(source, source.videos[row], clip).pixels_VTHWC)
     if not clips:
-        raise ValueError(f"{source.name}: holds no video that can be used")
-    return torch.from_numpy(np.stack(clips[:room]))
+        raise ValueError(f"{source.name}: no usable video")
+    return torch.from_numpy(np.stack(clips[:limit]))
 
 
 def train(
     name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.device, seconds: float, views: int = 2048
 ) -> Trained:
-    """Train ours with the batch size and learning rate that are its default; usage is of the first `views` clips."""
+    """Train our tokenizer with its default batch size and learning rate; measure code usage on the first `views` clips."""
     torch.manual_seed(0)
     tokenizer = VQ3D(name=name).to(device)
     module = Reconstruction(tokenizer, Losses())
     usage: list[float] = []
 
-    def look() -> None:
+    def measure_usage() -> None:
         codes = [tokenizer.encode(part.to(device)).cpu().flatten() for part in clips_NTHWC[:views].split(16)]
         counts_V = torch.bincount(torch.cat(codes), minlength=tokenizer.vocab_size)
         usage.append(code_health(counts_V)["code_usage"].item())
@@ -113,7 +115,7 @@ def train(
         real_B = torch.ones(len(pixels_BTHWC), dtype=torch.bool, device=device)
         return module({"pixels_BTHWC": pixels_BTHWC, "real_B": real_B, "step": step})["loss"]
 
-    _fit(loss, tokenizer, clips_NTHWC, device, TrainTokenizer.batch_size, TrainTokenizer.lr, seconds, look)
+    _fit(loss, tokenizer, clips_NTHWC, device, TrainTokenizer.batch_size, TrainTokenizer.lr, seconds, measure_usage)
     return Trained(tokenizer, _psnr(tokenizer.encode, tokenizer.decode, held_out_BTHWC, device), usage)
 
 
@@ -125,9 +127,9 @@ def _fit(
     batch_size: int,
     lr: float,
     seconds: float,
-    look: Callable[[], None],
+    after_quarter: Callable[[], None],
 ) -> None:
-    """Train for so many seconds; `look` after each quarter, which is not counted."""
+    """Train for the given time and call `after_quarter` after each quarter of it; these calls do not count as time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     bf16 = resolve_precision("auto") == "bf16"
     model.train()
@@ -146,11 +148,11 @@ def _fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        _wait(device)
+        wait(device)
         spent, step = spent + time.perf_counter() - began, step + 1
         if spent >= seconds * quarter / 4:
             model.eval()
-            look()
+            after_quarter()
             model.train()
             quarter += 1
     model.eval()
@@ -164,19 +166,17 @@ def _psnr(
 
 
 def frames_per_second(encode: Callable[[Tensor], Tensor], pixels_BTHWC: Tensor, device: torch.device) -> float:
-    """The fastest of rounds within two seconds, batches of 8 clips, in the precision of the caller."""
+    """Measure the throughput of encoding 8 clips, uint8 (B, T, H, W, 3): the fastest of all calls within two seconds.
+
+    The precision is that of the caller's autocast context.
+    """
     part_BTHWC = pixels_BTHWC[:8].to(device)
     encode(part_BTHWC)
     best, began = math.inf, time.perf_counter()
     while time.perf_counter() - began < 2:
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         encode(part_BTHWC)
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return part_BTHWC.shape[0] * part_BTHWC.shape[1] / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
