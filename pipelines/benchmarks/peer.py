@@ -1,9 +1,20 @@
-"""The tokenizer of magvit2-pytorch, the best known open one that trains from scratch, as the baseline of `tokenizer_quality`."""
+"""The tokenizer of magvit2-pytorch, the best known open one that trains from scratch, as the baseline of `tokenizer_quality`.
+
+It needs `pip install magvit2-pytorch`. That package imports torchvision, which its tokenizer uses for a perceptual loss only.
+Where torchvision is not installed, empty modules stand in for it; the loss is switched off and never called.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+_STAND_INS = ("torchvision", "torchvision.models", "torchvision.transforms", "torchvision.utils")
 LAYERS = ("residual", "compress_space") * 3 + ("compress_time", "residual")
 """Layers with a total stride of 2x8x8.
 
@@ -11,6 +22,24 @@ The layers of the package's README (86 M parameters) run at three steps a minute
 Of the smaller settings tried there, these layers and the constants below gave the best PSNR.
 """
 CHANNELS, MOST_CHANNELS, LR, BATCH = 16, 128, 3e-3, 4
+
+
+class _StandIn(types.ModuleType):
+    """Module whose attributes are functions that return None."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
+
+
+def _stand_in_for_torchvision() -> None:
+    for name in _STAND_INS:
+        sys.modules[name] = _StandIn(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+    for name in _STAND_INS[1:]:
+        setattr(sys.modules["torchvision"], name.split(".")[1], sys.modules[name])
+    vars(sys.modules["torchvision.models"])["VGG16_Weights"] = type("VGG16_Weights", (), {"DEFAULT": None})
 
 
 class Peer(nn.Module):
@@ -22,12 +51,13 @@ class Peer(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        if importlib.util.find_spec("torchvision") is None:
+            _stand_in_for_torchvision()
         try:
             from magvit2_pytorch import VideoTokenizer
         except (ImportError, RuntimeError) as error:
-            # RuntimeError: the package imports torchvision, whose build may not match that of torch.
-            install = "pip install magvit2-pytorch and the torchvision build that matches torch"
-            raise ValueError(f"magvit2-pytorch cannot be imported ({error}): {install}") from None
+            # RuntimeError: the build of torchvision may not match that of torch.
+            raise ValueError(f"magvit2-pytorch cannot be imported ({error}): pip install magvit2-pytorch") from None
         self.tokenizer = VideoTokenizer(
             image_size=size,
             init_dim=CHANNELS,

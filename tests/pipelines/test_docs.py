@@ -129,7 +129,9 @@ def test_the_main_path_of_the_readme_runs(
     finished_project: Path, names: dict[str, str], video_folder: Path, tmp_path: Path, call: Call, monkeypatch: Any
 ) -> None:
     """The four commands of "Your own videos", on real files, made small by flags at their ends."""
-    (block,) = [text for text in _blocks(ROOT / "README.md", "") if "pipelines/probe.py" in text and "make setup" in text]
+    (block,) = [
+        text for text in _blocks(ROOT / "README.md", "") if "pipelines/probe.py" in text and "make setup" in text
+    ]
     tokenizer = os.path.abspath(finished_project / names["TOKENIZER_RUN"])
     small = {
         "tokenize": ["--tokenizer", tokenizer],
