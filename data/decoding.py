@@ -15,6 +15,12 @@ import av
 import numpy as np
 
 from data.damage import container_damage, overrun_decoder
+from data.text import one_line
+
+
+def _reason(error: Exception) -> str:
+    """Return FFmpeg's message without the error number and path, on one line."""
+    return one_line(getattr(error, "strerror", None) or error)
 
 
 def _version(library: str) -> str:
@@ -97,7 +103,7 @@ def _as_damage(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: is gone since it was listed") from None
     except av.error.FFmpegError as error:
         _raise_if_not_the_videos_fault(error, path)
-        raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
+        raise DamagedVideo(f"does not open as a video: {_reason(error)}") from None
 
 
 def _raise_if_not_the_videos_fault(error: Exception, path: Path) -> None:
@@ -108,7 +114,7 @@ def _raise_if_not_the_videos_fault(error: Exception, path: Path) -> None:
             while file.read(2**20):
                 pass
     elif number in _SYSTEM_ERRORS:
-        raise OSError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise OSError(f"{path}: cannot be read: {_reason(error)}") from None
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
@@ -186,7 +192,7 @@ def _decode(
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
             _raise_if_not_the_videos_fault(error, path)
-            raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
+            raise DamagedVideo(f"frame {count} does not decode: {_reason(error)}") from None
     _check_early_end(declared, count, hidden, end)
     return count, declared.rate or None
 
@@ -209,7 +215,3 @@ def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -
         missing = round((declared.seconds - max(end, end - declared.start)) * rate)
     if missing > _MISSING:
         raise DamagedVideo(f"ends early: {count} frames of about {count + missing}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
