@@ -183,5 +183,5 @@ def test_built_in_clip_is_the_rendered_one() -> None:
 
 @pytest.mark.parametrize("name", ["frames", "size", "stride", "views"])
 def test_number_below_one_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"clip\.{name} is 0"):
+    with pytest.raises(ValueError, match=rf"clip\.{name} .* got 0"):
         ClipSpec(**{name: 0})

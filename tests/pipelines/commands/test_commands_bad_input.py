@@ -52,7 +52,7 @@ def test_unknown_keys_in_flags_and_files(call: Call, here: Path) -> None:
     assert "absent.yaml" in call("pretrain_ar", "--config", "absent.yaml")
     assert "keeep" in call("pretrain_ar", "--objective.keeep", "0.5")
     assert "Nonsense" in call("pretrain_ar", "--objective", "Nonsense")
-    assert "clip.frames is 0" in call("tokenize", "--clip.frames", "0")
+    assert "clip.frames must be at least 1, got 0" in call("tokenize", "--clip.frames", "0")
     assert "steps" in call("train_tokenizer", "--steps", "many")
 
 
