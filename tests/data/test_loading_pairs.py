@@ -77,5 +77,5 @@ def test_pairs_of_dense_views_stay_within_their_video(tmp_path: Path, make_cache
 def test_pairs_of_a_video_with_one_view_are_refused_by_flag(tmp_path: Path, make_cache: MakeCache, views: int) -> None:
     cache = TokenCache.open(make_cache(tmp_path, 12, views=views))
     assert cache.views_N.min() == 1
-    with pytest.raises(ValueError, match=r"pairs need two views of every video; make it with --clip\.views 2"):
+    with pytest.raises(ValueError, match=r"two views.*--clip\.views 2"):
         TokenDataset(cache, range(12), BatchPlan(samples=12, batch_size=4, seed=0), pairs=True)
