@@ -12,24 +12,19 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 
-_POLL_SECONDS = 0.2  # how often a thread that waits for room checks whether the caller has stopped
-_JOIN_SECONDS = 2
-
 
 def ahead(
     jobs: Iterable[T], work: Callable[[T], Iterator[U]], workers: int, depth: int, window: int | None = None
 ) -> Generator[tuple[T, Iterator[U]], None, None]:
     """Yield each job, in order, with an iterator over the results of `work(job)`.
 
-    Consume the results of a job before advancing to the next one. An exception of a job is raised where its results
-    are read, an exception of `jobs` after the jobs before it.
+    Consume the results of a job before advancing to the next one; an exception of the job is raised there.
 
     Args:
-        jobs: The threads take jobs from it one at a time.
-        work: Called once for each job, in a thread.
+        jobs: Iterated in the threads, by one at a time.
         workers: Number of threads; 0 runs each job in the caller, when its results are read.
-        depth: Results of a job that are stored at most; its thread holds one more while it waits for room.
-        window: Jobs in memory at most; at least `workers` + 2, which is the default.
+        depth: Largest number of stored results of a job; its thread holds one more while it waits for room.
+        window: Largest number of jobs in memory; at least `workers` + 2, the default.
     """
     if workers == 0:
         for job in jobs:
@@ -48,8 +43,8 @@ def ahead(
     finally:
         shared.stopped.set()
         shared.free_slots.release(workers)
-        deadline = time.monotonic() + _JOIN_SECONDS
-        # A thread that is still inside a long video is a daemon and ends with the process.
+        # A thread that is inside a long video may take longer; it is a daemon and ends with the process.
+        deadline = time.monotonic() + 2
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
@@ -71,11 +66,8 @@ class _SharedState(Generic[T, U]):
             with self._lock:
                 try:
                     job = next(self._jobs)
-                except StopIteration:
-                    self._started.put(None)
-                    return
                 except BaseException as error:
-                    self._started.put(error)
+                    self._started.put(None if isinstance(error, StopIteration) else error)
                     return
                 results: _Results[U] = _Results(self._depth, self.stopped)
                 self._started.put((job, results))
@@ -105,7 +97,7 @@ class _Results(Generic[U]):
     def put(self, result: U) -> bool:
         """Wait for room and store a result; False if the caller has stopped."""
         while not self._stopped.is_set():
-            if self._room.acquire(timeout=_POLL_SECONDS):
+            if self._room.acquire(timeout=0.2):
                 self._items.put((True, result))
                 return True
         return False

@@ -41,7 +41,7 @@ def test_videos_that_are_not_there(call: Call, here: Path) -> None:
     (here / "empty").mkdir()
     (here / "list.txt").write_text("# videos\nmissing.mp4 walk\n")
     assert "nowhere: no such folder" in call("tokenize", "--videos", "nowhere")
-    assert "empty: holds no video files" in call("tokenize", "--videos", "empty")
+    assert "empty: contains no video files" in call("tokenize", "--videos", "empty")
     assert "list.txt, line 2: no such video: missing.mp4" in call("train_tokenizer", "--videos", "list.txt")
 
 
