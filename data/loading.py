@@ -76,20 +76,23 @@ class BatchPlan:
         return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """Return the columns of a `Draw` for all samples of an epoch, in order."""
         if epoch not in self._epochs:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             n = self.samples
             order, view, seed, other = rng.permutation(n), rng.random(n), rng.integers(2**63, size=n), rng.random(n)
             if self.blocks_N is not None:
-                turn = rng.permutation(self.blocks_N[-1] + 1)
-                order = order[np.argsort(turn[self.blocks_N[order]], kind="stable")]
-            # A batch covers at most two epochs, unless epochs are tiny.
+                # The stable sort by block keeps the samples of a block in their random order.
+                place_of_block = rng.permutation(self.blocks_N[-1] + 1)
+                order = order[np.argsort(place_of_block[self.blocks_N[order]], kind="stable")]
+            # Keep two epochs: a batch covers at most two, unless epochs are tiny.
             while len(self._epochs) > 1:
                 self._epochs.pop(next(iter(self._epochs)), None)
             self._epochs[epoch] = (order, view, seed, other)
         return self._epochs[epoch]
 
     def __getstate__(self) -> dict[str, Any]:
+        # A worker draws its epochs itself, which is cheaper than sending them.
         return {**self.__dict__, "_epochs": {}}
 
 
