@@ -17,12 +17,8 @@ import numpy as np
 from data.damage import container_damage, overrun_decoder
 from data.text import one_line
 
-
-def _version(library: str) -> str:
-    return ".".join(map(str, av.library_versions[library]))
-
-
-VERSION = f"pyav-{av.__version__} avcodec-{_version('libavcodec')} swscale-{_version('libswscale')} checks-2"
+_VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
+VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-2"
 """Versions that decide which frames a video has and whether it is refused; part of a cache's key."""
 # Demuxers for files that hold a video; without this list a text file could be a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"

@@ -130,12 +130,10 @@ class TokenDataset(Dataset):
     ) -> None:
         self._clips, self._rows_N, self._plan, self._pairs = cache.clips, np.asarray(rows), plan, pairs
         self._cache = cache if pixels else None
-        if pixels:
-            check_pixels_kept(cache)
+        if pixels and cache.spec["keep_pixels"] == "none":
+            raise ValueError(f"{cache.address}: holds no pixels; tokenize with --keep_pixels jpeg or raw")
         if pairs and (cache.views_N[self._rows_N] < 2).any():
-            raise ValueError(
-                f"{cache.address}: pairs need two views of every video; tokenize with --clip.views 2 or more"
-            )
+            raise ValueError(f"{cache.address}: pairs need two views of every video; tokenize with --clip.views 2")
 
     def __getitem__(self, step: int) -> Batch:
         draw = self._plan.draw(step)
@@ -154,12 +152,6 @@ class TokenDataset(Dataset):
 
 def _codes(clips: ClipIndex, row_B: np.ndarray, view_B: np.ndarray) -> Batch:
     return {"codes_BTHW": clips.gather(row_B, view_B), "slices_B": clips.slices(row_B, view_B)}
-
-
-def check_pixels_kept(cache: TokenCache) -> None:
-    """Raise a ValueError if the cache holds no pixels."""
-    if cache.spec["keep_pixels"] == "none":
-        raise ValueError(f"{cache.address}: holds no pixels; tokenize with --keep_pixels jpeg or raw")
 
 
 def _pixels(cache: TokenCache, row_B: np.ndarray, view_B: np.ndarray) -> np.ndarray:
@@ -218,10 +210,9 @@ def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
 def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     """Load the batches of `steps`, in order, ahead of time in `workers` processes (0: on demand in this process).
 
-    Raises:
-        ValueError, OSError: if the dataset raises it.
+    An OSError or ValueError of the dataset is raised here unchanged.
     """
-    # Forked workers inherit locked locks of threads that do not exist in them; a fork server has no such threads.
+    # A forked worker would inherit locks held by threads that it does not have; a fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
     if context is not None:
         # The server imports torch once; otherwise every worker would import it.

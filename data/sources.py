@@ -109,11 +109,7 @@ def _builtin(src: str) -> Source:
     ]
     if not videos:
         raise ValueError(f"{src}: must name at least one clip")
-    return Source(name="moving-digits", root=None, videos=_sorted(videos))
-
-
-def _sorted(videos: Iterable[Video]) -> tuple[Video, ...]:
-    return tuple(sorted(videos, key=lambda video: video.path))
+    return Source(name="moving-digits", root=None, videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
 def _file_size(path: str) -> int | None:
@@ -150,7 +146,7 @@ def _folder(root: Path) -> Source:
             videos.append(Video("/".join((*parents, file)), size, label=label, split=split))
     if not videos:
         raise ValueError(f"{root}: contains no video files ({_SUFFIXES})")
-    return Source(name=root.resolve().name, root=root.resolve(), videos=_sorted(videos))
+    return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -198,7 +194,7 @@ def _list_file(file: Path) -> Source:
         )
         for path, size, row in entries
     ]
-    return Source(name=file.stem, root=Path(root), videos=_sorted(videos))
+    return Source(name=file.stem, root=Path(root), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
 def _is_csv(file: Path, text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data.decoding import DamagedVideo, Frames, read_frames
+from tests.helpers.hostile_names import HOSTILE_NAMES
 from tests.helpers.videos import frame_numbers, make_video, moving_blocks, numbered_frames, write_silence
 
 COUNT = 24
@@ -174,8 +175,7 @@ def test_frames_of_several_shapes_are_damage(tmp_path: Path) -> None:
 def test_empty_file_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.touch()
-    with pytest.raises(DamagedVideo, match="^empty file$"):
-        read(path)
+    assert reason_of(path) == "empty file"
 
 
 @pytest.mark.parametrize(
@@ -264,21 +264,10 @@ def test_damage_after_the_chosen_frames_is_found(tmp_path: Path) -> None:
         read(path, 0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"a  b.mp4",
-        b"a.b,'\".mp4",
-        b"a\nb.mp4",
-        b"%03d #1?.mp4",
-        b"\xff\xfe.mp4",
-        "\U0001f3ac.mp4".encode(),
-        b"x" * 251 + b".mp4",
-    ],
-)
-def test_video_with_a_hostile_name_opens(tmp_path: Path, name: bytes) -> None:
+@pytest.mark.parametrize("kind", HOSTILE_NAMES)
+def test_video_with_a_hostile_name_opens(tmp_path: Path, kind: str) -> None:
     path = make_video(tmp_path / "plain.mp4", numbered_frames(3))
-    path = path.rename(tmp_path / os.fsdecode(name))
+    path = path.rename(tmp_path / os.fsdecode(HOSTILE_NAMES[kind]))
     assert numbers_of(read(path)) == [0, 1, 2]
 
 
