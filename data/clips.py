@@ -96,7 +96,7 @@ def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
 
 
 def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
-    """Return the views from the JSON form that `describe` has made."""
+    """Return the views from the JSON form made by `describe`."""
     stride, size = int(described["stride"]), int(described["crop"])
     rows = [[int(value) for value in row] for row in zip(*(described[name] for name in _COLUMNS), strict=True)]
     return tuple(
@@ -163,9 +163,8 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
         frames = read_frames(_listed_path(source, video), spec.size, frame_numbers)
     pixels = frames.pixels_THWC
     row_of = {number: row for row, number in enumerate(frame_numbers(frames.total))}
-    views = [
-        _in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(views_in_time(frames.total))
-    ]
+    in_time = views_in_time(frames.total)
+    views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(in_time)]
     for view in views:
         yield _cut(pixels, [row_of[i] for i in view.frames(spec.frames)], view)
     yield ClipCuts(tuple(views), frames.total, frames.rate)
@@ -201,11 +200,9 @@ def _listed_path(source: Source, video: Video) -> Path:
     """Return the path of a video; raise a ValueError if its size has changed since it was listed."""
     assert source.root is not None
     path = source.root / video.path
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: has disappeared since it was listed") from None
-    if size != video.size:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: has disappeared since it was listed")
+    if path.stat().st_size != video.size:
         raise ValueError(f"{path}: has changed since it was listed; run again")
     return path
 

@@ -166,10 +166,7 @@ class _Bits:
 
 
 def _with_more_rows(parameters: bytes) -> bytes | None:
-    """Return an H.264 sequence parameter set with taller pictures; None if interlaced or of a rare form.
-
-    Syntax: ITU-T H.264, section 7.3.2.1.1.
-    """
+    """Return a sequence parameter set (ITU-T H.264, 7.3.2.1.1) with taller pictures; None if interlaced or rare."""
     bits = _Bits(parameters.replace(b"\0\0\3", b"\0\0"))
     profile = bits.fixed(32) >> 16 & 255  # between the unit's header, constraints and level, a byte each
     bits.golomb()  # identifier of the parameter set

@@ -81,8 +81,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
 def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
     """Decode a video from start to end and yield each frame whose number is chosen, resized as in `read_frames`.
 
-    Raises:
-        DamagedVideo: as in `read_frames`, often only at the end.
+    Raises DamagedVideo as `read_frames` does, often only at the end.
     """
     return FrameStream(_decode(path, short_side, is_chosen))
 

@@ -34,11 +34,7 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
 
 
 def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec, view: int) -> np.ndarray:
-    """Decode the pixels of a view, uint8 (T, H, W, 3); `read` returns a member by its extension.
-
-    Raises:
-        DamagedCache: if the member is not an image or array of this shape.
-    """
+    """Decode the pixels of a view, uint8 (T, H, W, 3); `read` returns a member by its extension. Raises DamagedCache."""
     shape = (clip.frames, clip.size, clip.size, 3)
     content = read(_extension(keep, view))
     return from_npy(content, np.dtype("u1"), shape) if keep == "raw" else _unjpeg(content, shape)

@@ -38,10 +38,7 @@ def sample_id(path: str) -> str:
 
 
 class ShardWriter:
-    """Writer of one shard; leaving the `with` block without `commit` deletes it.
-
-    `columns` are the names of the facts that the record holds of each sample.
-    """
+    """Writer of one shard, with `columns` of facts in its record. Leaving `with` without `commit` deletes the shard."""
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.tar = folder / f"{number:06d}.tar"
