@@ -139,8 +139,7 @@ class _Declared:
     seconds: float
     start: float
     rate: float
-    # Whether the number of frames is stored in the file. Otherwise it is computed from the duration. AVI stores a
-    # number, but includes pauses in it.
+    # Whether `frames` is stored in the file, not computed from the duration; False for AVI, which counts pauses too.
     counts_frames: bool
 
 

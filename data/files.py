@@ -119,11 +119,11 @@ class Claim:
         try:
             if self._path.is_symlink() and _is_stale(self._path):
                 self._path.unlink(missing_ok=True)
-            os.symlink(_owner(), self._path)
+            os.symlink(f"{machine()}:{os.getpid()}:{_start_of(os.getpid())}", self._path)
         except FileExistsError:
             return False
         except OSError:
-            pass  # no links here
+            pass  # this file system has no symbolic links
         return True
 
     def keep(self) -> None:
@@ -133,10 +133,6 @@ class Claim:
 
     def release(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def _owner() -> str:
-    return f"{machine()}:{os.getpid()}:{_start_of(os.getpid())}"
 
 
 @functools.cache

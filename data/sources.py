@@ -98,9 +98,7 @@ def _builtin(src: str) -> Source:
 
     if name != "moving-digits" or len(counts) not in (0, 2) or not all(count.isdigit() for count in counts):
         raise ValueError(f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST], numbers of clips")
-    sizes = dict(moving_digits.SPLITS)
-    if counts:
-        sizes = dict(zip(sizes, map(int, counts), strict=True))
+    sizes = dict(zip(moving_digits.SPLITS, map(int, counts), strict=True)) if counts else moving_digits.SPLITS
     classes = moving_digits.CLASSES
     videos = [
         Video(path=f"{split}/{i:06d}", size=0, label=classes[i % len(classes)], split=split)
