@@ -1,5 +1,5 @@
-"""Videos, clips, the token cache, and batches of it. `TokenCache` is the public name; importing it needs no torch."""
+"""Videos, clips, the token cache, and batches from it. Importing this package does not import torch."""
 
-from data.cache import TokenCache
+from data.cache import DamagedCache, TokenCache
 
-__all__ = ["TokenCache"]
+__all__ = ["DamagedCache", "TokenCache"]

@@ -1,8 +1,8 @@
-"""Views: which frames of a video, which crop, mirrored or not. A pure function of (specification, video, view number).
+"""Views of a video: which frames, which crop, mirrored or not. A pure function of (specification, video, view number).
 
-View 0 is the canonical one, used for evaluation: the middle of the video, the middle of the frame, not mirrored.
-Further views are drawn from the hash of the video's path, so a cache of several is an augmentation that never changes.
-Dense views are consecutive clips that cover the video from its first frame to its last, middle crop, not mirrored.
+View 0 is the canonical view, used for evaluation: the middle of the video, the middle of the frame, not mirrored.
+Further views are drawn from the hash of the video's path, so a cache of several views is a fixed augmentation.
+Dense views are consecutive clips that cover the video from its first frame to its last; middle crop, not mirrored.
 
 Legend: V views, T frames, H W pixels, C colours.
 """
@@ -11,33 +11,34 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import av
 import numpy as np
 
-from data.decoding import iter_frames, read_frames, resized
+from data.decoding import Frames, FrameStream, NumberedFrame, iter_frames, read_frames, resized
 from data.sources import Source, Video
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """What a clip is.
+    """How clips are cut from a video.
 
     Raises:
         ValueError: for a number below 1.
     """
 
     frames: int = 16
-    """Frames of a clip; a shorter video is padded with its last frame, and marked."""
+    """Frames of a clip. A shorter video is padded with its last frame; the padding is recorded."""
     size: int = 64
-    """Side of the square crop in pixels; the short side of the video is resized to it, the aspect ratio kept."""
+    """Side of the square crop in pixels. The short side of the video is resized to it, the aspect ratio kept."""
     stride: int = 1
-    """Every stride-th frame of the video is taken."""
+    """Take every stride-th frame of the video."""
     views: int | Literal["dense"] = 1
-    """Clips of each video; the first is the middle one, the others are drawn from its path. dense: as many consecutive
-    ones as cover the whole video."""
+    """Clips of each video: the first from its middle, the others drawn by the hash of its path. dense: as many
+    consecutive clips as cover the whole video."""
     flip: bool = False
     """Whether views after the first may be mirrored left to right."""
 
@@ -45,18 +46,18 @@ class ClipSpec:
         for name in ("frames", "size", "stride", "views"):
             value = getattr(self, name)
             if value != "dense" and value < 1:
-                raise ValueError(f"clip.{name} is {value}, but must be at least 1")
+                raise ValueError(f"clip.{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Where a view was cut: enough to cut its pixels again."""
+    """Position of a view in its video, sufficient to cut the same pixels again."""
 
     start: int
     """First frame in the video."""
     stride: int
     real: int
-    """Frames that exist; the rest repeats the last of them."""
+    """Number of valid frames; the others repeat the last valid frame."""
     top: int
     left: int
     """Corner of the crop in the resized frame."""
@@ -64,13 +65,13 @@ class View:
     flip: bool
 
     def frames(self, count: int) -> list[int]:
-        """Frame numbers in the video, `count` of them."""
+        """Return `count` frame numbers in the video."""
         return [self.start + self.stride * min(i, self.real - 1) for i in range(count)]
 
 
 @dataclass(frozen=True)
 class ClipCuts:
-    """Where the clips of a video were cut, its number of frames, and how many a second has."""
+    """Positions of all views of a video, its number of frames, and its frames per second."""
 
     views: tuple[View, ...]
     frames: int
@@ -79,7 +80,7 @@ class ClipCuts:
 
 @dataclass(frozen=True)
 class Clips:
-    """All views of one video."""
+    """Pixels and positions of all views of a video."""
 
     pixels_VTHWC: np.ndarray
     views: tuple[View, ...]
@@ -89,21 +90,19 @@ _COLUMNS = ("start", "real", "top", "left", "flip")
 
 
 def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
-    """The views in JSON form: what is the same in all, and a column for what is not. Short, for it is kept with every video."""
-    return {
-        "stride": spec.stride,
-        "crop": spec.size,
-        **{name: [int(getattr(view, name)) for view in views] for name in _COLUMNS},
-    }
+    """Return the views in a compact JSON form: common numbers once, and one column for each number that varies."""
+    columns = {name: [int(getattr(view, name)) for view in views] for name in _COLUMNS}
+    return {"stride": spec.stride, "crop": spec.size, **columns}
 
 
 def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
-    """The views that `describe` wrote down."""
-    rows = zip(*(described[name] for name in _COLUMNS), strict=True)
-    views = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    """Return the views from the JSON form made by `describe`."""
     stride, size = int(described["stride"]), int(described["crop"])
-    views = [{name: int(value) for name, value in view.items()} for view in views]
-    return tuple(View(**{**view, "flip": bool(view["flip"])}, stride=stride, size=size) for view in views)
+    rows = [[int(value) for value in row] for row in zip(*(described[name] for name in _COLUMNS), strict=True)]
+    return tuple(
+        View(start=start, stride=stride, real=real, top=top, left=left, size=size, flip=bool(flip))
+        for start, real, top, left, flip in rows
+    )
 
 
 def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
@@ -123,11 +122,11 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
 
 
 def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.ndarray:
-    """One view of a video, uint8 (T, H, W, 3).
+    """Cut one view of a video, uint8 (T, H, W, 3).
 
     Raises:
         DamagedVideo: if the video cannot be used.
-        IndexError: if it has no such view.
+        IndexError: if the video has no such view.
     """
     for number, part in enumerate(iter_clips(source, video, spec)):
         if number == view and not isinstance(part, ClipCuts):
@@ -136,93 +135,80 @@ def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.nda
 
 
 def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
-    """The views of a video one after the other, uint8 (T, H, W, 3), and at last where they were cut.
+    """Yield the views of a video one after the other, uint8 (T, H, W, 3), and finally their positions.
 
-    Of dense views only one is in memory at a time, so a video may be of any length.
+    Only one dense view is in memory at a time, so a video may be of any length.
 
     Raises:
         DamagedVideo: if the video cannot be used, often only after its last view.
+        ValueError: if the video has changed since it was listed.
+        FileNotFoundError: if the video has disappeared since it was listed.
     """
-    return _dense(source, video, spec) if spec.views == "dense" else _chosen(source, video, spec, spec.views)
+    if spec.views == "dense":
+        return _dense_views(source, video, spec)
+    return _drawn_views(source, video, spec, spec.views)
 
 
-def _chosen(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
-    def starts(total: int) -> list[View]:
+def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
+    def views_in_time(total: int) -> list[View]:
         return [_in_time(spec, video.path, v, total) for v in range(count)]
 
-    def wanted(total: int) -> Sequence[int]:
-        return sorted({i for view in starts(total) for i in view.frames(spec.frames)})
+    def frame_numbers(total: int) -> list[int]:
+        return sorted({i for view in views_in_time(total) for i in view.frames(spec.frames)})
 
     if source.root is None:
         clip = _rendered(video, spec)
-        total, numbers, rate = len(clip), wanted(len(clip)), None
-        pixels = clip[numbers]
+        frames = Frames(clip[frame_numbers(len(clip))], len(clip), None)
     else:
-        frames = read_frames(_as_listed(source, video), spec.size, wanted)
-        total, numbers, pixels, rate = frames.total, wanted(frames.total), frames.pixels_THWC, frames.rate
-    row = {number: i for i, number in enumerate(numbers)}
-    views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(starts(total))]
+        frames = read_frames(_listed_path(source, video), spec.size, frame_numbers)
+    pixels = frames.pixels_THWC
+    row_of = {number: row for row, number in enumerate(frame_numbers(frames.total))}
+    in_time = views_in_time(frames.total)
+    views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(in_time)]
     for view in views:
-        yield _cut(pixels, [row[i] for i in view.frames(spec.frames)], view)
-    yield ClipCuts(tuple(views), total, rate)
+        yield _cut(pixels, [row_of[i] for i in view.frames(spec.frames)], view)
+    yield ClipCuts(tuple(views), frames.total, frames.rate)
 
 
-def _dense(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
+def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
     views: list[View] = []
-    waiting: list[np.ndarray] = []
-
-    def clip() -> np.ndarray:
-        start = len(views) * spec.frames * spec.stride
-        view = View(start=start, stride=spec.stride, real=len(waiting), top=0, left=0, size=spec.size, flip=False)
-        views.append(_in_space(spec, video.path, 0, view, waiting[0].shape[:2]))
-        rows = [min(i, len(waiting) - 1) for i in range(spec.frames)]
-        pixels_THWC = _cut(np.stack(waiting), rows, views[-1])
-        waiting.clear()
-        return pixels_THWC
-
-    frames = _every(source, video, spec)
-    while True:
-        try:
-            waiting.append(next(frames))
-        except StopIteration as end:
-            total, rate = end.value
-            break
-        if len(waiting) == spec.frames:
-            yield clip()
-    if waiting:
-        yield clip()
-    yield ClipCuts(tuple(views), total, rate)
+    stream = _strided_frames(source, video, spec)
+    frames = iter(stream)
+    while clip := [pixels_HWC for _, pixels_HWC in islice(frames, spec.frames)]:
+        start, real = len(views) * spec.frames * spec.stride, len(clip)
+        view = View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
+        views.append(_in_space(spec, video.path, 0, view, clip[0].shape[:2]))
+        yield _cut(np.stack(clip), [min(i, real - 1) for i in range(spec.frames)], views[-1])
+    yield ClipCuts(tuple(views), stream.total, stream.rate)
 
 
-def _every(source: Source, video: Video, spec: ClipSpec) -> Generator[np.ndarray, None, tuple[int, float | None]]:
-    """Every stride-th frame of a video, resized; returns the number of all frames and their rate."""
+def _strided_frames(source: Source, video: Video, spec: ClipSpec) -> FrameStream:
+    """Yield every stride-th frame of a video, resized."""
     if source.root is None:
-        clip = _rendered(video, spec)
-        yield from clip[:: spec.stride]
-        return len(clip), None
-    decoded = iter_frames(_as_listed(source, video), spec.size, lambda number: number % spec.stride == 0)
-    while True:
-        try:
-            yield next(decoded)[1]
-        except StopIteration as end:
-            return end.value
+        return FrameStream(_strided_rendered_frames(video, spec))
+    return iter_frames(_listed_path(source, video), spec.size, lambda number: number % spec.stride == 0)
 
 
-def _as_listed(source: Source, video: Video) -> Path:
-    """Where the video is; ValueError if it has another size than when it was listed."""
+def _strided_rendered_frames(video: Video, spec: ClipSpec) -> Generator[NumberedFrame, None, tuple[int, None]]:
+    clip = _rendered(video, spec)
+    for number in range(0, len(clip), spec.stride):
+        yield number, clip[number]
+    return len(clip), None
+
+
+def _listed_path(source: Source, video: Video) -> Path:
+    """Return the path of a video; raise a ValueError if its size has changed since it was listed."""
     assert source.root is not None
     path = source.root / video.path
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: is gone since it was listed") from None
-    if size != video.size:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: has disappeared since it was listed")
+    if path.stat().st_size != video.size:
         raise ValueError(f"{path}: has changed since it was listed; run again")
     return path
 
 
 def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
-    """A built-in clip in the size that is wanted."""
+    """Render a clip of the built-in set, resized to the specification, uint8 (T, H, W, 3)."""
     split, index = video.path.split("/")
     from data import moving_digits  # imports torch
 
@@ -232,8 +218,12 @@ def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
     return np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in clip])
 
 
+# Axes of the random draws; their order is part of every view.
+_START, _TOP, _LEFT, _FLIP = range(4)
+
+
 def _draw(path: str, view: int, axis: int, choices: int) -> int:
-    """A fixed draw from 0..choices - 1; the canonical view always gets the middle."""
+    """Return a number from 0 to choices - 1, determined by the arguments; the middle one for the canonical view."""
     if view == 0:
         return (choices - 1) // 2
     seed = hashlib.sha256(os.fsencode(path)).digest()[:8]
@@ -241,19 +231,21 @@ def _draw(path: str, view: int, axis: int, choices: int) -> int:
 
 
 def _in_time(spec: ClipSpec, path: str, view: int, total: int) -> View:
+    """Place a view in a video of `total` frames; its crop is not set yet."""
     span = (spec.frames - 1) * spec.stride + 1
-    if total < span:  # begin at the first frame, pad behind the last
-        return View(
-            start=0, stride=spec.stride, real=(total - 1) // spec.stride + 1, top=0, left=0, size=spec.size, flip=False
-        )
-    start = _draw(path, view, 0, total - span + 1)
-    return View(start=start, stride=spec.stride, real=spec.frames, top=0, left=0, size=spec.size, flip=False)
+    if total < span:
+        # A short video is taken from its first frame and padded after its last.
+        start, real = 0, (total - 1) // spec.stride + 1
+    else:
+        start, real = _draw(path, view, _START, total - span + 1), spec.frames
+    return View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
 
 
 def _in_space(spec: ClipSpec, path: str, number: int, view: View, frame: tuple[int, int]) -> View:
-    top = _draw(path, number, 1, frame[0] - spec.size + 1)
-    left = _draw(path, number, 2, frame[1] - spec.size + 1)
-    flip = spec.flip and number > 0 and _draw(path, number, 3, 2) == 1
+    """Place view `number` in a frame of (height, width) pixels."""
+    top = _draw(path, number, _TOP, frame[0] - spec.size + 1)
+    left = _draw(path, number, _LEFT, frame[1] - spec.size + 1)
+    flip = spec.flip and number > 0 and _draw(path, number, _FLIP, 2) == 1
     return replace(view, top=top, left=left, flip=flip)
 
 

@@ -1,8 +1,8 @@
-"""Open a video, decode it from start to end, and say so if anything in it is damaged. No seeking, one thread.
+"""Open a video, decode it from start to end, and report any damage in it. No seeking, one thread.
 
-Decoders conceal errors: of files with 200 overwritten bytes most still decode to the full number of frames. So the
-decoder is told to raise, frames marked corrupt are refused, the container's checksums and indices are verified
-(`damage.py`), and the last timestamp is held against the declared duration.
+Decoders conceal errors: most files with 200 overwritten bytes still decode to the full number of frames. Therefore the
+decoder is set to raise, frames marked corrupt are refused, the container's checksums and indices are verified
+(`damage.py`), and the last timestamp is compared with the declared duration.
 """
 
 import errno
@@ -15,76 +15,75 @@ import av
 import numpy as np
 
 from data.damage import container_damage, overrun_decoder
+from data.text import one_line
 
-
-def _version(library: str) -> str:
-    return ".".join(map(str, av.library_versions[library]))
-
-
-VERSION = f"pyav-{av.__version__} avcodec-{_version('libavcodec')} swscale-{_version('libswscale')} checks-2"
-"""What decides which frames a video has and whether it is refused; part of a cache's key."""
-# Demuxers for files that hold a video; without this list a text file can be a playlist that opens other files.
+_VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
+VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-2"
+"""Versions that decide which frames a video has and whether it is refused; part of a cache's key."""
+# Demuxers for files that hold a video; without this list a text file could be a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
-# More to refuse than outright errors: bits left over behind a picture. Elsewhere good videos have those.
+# Codecs for which bits left over after a picture are refused too; with other codecs good videos have such bits.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
-_SYSTEM_ERRORS = frozenset(
-    getattr(errno, name, None) for name in ("EACCES", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EBADF")
-)
-_MISSING = 3  # frames that may lack at the end: packed AVI streams and rounded durations lack up to two
+_SYSTEM_ERROR_NAMES = ("EACCES", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EBADF")
+_SYSTEM_ERRORS = {getattr(errno, name) for name in _SYSTEM_ERROR_NAMES if hasattr(errno, name)}
+# Frames that may be missing at the end: packed AVI streams and rounded durations account for up to two.
+_MISSING = 3
+
+NumberedFrame = tuple[int, np.ndarray]
+"""Number and pixels (h, w, 3) of a frame."""
 
 
 class DamagedVideo(Exception):
-    """The video cannot be used; the text is the reason, on one line."""
+    """The video cannot be used; the message is the reason, on one line."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Chosen frames of a video, uint8 (n, h, w, 3), the video's number of frames, and how many a second has."""
+    """Chosen frames of a video, uint8 (n, h, w, 3), with its total number of frames and its frames per second."""
 
     pixels_THWC: np.ndarray
     total: int
     rate: float | None
 
 
+class FrameStream:
+    """Iterator over frame numbers and pixels; sets `total` and `rate` of the video, as in `Frames`, at its end."""
+
+    def __init__(self, frames: Generator[NumberedFrame, None, tuple[int, float | None]]) -> None:
+        self._frames = frames
+        self.total = 0
+        self.rate: float | None = None
+
+    def __iter__(self) -> Iterator[NumberedFrame]:
+        self.total, self.rate = yield from self._frames
+
+
 def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[int]]) -> Frames:
-    """Decode the frames that `choose(total)` names, resized so that the short side has `short_side` pixels.
+    """Decode the frames numbered `choose(total)`, resized so that the short side has `short_side` pixels.
 
     The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
-    estimate: where it is wrong the file is decoded once more, so the choice always follows the true number. Memory
-    holds the chosen frames only.
+    estimate: if it is wrong, the file is decoded once more with the true number. Memory holds the chosen frames only.
 
     Raises:
         DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
     """
-    with _as_damage(path):
-        with _open(path) as container:
-            expected = max(1, _declared(container).frames)
-        while True:
-            wanted = choose(expected)
-            frames: dict[int, np.ndarray] = {}
-            decoded = iter_frames(path, short_side, frozenset(wanted).__contains__)
-            while True:
-                try:
-                    number, pixels_HWC = next(decoded)
-                except StopIteration as end:
-                    total, rate = end.value
-                    break
-                frames[number] = pixels_HWC
-            if total == expected:
-                return Frames(np.stack([frames[i] for i in wanted]), total, rate)
-            expected = total
+    with _as_damage(path), _open(path) as container:
+        total = max(1, _declared(container).frames)
+    while True:
+        chosen = choose(total)
+        stream = iter_frames(path, short_side, frozenset(chosen).__contains__)
+        frames = dict(stream)
+        if stream.total == total:
+            return Frames(np.stack([frames[number] for number in chosen]), total, stream.rate)
+        total = stream.total
 
 
-def iter_frames(
-    path: Path, short_side: int, wanted: Callable[[int], bool]
-) -> Generator[tuple[int, np.ndarray], None, tuple[int, float | None]]:
-    """Decode a video from start to end; gives number and pixels (h, w, 3) of each wanted frame, as it comes.
+def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
+    """Decode a video from start to end and yield each frame whose number is chosen, resized as in `read_frames`.
 
-    Returns, when all are given, the number of frames and how many a second has. Raises DamagedVideo as `read_frames`
-    does, often only at the end.
+    Raises DamagedVideo as `read_frames` does, often only at the end.
     """
-    with _as_damage(path):
-        return (yield from _decode(path, short_side, wanted))
+    return FrameStream(_decode(path, short_side, is_chosen))
 
 
 @contextmanager
@@ -94,57 +93,63 @@ def _as_damage(path: Path) -> Iterator[None]:
             raise DamagedVideo("empty file")
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: is gone since it was listed") from None
+        raise FileNotFoundError(f"{path}: has disappeared since it was listed") from None
     except av.error.FFmpegError as error:
-        _raise_if_not_the_videos_fault(error, path)
-        raise DamagedVideo(f"does not open as a video: {_one_line(error)}") from None
+        _raise_system_error(error, path)
+        raise DamagedVideo(f"does not open as a video: {_reason(error)}") from None
 
 
-def _raise_if_not_the_videos_fault(error: Exception, path: Path) -> None:
-    """A disk that fails or a folder that is not mounted must not be recorded as damage: that would be for ever."""
+def _raise_system_error(error: Exception, path: Path) -> None:
+    """Raise an OSError if the disk or the system failed: a cache would record it as damage of the video for ever."""
     number = getattr(error, "errno", None)
-    if number == errno.EIO:  # what some demuxers say of damage too; if the disk fails, reading fails here
+    if number == errno.EIO:
+        # Some demuxers report damage as EIO too; if the disk has failed, this reading fails.
         with path.open("rb") as file:
             while file.read(2**20):
                 pass
     elif number in _SYSTEM_ERRORS:
-        raise OSError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise OSError(f"{path}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return FFmpeg's message without error number and path."""
+    return one_line(getattr(error, "strerror", None) or error)
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
-    """The frame upright as uint8 RGB (h, w, 3), aspect ratio kept."""
+    """Return the frame upright as uint8 RGB (h, w, 3), resized with its aspect ratio kept."""
     height, width = _shape(frame, short_side)
-    scale = short_side / min(frame.width, frame.height)
-    pixels_HWC = frame.reformat(
-        width=width, height=height, format="rgb24", interpolation="AREA" if scale < 1 else "BICUBIC", threads=1
-    ).to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels_HWC, k=round(getattr(frame, "rotation", 0) / 90) % 4))
+    method = "AREA" if short_side < min(frame.width, frame.height) else "BICUBIC"
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=method, threads=1)
+    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), k=quarter_turns))
 
 
 def _shape(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
-    """Height and width of the resized frame."""
+    """Height and width of the resized frame, before it is turned upright."""
     scale = short_side / min(frame.width, frame.height)
     return max(short_side, round(frame.height * scale)), max(short_side, round(frame.width * scale))
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """What the file says of itself; 0 where it says nothing."""
+    """Length of the video according to its file; 0 for an unknown number."""
 
     frames: int
     seconds: float
     start: float
     rate: float
-    counts_frames: bool  # the number of frames is in the file, not computed from its duration; AVI counts pauses in
+    # Whether `frames` is stored in the file, not computed from the duration; False for AVI, which counts pauses too.
+    counts_frames: bool
 
 
 def _open(path: Path) -> av.container.InputContainer:
     container = av.open(f"file:{path}", metadata_errors="replace", options={"format_whitelist": _FORMATS})
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        what = "holds no video stream" if not container.streams.video else "holds video of an unknown codec"
-        container.close()
-        raise DamagedVideo(what)
-    return container
+    if container.streams.video and container.streams.video[0].codec_context is not None:
+        return container
+    reason = "holds video of an unknown codec" if container.streams.video else "holds no video stream"
+    container.close()
+    raise DamagedVideo(reason)
 
 
 def _declared(container: av.container.InputContainer) -> _Declared:
@@ -157,11 +162,12 @@ def _declared(container: av.container.InputContainer) -> _Declared:
 
 
 def _decode(
-    path: Path, short_side: int, wanted: Callable[[int], bool]
-) -> Generator[tuple[int, np.ndarray], None, tuple[int, float | None]]:
+    path: Path, short_side: int, is_chosen: Callable[[int], bool]
+) -> Generator[NumberedFrame, None, tuple[int, float | None]]:
+    """Yield the chosen frames; return the number of frames and the frames per second."""
     count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
-    with _open(path) as container:
+    with _as_damage(path), _open(path) as container:
         if damage := container_damage(path, container.format.name):
             raise DamagedVideo(damage)
         declared = _declared(container)
@@ -170,33 +176,37 @@ def _decode(
         stream.codec_context.options = {"err_detect": "explode" + _STRICTER.get(stream.codec_context.name, "")}
         overrun = overrun_decoder(stream.codec_context)
         try:
-            for packet in container.demux():  # of all streams: the file ends where the last of them ends
+            for packet in container.demux():
+                # Packets of all streams count: the file ends where the last stream ends.
                 end = max(end, _end(packet, declared.rate))
-                hidden += packet.stream is stream and packet.is_discard  # cut away by an edit list
-                if overrun and packet.stream is stream:
+                if packet.stream is not stream:
+                    continue
+                if packet.is_discard:
+                    hidden += 1  # cut away by an edit list
+                if overrun is not None:
                     overrun.decode(packet)
-                for frame in packet.decode() if packet.stream is stream else ():
+                for frame in packet.decode():
                     if frame.is_corrupt:
                         raise DamagedVideo(f"frame {count} is corrupt")
                     shape = shape or _shape(frame, short_side)
                     if _shape(frame, short_side) != shape:
-                        raise DamagedVideo(f"frame {count} has another shape than the first")
-                    if wanted(count):
+                        raise DamagedVideo(f"frame {count} has another shape than the first frame")
+                    if is_chosen(count):
                         yield count, resized(frame, short_side)
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
-            _raise_if_not_the_videos_fault(error, path)
-            raise DamagedVideo(f"frame {count} does not decode: {_one_line(error)}") from None
+            _raise_system_error(error, path)
+            raise DamagedVideo(f"frame {count} does not decode: {_reason(error)}") from None
     _check_early_end(declared, count, hidden, end)
     return count, declared.rate or None
 
 
 def _end(packet: av.Packet, rate: float) -> float:
-    """When the packet has been shown, in seconds."""
+    """Time in seconds at which the packet has been shown; 0 if unknown."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
-    length = float(packet.duration * packet.time_base) if packet.duration else 1 / rate if rate else 0.0
-    return float(packet.pts * packet.time_base) + length
+    start, default = float(packet.pts * packet.time_base), 1 / rate if rate else 0.0
+    return start + (float(packet.duration * packet.time_base) if packet.duration else default)
 
 
 def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -> None:
@@ -204,12 +214,10 @@ def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -
         raise DamagedVideo("holds no frames")
     if declared.counts_frames:
         missing = declared.frames - count - hidden
-    else:  # durations count from zero in some formats and from the first picture in others: believe the milder
-        rate = min(declared.rate, count / end) if end > 0 else declared.rate  # an AVI may tick faster than frames come
+    else:
+        # The clock of an AVI may tick faster than frames come.
+        rate = min(declared.rate, count / end) if end > 0 else declared.rate
+        # Durations count from zero in some formats, from the first picture in others: use the smaller gap.
         missing = round((declared.seconds - max(end, end - declared.start)) * rate)
     if missing > _MISSING:
-        raise DamagedVideo(f"ends early: {count} frames of about {count + missing}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")

@@ -1,4 +1,4 @@
-"""Files that several processes share: written at once or not at all, claimed by one writer at a time."""
+"""Files shared by several processes: atomic writes, and locks (claims) on pieces of work."""
 
 import functools
 import hashlib
@@ -14,50 +14,52 @@ from typing import Any
 import psutil
 
 SIGN_OF_LIFE = 15.0
-"""Seconds between two signs of life of whoever holds a claim."""
+"""Seconds between two updates of the time stamp of a claim by its owner."""
 ABANDONED_AFTER = 180.0
-"""Seconds without one after which work of another machine may be done anew."""
+"""Seconds without an update after which a claim of another machine is stale."""
+_DAY = 86_400.0
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file at once or not at all, one line for each key."""
+    """Write a JSON file atomically, one line for each key."""
     lines = [f"{json.dumps(key)}: {compact(content[key])}" for key in sorted(content)]
     write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def compact(content: Any) -> str:
-    """JSON without spaces, keys sorted: the form that is hashed."""
+    """Return JSON without spaces and with sorted keys: the form that is hashed."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def sha256_of(content: Any) -> str:
-    """Hash of JSON content, whatever the order of its keys."""
+    """Hash of JSON content; the order of keys does not matter."""
     return hashlib.sha256(compact(content).encode()).hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all; it is on the disk when this returns."""
-    with _whole(path, content) as temporary:
+    """Write a file atomically; it is on the disk when this function returns."""
+    with _temporary_file(path, content) as temporary:
         os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 def write_first(path: Path, content: bytes) -> None:
-    """Write a file unless there is one already; of several writers the first wins."""
-    with _whole(path, content) as temporary:
+    """Write a file atomically unless it exists already; the first of several writers wins."""
+    with _temporary_file(path, content) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # a file system without links
+        except OSError:
+            # The file system has no hard links.
             if not path.exists():
                 os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 @contextmanager
-def _whole(path: Path, content: bytes) -> Iterator[Path]:
-    """The content under a temporary name, which is gone afterwards."""
+def _temporary_file(path: Path, content: bytes) -> Iterator[Path]:
+    """Write the content to a temporary file next to `path` and delete that file afterwards if it still exists."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
@@ -70,61 +72,62 @@ def _whole(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
+    """Make renames in a folder survive a power failure, if the system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
         os.fsync(handle)
-    except OSError:  # some network file systems
-        pass
+    except OSError:
+        pass  # some network file systems cannot
     finally:
         os.close(handle)
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes a file before it gets its name."""
+    """Path at which this process writes a file before it renames it to `path`."""
     return path.with_name(f"{path.name}.tmp-{machine()}-{os.getpid()}")
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Delete what killed processes of this machine were writing or had claimed, and what is a day old."""
+    """Delete stale claims, and temporary files of dead processes of this machine or, if a day old, of other machines."""
     for path in folder.glob("*.tmp-*-*"):
         owner, _, process = path.name.partition(".tmp-")[2].rpartition("-")
-        dead = owner == machine() and process.isdigit() and _start_of(int(process)) is None
-        if dead or owner != machine() and _age(path) > 86_400:
+        own = owner == machine()
+        dead = own and process.isdigit() and _start_of(int(process)) is None
+        if dead or (not own and _age(path) > _DAY):
             path.unlink(missing_ok=True)
     for path in folder.glob("*.claim"):
-        if _abandoned(path):
+        if _is_stale(path):
             path.unlink(missing_ok=True)
 
 
 class Claim:
-    """Says to the other processes of this and other machines: this piece of work is mine.
+    """Lock on a piece of work among processes of this and other machines.
 
-    A symbolic link whose target names the owner: made in one step, by one process only, on network folders too. It
-    only saves double work. Where links do not exist, or two processes take over an abandoned claim at once, both write
-    the same bytes.
+    A symbolic link whose target names the owner: it is created atomically by one process only, on network file systems
+    too. A claim only avoids duplicate work. If links do not exist, or two processes take over a stale claim at the same
+    time, both do the work and write the same bytes.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self) -> bool:
-        """Whether the work is ours now; that of a dead process, or of a machine long silent, is taken over."""
+        """Try to claim the work and return whether this process may do it; a stale claim is taken over."""
         try:
-            if self._path.is_symlink() and _abandoned(self._path):
+            if self._path.is_symlink() and _is_stale(self._path):
                 self._path.unlink(missing_ok=True)
-            os.symlink(_owner(), self._path)
+            os.symlink(f"{machine()}:{os.getpid()}:{_start_of(os.getpid())}", self._path)
         except FileExistsError:
             return False
         except OSError:
-            return True
+            pass  # this file system has no symbolic links
         return True
 
     def keep(self) -> None:
-        """A sign of life."""
+        """Update the time stamp, which shows other machines that the owner is alive."""
         with suppress(OSError, NotImplementedError):
             os.utime(self._path, follow_symlinks=False)
 
@@ -132,13 +135,9 @@ class Claim:
         self._path.unlink(missing_ok=True)
 
 
-def _owner() -> str:
-    return f"{machine()}:{os.getpid()}:{_start_of(os.getpid())}"
-
-
 @functools.cache
 def machine() -> str:
-    """Name of this machine, or of the container, which has process numbers of its own."""
+    """Name of this machine, or of this container, since containers have process numbers of their own."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -147,29 +146,29 @@ def machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process of this machine began, for another may get its number; None if it is dead."""
+    """Start time of a process of this machine, None if it is dead; tells it from a later process of the same number."""
     try:
-        found = psutil.Process(process)
-        if found.status() == psutil.STATUS_ZOMBIE:
+        entry = psutil.Process(process)
+        if entry.status() == psutil.STATUS_ZOMBIE:
             return None
-        with suppress(OSError):  # in ticks since the machine started: psutil's seconds follow the clock when it is set
+        # Linux counts ticks since the machine started; psutil's seconds change when the clock is set.
+        with suppress(OSError):
             return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{found.create_time():.2f}"
+        return f"{entry.create_time():.2f}"
     except psutil.NoSuchProcess:
         return None
 
 
-def _abandoned(claim: Path) -> bool:
-    try:
+def _is_stale(claim: Path) -> bool:
+    with suppress(OSError, ValueError):  # released meanwhile, or in another format
         owner, process, started = os.readlink(claim).rsplit(":", 2)
-        if owner != machine():
-            return _age(claim) > ABANDONED_AFTER
-        return _start_of(int(process)) != started
-    except (OSError, ValueError):  # gone meanwhile, or no claim of ours
-        return _age(claim) > ABANDONED_AFTER
+        if owner == machine():
+            return _start_of(int(process)) != started
+    return _age(claim) > ABANDONED_AFTER
 
 
 def _age(path: Path) -> float:
+    """Seconds since the last update; 0 if the file does not exist."""
     try:
         return time.time() - path.lstat().st_mtime
     except OSError:

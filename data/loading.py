@@ -1,11 +1,11 @@
 """Batches as a pure function of (seed, step, rank, world size): the state of a loader is one integer.
 
-Samples come in epochs, each a fresh permutation; batches run across the border of two epochs, so every sample comes
-exactly once per epoch and none is dropped. The global batch is cut into equal consecutive parts, one per process, so
-the sequence of global batches does not depend on the number of processes or workers. Behind an address the permutation
-is one of shards, and of samples within a few neighbouring shards, so that each shard is fetched once per epoch.
+Each epoch is a new permutation of the samples. Batches continue across the border of two epochs, so every sample comes
+exactly once per epoch and none is dropped. Each rank reads an equal consecutive part of the global batch, so the
+sequence of global batches does not depend on the number of ranks or workers. For a remote cache the shards are
+permuted, and the samples within a few neighbouring shards, so that each shard is fetched once per epoch.
 
-Legend: N samples, B samples of this process, T H W codes or pixels, V views.
+Legend: N samples, B samples of this rank, T H W codes or pixels, V views.
 """
 
 import multiprocessing
@@ -29,8 +29,8 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step reads: samples, a number in [0, 1) that chooses the view, a seed for everything drawn later, and a
-    number that chooses a second view."""
+    """Samples of one step on this rank, and random numbers for each: `view_B` and `other_B` in [0, 1) choose the view and
+    a second view, `seed_B` is the seed of everything drawn later, such as masks."""
 
     rows_B: np.ndarray
     view_B: np.ndarray
@@ -40,29 +40,31 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The batch of every step.
+    """Plan of the batches of all steps.
 
     Raises:
-        ValueError: if there is nothing to draw from or the batch cannot be shared evenly.
+        ValueError: if there are no samples, or the batch does not divide evenly among the ranks.
     """
 
     samples: int
     batch_size: int
-    """Of all processes together."""
+    """Samples of all ranks together."""
     seed: int
     rank: int = 0
     world: int = 1
     blocks_N: np.ndarray | None = None
-    """Block of each sample, rising: samples are permuted within blocks, and the blocks; None: all of them at once."""
+    """Block number of each sample, in ascending order: blocks are permuted, and samples within blocks. None: one block."""
     _epochs: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError("there are no samples to draw batches from")
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.batch_size < 1 or self.batch_size % self.world:
-            raise ValueError(f"batch_size {self.batch_size} does not divide evenly among {self.world} processes")
+            allowed = f"a positive multiple of the number of processes ({self.world})"
+            raise ValueError(f"batch_size must be {allowed}, got {self.batch_size}")
 
     def draw(self, step: int) -> Draw:
+        """Return what this rank reads in a step."""
         share = self.batch_size // self.world
         first = step * self.batch_size + self.rank * share
         last = first + share - 1
@@ -74,26 +76,32 @@ class BatchPlan:
         return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """Return the columns of a `Draw` for all samples of an epoch, in order."""
         if epoch not in self._epochs:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             n = self.samples
             order, view, seed, other = rng.permutation(n), rng.random(n), rng.integers(2**63, size=n), rng.random(n)
             if self.blocks_N is not None:
-                turn = rng.permutation(self.blocks_N[-1] + 1)
-                order = order[np.argsort(turn[self.blocks_N[order]], kind="stable")]
-            while len(self._epochs) > 1:  # a batch reaches into two epochs at most, unless epochs are tiny
+                # The stable sort by block keeps the samples of a block in their random order.
+                place_of_block = rng.permutation(self.blocks_N[-1] + 1)
+                order = order[np.argsort(place_of_block[self.blocks_N[order]], kind="stable")]
+            # Keep two epochs: a batch covers at most two, unless epochs are tiny.
+            while len(self._epochs) > 1:
                 self._epochs.pop(next(iter(self._epochs)), None)
             self._epochs[epoch] = (order, view, seed, other)
         return self._epochs[epoch]
 
     def __getstate__(self) -> dict[str, Any]:
+        # A worker draws its epochs itself, which is cheaper than sending them.
         return {**self.__dict__, "_epochs": {}}
 
 
 def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
-    """The blocks in which the samples of a remote cache are read: neighbouring shards of which half the memory for them
-    holds all, so that the next block fits beside them; a larger shard is one by itself. None for a cache in a folder,
-    where any sample is as near as any other."""
+    """Return the block number of each sample of a remote cache; None for a cache in a folder, which needs no blocks.
+
+    A block is a run of neighbouring shards that fits into half of the memory for shards, so that the next block fits
+    beside it. A larger shard is a block by itself.
+    """
     if not cache.remote:
         return None
     block, room = -1, 0
@@ -107,33 +115,25 @@ def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
 
 
 class TokenDataset(Dataset):
-    """Step -> batch of cached codes: `codes_BTHW`, `slices_B` (slices of time that are no padding), `seed_B`, `row_B` (place
-    in the cache).
+    """Dataset that maps a step to a batch of cached codes.
 
-    With `pairs` also `pair_BTHW` and `pair_slices_B`, of another view of the same videos; with `pixels` also
-    `pixels_BTHWC` (uint8), the clips behind the codes.
+    A batch holds `codes_BTHW`, `slices_B` (number of time slices without padding), `seed_B` and `row_B` (row in the
+    cache). With `pairs` also `pair_BTHW` and `pair_slices_B` of another view of the same videos. With `pixels` also
+    `pixels_BTHWC` (uint8), the clips that were encoded.
 
     Raises:
-        ValueError: if pairs are wanted of a video that has one view only, or pixels of a cache that kept none.
+        ValueError: with `pairs` if a video has only one view, with `pixels` if the cache holds no pixels.
     """
 
     def __init__(
-        self,
-        cache: TokenCache,
-        rows: Sequence[int],
-        plan: BatchPlan,
-        *,
-        pairs: bool = False,
-        pixels: bool = False,
+        self, cache: TokenCache, rows: Sequence[int], plan: BatchPlan, *, pairs: bool = False, pixels: bool = False
     ) -> None:
         self._clips, self._rows_N, self._plan, self._pairs = cache.clips, np.asarray(rows), plan, pairs
         self._cache = cache if pixels else None
-        if pixels:
-            check_pixels_kept(cache)
+        if pixels and cache.spec["keep_pixels"] == "none":
+            raise ValueError(f"{cache.address}: holds no pixels; tokenize with --keep_pixels jpeg or raw")
         if pairs and (cache.views_N[self._rows_N] < 2).any():
-            raise ValueError(
-                f"{cache.address}: pairs need two views of every video; make it with --clip.views 2 or more"
-            )
+            raise ValueError(f"{cache.address}: pairs need two views of every video; tokenize with --clip.views 2")
 
     def __getitem__(self, step: int) -> Batch:
         draw = self._plan.draw(step)
@@ -154,21 +154,16 @@ def _codes(clips: ClipIndex, row_B: np.ndarray, view_B: np.ndarray) -> Batch:
     return {"codes_BTHW": clips.gather(row_B, view_B), "slices_B": clips.slices(row_B, view_B)}
 
 
-def check_pixels_kept(cache: TokenCache) -> None:
-    """Raise a ValueError for a cache that kept no pixels."""
-    if cache.spec["keep_pixels"] == "none":
-        raise ValueError(f"{cache.address}: holds no pixels; make it with --keep_pixels jpeg or raw")
-
-
 def _pixels(cache: TokenCache, row_B: np.ndarray, view_B: np.ndarray) -> np.ndarray:
     return np.stack([cache.pixels(int(row), int(view)) for row, view in zip(row_B, view_B, strict=True)])
 
 
 class ClipDataset(Dataset):
-    """Step -> batch of decoded clips: `pixels_BTHWC` (uint8), `real_B`, `row_B` (place in the list), `skipped`.
+    """Dataset that maps a step to a batch of decoded clips.
 
-    A damaged video leaves its place in the batch black and false in `real_B`, and is in `skipped` as (path, reason).
-    Views never change, so what was decoded once is kept, as long as it fits into `memory` bytes.
+    A batch holds `pixels_BTHWC` (uint8), `real_B`, `row_B` (row in the list) and `skipped`. The clip of a damaged video
+    is black, `real_B` is false for it, and `skipped` lists it as (path, reason). Views never change, so decoded views
+    are stored for later steps as long as they fit into `memory` bytes.
     """
 
     def __init__(
@@ -193,56 +188,54 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         draw = self.plan.draw(step)
-        shape = (self.spec.frames, self.spec.size, self.spec.size, 3)
-        pixels = np.zeros((len(draw.rows_B), *shape), np.uint8)
-        real, skipped = np.ones(len(pixels), bool), []
-        for b, (i, view) in enumerate(zip(draw.rows_B, draw.view_B, strict=True)):
-            views = self._read(self.rows[i])
-            if isinstance(views, DamagedVideo):
-                real[b] = False
-                skipped.append((self.source.videos[self.rows[i]].path, str(views)))
-            else:
-                pixels[b] = pick_view(views, view)
         row_B = np.asarray(self.rows)[draw.rows_B]
-        return {
-            "pixels_BTHWC": torch.from_numpy(pixels),
-            "real_B": torch.from_numpy(real),
-            "row_B": row_B,
-            "skipped": skipped,
-        }
+        pixels_BTHWC = np.zeros((len(row_B), self.spec.frames, self.spec.size, self.spec.size, 3), np.uint8)
+        real_B, skipped = np.ones(len(row_B), bool), []
+        for b, (row, view) in enumerate(zip(row_B.tolist(), draw.view_B, strict=True)):
+            views = self._read(row)
+            if isinstance(views, DamagedVideo):
+                real_B[b] = False
+                skipped.append((self.source.videos[row].path, str(views)))
+            else:
+                pixels_BTHWC[b] = pick_view(views, view)
+        tensors = {"pixels_BTHWC": torch.from_numpy(pixels_BTHWC), "real_B": torch.from_numpy(real_B)}
+        return {**tensors, "row_B": row_B, "skipped": skipped}
 
 
 def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
-    """One of the views along the first axis, by a number in [0, 1)."""
+    """Choose one of the views along the first axis by a number in [0, 1)."""
     return views[int(draw * len(views))]
 
 
 def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
-    """The batches of `steps`, in order, made ahead by `workers` processes (0: in this one)."""
-    # Forked workers inherit the locks of threads that do not exist in them; a fork server starts clean.
+    """Load the batches of `steps`, in order, ahead of time in `workers` processes (0: on demand in this process).
+
+    An OSError or ValueError of the dataset is raised here unchanged.
+    """
+    # A forked worker would inherit locks held by threads that it does not have; a fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
     if context is not None:
-        context.set_forkserver_preload(["data.loading"])  # torch is imported once, not by every worker
+        # The server imports torch once; otherwise every worker would import it.
+        context.set_forkserver_preload(["data.loading"])
     loader = DataLoader(
         _ErrorForwardingDataset(dataset),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         multiprocessing_context=context,
-        collate_fn=_as_sent,  # type: ignore[arg-type]  # without batch_size it gets one item
+        collate_fn=_large_arrays_as_tensors,  # type: ignore[arg-type]  # without batch_size it gets one item
     )
     return map(_as_tensors, loader)
 
 
-def _as_sent(batch: Batch) -> Batch:
-    """Arrays travel from a worker through a pipe; large ones as tensors, for those do in shared memory, which costs half a
-    millisecond whatever its size."""
+def _large_arrays_as_tensors(batch: Batch) -> Batch:
+    """Convert large arrays: arrays travel from a worker through a pipe, tensors in shared memory, in 0.5 ms for any size."""
     large = {key: torch.from_numpy(v) for key, v in batch.items() if isinstance(v, np.ndarray) and v.nbytes >= 2**19}
     return {**batch, **large}
 
 
 class _ErrorForwardingDataset(Dataset):
-    """Gives back the errors of a dataset, for a worker would wrap them into a traceback."""
+    """Dataset that returns errors as items: a worker would wrap a raised error in its traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -255,7 +248,7 @@ class _ErrorForwardingDataset(Dataset):
 
 
 def _as_tensors(batch: Batch) -> Batch:
-    """Codes and numbers as int64; an error is raised."""
+    """Convert arrays to tensors, codes to int64; raise a forwarded error."""
     if "error" in batch:
         raise batch["error"]
     tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
@@ -265,9 +258,9 @@ def _as_tensors(batch: Batch) -> Batch:
 def evaluation_batches(
     cache: TokenCache, rows: Sequence[int], batch_size: int, *, pixels: bool = False
 ) -> Iterator[Batch]:
-    """The canonical view of each row, in order; the last batch may be smaller. `seed_B` depends on the row only.
+    """Yield batches of the canonical view of each row, in order; the last batch may be smaller.
 
-    With `pixels` the batches have them, as those of TokenDataset do.
+    `seed_B` depends on the row only. With `pixels` the batches also hold `pixels_BTHWC`, as in TokenDataset.
     """
     for first in range(0, len(rows), batch_size):
         row_B = np.asarray(rows[first : first + batch_size])

@@ -1,10 +1,10 @@
-"""Moving digits: real handwritten digits in eight motions, made on the fly; one frame tells nothing of the motion.
+"""Moving digits: real handwritten digits in eight motions, rendered on demand. A single frame does not reveal the motion.
 
-The state of a clip is a point (x, y, angle, log-scale) of a 4-dimensional torus: a digit that leaves at one side comes
-back at the other, one that has grown to the full size starts again small. The point is drawn uniformly and the class
-only says along which coordinate, and which way, it travels. A translation of a torus keeps the uniform distribution, so
-every single frame, whichever it is, has the same distribution in all eight classes; only the difference between frames
-carries the label.
+The state of a clip is a point (x, y, angle, log-scale) on a 4-dimensional torus: a digit that leaves on one side
+returns on the opposite side, and a digit that has grown to full size starts again small. The point is drawn uniformly;
+the class determines only the coordinate along which it travels, and the direction. A translation of a torus keeps the
+uniform distribution, so every single frame has the same distribution in all eight classes. Only the difference between
+frames carries the label.
 
 Everything is a pure function of (seed, split, index). Training and held-out split use different handwritten samples.
 """
@@ -23,16 +23,12 @@ FRAMES = 16
 CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "growing", "shrinking")
 SPLITS: Mapping[str, int] = MappingProxyType({"train": 1600, "test": 600})  # clips per split
 
-# Axis of the torus and direction of travel of each class; image rows count downwards, angles clockwise as seen.
+# Axis of the torus and direction of each class; image rows count downwards, angles clockwise as displayed.
 _MOTION = ((0, -1), (0, 1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1))
-_SPEED = (
-    (2.0, 4.0),
-    (2.0, 4.0),
-    (0.15, 0.35),
-    (0.04, 0.08),
-)  # per frame: pixels, pixels, radians, share of the scale range
+# Slowest and fastest motion along each axis per frame, in pixels, pixels, radians and shares of the scale range.
+_SPEED = ((2.0, 4.0), (2.0, 4.0), (0.15, 0.35), (0.04, 0.08))
 _PERIOD = (SIZE, SIZE, 2 * np.pi, 1.0)
-_HEIGHT = (22.0, 44.0)  # pixels, smallest and largest digit
+_HEIGHT = (22.0, 44.0)  # smallest and largest digit, in pixels
 
 
 @functools.cache
@@ -47,7 +43,7 @@ def _glyphs(split: str) -> torch.Tensor:
 
 
 def _texture(rng: np.random.Generator) -> torch.Tensor:
-    """A dark background of smooth noise in one tint, (3, SIZE, SIZE) in 0..0.5."""
+    """Draw a dark background of smooth noise in one tint, (3, SIZE, SIZE) in 0..0.5."""
     noise = torch.from_numpy(rng.uniform(0, 1, (1, 1, 5, 5))).float()
     noise = F.interpolate(noise, size=(SIZE, SIZE), mode="bicubic", align_corners=False)[0]
     tint = torch.from_numpy(rng.uniform(0.1, 0.35, (3, 1, 1))).float()
@@ -55,7 +51,7 @@ def _texture(rng: np.random.Generator) -> torch.Tensor:
 
 
 def trajectory(seed: int, split: str, index: int) -> np.ndarray:
-    """States of the clip, (FRAMES, 4): x and y of the centre in pixels, angle in radians, log-scale in 0..1."""
+    """Return the states of a clip, (FRAMES, 4): x and y of the centre in pixels, angle in radians, log-scale in 0..1."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 0])
     axis, sign = _MOTION[index % len(CLASSES)]
     state = np.tile(rng.uniform(0, _PERIOD, 4), (FRAMES, 1))
@@ -66,7 +62,7 @@ def trajectory(seed: int, split: str, index: int) -> np.ndarray:
 
 
 def render(seed: int, split: str, index: int) -> np.ndarray:
-    """Clip number `index` of a split, uint8 (FRAMES, SIZE, SIZE, 3); its class is `CLASSES[index % 8]`."""
+    """Render clip `index` of a split, uint8 (FRAMES, SIZE, SIZE, 3); its class is `CLASSES[index % 8]`."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 1])
     glyphs = _glyphs(split)
     glyph = glyphs[int(rng.integers(len(glyphs)))]
@@ -76,7 +72,7 @@ def render(seed: int, split: str, index: int) -> np.ndarray:
     x, y, angle, scale = torch.from_numpy(trajectory(seed, split, index)).float().T[:, :, None, None]
     height = _HEIGHT[0] * (_HEIGHT[1] / _HEIGHT[0]) ** scale
     pixel = torch.arange(SIZE, dtype=torch.float32) + 0.5
-    dx = (pixel[None, None, :] - x + SIZE / 2) % SIZE - SIZE / 2  # the shorter way round the torus
+    dx = (pixel[None, None, :] - x + SIZE / 2) % SIZE - SIZE / 2  # the shorter way around the torus
     dy = (pixel[None, :, None] - y + SIZE / 2) % SIZE - SIZE / 2
     cos, sin = torch.cos(angle), torch.sin(angle)
     grid_THW2 = torch.stack([cos * dx + sin * dy, cos * dy - sin * dx], dim=-1) * (2 / height[..., None])

@@ -1,4 +1,4 @@
-"""A clip's pixels inside a cache: one member per view, an array, or a JPEG of its frames stacked.
+"""Pixels of clips in a cache: one member per view, an array or a JPEG of its frames stacked vertically.
 
 Legend: T frames, H W pixels, C colours.
 """
@@ -18,13 +18,13 @@ JPEG_QUALITY = 92
 
 
 def check_jpeg_height(keep: KeepPixels, frames: int, height: int) -> None:
-    """Raise a ValueError for clips whose stacked frames no JPEG can hold."""
-    if keep == "jpeg" and frames * height > 65_500:
+    """Raise a ValueError if the stacked frames of a clip exceed the height of a JPEG."""
+    if keep == "jpeg" and frames * height > 65_500:  # the limit of libjpeg
         raise ValueError(f"{frames} frames of {height} pixels exceed the 65,500 rows of a jpeg; use --keep_pixels raw")
 
 
 def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[str, bytes]:
-    """The member of a shard that holds the pixels of a view, by extension; none if they are not kept."""
+    """Encode the pixels of a view as a member of a shard, by extension; empty if pixels are not kept."""
     if keep == "none":
         return {}
     if keep == "raw":
@@ -34,7 +34,7 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
 
 
 def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec, view: int) -> np.ndarray:
-    """The pixels of a view, uint8 (T, H, W, 3); `read` gives a member by its extension."""
+    """Decode the pixels of a view, uint8 (T, H, W, 3); `read` returns a member by its extension. Raises DamagedCache."""
     shape = (clip.frames, clip.size, clip.size, 3)
     content = read(_extension(keep, view))
     return from_npy(content, np.dtype("u1"), shape) if keep == "raw" else _unjpeg(content, shape)
@@ -53,8 +53,10 @@ def _jpeg(image_HWC: np.ndarray) -> bytes:
 def _unjpeg(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(content), formats=["JPEG"])
-        if image.size != (shape[2], shape[0] * shape[1]):  # before anything is decoded
-            raise DamagedCache(f"a JPEG in the cache has {image.size} pixels, not those of its clip")
+        expected_size = (shape[2], shape[0] * shape[1])
+        # Check before decoding: a forged size could exhaust the memory.
+        if image.size != expected_size:
+            raise DamagedCache(f"a JPEG in the cache has {image.size} pixels, expected {expected_size}")
         return np.asarray(image.convert("RGB")).reshape(shape)
     except (OSError, Image.DecompressionBombError) as error:
         raise DamagedCache(f"a JPEG in the cache does not decode: {error}") from None

@@ -1,17 +1,18 @@
-"""Shards: webdataset tars written atomically and byte for byte alike, read by offset and without running anything.
+"""Shards: reproducible webdataset tars, written atomically, read by offset and without executing their content.
 
-    000000.tar    samples in the order of the video list; <id>.codes.npy, <id>.json and, if pixels are kept, more
+    000000.tar    samples in the order of the video list: <id>.codes.npy, <id>.json and, if pixels are kept, more
                   members per sample
-    000000.json   the shard's record: bytes and sha256 of the tar, and columns with a value for each sample: what is said
-                  of it, and the offset, size and crc32 of its members
+    000000.json   record of the shard: bytes and sha256 of the tar, and columns with one value per sample: its facts,
+                  and the offset, size and crc32 of its members
 
-A shard exists once its tar does: it is written under another name, flushed and hashed, then the record is written, and
-at last the tar gets its name.
+A shard exists once its tar exists: the tar is written under a temporary name, flushed and hashed, then the record is
+written, and finally the tar is renamed.
 """
 
 import functools
 import hashlib
 import io
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,23 +25,22 @@ import numpy as np
 from data.files import sha256_of, sync_folder, temporary_name, write_json
 
 BLOCK = 512
-"""Bytes of a tar's header; contents are filled up to a multiple of it."""
+"""Bytes of a tar header; contents are padded to a multiple of it."""
 
 
 class DamagedCache(ValueError):
-    """A file of a cache is missing or not what its record says."""
+    """A file of a cache is missing or does not match its record."""
 
 
 def sample_id(path: str) -> str:
-    """Name of a video's sample. A hash, because webdataset cuts names at their first dot and paths hold anything."""
+    """Name of a video's sample: a hash, because webdataset cuts names at the first dot and paths may hold any bytes."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 class ShardWriter:
-    """Writes one shard; leaving the `with` block without `commit` leaves nothing behind."""
+    """Writer of one shard, with `columns` of facts in its record. Leaving `with` without `commit` deletes the shard."""
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
-        """`columns`: what is said of every sample, by name."""
         self.tar = folder / f"{number:06d}.tar"
         self.record = self.tar.with_suffix(".json")
         self._temporary = temporary_name(self.tar)
@@ -57,14 +57,15 @@ class ShardWriter:
         return self
 
     def add(self, key: str, members: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-        """Append a sample: its members by extension, and what the record says of it, a fact for each column."""
-        for extension in sorted(members):  # the writer's own order
+        """Append a sample: its members by extension, and one fact for each column of the record."""
+        # webdataset.TarWriter writes the members in this order.
+        for extension in sorted(members):
             content = members[extension]
             place = self._places.setdefault(extension, {"row": [], "offset": [], "size": [], "crc": []})
             values = (self._rows, self._position + BLOCK, len(content), zlib.crc32(content))
             for column, value in zip(place.values(), values, strict=True):
                 column.append(value)
-            self._position += BLOCK + -(-len(content) // BLOCK) * BLOCK
+            self._position += BLOCK + math.ceil(len(content) / BLOCK) * BLOCK
         self._writer.write({"__key__": key, **members})
         for name, column in self._columns.items():
             column.append(facts[name])
@@ -78,17 +79,17 @@ class ShardWriter:
         try:
             self._writer.close()
             self._file.close()
-        except OSError:  # the disk is full: what matters has been raised already
-            pass
+        except OSError:
+            pass  # the disk is full; the error that matters has been raised already
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def commit(self, **facts: Any) -> None:
-        """Finish the tar and write its record, with `facts` of the whole shard."""
+        """Finish the tar and write its record, including `facts` about the whole shard."""
         self._writer.close()
         self._file.finish()
-        whole = {"bytes": self._file.written, "sha256": self._file.digest.hexdigest(), **facts}
-        record = {**whole, "samples": self._columns, "members": self._places}
+        record = {"bytes": self._file.written, "sha256": self._file.digest.hexdigest(), **facts}
+        record |= {"samples": self._columns, "members": self._places}
         write_json(self.record, {**record, "checksum": sha256_of(record)})
         os.replace(self._temporary, self.tar)
         self._committed = True
@@ -96,7 +97,7 @@ class ShardWriter:
 
 
 class _HashingFile:
-    """A file that is hashed while it is written."""
+    """File that is hashed while it is written."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 - closed by the shard's writer
@@ -118,17 +119,17 @@ class _HashingFile:
 
 
 def to_npy(array: np.ndarray) -> bytes:
-    """The array as a .npy file."""
+    """Encode an array as a .npy file."""
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return file.getvalue()
 
 
 def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of a .npy file of known type and shape; its header is compared, never trusted.
+    """Decode a .npy file of known type and shape; its header is compared with the expected one and never parsed.
 
     Raises:
-        DamagedCache: if the header says anything else.
+        DamagedCache: if type, shape or length differ.
     """
     header = npy_header(np.dtype(dtype).str, shape)
     if not content.startswith(header) or len(content) != len(header) + np.dtype(dtype).itemsize * int(np.prod(shape)):
@@ -138,7 +139,7 @@ def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndar
 
 @functools.lru_cache(maxsize=4096)
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What a .npy file of this type (as numpy writes it) and shape begins with."""
+    """Header of a .npy file of this type (in NumPy's notation) and shape."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
     return file.getvalue()

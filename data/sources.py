@@ -1,4 +1,4 @@
-"""Where videos come from: a folder, a list file, or a built-in set, always as one sorted list of `Video`."""
+"""Sources of videos: a folder, a list file or a built-in set, read into one sorted list of `Video`."""
 
 import csv
 import functools
@@ -15,21 +15,17 @@ from pathlib import Path
 
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_SPLITS = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "valid", "validation"), "val")
+    | dict.fromkeys(("test", "testing"), "test")
+)
 BUILTIN = "builtin:"
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video of a source. `path` is relative to the source's root; `group` names what must stay in one fold."""
+    """One video of a source. `path` is relative to the source's root; videos of one `group` stay in the same fold."""
 
     path: str
     size: int
@@ -53,16 +49,16 @@ class Source:
 
 
 def load_source(src: str) -> Source:
-    """Open what `--videos` names.
+    """List the videos that a value of `--videos` names.
 
-    - a folder: every video file below it; the folder around a file is its label,
-      a top folder train, val or test its split;
-    - a list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of
-      label, group, split; paths are relative to the file;
+    - A folder: every video file below it. The label of a file is the folder that contains it; the split is the top
+      folder, if all top folders are named after splits (train, val, test and similar).
+    - A list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of
+      label, group, split. Paths are relative to the file.
     - `builtin:moving-digits`, or with the numbers of clips per split `builtin:moving-digits:TRAIN:TEST`.
 
     Raises:
-        ValueError: if it holds no videos, lists a missing or repeated one, or cannot be understood.
+        ValueError: if there are no videos, a listed video is missing or repeated, or the list is malformed.
         FileNotFoundError: if there is no such folder or file.
     """
     if src.startswith(BUILTIN):
@@ -71,82 +67,87 @@ def load_source(src: str) -> Source:
     if not src or not path.exists():
         raise FileNotFoundError(f"{src}: no such folder or list file")
     source = _folder(path) if path.is_dir() else _list_file(path)
-    twice = [p for p, n in Counter(v.path for v in source.videos).items() if n > 1]
-    if twice:
-        raise ValueError(f"{src}: lists {twice[0]} more than once")
+    counts = Counter(video.path for video in source.videos)
+    repeated = next((path for path, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{src}: lists {repeated} more than once")
     return source
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
-    """Rows to train on and rows to validate on.
+    """Return the rows to train on and the held-out rows.
 
-    Videos of a split other than train are held out. Where no video has a split, every tenth group is, chosen by hash;
-    a video without a group is its own.
+    Videos of a split other than train are held out. If no video has a split, every tenth group is held out, chosen by
+    hash; a video without a group is a group by itself. A single group is not held out.
     """
     videos = list(videos)
-    if any(v.split not in (None, "train") for v in videos):
-        held = [v.split not in (None, "train") for v in videos]
+    if any(video.split not in (None, "train") for video in videos):
+        is_held_out = [video.split not in (None, "train") for video in videos]
     else:
-        groups = sorted(
-            {v.group or v.path for v in videos},
-            key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest(),
-        )
-        chosen = set(groups[: math.ceil(len(groups) / 10)]) if len(groups) > 1 else set()
-        held = [(v.group or v.path) in chosen for v in videos]
-    return [i for i, h in enumerate(held) if not h], [i for i, h in enumerate(held) if h]
+        groups = [video.group or video.path for video in videos]
+        ordered = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest())
+        chosen = set(ordered[: math.ceil(len(ordered) / 10)]) if len(ordered) > 1 else set()
+        is_held_out = [group in chosen for group in groups]
+    rows = range(len(videos))
+    return [row for row in rows if not is_held_out[row]], [row for row in rows if is_held_out[row]]
 
 
 def _builtin(src: str) -> Source:
     name, *counts = src.removeprefix(BUILTIN).split(":")
     from data import moving_digits  # imports torch
 
-    sizes = dict(moving_digits.SPLITS)
-    if name != "moving-digits" or len(counts) not in (0, 2) or not all(c.isdigit() for c in counts):
-        raise ValueError(f"{src}: the built-in set is builtin:moving-digits or builtin:moving-digits:TRAIN:TEST")
-    if counts:
-        sizes = dict(zip(sizes, map(int, counts), strict=True))
+    if name != "moving-digits" or len(counts) not in (0, 2) or not all(count.isdigit() for count in counts):
+        raise ValueError(f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST], numbers of clips")
+    sizes = dict(zip(moving_digits.SPLITS, map(int, counts), strict=True)) if counts else moving_digits.SPLITS
     classes = moving_digits.CLASSES
     videos = [
         Video(path=f"{split}/{i:06d}", size=0, label=classes[i % len(classes)], split=split)
-        for split, n in sizes.items()
-        for i in range(n)
+        for split, size in sizes.items()
+        for i in range(size)
     ]
     if not videos:
-        raise ValueError(f"{src}: asks for no clips")
+        raise ValueError(f"{src}: must name at least one clip")
     return Source(name="moving-digits", root=None, videos=tuple(sorted(videos, key=lambda v: v.path)))
+
+
+def _file_size(path: str) -> int | None:
+    """Size in bytes; None if the path is missing, a broken link or no regular file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _folder(root: Path) -> Source:
     videos = []
     tops = [entry.name.lower() for entry in os.scandir(root) if entry.is_dir()]
-    has_splits = bool(tops) and all(
-        top in _SPLITS for top in tops
-    )  # beside other folders, `train` is a class of trains
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
-        here = os.path.realpath(folder)
-        # Not into links that lead back to where the walk came from.
-        folders[:] = [f for f in folders if not f"{here}/".startswith(os.path.realpath(os.path.join(folder, f)) + "/")]
-        inner = os.path.relpath(folder, root)
-        parents = () if inner == "." else tuple(inner.split(os.sep))
+    # Next to other classes, `train` is the class of trains.
+    has_splits = bool(tops) and all(top in _SPLITS for top in tops)
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+        real_folder = os.path.realpath(folder)
+        # Do not follow links to a folder that contains this one.
+        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if not f"{real_folder}/".startswith(f"{targets[name]}/")]
+        relative = os.path.relpath(folder, root)
+        parents = () if relative == "." else tuple(relative.split(os.sep))
         split = _SPLITS[parents[0].lower()] if parents and has_splits else None
-        label = parents[-1] if len(parents) > (split is not None) else None
+        label_depth = 1 if split is None else 2
+        label = parents[-1] if len(parents) >= label_depth else None
         for file in files:
             if os.path.splitext(file)[1].lower() not in SUFFIXES:
                 continue
-            full = os.path.join(folder, file)
-            try:
-                status = os.stat(full)
-            except OSError:
-                status = None
-            if status is None or not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{full}: is a broken link or no file")
-            videos.append(Video("/".join((*parents, file)), status.st_size, label=label, split=split))
+            path = os.path.join(folder, file)
+            size = _file_size(path)
+            if size is None:
+                raise ValueError(f"{path}: is a broken link or not a regular file")
+            videos.append(Video("/".join((*parents, file)), size, label=label, split=split))
     if not videos:
-        raise ValueError(f"{root}: holds no video files ({_SUFFIXES})")
+        raise ValueError(f"{root}: contains no video files ({_SUFFIXES})")
     return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
-def _raise(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> None:
     raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
@@ -160,29 +161,27 @@ def _list_file(file: Path) -> Source:
     rows = _csv_rows(file, text) if _is_csv(file, text) else _plain_rows(file, text)
     if not rows:
         raise ValueError(f"{file}: lists no videos")
-    here = os.path.realpath(file.parent)
-    folder_of = functools.cache(os.path.realpath)  # folders are few, files are many
-    full: list[tuple[str, int, dict[str, str]]] = []
+    list_folder = os.path.realpath(file.parent)
+    real_folder = functools.cache(os.path.realpath)  # folders are few, files are many
+    entries: list[tuple[str, int, dict[str, str]]] = []
     missing = []
     for line, row in rows:
-        path = os.path.join(here, row["path"])
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            status = None
-        if status is None or not stat.S_ISREG(status.st_mode):
+        path = os.path.join(list_folder, row["path"])
+        size = _file_size(path)
+        if size is None:
             missing.append((line, row["path"]))
             continue
         if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
             path = os.path.realpath(path)
-        full.append((os.path.join(folder_of(os.path.dirname(path)), os.path.basename(path)), status.st_size, row))
+        folder, name = os.path.split(path)
+        entries.append((os.path.join(real_folder(folder), name), size, row))
     if missing:
         line, name = missing[0]
         raise ValueError(f"{file}, line {line}: no such video: {name} ({len(missing)} of {len(rows)} are missing)")
-    # Relative to the list where possible, so that moving list and videos together changes nothing.
-    folders = {os.path.dirname(path) for path, _, _ in full}
-    inside = all(f"{folder}/".startswith(f"{here.rstrip('/')}/") for folder in folders)
-    root = here if inside else os.path.commonpath(folders)
+    # Paths are relative to the list if possible, so that moving list and videos together changes nothing.
+    folders = {os.path.dirname(path) for path, _, _ in entries}
+    inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
+    root = list_folder if inside else os.path.commonpath(folders)
     videos = [
         Video(
             path[len(root.rstrip("/")) + 1 :],
@@ -191,7 +190,7 @@ def _list_file(file: Path) -> Source:
             group=row.get("group") or None,
             split=_SPLITS.get(row.get("split", "").lower(), row.get("split")) or None,
         )
-        for path, size, row in full
+        for path, size, row in entries
     ]
     return Source(name=file.stem, root=Path(root), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
@@ -205,9 +204,7 @@ def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if "path" not in reader.fieldnames:
-        raise ValueError(
-            f"{file}: a CSV list needs a header line with a column 'path' (and label, group, split if there are any)"
-        )
+        raise ValueError(f"{file}: its header must have a column 'path', and may have label, group and split")
     try:
         return [(reader.line_num, {k: v for k, v in row.items() if k and v}) for row in reader if row["path"]]
     except csv.Error as error:
@@ -222,17 +219,15 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
         if len(fields) > 3:
-            raise ValueError(
-                f"{file}, line {number}: {len(fields)} fields, expected 'path [label [group]]'; "
-                "quote a path with spaces"
-            )
+            expected = "expected 'path [label [group]]'; quote a path with spaces"
+            raise ValueError(f"{file}, line {number}: {len(fields)} fields, {expected}")
         if fields:
             rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
     return rows
 
 
 def _without_comment(line: str) -> str:
-    """The line up to a # that begins a word outside quotes; shlex would also cut `lab#1`."""
+    """Return the line up to a # that begins a word outside quotes; shlex would also cut `lab#1`."""
     quote = ""
     for i, character in enumerate(line):
         if quote:

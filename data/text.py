@@ -1,27 +1,37 @@
-"""Text for people: tables, sizes, printable names."""
+"""Text for people: tables, sizes, error messages on one line, printable names."""
+
+
+def one_line(message: object, max_length: int | None = None) -> str:
+    """Return an error or a text on one line: every run of whitespace becomes one space, at most `max_length` characters."""
+    return " ".join(str(message).split())[:max_length]
 
 
 def table(head: list[str] | None, rows: list[list[str]]) -> str:
-    """Columns of text; numbers to the right."""
-    lines = [[printable(cell) for cell in row] for row in ([head] if head else []) + rows]
-    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    right = [head is not None and all(line[c][:1].isdigit() for line in lines[1:]) for c in range(len(widths))]
-    texts = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        for line in lines
-    ]
+    """Format rows as aligned text columns under the titles `head`; columns of numbers are aligned to the right."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    if head:
+        lines.insert(0, [printable(title) for title in head])
+    columns = list(zip(*lines, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    numeric = [head is not None and all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    texts = []
+    for line in lines:
+        cells = zip(line, widths, numeric, strict=True)
+        texts.append("  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells))
     return "\n".join(text.rstrip() for text in texts)
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+def size(byte_count: float) -> str:
+    """Format a number of bytes with a binary unit, such as 1.5 MiB."""
+    if byte_count < 1024:
+        return f"{byte_count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        byte_count /= 1024
+        if byte_count < 1024:
+            return f"{byte_count:.1f} {unit}"
+    return f"{byte_count / 1024:.1f} TiB"
 
 
 def printable(text: str) -> str:
-    """Names hold anything; a line of a table must not."""
+    """Replace characters that would break a line of a table or control a terminal; file names may hold any character."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

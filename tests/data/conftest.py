@@ -1,4 +1,4 @@
-"""A finished cache, shared by the tests that read it."""
+"""Fixtures shared by the tests of data: a finished cache, and a copy of it."""
 
 import multiprocessing
 import shutil
@@ -9,17 +9,17 @@ import pytest
 from data.cache import TokenCache
 from tests.helpers.caches import MakeCache
 
-# Data workers are forked from a server; one that has imported torch already makes each of them start ten times faster.
+# Data workers are forked from a server; each starts ten times faster if the server has imported torch.
 multiprocessing.set_forkserver_preload(["data.loading"])
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> TokenCache:
-    """Ten videos in three shards, with raw pixels."""
+    """Cache of ten videos in three shards, with raw pixels."""
     return TokenCache.open(make_cache(tmp_path_factory.mktemp("caches"), keep_pixels="raw"))
 
 
 @pytest.fixture
 def copy(cache: TokenCache, tmp_path: Path) -> Path:
-    """A copy of its folder that a test may damage."""
+    """Copy of the cache folder that a test may damage."""
     return shutil.copytree(cache.address, tmp_path / cache.name)

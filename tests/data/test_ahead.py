@@ -1,4 +1,4 @@
-"""Work ahead in threads: in order, no further ahead than promised, and errors arrive where they belong."""
+"""ahead(): results in order, limits on jobs and results in memory, errors raised at their place, threads stopped."""
 
 import itertools
 import random
@@ -12,53 +12,54 @@ import pytest
 from data.ahead import ahead
 
 
-def waited_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def becomes_true(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Wait until the condition is true, at most `seconds`; return whether it is."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.001)
     return condition()
 
 
-class Counted:
-    """Jobs 0, 1, ... and the work of each: its results are (job, 0), (job, 1), ... It is noted what was begun and made."""
+class CountedWork:
+    """Jobs 0, 1, ... with the results (job, 0), (job, 1), ...; counts started jobs and results of each job."""
 
-    def __init__(self, jobs: int, results: int, slow: float = 0.0) -> None:
-        self.jobs, self.results, self.slow = jobs, results, slow
-        self.begun: list[int] = []
+    def __init__(self, jobs: int, results: int, max_seconds: float = 0.0) -> None:
+        self.jobs, self.results, self.max_seconds = jobs, results, max_seconds
+        self.started: list[int] = []
         self.made = dict.fromkeys(range(jobs), 0)
 
     def work(self, job: int) -> Iterator[tuple[int, int]]:
-        self.begun.append(job)
+        self.started.append(job)
         for i in range(self.results):
-            time.sleep(random.random() * self.slow)
+            time.sleep(random.random() * self.max_seconds)
             self.made[job] += 1
             yield job, i
 
-    def has_begun(self, count: int) -> bool:
-        return len(self.begun) >= count
+    def has_started(self, count: int) -> bool:
+        return len(self.started) >= count
 
     def ahead(self, workers: int, depth: int) -> Iterator[tuple[int, Iterator[tuple[int, int]]]]:
         return ahead(range(self.jobs), self.work, workers, depth)
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def all_threads_end() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    assert waited_for(lambda: not set(threading.enumerate()) - before), "a thread has survived"
+    assert becomes_true(lambda: not set(threading.enumerate()) - before), "a thread is still alive"
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3, 8, 30])
 @pytest.mark.parametrize("depth", [1, 4])
 def test_jobs_and_results_come_in_order(workers: int, depth: int) -> None:
-    counted = Counted(jobs=20, results=3, slow=0.002)
-    found = [(job, list(results)) for job, results in counted.ahead(workers, depth)]
-    assert found == [(job, [(job, i) for i in range(3)]) for job in range(20)]
-    assert sorted(counted.begun) == list(range(20)), "every job is done once"
+    counted = CountedWork(jobs=20, results=3, max_seconds=0.002)
+    results_of_jobs = [(job, list(results)) for job, results in counted.ahead(workers, depth)]
+    assert results_of_jobs == [(job, [(job, i) for i in range(3)]) for job in range(20)]
+    assert sorted(counted.started) == list(range(20)), "every job runs once"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_jobs_of_different_length_and_none_at_all(workers: int) -> None:
+def test_jobs_of_different_lengths_and_an_empty_list_of_jobs(workers: int) -> None:
     def work(job: int) -> Iterator[int]:
         yield from range(job)
 
@@ -68,41 +69,41 @@ def test_jobs_of_different_length_and_none_at_all(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_no_more_jobs_are_begun_than_promised(workers: int) -> None:
-    counted = Counted(jobs=40, results=2)
+def test_number_of_started_jobs_is_limited(workers: int) -> None:
+    counted = CountedWork(jobs=40, results=2)
     for job, results in counted.ahead(workers, depth=10):
         list(results)
-        most = min(job + workers + 2, 40)
-        assert waited_for(partial(counted.has_begun, most)), "and that many are"
+        most = min(job + workers + 2, 40)  # workers + 2 jobs from the current one on
+        assert becomes_true(partial(counted.has_started, most)), "the limit is used"
         time.sleep(0.002)
-        assert len(counted.begun) == most
+        assert len(counted.started) == most
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_no_more_results_of_a_job_are_made_than_promised(depth: int) -> None:
-    counted = Counted(jobs=3, results=20)
+def test_number_of_stored_results_of_a_job_is_limited(depth: int) -> None:
+    counted = CountedWork(jobs=3, results=20)
     videos = counted.ahead(workers=2, depth=depth)
     _, results = next(videos)
-    assert waited_for(lambda: counted.made[0] > depth and counted.made[1] > depth)
+    assert becomes_true(lambda: counted.made[0] > depth and counted.made[1] > depth)
     time.sleep(0.01)
-    assert counted.made == {0: depth + 1, 1: depth + 1, 2: 0}, "those that wait, and the one that finds no room"
+    assert counted.made == {0: depth + 1, 1: depth + 1, 2: 0}, "the stored results, and one that waits for room"
     assert len(list(results)) == 20
     assert [len(list(more)) for _, more in videos] == [20, 20]
 
 
-def test_nothing_is_begun_before_the_first_is_asked_for() -> None:
-    counted = Counted(jobs=5, results=1)
+def test_no_job_starts_before_the_first_is_requested() -> None:
+    counted = CountedWork(jobs=5, results=1)
     videos = counted.ahead(workers=2, depth=1)
     time.sleep(0.01)
-    assert counted.begun == []
+    assert counted.started == []
     assert [len(list(results)) for _, results in videos] == [1] * 5
 
 
-def test_work_is_done_by_as_many_threads_as_wanted_at_once() -> None:
+def test_as_many_jobs_run_at_once_as_there_are_workers() -> None:
     together = threading.Barrier(4, timeout=5)
 
     def work(job: int) -> Iterator[str]:
-        together.wait()  # passes only if four jobs are at work
+        together.wait()  # passes only if four jobs run at once
         yield threading.current_thread().name
 
     names = [name for _, results in ahead(range(8), work, workers=4, depth=1) for name in results]
@@ -111,59 +112,59 @@ def test_work_is_done_by_as_many_threads_as_wanted_at_once() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, StopAsyncIteration])
-def test_exception_of_a_job_arrives_at_its_place(workers: int, error: type[BaseException]) -> None:
+def test_exception_of_a_job_is_raised_where_its_results_are_read(workers: int, error: type[BaseException]) -> None:
     def work(job: int) -> Iterator[int]:
         yield 10 * job
         if job == 4:
             raise error("of job 4")
         yield 10 * job + 1
 
-    found = []
+    received = []
     with pytest.raises(error, match="of job 4"):
         for _, results in ahead(range(50), work, workers, 8):
             for result in results:
-                found.append(result)
-    assert found == [0, 1, 10, 11, 20, 21, 30, 31, 40]
+                received.append(result)
+    assert received == [0, 1, 10, 11, 20, 21, 30, 31, 40]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_jobs_behind_one_that_failed_are_done_if_the_caller_goes_on(workers: int) -> None:
+def test_caller_may_continue_after_a_failed_job(workers: int) -> None:
     def work(job: int) -> Iterator[int]:
         if job % 3 == 0:
             raise ValueError(job)
         yield job
 
-    found: list[object] = []
+    received: list[object] = []
     for job, results in ahead(range(10), work, workers, 1):
         try:
-            found += results
+            received += results
         except ValueError as error:
-            found.append(str(error))
+            received.append(str(error))
             assert job == int(str(error))
-    assert found == ["0", 1, 2, "3", 4, 5, "6", 7, 8, "9"]
+    assert received == ["0", 1, 2, "3", 4, 5, "6", 7, 8, "9"]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_exception_of_the_jobs_arrives_behind_the_jobs_before_it(workers: int) -> None:
+def test_exception_of_the_iterable_of_jobs_is_raised_after_the_jobs_before_it(workers: int) -> None:
     def jobs() -> Iterator[int]:
         yield from range(5)
         raise OSError("no more claims")
 
-    found = []
+    received = []
     with pytest.raises(OSError, match="no more claims"):
         for job, results in ahead(jobs(), lambda job: iter([job] * 2), workers, 1):
-            found.append((job, list(results)))
-    assert found == [(job, [job, job]) for job in range(5)]
+            received.append((job, list(results)))
+    assert received == [(job, [job, job]) for job in range(5)]
 
 
-def test_jobs_are_drawn_by_one_thread_at_a_time() -> None:
-    at_it = threading.Lock()
+def test_jobs_are_iterated_by_one_thread_at_a_time() -> None:
+    lock = threading.Lock()
 
     def jobs() -> Iterator[int]:
         for job in range(50):
-            assert at_it.acquire(blocking=False)
+            assert lock.acquire(blocking=False)
             time.sleep(0.0005)
-            at_it.release()
+            lock.release()
             yield job
 
     assert [job for job, results in ahead(jobs(), lambda job: iter([job]), 6, 1) if list(results)] == list(range(50))
@@ -171,11 +172,11 @@ def test_jobs_are_drawn_by_one_thread_at_a_time() -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("kind", ["close", "exception", "within a job"])
-def test_leaving_early_stops_the_threads(workers: int, kind: str) -> None:
+def test_closing_early_stops_the_threads(workers: int, kind: str) -> None:
     made = itertools.count()
 
     def work(job: int) -> Iterator[int]:
-        while True:  # more than anybody takes
+        while True:
             yield next(made)
 
     before = set(threading.enumerate())
@@ -194,33 +195,33 @@ def test_leaving_early_stops_the_threads(workers: int, kind: str) -> None:
             for _, _ in videos:
                 raise RuntimeError
         del videos
-    assert waited_for(lambda: set(threading.enumerate()) <= before)
+    assert becomes_true(lambda: set(threading.enumerate()) <= before)
     assert time.monotonic() - began < 3
     number = next(made)
     time.sleep(0.02)
-    assert next(made) == number + 1, "nothing is made any more"
+    assert next(made) == number + 1, "no more results are made"
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_leaving_early_wakes_threads_that_wait_for_room(workers: int) -> None:
-    counted, before = Counted(jobs=100, results=1), set(threading.enumerate())
+def test_closing_early_wakes_threads_that_wait_for_room(workers: int) -> None:
+    counted, before = CountedWork(jobs=100, results=1), set(threading.enumerate())
     videos = counted.ahead(workers, depth=1)
     next(videos)
-    assert waited_for(lambda: sum(counted.made.values()) == workers + 2), "all that may be begun is done"
+    assert becomes_true(lambda: sum(counted.made.values()) == workers + 2), "as many jobs are done as may start"
     began = time.monotonic()
     videos.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 2
     assert set(threading.enumerate()) <= before
 
 
-def test_without_workers_everything_is_done_when_it_is_asked_for() -> None:
-    counted, before = Counted(jobs=5, results=3), threading.active_count()
+def test_without_workers_each_result_is_computed_on_request() -> None:
+    counted, before = CountedWork(jobs=5, results=3), threading.active_count()
     videos = counted.ahead(workers=0, depth=9)
-    assert counted.begun == []
+    assert counted.started == []
     _, results = next(videos)
-    assert counted.begun == []
+    assert counted.started == []
     next(results)
-    assert (counted.begun, counted.made[0]) == ([0], 1)
+    assert (counted.started, counted.made[0]) == ([0], 1)
     next(results)
     assert counted.made[0] == 2
     assert threading.active_count() == before

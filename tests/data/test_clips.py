@@ -1,4 +1,4 @@
-"""Views: pure functions of (specification, path, number), inside the frame, and recorded well enough to be cut again."""
+"""Views: pure functions of (specification, path, number), inside the frame, and reproducible from their records."""
 
 import itertools
 import json
@@ -13,32 +13,27 @@ from data.clips import Clips, ClipSpec, View, describe, read_clips, recorded_vie
 from data.decoding import DamagedVideo, read_frames
 from data.moving_digits import render
 from data.sources import Source, Video, load_source
-from tests.helpers.videos import MakeVideo
+from tests.helpers.videos import frame_numbers, make_video, numbered_frames
 
 SPEC = ClipSpec(frames=4, size=32, stride=2, views=6, flip=True)
 
 
 def cut_again(source: Source, video: Video, view: View, count: int) -> np.ndarray:
-    """The pixels of a view, from its record only."""
+    """Cut the pixels of a view with its record only."""
     assert source.root is not None
     pixels = read_frames(source.root / video.path, view.size, lambda _: view.frames(count)).pixels_THWC
     box = pixels[:, view.top : view.top + view.size, view.left : view.left + view.size]
     return box[:, :, ::-1] if view.flip else box
 
 
-def numbered_source(folder: Path, make_video: MakeVideo, count: int, name: str = "a.mp4") -> Source:
-    """One video whose brightness is the number of the frame."""
-    folder.mkdir(exist_ok=True)
-    make_video(folder / name, [np.full((32, 32, 3), 20 + 8 * i, np.uint8) for i in range(count)])
+def numbered_source(folder: Path, count: int) -> Source:
+    """Source of one video of numbered frames."""
+    make_video(folder / "a.mp4", numbered_frames(count, 32, 32))
     return load_source(str(folder))
 
 
-def padded(clips: Clips) -> bool:
+def is_padded(clips: Clips) -> bool:
     return any(view.real < clips.pixels_VTHWC.shape[1] for view in clips.views)
-
-
-def numbers_of(clips: Clips, view: int) -> list[int]:
-    return [round((frame.mean() - 20) / 8) for frame in clips.pixels_VTHWC[view]]
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +46,31 @@ def all_clips(source: Source) -> list[Clips]:
     return [read_clips(source, video, SPEC) for video in source.videos]
 
 
-def test_clips_are_bytes_of_the_specified_shape(all_clips: list[Clips]) -> None:
+def test_clips_are_uint8_of_the_specified_shape(all_clips: list[Clips]) -> None:
     for clips in all_clips:
         assert clips.pixels_VTHWC.shape == (6, 4, 32, 32, 3)
         assert clips.pixels_VTHWC.dtype == np.uint8
         assert clips.pixels_VTHWC.flags["C_CONTIGUOUS"]
         assert len(clips.views) == 6
-        assert not padded(clips)
+        assert not is_padded(clips)
 
 
 @pytest.mark.parametrize(("count", "start"), [(20, 6), (21, 6), (8, 0), (9, 0), (10, 1)])
-def test_view_0_is_the_middle_of_the_video(tmp_path: Path, make_video: MakeVideo, count: int, start: int) -> None:
-    source = numbered_source(tmp_path / "set", make_video, count)
+def test_view_0_is_the_middle_of_the_video(tmp_path: Path, count: int, start: int) -> None:
+    source = numbered_source(tmp_path, count)
     clips = read_clips(source, source.videos[0], ClipSpec(frames=8, size=16, views=3))
     assert clips.views[0].start == start
-    assert numbers_of(clips, 0) == list(range(start, start + 8))
+    assert frame_numbers(clips.pixels_VTHWC[0]) == list(range(start, start + 8))
 
 
 def test_view_0_is_the_middle_of_the_frame_and_never_mirrored(source: Source, all_clips: list[Clips]) -> None:
+    # 48 x 64 pixels become 32 x 43; 11 columns are cut off.
     for clips in all_clips:
         view = clips.views[0]
-        assert (view.top, view.left, view.flip) == (
-            0,
-            5,
-            False,
-        )  # 48 x 64 becomes 32 x 43, of which 11 columns are over
+        assert (view.top, view.left, view.flip) == (0, 5, False)
 
 
-def test_view_0_is_the_same_whatever_the_number_of_views(source: Source, all_clips: list[Clips]) -> None:
+def test_views_do_not_depend_on_the_number_of_views(source: Source, all_clips: list[Clips]) -> None:
     for video, clips in zip(source.videos, all_clips, strict=True):
         alone = read_clips(source, video, replace(SPEC, views=1, flip=False))
         assert np.array_equal(alone.pixels_VTHWC[0], clips.pixels_VTHWC[0])
@@ -86,11 +78,11 @@ def test_view_0_is_the_same_whatever_the_number_of_views(source: Source, all_cli
         assert more.views[:6] == clips.views
 
 
-def test_stride_takes_every_stride_th_frame(tmp_path: Path, make_video: MakeVideo) -> None:
-    source = numbered_source(tmp_path / "set", make_video, 20)
+def test_stride_takes_every_stride_th_frame(tmp_path: Path) -> None:
+    source = numbered_source(tmp_path, 20)
     clips = read_clips(source, source.videos[0], ClipSpec(frames=4, size=16, stride=5, views=4))
     for v, view in enumerate(clips.views):
-        assert numbers_of(clips, v) == [view.start + 5 * i for i in range(4)]
+        assert frame_numbers(clips.pixels_VTHWC[v]) == [view.start + 5 * i for i in range(4)]
         assert view.start + 15 < 20
 
 
@@ -104,13 +96,12 @@ def test_views_are_the_same_every_time_and_in_every_folder(
         assert np.array_equal(again.pixels_VTHWC, clips.pixels_VTHWC)
 
 
-def test_views_of_one_video_and_of_several_videos_differ(all_clips: list[Clips]) -> None:
+def test_views_differ_within_a_video_and_between_videos(all_clips: list[Clips]) -> None:
     drawn = [view for clips in all_clips for view in clips.views[1:]]
     assert len({view.start for view in drawn}) > 8
     assert len({view.left for view in drawn}) > 6
     assert {view.flip for view in drawn} == {True, False}
-    same = [a.views[1:] == b.views[1:] for a, b in itertools.combinations(all_clips, 2)]
-    assert not any(same)
+    assert not any(a.views[1:] == b.views[1:] for a, b in itertools.combinations(all_clips, 2))
 
 
 def test_crop_and_clip_stay_inside_the_video(all_clips: list[Clips]) -> None:
@@ -144,33 +135,33 @@ def test_flip_mirrors_left_to_right_and_nothing_else(source: Source, all_clips: 
 @pytest.mark.parametrize(
     ("stride", "real", "numbers"), [(1, 5, [0, 1, 2, 3, 4, 4, 4, 4]), (2, 3, [0, 2, 4, 4, 4, 4, 4, 4])]
 )
-def test_short_video_is_padded_with_its_last_frame_and_marked(
-    tmp_path: Path, make_video: MakeVideo, stride: int, real: int, numbers: list[int]
+def test_short_video_is_padded_with_its_last_frame_and_recorded_so(
+    tmp_path: Path, stride: int, real: int, numbers: list[int]
 ) -> None:
-    source = numbered_source(tmp_path / "set", make_video, 5)
+    source = numbered_source(tmp_path, 5)
     clips = read_clips(source, source.videos[0], ClipSpec(frames=8, size=16, stride=stride, views=2))
-    assert padded(clips)
+    assert is_padded(clips)
     for v, view in enumerate(clips.views):
         assert (view.start, view.real) == (0, real)
-        assert numbers_of(clips, v) == numbers
+        assert frame_numbers(clips.pixels_VTHWC[v]) == numbers
         assert np.array_equal(cut_again(source, source.videos[0], view, 8), clips.pixels_VTHWC[v])
 
 
-def test_video_of_exactly_the_needed_length_is_not_padded(tmp_path: Path, make_video: MakeVideo) -> None:
-    source = numbered_source(tmp_path / "set", make_video, 7)
+def test_video_of_exactly_the_needed_length_is_not_padded(tmp_path: Path) -> None:
+    source = numbered_source(tmp_path, 7)
     clips = read_clips(source, source.videos[0], ClipSpec(frames=4, size=16, stride=2, views=2))
-    assert not padded(clips)
-    assert numbers_of(clips, 1) == [0, 2, 4, 6]
+    assert not is_padded(clips)
+    assert frame_numbers(clips.pixels_VTHWC[1]) == [0, 2, 4, 6]
 
 
-def test_damaged_video_is_an_error_not_a_clip(tmp_path: Path) -> None:
+def test_damaged_video_raises_damaged_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     source = load_source(str(tmp_path))
     with pytest.raises(DamagedVideo):
         read_clips(source, source.videos[0], SPEC)
 
 
-def test_built_in_clip_is_the_rendered_one() -> None:
+def test_built_in_clip_is_the_rendered_clip() -> None:
     source = load_source("builtin:moving-digits:8:8")
     video = source.videos[-1]
     assert video.path == "train/000007"
@@ -182,6 +173,6 @@ def test_built_in_clip_is_the_rendered_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["frames", "size", "stride", "views"])
-def test_number_below_one_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"clip\.{name} is 0"):
+def test_number_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"clip\.{name} .* got 0"):
         ClipSpec(**{name: 0})

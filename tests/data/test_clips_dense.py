@@ -1,46 +1,29 @@
-"""Caches of dense views: each video has as many clips as cover it, and every one of them is where it says."""
+"""Dense views: each video has as many clips as cover it, cut and cached at the recorded positions."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.cache import TokenCache
+from data.cache import CacheWriter, TokenCache
 from data.clips import ClipCuts, ClipSpec, View, iter_clips, read_clip, read_clips
 from data.decoding import DamagedVideo
 from data.loading import BatchPlan, TokenDataset, evaluation_batches
-from data.sources import Source, load_source
+from data.shards import sample_id
+from data.sources import load_source
 from tests.helpers.cache_contents import SPEC, written_by_hand
-from tests.helpers.caches import MakeCache
-from tests.helpers.videos import MakeVideo
+from tests.helpers.caches import make_cache
+from tests.helpers.videos import frame_numbers, make_video, numbered_frames
 
 DENSE = ClipSpec(frames=4, size=16, views="dense")
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> TokenCache:
-    """Twelve videos of one to five clips."""
+def dense(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+    """Cache of twelve videos of one to five clips."""
     return TokenCache.open(make_cache(tmp_path_factory.mktemp("dense"), 12, views="dense", keep_pixels="raw"))
-
-
-@pytest.fixture
-def numbered(tmp_path: Path, make_video: MakeVideo) -> Callable[[int], Source]:
-    """A source of one video whose brightness is the number of the frame."""
-
-    def make(count: int) -> Source:
-        (tmp_path / str(count)).mkdir()
-        frames = [np.full((32, 48, 3), 20 + 8 * i, np.uint8) for i in range(count)]
-        make_video(tmp_path / str(count) / "a.mp4", frames)
-        return load_source(str(tmp_path / str(count)))
-
-    return make
-
-
-def numbers_of(pixels_THWC: np.ndarray) -> list[int]:
-    return [round((frame.mean() - 20) / 8) for frame in pixels_THWC]
 
 
 # --- cutting
@@ -57,11 +40,12 @@ def numbers_of(pixels_THWC: np.ndarray) -> list[int]:
     ],
 )
 def test_dense_views_cover_the_video_from_first_frame_to_last(
-    numbered: Callable[[int], Source], count: int, stride: int, clips: list[list[int]]
+    tmp_path: Path, count: int, stride: int, clips: list[list[int]]
 ) -> None:
-    source = numbered(count)
+    make_video(tmp_path / "a.mp4", numbered_frames(count, 32, 48))
+    source = load_source(str(tmp_path))
     *parts, cuts = iter_clips(source, source.videos[0], replace(DENSE, stride=stride))
-    assert [numbers_of(part) for part in parts if isinstance(part, np.ndarray)] == clips
+    assert [frame_numbers(part) for part in parts if isinstance(part, np.ndarray)] == clips
     assert isinstance(cuts, ClipCuts)
     assert (cuts.frames, cuts.rate) == (count, 10.0)
     for view, numbers in zip(cuts.views, clips, strict=True):
@@ -79,14 +63,14 @@ def test_dense_views_have_the_middle_crop_and_are_never_mirrored(video_folder: P
 
 def test_one_dense_view_can_be_read_alone(video_folder: Path) -> None:
     source = load_source(str(video_folder))
-    whole = read_clips(source, source.videos[0], DENSE).pixels_VTHWC
+    clips = read_clips(source, source.videos[0], DENSE).pixels_VTHWC
     for view in range(5):
-        assert np.array_equal(read_clip(source, source.videos[0], DENSE, view), whole[view])
+        assert np.array_equal(read_clip(source, source.videos[0], DENSE, view), clips[view])
     with pytest.raises(IndexError, match="has no view 5"):
         read_clip(source, source.videos[0], DENSE, 5)
 
 
-def test_damage_behind_the_first_dense_views_is_an_error_at_its_place(tmp_path: Path, video_folder: Path) -> None:
+def test_damage_after_some_dense_views_is_raised_after_these_views(tmp_path: Path, video_folder: Path) -> None:
     (tmp_path / "set").mkdir()
     content = (video_folder / "left" / "clip 1.mkv").read_bytes()
     (tmp_path / "set" / "a.mkv").write_bytes(content[: len(content) * 3 // 4])
@@ -109,7 +93,7 @@ def test_built_in_clip_is_cut_like_a_video() -> None:
 # --- caching
 
 
-def test_every_video_has_its_own_number_of_views(dense: TokenCache) -> None:
+def test_videos_have_different_numbers_of_views(dense: TokenCache) -> None:
     assert len(set(dense.views_N.tolist())) >= 3
     assert dense.manifest["clips"] == dense.views_N.sum()
     assert dense.manifest["codes"] == dense.views_N.sum() * 18
@@ -117,9 +101,7 @@ def test_every_video_has_its_own_number_of_views(dense: TokenCache) -> None:
         assert dense.codes(i).shape == (count, 2, 3, 3)
 
 
-def test_codes_and_pixels_of_every_view_come_back(dense: TokenCache) -> None:
-    from data.shards import sample_id
-
+def test_codes_and_pixels_of_every_view_are_read_back(dense: TokenCache) -> None:
     rows = np.repeat(np.arange(12), dense.views_N)
     views = np.concatenate([np.arange(count) for count in dense.views_N])
     order = np.random.default_rng(0).permutation(len(rows))
@@ -135,17 +117,17 @@ def test_codes_and_pixels_of_every_view_come_back(dense: TokenCache) -> None:
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 100, -1])
-def test_view_that_a_video_has_not_is_an_error_and_never_that_of_its_neighbour(dense: TokenCache, beyond: int) -> None:
+def test_view_out_of_range_is_an_error_not_a_view_of_the_next_video(dense: TokenCache, beyond: int) -> None:
     for row, count in enumerate(dense.views_N):
         view = -1 if beyond < 0 else int(count) + beyond
-        with pytest.raises(IndexError, match="no such view"):
+        with pytest.raises(IndexError, match="view"):
             dense.clips.gather(np.array([row]), np.array([view]))
-        with pytest.raises(IndexError, match="no such view"):
+        with pytest.raises(IndexError, match="view"):
             dense.pixels(row, view)
 
 
 @pytest.mark.parametrize(("views", "middle"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (301, 150)])
-def test_the_middle_view_stands_for_a_video(tmp_path: Path, views: int, middle: int) -> None:
+def test_canonical_view_is_the_middle_one(tmp_path: Path, views: int, middle: int) -> None:
     spec = replace(SPEC, clip=replace(SPEC.clip, views="dense"))
     codes = np.arange(views).reshape(-1, 1, 1, 1) % 64 * np.ones((1, 2, 3, 3), np.int64)
     writer = written_by_hand(tmp_path, spec, [codes, codes[:1]])
@@ -157,15 +139,13 @@ def test_the_middle_view_stands_for_a_video(tmp_path: Path, views: int, middle: 
     assert batch["codes_BTHW"][:, 0, 0, 0].tolist() == [0, middle % 64]
 
 
-def test_timeline_says_which_frames_each_clip_covers(video_folder: Path, tmp_path: Path) -> None:
+def test_timeline_lists_the_frames_that_each_clip_covers(video_folder: Path, tmp_path: Path) -> None:
     source = load_source(str(shutil.copytree(video_folder / "left", tmp_path / "set")))
     for stride, timeline in ((1, [[0, 6], [6, 12], [12, 18], [18, 20]]), (3, [[0, 18], [18, 20]])):
         clip = ClipSpec(frames=6, size=8, stride=stride, views="dense")
         spec = replace(SPEC, clip=clip, videos=source.videos[:1])
         *_, cuts = iter_clips(source, source.videos[0], clip)
         assert isinstance(cuts, ClipCuts)
-        from data.cache import CacheWriter
-
         writer = CacheWriter(tmp_path / str(stride), "hand", spec, 1)
         writer.begin()
         with writer.open_shard(0) as shard:
@@ -179,12 +159,12 @@ def test_timeline_says_which_frames_each_clip_covers(video_folder: Path, tmp_pat
         assert cache.facts(0)["frames"] == 20
 
 
-def test_training_draws_every_view_of_every_video_and_no_other(dense: TokenCache) -> None:
+def test_training_draws_every_view_of_the_given_videos_only(dense: TokenCache) -> None:
     rows = [2, 5, 7, 8, 11]
     dataset = TokenDataset(dense, rows, BatchPlan(samples=5, batch_size=5, seed=0))
-    seen: dict[int, set[bytes]] = {row: set() for row in rows}
+    codes_of: dict[int, set[bytes]] = {row: set() for row in rows}
     for step in range(80):
         batch = dataset[step]
         for row, codes in zip(batch["row_B"].tolist(), batch["codes_BTHW"], strict=True):
-            seen[row].add(codes.tobytes())
-    assert seen == {row: {view.tobytes() for view in dense.codes(row)} for row in rows}
+            codes_of[row].add(codes.tobytes())
+    assert codes_of == {row: {view.tobytes() for view in dense.codes(row)} for row in rows}

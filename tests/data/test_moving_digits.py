@@ -1,4 +1,4 @@
-"""The built-in set: reproducible, balanced, honest about its split, and a single frame says nothing of the class."""
+"""The built-in set: reproducible, balanced, with disjoint splits; a single frame does not reveal the class."""
 
 import numpy as np
 import pytest
@@ -22,20 +22,21 @@ AXIS_AND_SIGN = {
 
 
 def indices_of(label: str, count: int) -> range:
+    """Indices of the first `count` clips of a class."""
     return range(CLASSES.index(label), count * len(CLASSES), len(CLASSES))
 
 
 def steps_of(states: np.ndarray) -> np.ndarray:
-    """Differences of consecutive states, the shorter way round the torus."""
+    """Return the differences of consecutive states, the shorter way around the torus."""
     return (np.diff(states, axis=0) + PERIOD / 2) % PERIOD - PERIOD / 2
 
 
 def ink_of(video: np.ndarray) -> np.ndarray:
-    """What is brighter than any background, (T, H, W)."""
+    """Return the brightness above that of any background, (T, H, W)."""
     return np.clip(video.astype(np.float64).mean(-1) - 0.55 * 255, 0, None)
 
 
-def test_a_clip_is_a_function_of_seed_split_and_index() -> None:
+def test_clip_is_a_function_of_seed_split_and_index() -> None:
     clip = render(3, "train", 5)
     render(4, "test", 2)
     assert clip.shape == (FRAMES, SIZE, SIZE, 3)
@@ -54,14 +55,14 @@ def test_classes_are_balanced_in_both_splits() -> None:
         assert {labels.count(name) for name in CLASSES} == {clips // 8}
 
 
-def test_the_label_of_a_listed_clip_is_the_class_that_its_trajectory_shows() -> None:
+def test_label_of_a_listed_clip_fits_its_trajectory() -> None:
     for video in load_source("builtin:moving-digits:16:8").videos:
         split, index = video.path.split("/")
         axis, sign = AXIS_AND_SIGN[str(video.label)]
         assert np.all(sign * steps_of(trajectory(0, split, int(index)))[:, axis] > 0)
 
 
-def test_held_out_digits_are_other_handwritten_samples() -> None:
+def test_splits_use_different_handwritten_samples() -> None:
     train, test = (moving_digits._glyphs(split) for split in ("train", "test"))
     assert len(train) + len(test) == 1797
     assert len(test) > 400
@@ -79,12 +80,12 @@ def test_every_single_frame_has_the_same_distribution_in_all_classes() -> None:
                 ordered = np.sort(states[:, t, axis])
                 steps = np.arange(clips + 1) / clips
                 distance = max(np.abs(ordered - steps[1:]).max(), np.abs(ordered - steps[:-1]).max())
-                # Kolmogorov-Smirnov against the uniform distribution at p = 1e-4; a start in the middle gives 0.3 and more.
+                # Kolmogorov-Smirnov test of uniformity at p = 1e-4; a start in the middle would give 0.3 or more.
                 assert distance < 2.23 / np.sqrt(clips), (label, t, axis)
 
 
 @pytest.mark.parametrize("label", CLASSES)
-def test_only_the_axis_of_the_class_moves_and_the_right_way(label: str) -> None:
+def test_only_the_axis_of_the_class_moves_and_in_its_direction(label: str) -> None:
     axis, sign = AXIS_AND_SIGN[label]
     for index in indices_of(label, 20):
         steps = steps_of(trajectory(1, "test", index))
@@ -95,7 +96,7 @@ def test_only_the_axis_of_the_class_moves_and_the_right_way(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", ["left", "right", "up", "down"])
-def test_the_picture_of_a_travelling_digit_shifts_with_its_trajectory(label: str) -> None:
+def test_rendered_digit_shifts_with_its_trajectory(label: str) -> None:
     axis, sign = AXIS_AND_SIGN[label]
     wave = np.exp(2j * np.pi * np.arange(SIZE) / SIZE)
     for index in indices_of(label, 4):
@@ -109,7 +110,7 @@ def test_the_picture_of_a_travelling_digit_shifts_with_its_trajectory(label: str
 
 
 @pytest.mark.parametrize("label", ["clockwise", "anticlockwise"])
-def test_the_picture_of_a_turning_digit_turns_as_its_class_says(label: str) -> None:
+def test_rendered_digit_turns_in_the_direction_of_its_class(label: str) -> None:
     _, sign = AXIS_AND_SIGN[label]
     for index in indices_of(label, 4):
         states = trajectory(0, "train", index)
@@ -118,7 +119,7 @@ def test_the_picture_of_a_turning_digit_turns_as_its_class_says(label: str) -> N
         centre = np.round(SIZE / 2 - states[0, [1, 0]]).astype(int)
         ink = np.roll(ink, centre, axis=(1, 2))
         fits = {}
-        for turn in (1, -1):  # Pillow turns anticlockwise
+        for turn in (1, -1):  # Pillow rotates anticlockwise
             turned = [np.asarray(Image.fromarray(frame).rotate(-turn * degrees)) for frame in ink[:-4]]
             fits[turn] = np.corrcoef(np.ravel(turned), ink[4:].ravel())[0, 1]
         assert fits[sign] > 0.8
@@ -126,7 +127,7 @@ def test_the_picture_of_a_turning_digit_turns_as_its_class_says(label: str) -> N
 
 
 @pytest.mark.parametrize("label", ["growing", "shrinking"])
-def test_the_picture_of_a_digit_grows_or_shrinks_except_where_it_starts_again(label: str) -> None:
+def test_rendered_digit_grows_or_shrinks_except_where_its_scale_wraps(label: str) -> None:
     _, sign = AXIS_AND_SIGN[label]
     for index in indices_of(label, 4):
         scale = trajectory(0, "train", index)[:, 3]
@@ -137,7 +138,7 @@ def test_the_picture_of_a_digit_grows_or_shrinks_except_where_it_starts_again(la
         assert np.all(np.sign(change)[wraps] == -sign)
 
 
-def test_a_digit_that_leaves_at_one_side_is_whole_again_on_the_other() -> None:
+def test_digit_that_leaves_on_one_side_returns_on_the_opposite_side() -> None:
     ink = ink_of(render(0, "train", CLASSES.index("right"))).sum(axis=(1, 2))
     states = trajectory(0, "train", CLASSES.index("right"))[:, 0]
     assert np.ptp(ink) < 0.1 * ink.mean(), states

@@ -1,4 +1,4 @@
-"""Fifty names of videos that break programs which cut, quote, compare or print names carelessly."""
+"""Fifty file names that break programs which split, quote, compare or print names carelessly."""
 
 HOSTILE_NAMES = {
     "spaces": b"a  b .mp4",

@@ -1,4 +1,4 @@
-"""Tiny videos, the same in every run."""
+"""Tiny videos, identical in every run."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -48,8 +48,34 @@ def make_video(
     return path
 
 
+def write_silence(path: Path) -> None:
+    """Write a file with one second of sound and no video stream."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate, sound.pts = 16000, 0
+        for packet in [*stream.encode(sound), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def numbered_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Grey frames whose brightness encodes the frame number, up to 29."""
+    return [np.full((height, width, 3), 20 + 8 * number, np.uint8) for number in range(count)]
+
+
+def frame_numbers(pixels_THWC: np.ndarray) -> list[int]:
+    """Numbers of decoded frames of `numbered_frames`."""
+    return [round((frame.mean() - 20) / 8) for frame in pixels_THWC]
+
+
+def moving_blocks(seed: int = 0, count: int = 24) -> list[np.ndarray]:
+    """Frames of random blocks that move diagonally, so that every frame takes many bytes."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    return [np.ascontiguousarray(blocks[i : i + 96, 2 * i : 2 * i + 128]) for i in range(count)]
+
+
 def moving_square(direction: int, start: int, count: int = 20, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """A bright square that travels left (-1) or right (1) before a slope of grey."""
+    """Frames of a bright square that moves left (-1) or right (1) in front of a grey gradient."""
     frames = []
     for t in range(count):
         frame = np.repeat(np.linspace(30, 90, height, dtype=np.uint8)[:, None], width, axis=1)[..., None].repeat(3, -1)

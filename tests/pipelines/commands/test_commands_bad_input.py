@@ -41,7 +41,7 @@ def test_videos_that_are_not_there(call: Call, here: Path) -> None:
     (here / "empty").mkdir()
     (here / "list.txt").write_text("# videos\nmissing.mp4 walk\n")
     assert "nowhere: no such folder" in call("tokenize", "--videos", "nowhere")
-    assert "empty: holds no video files" in call("tokenize", "--videos", "empty")
+    assert "empty: contains no video files" in call("tokenize", "--videos", "empty")
     assert "list.txt, line 2: no such video: missing.mp4" in call("train_tokenizer", "--videos", "list.txt")
 
 
@@ -52,7 +52,7 @@ def test_unknown_keys_in_flags_and_files(call: Call, here: Path) -> None:
     assert "absent.yaml" in call("pretrain_ar", "--config", "absent.yaml")
     assert "keeep" in call("pretrain_ar", "--objective.keeep", "0.5")
     assert "Nonsense" in call("pretrain_ar", "--objective", "Nonsense")
-    assert "clip.frames is 0" in call("tokenize", "--clip.frames", "0")
+    assert "clip.frames must be at least 1, got 0" in call("tokenize", "--clip.frames", "0")
     assert "steps" in call("train_tokenizer", "--steps", "many")
 
 

@@ -138,7 +138,7 @@ def test_processes_share_the_batch(here: Path, capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert ["by 2 processes" in line for line in lines].count(True) == 2, "of the arithmetic and of the fastest product"
     assert [line.startswith("  buckets") for line in lines].count(True) == 1, "of the second of three plans"
-    with pytest.raises(ValueError, match="batch_size 64 does not divide evenly among 3 processes"):
+    with pytest.raises(ValueError, match=r"batch_size .* processes \(3\), got 64"):
         planned(here, 3, batch_size=64)
 
 
