@@ -1,5 +1,11 @@
-"""Videos, clips, the token cache, and batches from it. Importing this package does not import torch."""
+"""Videos, clips, the token cache, and batches of it.
+
+Importing the public names needs no torch.
+"""
 
 from data.cache import DamagedCache, TokenCache
+from data.clips import ClipSpec, read_clip
+from data.decoding import DamagedVideo
+from data.sources import load_source
 
-__all__ = ["DamagedCache", "TokenCache"]
+__all__ = ["ClipSpec", "DamagedCache", "DamagedVideo", "TokenCache", "load_source", "read_clip"]
