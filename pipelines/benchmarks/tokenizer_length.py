@@ -24,7 +24,6 @@ from itertools import chain
 import torch
 from pipelines.engine.memory import Resident
 from tokenizer import VQ3D
-from tokenizer.streaming import encode_stream
 
 frames = int(sys.argv[1])
 torch.manual_seed(0)
@@ -33,7 +32,7 @@ tokenizer = VQ3D(name="vq3d-causal-4x8x8-fsq4375").eval()
 pieces = (torch.randint(256, (1, 10, 128, 128, 3), dtype=torch.uint8) for _ in range(frames // 10))
 last = torch.zeros(1, 1, 128, 128, 3, dtype=torch.uint8)
 with Resident() as resident:
-    for codes in encode_stream(tokenizer, chain(pieces, [last])):
+    for codes in tokenizer.encode_stream(chain(pieces, [last])):
         pass
 print(resident.most)
 """

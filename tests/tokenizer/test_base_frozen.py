@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, same, state
 from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
-from tokenizer.streaming import PIECE, decode_stream, encode_stream
+from tokenizer.base import PIECE
 
 
 class StageTwo(nn.Module):
@@ -88,8 +88,8 @@ def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(
         assert torch.equal(tokenizer.encode(clips), codes)
         assert torch.equal(tokenizer.encode(clips[:, :8]), short)
         assert torch.equal(tokenizer.decode(codes), video)
-        assert torch.equal(torch.cat(list(encode_stream(tokenizer, clips.split(9, 1))), 1), codes)
-        assert torch.equal(torch.cat(list(decode_stream(tokenizer, codes.split(9, 1))), 1), video)
+        assert torch.equal(torch.cat(list(tokenizer.encode_stream(clips.split(9, 1))), 1), codes)
+        assert torch.equal(torch.cat(list(tokenizer.decode_stream(codes.split(9, 1))), 1), video)
         assert [part.training for part in tokenizer.modules()] == modes
         tokenizer.train()
         modes = [part.training for part in tokenizer.modules()]
@@ -127,15 +127,15 @@ def test_each_part_is_in_its_own_mode_again_after_an_error() -> None:
     with pytest.raises(ValueError, match="never trained"):
         tokenizer.encode(pixels())
     with pytest.raises(ValueError, match="never trained"):
-        list(encode_stream(tokenizer, [pixels()]))
+        list(tokenizer.encode_stream([pixels()]))
     assert [part.training for part in tokenizer.modules()] == modes
 
 
 def test_a_stream_leaves_modes_and_gradients_alone_between_its_pieces() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16").train()
     for stream in (
-        encode_stream(tokenizer, pixels(1, 8 * PIECE).split(50, 1)),
-        decode_stream(tokenizer, torch.zeros(1, 4 * PIECE, 2, 2, dtype=torch.long).split(25, 1)),
+        tokenizer.encode_stream(pixels(1, 8 * PIECE).split(50, 1)),
+        tokenizer.decode_stream(torch.zeros(1, 4 * PIECE, 2, 2, dtype=torch.long).split(25, 1)),
     ):
         count = 0
         for part in stream:
