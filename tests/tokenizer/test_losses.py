@@ -1,5 +1,5 @@
-"""What a tokenizer's training minimises and reports is what it says: errors of real clips only, decibels of a known error,
-use and perplexity of known counts, and an adversary that acts from its step on."""
+"""Training loss of a tokenizer: pixel errors of undamaged clips only, PSNR of known errors, use and perplexity of known
+counts of codes, and an adversarial loss from its start step on."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, state
-from tests.tokenizer.test_lpips import vgg16_features
+from tests.tokenizer.test_lpips import random_weights, write_weights
 from tokenizer import VQ3D
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
@@ -21,7 +21,7 @@ from tokenizer.measures import code_health, psnr
 
 @pytest.mark.parametrize("error, decibels", [(4.0, 0.0), (0.04, 20.0), (4e-4, 40.0), ((1 / 127.5) ** 2, 48.1308)])
 def test_psnr_of_a_known_error(error: float, decibels: float) -> None:
-    """The last one: every pixel is one grey level of 255 off."""
+    """In the last case every pixel differs by one grey level of 255."""
     assert psnr(torch.tensor(error)).item() == pytest.approx(decibels, abs=1e-3)
 
 
@@ -50,13 +50,13 @@ def test_perplexity_of_uneven_counts_is_the_exponential_of_their_entropy() -> No
     assert health["code_usage"].item() == pytest.approx(0.75)
 
 
-def test_no_codes_at_all_use_nothing_and_stay_finite() -> None:
+def test_without_any_codes_usage_is_zero_and_perplexity_finite() -> None:
     health = code_health(torch.zeros(5, dtype=torch.long))
     assert health["code_usage"].item() == 0.0
     assert math.isfinite(health["perplexity"].item())
 
 
-def test_counts_too_large_for_fp32_are_counted_exactly() -> None:
+def test_counts_that_are_too_large_for_fp32_are_exact() -> None:
     health = code_health(torch.tensor([2**40, 2**40, 1]))
     assert health["perplexity"].item() == pytest.approx(2.0, abs=1e-6)
     assert health["code_usage"].item() == 1.0
@@ -81,13 +81,13 @@ def test_counts_too_large_for_fp32_are_counted_exactly() -> None:
         ({"discriminator": "2d"}, "loss.discriminator is '2d'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refusal:
         Losses(**settings)
     assert "\n" not in str(refusal.value)
 
 
-def test_weights_that_are_missing_are_told_before_training(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         Reconstruction(VQ3D(width=8, depth=0), Losses(lpips=1.0, lpips_weights=tmp_path / "nowhere"))
 
@@ -97,18 +97,12 @@ def test_weights_that_are_missing_are_told_before_training(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random ones under the names of the published files."""
-    folder = tmp_path_factory.mktemp("lpips")
-    torch.manual_seed(0)
-    vgg = {f"features.{name}": tensor for name, tensor in vgg16_features().state_dict().items()}
-    torch.save(vgg, folder / "vgg16-397923af.pth")
-    channels = (64, 128, 256, 512, 512)
-    torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}, folder / "vgg.pth")
-    return folder
+    """Folder with random weights in the published files."""
+    return write_weights(tmp_path_factory.mktemp("lpips"), random_weights())
 
 
 def batch_of(clips: Tensor, real: list[bool] | None = None, step: int = 0) -> dict[str, Any]:
-    """As the training loop gives it: clips of damaged videos are black."""
+    """Return a batch as the training loop makes it, with black clips for damaged videos."""
     real_B = torch.tensor(real or [True] * len(clips))
     return {"pixels_BTHWC": clips * real_B[:, None, None, None, None], "real_B": real_B, "step": step}
 
@@ -119,7 +113,7 @@ def gradients(module: Reconstruction) -> list[Tensor]:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("kind", ["mse", "l1"])
-def test_the_loss_is_the_error_of_pixels_and_the_quantizers_own(quantizer: str, kind: Any) -> None:
+def test_the_loss_is_the_sum_of_pixel_error_and_quantizer_loss(quantizer: str, kind: Any) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}").train()
     clips = pixels(4)
     before = state(tokenizer)
@@ -182,14 +176,14 @@ def test_clips_of_damaged_videos_do_not_count(settings: dict[str, Any], lpips_we
     expected = gradients(module)
     module.zero_grad()
     holed["loss"].backward()
-    for mine, wanted in zip(gradients(module), expected, strict=True):
-        assert torch.allclose(mine, wanted, rtol=1e-3, atol=1e-6)
-    nothing = module(batch_of(clips, [False] * 4))
-    assert nothing["loss"] == 0 and all(value.isfinite() for value in nothing.values())
-    assert nothing["code_usage"] == 0
+    for gradient, reference in zip(gradients(module), expected, strict=True):
+        assert torch.allclose(gradient, reference, rtol=1e-3, atol=1e-6)
+    all_damaged = module(batch_of(clips, [False] * 4))
+    assert all_damaged["loss"] == 0 and all(value.isfinite() for value in all_damaged.values())
+    assert all_damaged["code_usage"] == 0
 
 
-def test_an_adversary_acts_from_its_step_on_and_learns_before() -> None:
+def test_the_adversarial_loss_starts_at_its_step_and_the_discriminator_before() -> None:
     clips = pixels(2, 4, 16, 16)
     alone = Reconstruction(build("vq3d-2x8x8-fsq240").train(), Losses())
     plain = alone(batch_of(clips))
@@ -216,7 +210,7 @@ def test_an_adversary_acts_from_its_step_on_and_learns_before() -> None:
     assert not all(map(torch.equal, gradients(module), gradients(alone)))
 
 
-def test_what_is_trained_are_the_networks(lpips_weights: Path) -> None:
+def test_all_trained_parameters_belong_to_the_networks(lpips_weights: Path) -> None:
     tokenizer = build("vq3d-2x8x8-emavq16")
     plain = Reconstruction(tokenizer, Losses(adversarial=0.5))
     assert plain.networks == [tokenizer] and plain.adversary is None and plain.lpips is None
@@ -227,7 +221,7 @@ def test_what_is_trained_are_the_networks(lpips_weights: Path) -> None:
 
 
 def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
-    """The quantizer's own is nearly that of fp32; codes may differ where one is as near as another."""
+    """They are only close to those of fp32: the codes of vectors between two codes may differ."""
     losses = Losses(lpips=0.5, lpips_weights=lpips_weights, discriminator="3d", adversarial_start=0)
     torch.manual_seed(0)
     module = Reconstruction(build("vq3d-2x8x8-fsq240", stem="haar").train(), losses)
