@@ -37,11 +37,7 @@ class FrameDiscriminator(nn.Module):
         self.layers = NLayerDiscriminator(input_nc=3, ndf=64, n_layers=3).apply(weights_init)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return logits (B, T, h, w) of videos (B, 3, T, H, W) in [-1, 1]; high logits mean real.
-
-        Raises:
-            ValueError: for frames smaller than 24 pixels.
-        """
+        """Return logits (B, T, h, w), high for real, of videos (B, 3, T, H, W) in [-1, 1] with sides of 24 or more."""
         _check_size(video_BCTHW, 24)
         logits = self.layers(rearrange(video_BCTHW, "b c t h w -> (b t) c h w"))
         return rearrange(logits, "(b t) 1 h w -> b t h w", b=len(video_BCTHW))
@@ -68,11 +64,7 @@ class VideoDiscriminator(nn.Module):
         )
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return logits (B, t, h, w) of videos (B, 3, T, H, W) in [-1, 1]; high logits mean real.
-
-        Raises:
-            ValueError: for frames smaller than 8 pixels.
-        """
+        """Return logits (B, t, h, w), high for real, of videos (B, 3, T, H, W) in [-1, 1] with sides of 8 or more."""
         _check_size(video_BCTHW, 8)
         return rearrange(self.layers(video_BCTHW), "b 1 t h w -> b t h w")
 
@@ -125,12 +117,7 @@ class Adversary(nn.Module):
         self.start, self.weight, self.cap = start, weight, cap
 
     def forward(
-        self,
-        real_BCTHW: Tensor,
-        fake_BCTHW: Tensor,
-        reconstruction_loss: Tensor,
-        last_layer: nn.Parameter,
-        step: int,
+        self, real_BCTHW: Tensor, fake_BCTHW: Tensor, reconstruction_loss: Tensor, last_layer: nn.Parameter, step: int
     ) -> dict[str, Tensor]:
         """Return the losses of videos in [-1, 1] and their reconstructions.
 

@@ -67,9 +67,7 @@ class VideoTokenizer(nn.Module):
 
     def frames_of(self, codes: int) -> int:
         """Return the number of frames of a clip with this many codes along time."""
-        if self.causal:
-            return 1 + (codes - 1) * self.stride[0]
-        return codes * self.stride[0]
+        return 1 + (codes - 1) * self.stride[0] if self.causal else codes * self.stride[0]
 
     def frames_that_fit(self, frames: int) -> int:
         """Return the smallest valid clip length of at least `frames`."""
@@ -85,7 +83,7 @@ class VideoTokenizer(nn.Module):
         Raises:
             ValueError: for pixels that are not uint8, or a size that does not fit.
         """
-        self.check_pixels(pixels_BTHWC)
+        check_pixels(pixels_BTHWC)
         codes, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
         if self.context is not None and codes > PIECE:
             return torch.cat(list(self.encode_stream(pixels_BTHWC.split(PIECE * self.stride[0], 1))), 1)
@@ -126,26 +124,20 @@ class VideoTokenizer(nn.Module):
             ValueError: for pixels that do not fit, for a total number of frames that does not fit (after the last piece),
                 or if a code may depend on the whole clip.
         """
-        stride, done, buffer = self.stride[0], 0, Buffer()
+        done, buffer = 0, Buffer()
         _, right = self._checked_context()
         for piece_BTHWC in pieces:
-            self.check_pixels(piece_BTHWC)
+            check_pixels(piece_BTHWC)
             self.codes_shape(self.frames_of(1), *piece_BTHWC.shape[2:4])
             buffer.append(piece_BTHWC)
             while buffer.stop >= self.frames_of(done + PIECE + right):
-                start = self._pass_start(done)
-                with evaluating(self):
-                    codes_Bthw = self.encode_piece(buffer.read(start * stride, self.frames_of(done + PIECE + right)))
-                yield codes_Bthw[:, done - start : done - start + PIECE]
+                yield self._encode_part(buffer, done, self.frames_of(done + PIECE + right))[:, :PIECE]
                 done += PIECE
-                buffer.drop_before(self._pass_start(done) * stride)
+                buffer.drop_before(self._pass_start(done) * self.stride[0])
         if buffer.shape:
             total, _, _ = self.codes_shape(buffer.stop, *buffer.shape[1:3])
             if total > done:
-                start = self._pass_start(done)
-                with evaluating(self):
-                    codes_Bthw = self.encode_piece(buffer.read(start * stride, buffer.stop))
-                yield codes_Bthw[:, done - start :]
+                yield self._encode_part(buffer, done, buffer.stop)
 
     @torch.no_grad()
     def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -173,6 +165,12 @@ class VideoTokenizer(nn.Module):
         if buffer.stop > done:
             yield self._decode_part(buffer, done, buffer.stop, buffer.stop)
 
+    def _encode_part(self, buffer: Buffer, start: int, read_stop: int) -> Tensor:
+        """Return the codes from `start` on, encoded from all frames that they depend on up to `read_stop`."""
+        pass_start = self._pass_start(start)
+        with evaluating(self):
+            return self.encode_piece(buffer.read(pass_start * self.stride[0], read_stop))[:, start - pass_start :]
+
     def _decode_part(self, buffer: Buffer, start: int, stop: int, read_stop: int) -> Tensor:
         """Return the frames of codes `start` to `stop`, decoded from all codes up to `read_stop`."""
         pass_start = self._pass_start(start)
@@ -194,13 +192,6 @@ class VideoTokenizer(nn.Module):
         """
         left, _ = self._checked_context()
         return max(0, code - left - int(self.causal))
-
-    def check_pixels(self, pixels_BTHWC: Tensor) -> None:
-        """Raise ValueError unless pixels are uint8 (B, T, H, W, 3)."""
-        if pixels_BTHWC.dtype != torch.uint8:
-            raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
-        if pixels_BTHWC.ndim != 5 or pixels_BTHWC.shape[-1] != 3:
-            raise ValueError(f"pixels of shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
 
     def checked_codes(self, codes_Bthw: Tensor) -> Tensor:
         """Return codes of any integer type as int64.
@@ -256,6 +247,14 @@ def hash_module(module: nn.Module, config: dict[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_pixels(pixels_BTHWC: Tensor) -> None:
+    """Raise ValueError unless pixels are uint8 (B, T, H, W, 3)."""
+    if pixels_BTHWC.dtype != torch.uint8:
+        raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
+    if pixels_BTHWC.ndim != 5 or pixels_BTHWC.shape[-1] != 3:
+        raise ValueError(f"pixels of shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
 
 
 def to_float(pixels_BTHWC: Tensor) -> Tensor:

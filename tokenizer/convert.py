@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         file = write_weights(checkpoint, contents.tensors)
     except (ValueError, OSError) as error:
-        _exit(str(error))
+        parser.fail(str(error))
     size = sum(tensor.nbytes for tensor in contents.tensors.values())
     left_out = [show_name(name) for name in contents.left_out[:_LISTED]]
     print(f"{checkpoint}: holds more than weights; nothing in it was executed")
@@ -388,13 +388,11 @@ def _loads(checkpoint: Path) -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _exit(f"{message} (--help lists the flags)")
+        self.fail(f"{message} (--help lists the flags)")
 
-
-def _exit(message: str) -> NoReturn:
-    """Print one line to stderr and exit with the code of a user's mistake."""
-    print(f"{NAME}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    def fail(self, message: str) -> NoReturn:
+        """Print one line to stderr and exit with the code of a user's mistake."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.base import to_float
+from tokenizer.base import check_pixels, to_float
 from tokenizer.messages import one_line, require_trust
 
 _SSIM_WINDOW = 11
@@ -111,9 +111,7 @@ def bits_per_pixel(codes: int, vocab_size: int, pixels: int) -> float:
         ValueError: for counts that are not positive.
     """
     if min(codes, vocab_size, pixels) < 1:
-        raise ValueError(
-            f"codes, vocab_size and pixels must be at least 1, got {codes} codes, {vocab_size} and {pixels} pixels"
-        )
+        raise ValueError(f"codes, vocab_size and pixels must be at least 1, got {codes}, {vocab_size} and {pixels}")
     return codes * math.log2(vocab_size) / pixels
 
 
@@ -165,7 +163,7 @@ class VideoDetector(nn.Module):
         Raises:
             ValueError: for clips that are not uint8, or of fewer than 10 frames, which I3D cannot pool.
         """
-        _check_clips(pixels_BTHWC, pixels_BTHWC)
+        check_pixels(pixels_BTHWC)
         frames = pixels_BTHWC.shape[1]
         if frames < _DETECTOR_FRAMES:
             raise ValueError(f"clips of {frames} frames are too short for rFVD: I3D needs {_DETECTOR_FRAMES} or more")
@@ -203,11 +201,8 @@ def load_detector(file: Path, trust: bool) -> VideoDetector:
 
 
 def _check_clips(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> None:
-    for clips in (pixels_BTHWC, video_BTHWC):
-        if clips.dtype != torch.uint8:
-            raise ValueError(f"pixels are {clips.dtype}, expected uint8")
-        if clips.ndim != 5 or clips.shape[-1] != 3:
-            raise ValueError(f"pixels of shape {tuple(clips.shape)}, expected (clips, frames, height, width, 3)")
+    check_pixels(pixels_BTHWC)
+    check_pixels(video_BTHWC)
     if pixels_BTHWC.shape != video_BTHWC.shape:
         raise ValueError(
             f"clips of shape {tuple(pixels_BTHWC.shape)} and reconstructions of {tuple(video_BTHWC.shape)} do not match"

@@ -21,7 +21,7 @@ _PAIRS = 2**24
 
 
 class Quantizer(nn.Module):
-    """Base class of all quantizers."""
+    """Base class of all quantizers. They raise ValueError for a vocabulary size or an option that is out of range."""
 
     vocab_size: int
     channels: int
@@ -63,9 +63,6 @@ class FSQQuantizer(Quantizer):
         preserve_symmetry: levels are symmetric around 0 (arXiv 2411.19842).
         noise_dropout: in training, share of values that get noise of at most +-0.5 after rounding, as in
             vector-quantize-pytorch; needs preserve_symmetry.
-
-    Raises:
-        ValueError: for levels or options that are out of range.
     """
 
     TABLE = {
@@ -138,12 +135,8 @@ class EMAVQQuantizer(Quantizer):
         commitment: weight of the commitment loss, which pulls inputs towards their codes.
         revive_below: a code is replaced by a vector of the step if the moving average of its count per step is not above
             this threshold. The threshold is limited to a quarter of the mean count of all codes.
-        rotation_trick: gradients are rotated and scaled from code to input (arXiv 2410.06424) instead of copied
-            (straight-through).
+        rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
         cosine: codes are compared by cosine similarity.
-
-    Raises:
-        ValueError: for a size or decay out of range.
     """
 
     advice = "raise --batch_size, or lower --lr, or choose a smaller vocabulary"
@@ -231,9 +224,6 @@ class LFQQuantizer(Quantizer):
         commitment: weight of the commitment loss, which pulls vectors towards their signs.
         inverse_temperature: inverse temperature of the soft assignment whose entropies are taken.
         spherical: vectors are projected on the unit sphere first, which is BSQ (arXiv 2406.07548).
-
-    Raises:
-        ValueError: for a vocabulary that is not a power of 2, or an option out of range.
     """
 
     advice = "raise the quantizer's entropy weight (--model.options '{entropy: 0.1}') or its diversity"
@@ -305,11 +295,7 @@ class SimVQQuantizer(Quantizer):
         channels: channels of each vector.
         commitment: weight of the loss between inputs and their codes.
         input_commitment: relative weight, in that loss, of the part that moves the inputs.
-        rotation_trick: gradients are rotated and scaled from code to input (arXiv 2410.06424) instead of copied
-            (straight-through).
-
-    Raises:
-        ValueError: for a size out of range.
+        rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
     """
 
     advice = "lower --lr, or the quantizer's input_commitment (--model.options '{input_commitment: 0.1}')"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizer.base import VideoTokenizer, hash_module, to_float, to_uint8
-from tokenizer.messages import first_sentence, one_line, show
+from tokenizer.messages import first_sentence, one_line, show, show_name
 
 QUANTIZERS = {
     "taming.models.vqgan.VQModel": ("VectorQuantizer2", "VectorQuantizer"),
@@ -355,7 +355,7 @@ def _compare(file: Path, expected: Mapping[str, Tensor], weights: Mapping[str, A
     shapes = {k: (tuple(v.shape), tuple(expected[k].shape)) for k, v in weights.items() if k in expected}
     differences = {
         "lacks": [key for key in expected if key not in weights],
-        "holds unknown": [show(key)[1:-1] for key in weights if key not in expected],
+        "holds unknown": [show_name(key) for key in weights if key not in expected],
         "has in another shape": [f"{k} {a} instead of {b}" for k, (a, b) in shapes.items() if a != b],
     }
     texts = [f"{verb} {_first(keys)}" for verb, keys in differences.items() if keys]

@@ -55,30 +55,31 @@ def dictionary(value: bytes) -> bytes:
     return b"}" + text("a") + value + b"s"
 
 
+def state(value: bytes) -> bytes:
+    """Return a pickled checkpoint with a foreign name, whose state_dict has one value."""
+    return with_foreign(dictionary(value))
+
+
 ZEROS = {"data/0": bytes(12)}
 TUPLES = b")p0\n0" + b"".join(b"(g%d\ng%d\ntp%d\n0" % (n, n, n + 1) for n in range(60)) + b"g60\n"
 HOSTILE: dict[str, tuple[bytes, dict[str, bytes], str]] = {
-    "size beyond the storage": (with_foreign(dictionary(tensor((4,)))), ZEROS, "reaches beyond its storage"),
-    "offset beyond the storage": (with_foreign(dictionary(tensor(offset=1))), ZEROS, "reaches beyond its storage"),
-    "stride beyond the storage": (with_foreign(dictionary(tensor(stride=(2,)))), ZEROS, "reaches beyond its storage"),
-    "negative offset": (with_foreign(dictionary(tensor(offset=-1))), ZEROS, "a has an invalid shape"),
-    "negative size": (with_foreign(dictionary(tensor((-3,)))), ZEROS, "a has an invalid shape"),
-    "negative stride": (with_foreign(dictionary(tensor(stride=(-1,)))), ZEROS, "a has an invalid shape"),
-    "unequal lengths": (with_foreign(dictionary(tensor((3, 1)))), ZEROS, "a has an invalid shape"),
-    "declared huge": (with_foreign(dictionary(tensor((2**62,), numbers=2**62))), ZEROS, "a has an invalid shape"),
-    "huge of one number": (
-        with_foreign(dictionary(tensor((100, 100), (0, 0)))),
-        ZEROS,
-        "declared larger than the file",
-    ),
+    "size beyond the storage": (state(tensor((4,))), ZEROS, "reaches beyond its storage"),
+    "offset beyond the storage": (state(tensor(offset=1)), ZEROS, "reaches beyond its storage"),
+    "stride beyond the storage": (state(tensor(stride=(2,))), ZEROS, "reaches beyond its storage"),
+    "negative offset": (state(tensor(offset=-1)), ZEROS, "a has an invalid shape"),
+    "negative size": (state(tensor((-3,))), ZEROS, "a has an invalid shape"),
+    "negative stride": (state(tensor(stride=(-1,))), ZEROS, "a has an invalid shape"),
+    "unequal lengths": (state(tensor((3, 1))), ZEROS, "a has an invalid shape"),
+    "declared huge": (state(tensor((2**62,), numbers=2**62)), ZEROS, "a has an invalid shape"),
+    "huge of one number": (state(tensor((100, 100), (0, 0))), ZEROS, "declared larger than the file"),
     "many large ones": (
         with_foreign(b"}(" + b"".join(text(f"k{n}") + tensor((150,), (0,)) for n in range(9)) + b"u"),
         ZEROS,
         "is declared larger than the file",
     ),
-    "storage that is not there": (with_foreign(dictionary(tensor(key="7"))), ZEROS, "data/7 is not in its archive"),
-    "storage outside": (with_foreign(dictionary(tensor(key="../../x"))), ZEROS, "is not in its archive"),
-    "half a number": (with_foreign(dictionary(tensor((2,)))), {"data/0": bytes(11)}, "element size"),
+    "storage that is not there": (state(tensor(key="7")), ZEROS, "data/7 is not in its archive"),
+    "storage outside": (state(tensor(key="../../x")), ZEROS, "is not in its archive"),
+    "half a number": (state(tensor((2,))), {"data/0": bytes(11)}, "element size"),
     "no state_dict": (b"\x80\x02}" + text("model") + b"}s.", {}, "it has no state_dict"),
     "a state_dict that would be made": (
         b"\x80\x02}" + text("state_dict") + b"cposix\nsystem\n" + text("touch canary") + b"\x85Rs.",
@@ -88,7 +89,7 @@ HOSTILE: dict[str, tuple[bytes, dict[str, bytes], str]] = {
     "no tensors": (with_foreign(b"}"), {}, "its state_dict has no tensors"),
     "a tuple instead": (b"\x80\x02).", {}, "it has no state_dict"),
     "nothing": (b"", {}, "its pickle is damaged"),
-    "no end": (with_foreign(dictionary(tensor()))[:-1], ZEROS, "its pickle is damaged"),
+    "no end": (state(tensor())[:-1], ZEROS, "its pickle is damaged"),
     "an empty stack": (b"\x80\x02s.", {}, "its pickle is damaged"),
     "a mark that is missing": (b"\x80\x02t.", {}, "its pickle is damaged"),
     "a memo that is missing": (b"\x80\x02h\x05.", {}, "its pickle is damaged"),
@@ -105,9 +106,9 @@ HOSTILE: dict[str, tuple[bytes, dict[str, bytes], str]] = {
         {},
         "a key of a dictionary is made of tuples",
     ),
-    "a value that is endless to print": (with_foreign(dictionary(TUPLES)), {}, "its state_dict has no tensors"),
+    "a value that is endless to print": (state(TUPLES), {}, "its state_dict has no tensors"),
     "its own part": (b"\x80\x02}q\x00(" + text("state_dict") + b"h\x00" + text("b") + b"h\x00u.", {}, "no tensors"),
-    "another byte order": (with_foreign(dictionary(tensor())), {**ZEROS, "byteorder": b"big"}, "another byte order"),
+    "another byte order": (state(tensor()), {**ZEROS, "byteorder": b"big"}, "another byte order"),
 }
 
 
@@ -124,7 +125,7 @@ def test_a_hostile_pickle_is_refused_in_one_line(tmp_path: Path, case: str, caps
 def test_a_pickle_like_the_hostile_ones_but_valid_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Control of the test above."""
     numbers = {"data/0": torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes(), "byteorder": sys.byteorder.encode()}
-    file = archive(tmp_path / "x.ckpt", with_foreign(dictionary(tensor())), numbers)
+    file = archive(tmp_path / "x.ckpt", state(tensor()), numbers)
     assert "refers to posix.system (1x)" in converted(file, capsys)
     assert load_file(tmp_path / "weights.safetensors")["a"].tolist() == [1, 2, 3]
 
@@ -171,13 +172,13 @@ def _program(file: Path) -> None:
 
 
 def _two_pickles(file: Path) -> None:
-    with zipfile.ZipFile(archive(file, with_foreign(dictionary(tensor())), ZEROS), "a") as opened:
+    with zipfile.ZipFile(archive(file, state(tensor()), ZEROS), "a") as opened:
         opened.writestr("y/data.pkl", b"N.")
 
 
 def _lying_lengths(file: Path) -> None:
     """Write an archive whose directory declares 2 GB of pickle."""
-    data = bytearray(archive(file, with_foreign(dictionary(tensor())), ZEROS).read_bytes())
+    data = bytearray(archive(file, state(tensor()), ZEROS).read_bytes())
     entry = data.index(b"PK\x01\x02")
     data[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
     file.write_bytes(data)
@@ -206,7 +207,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "no archive": lambda file: file.write_bytes(pickle.dumps({"state_dict": {}})),
     "legacy": lambda file: torch.save({"x": Payload(file)}, file, _use_new_zipfile_serialization=False),
     "a program": _program,
-    "compressed": lambda file: archive(file, with_foreign(dictionary(tensor())), ZEROS, zipfile.ZIP_DEFLATED),
+    "compressed": lambda file: archive(file, state(tensor()), ZEROS, zipfile.ZIP_DEFLATED),
     "two pickles": _two_pickles,
     "no pickle": lambda file: zipfile.ZipFile(file, "w").close(),
     "lying lengths": _lying_lengths,

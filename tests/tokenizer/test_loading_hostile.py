@@ -166,6 +166,7 @@ def _only_a_pickle(forger: Forger, folder: Path, payload: Payload) -> None:
 CKPT, YAML = "checkpoints/last.ckpt", "configs/model.yaml"
 CALL = {"target": "os.system", "params": {"command": "touch CANARY"}}
 LOADED = ""
+OLD_FORMAT = {"_use_new_zipfile_serialization": False}
 CASES: dict[str, tuple[str, Forge, str]] = {
     "own config.json is a pickle": ("own", plain("config.json"), "does not load"),
     "own config.json is a checkpoint": ("own", saved("config.json"), "does not load"),
@@ -180,12 +181,8 @@ CASES: dict[str, tuple[str, Forge, str]] = {
     "own pickle beside the weights": ("own", saved("pytorch_model.bin"), LOADED),
     "own README": ("own", text("README.md", "---\n!!python/object/apply:os.system ['touch CANARY']\n---\n"), LOADED),
     "taming ckpt holds a call": ("taming", saved(CKPT), "holds more than weights (posix.system)"),
-    "taming ckpt holds a call in protocol 4": (
-        "taming",
-        saved(CKPT, pickle_protocol=4),
-        "holds more than weights (Unsupported operand",
-    ),
-    "taming ckpt of old torch": ("taming", saved(CKPT, _use_new_zipfile_serialization=False), "cannot be read"),
+    "taming ckpt holds a call in protocol 4": ("taming", saved(CKPT, pickle_protocol=4), "(Unsupported operand"),
+    "taming ckpt of old torch": ("taming", saved(CKPT, **OLD_FORMAT), "cannot be read"),
     "taming ckpt is a pickle": ("taming", plain(CKPT), "cannot be read"),
     "taming ckpt is a program": ("taming", program(CKPT), "cannot be read"),
     "taming safetensors is a checkpoint": ("taming", saved("weights.safetensors"), "cannot be read"),
@@ -213,11 +210,7 @@ CASES: dict[str, tuple[str, Forge, str]] = {
     "trusted pair encoder holds a call": ("trust", _pickle_in_a_program, "does not load as TorchScript"),
     "convert a call": ("convert", saved(CKPT), LOADED),
     "convert a call in protocol 4": ("convert", saved(CKPT, pickle_protocol=4), LOADED),
-    "convert a checkpoint of old torch": (
-        "convert",
-        saved(CKPT, _use_new_zipfile_serialization=False),
-        "SystemExit: 2",
-    ),
+    "convert a checkpoint of old torch": ("convert", saved(CKPT, **OLD_FORMAT), "SystemExit: 2"),
     "convert a pickle": ("convert", plain(CKPT), "SystemExit: 2"),
     "convert a program": ("convert", program(CKPT), "SystemExit: 2"),
 }

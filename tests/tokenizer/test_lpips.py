@@ -200,11 +200,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "shape": ("vgg16-397923af.pth", lambda w: w | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, r"\(64, 3, 3, 3\)"),
     "integers": ("vgg16-397923af.pth", lambda w: w | {"features.0.bias": torch.zeros(64).int()}, "int32"),
     "other names": ("vgg.pth", lambda w: {k.replace("lin", "l"): w[k] for k in w}, "lin0.* is missing and 9 more"),
-    "scaling": (
-        "vgg.pth",
-        lambda w: w | {"scaling_layer.shift": torch.zeros(1, 3, 1, 1)},
-        "scaling_layer.shift is not",
-    ),
+    "scaling": ("vgg.pth", lambda w: w | {"scaling_layer.shift": torch.zeros(3)}, "scaling_layer.shift is not"),
     "own net": ("vgg.pth", lambda w: w | {"net.slice1.0.weight": torch.zeros(1)}, "net.slice1.0.weight is not"),
     "nested": ("vgg.pth", lambda w: {"state_dict": w}, "other than tensors"),
     "numbered": ("vgg.pth", lambda w: dict(enumerate(w.values())), "other than tensors"),

@@ -28,17 +28,15 @@ def real_clips() -> Tensor:
     """Frames of real videos from the folder ARVIDEO_TEST_CLIPS: (4, 2, 64, 96, 3)."""
     if "ARVIDEO_TEST_CLIPS" not in os.environ:
         pytest.skip("ARVIDEO_TEST_CLIPS names no folder of videos")
-    files = sorted(
-        path for path in Path(os.environ["ARVIDEO_TEST_CLIPS"]).rglob("*") if path.suffix in (".mp4", ".avi")
-    )
+    paths = Path(os.environ["ARVIDEO_TEST_CLIPS"]).rglob("*")
+    files = sorted(path for path in paths if path.suffix in (".mp4", ".avi"))
     return torch.stack([_first_frames(file) for file in files[:: len(files) // 4][:4]])
 
 
 def _first_frames(file: Path) -> Tensor:
     with av.open(str(file)) as container:
-        frames = [
-            frame.to_ndarray(width=96, height=64, format="rgb24") for frame in islice(container.decode(video=0), 2)
-        ]
+        images = islice(container.decode(video=0), 2)
+        frames = [image.to_ndarray(width=96, height=64, format="rgb24") for image in images]
     return torch.from_numpy(np.stack(frames))
 
 

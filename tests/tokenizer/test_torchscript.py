@@ -25,15 +25,20 @@ STRIDE = (4, 8, 16)
 CONFIG = {"stride": [4, 8, 16], "vocab_size": 60, "levels": [5, 3, 4], "causal": True}
 
 
-class Digits(nn.Module):
-    """An encoder like that of Cosmos: the first frame alone, then boxes of the stride, rounded to digits of a code."""
-
+class Program(nn.Module):
     def __init__(self, stride: tuple[int, int, int] = STRIDE, levels: tuple[int, ...] = LEVELS) -> None:
         super().__init__()
         self.t, self.h, self.w = stride
-        self.project = nn.Conv3d(3, len(levels), 1)
         self.register_buffer("levels", torch.tensor(levels))
         self.register_buffer("basis", torch.tensor([int(np.prod(levels[:n])) for n in range(len(levels))]))
+
+
+class Digits(Program):
+    """An encoder like that of Cosmos: the first frame alone, then boxes of the stride, rounded to digits of a code."""
+
+    def __init__(self, stride: tuple[int, int, int] = STRIDE, levels: tuple[int, ...] = LEVELS) -> None:
+        super().__init__(stride, levels)
+        self.project = nn.Conv3d(3, len(levels), 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         video = torch.cat([video[:, :, :1].repeat(1, 1, self.t - 1, 1, 1), video], 2)
@@ -43,26 +48,18 @@ class Digits(nn.Module):
         return (digits * self.basis).sum(-1).to(torch.int32), digits, digits.mean()
 
 
-class Boxes(nn.Module):
+class Boxes(Program):
     """The decoder of `Digits`."""
 
     def __init__(self, stride: tuple[int, int, int] = STRIDE, levels: tuple[int, ...] = LEVELS) -> None:
-        super().__init__()
-        self.t, self.h, self.w = stride
+        super().__init__(stride, levels)
         self.project = nn.Conv3d(len(levels), 3, 1)
-        self.register_buffer("levels", torch.tensor(levels))
-        self.register_buffer("basis", torch.tensor([int(np.prod(levels[:n])) for n in range(len(levels))]))
 
     def forward(self, codes: Tensor) -> Tensor:
         digits = (codes.unsqueeze(-1) // self.basis % self.levels).movedim(-1, 1).to(self.project.weight.dtype)
         video = self.project(digits)
         video = video.repeat_interleave(self.t, 2).repeat_interleave(self.h, 3).repeat_interleave(self.w, 4)
         return video[:, :, self.t - 1 :]
-
-
-@pytest.fixture
-def photographs(long_photographs: Tensor) -> Tensor:
-    return long_photographs
 
 
 def pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -115,12 +112,12 @@ def refused(source: str | Path, trust: bool = True) -> str:
     ],
 )
 def test_an_exported_pair_gives_the_codes_and_pixels_of_the_modules(
-    tmp_path: Path, photographs: Tensor, how: str, dtype: torch.dtype
+    tmp_path: Path, long_photographs: Tensor, how: str, dtype: torch.dtype
 ) -> None:
     encoder, decoder = pair(dtype)
     tokenizer: Any = load_tokenizer(f"torchscript:{write(tmp_path / 'pair', encoder, decoder, how=how)}", trust=True)
-    expected_Bthw = encoder(rearrange(to_float(photographs), "b t h w c -> b c t h w").to(dtype))[0]
-    codes_Bthw = tokenizer.encode(photographs)
+    expected_Bthw = encoder(rearrange(to_float(long_photographs), "b t h w c -> b c t h w").to(dtype))[0]
+    codes_Bthw = tokenizer.encode(long_photographs)
     assert codes_Bthw.dtype == torch.int64 and codes_Bthw.shape == (2, *tokenizer.codes_shape(9, 64, 96))
     assert torch.equal(codes_Bthw, expected_Bthw.long())
     # With few distinct codes, equality would prove little.
@@ -133,27 +130,27 @@ def test_an_exported_pair_gives_the_codes_and_pixels_of_the_modules(
     video_BCTHW = decoder(expected_Bthw)
     assert (decoded[0] - video_BCTHW).abs().max() <= 1e-5
     assert torch.equal(pixels_BTHWC, to_uint8(rearrange(decoded[0], "b c t h w -> b t h w c")))
-    assert pixels_BTHWC.shape == photographs.shape
+    assert pixels_BTHWC.shape == long_photographs.shape
     # Several calls, since the executor of TorchScript profiles the first ones and may then fuse kernels.
     for _ in range(4):
-        assert torch.equal(tokenizer.encode(photographs), codes_Bthw)
+        assert torch.equal(tokenizer.encode(long_photographs), codes_Bthw)
 
 
-def test_codes_are_the_same_under_autocast(folder: Path, photographs: Tensor) -> None:
+def test_codes_are_the_same_under_autocast(folder: Path, long_photographs: Tensor) -> None:
     tokenizer = load_tokenizer(f"torchscript:{folder}", trust=True)
-    codes_Bthw = tokenizer.encode(photographs)
+    codes_Bthw = tokenizer.encode(long_photographs)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(tokenizer.encode(photographs), codes_Bthw)
+        assert torch.equal(tokenizer.encode(long_photographs), codes_Bthw)
 
 
 @pytest.mark.parametrize("how", ["script", "freeze"])
-def test_the_encoder_of_the_pipeline_works_with_it(tmp_path: Path, photographs: Tensor, how: str) -> None:
+def test_the_encoder_of_the_pipeline_works_with_it(tmp_path: Path, long_photographs: Tensor, how: str) -> None:
     """The encoder reads the device from the first parameter; a frozen file has no parameters of its own."""
     tokenizer = load_tokenizer(f"torchscript:{write(tmp_path / 'pair', *pair(), how=how)}", trust=True)
     assert next(tokenizer.to("cpu").parameters()).device.type == "cpu"
-    clips = [(None, iter([DecodedClip(clip.numpy(), {})])) for clip in photographs]
+    clips = [(None, iter([DecodedClip(clip.numpy(), {})])) for clip in long_photographs]
     videos = list(Encoder(tokenizer, batch=3, precision="bf16").videos(clips))  # type: ignore[arg-type]
-    assert np.array_equal(np.concatenate([video.codes for video in videos]), tokenizer.encode(photographs))
+    assert np.array_equal(np.concatenate([video.codes for video in videos]), tokenizer.encode(long_photographs))
 
 
 def test_tokenize_works_with_it_and_trust(folder: Path, tmp_path: Path) -> None:
@@ -334,7 +331,7 @@ def test_an_encoder_without_integer_codes_is_refused(folder: Path, kind: str) ->
     assert ("this program does not work" in message) == (kind == "broken")
 
 
-def test_an_encoder_may_return_codes_without_a_tuple(folder: Path, photographs: Tensor) -> None:
+def test_an_encoder_may_return_codes_without_a_tuple(folder: Path, long_photographs: Tensor) -> None:
     class Alone(Digits):
         def forward(self, video: Tensor) -> Tensor:
             return super().forward(video)[0]
@@ -344,7 +341,7 @@ def test_an_encoder_may_return_codes_without_a_tuple(folder: Path, photographs: 
     alone.load_state_dict(pair()[0].state_dict())
     torch.jit.trace(alone, torch.rand(1, 3, 9, 64, 96)).save(folder / "encoder.jit")
     after = load_tokenizer(f"torchscript:{folder}", trust=True)
-    assert torch.equal(after.encode(photographs), before.encode(photographs))
+    assert torch.equal(after.encode(long_photographs), before.encode(long_photographs))
 
 
 def test_the_trial_run_is_repeated_with_larger_frames(folder: Path) -> None:

@@ -178,9 +178,8 @@ def test_the_error_for_a_clip_that_does_not_fit_names_the_nearest_sizes(
 ) -> None:
     tokenizer = VQ3D(name=f"vq3d{causal}-2x4x8-fsq240", width=8, depth=0)
     frames, height, width = clip
-    with pytest.raises(
-        ValueError, match=f"{frames} frames of {height}x{width} does not fit {tokenizer.name}: {reason}"
-    ):
+    message = f"{frames} frames of {height}x{width} does not fit {tokenizer.name}: {reason}"
+    with pytest.raises(ValueError, match=message):
         tokenizer.codes_shape(*clip)
     if min(clip) >= 0:
         for call in (tokenizer.encode, tokenizer):

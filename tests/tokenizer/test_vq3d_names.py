@@ -23,30 +23,21 @@ SAVED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    "name, stride, causal, vocab_size, levels, context",
+    "name, expected",
     [
-        ("vq3d-2x8x8-fsq1000", (2, 8, 8), False, 1000, (8, 5, 5, 5), (2, 2)),
-        ("vq3d-tiny-causal-2x8x8-fsq1000", (2, 8, 8), True, 1000, (8, 5, 5, 5), (4, 0)),
-        ("vq3d-small-1x2x32-fsq240", (1, 2, 32), False, 240, (8, 6, 5), (4, 4)),
-        ("vq3d-base-4x16x16-fsq64000", (4, 16, 16), False, 64000, (8, 8, 8, 5, 5, 5), (6, 6)),
-        ("vq3d-base-causal-32x4x8-lfq1024", (32, 4, 8), True, 1024, (2,) * 10, (12, 0)),
-        ("vq3d-small-causal-4x16x16-emavq1024", (4, 16, 16), True, 1024, None, (8, 0)),
-        ("vq3d-1x1x1-simvq7", (1, 1, 1), False, 7, None, (2, 2)),
+        ("vq3d-2x8x8-fsq1000", ((2, 8, 8), False, 1000, (8, 5, 5, 5), (2, 2))),
+        ("vq3d-tiny-causal-2x8x8-fsq1000", ((2, 8, 8), True, 1000, (8, 5, 5, 5), (4, 0))),
+        ("vq3d-small-1x2x32-fsq240", ((1, 2, 32), False, 240, (8, 6, 5), (4, 4))),
+        ("vq3d-base-4x16x16-fsq64000", ((4, 16, 16), False, 64000, (8, 8, 8, 5, 5, 5), (6, 6))),
+        ("vq3d-base-causal-32x4x8-lfq1024", ((32, 4, 8), True, 1024, (2,) * 10, (12, 0))),
+        ("vq3d-small-causal-4x16x16-emavq1024", ((4, 16, 16), True, 1024, None, (8, 0))),
+        ("vq3d-1x1x1-simvq7", ((1, 1, 1), False, 7, None, (2, 2))),
     ],
 )
-def test_a_name_defines_the_attributes(
-    name: str,
-    stride: tuple[int, int, int],
-    causal: bool,
-    vocab_size: int,
-    levels: tuple[int, ...] | None,
-    context: tuple[int, int],
-) -> None:
-    tokenizer = VQ3D(name=name, width=8)
-    assert tokenizer.name == name.replace("-tiny", "")
-    assert (tokenizer.stride, tokenizer.causal) == (stride, causal)
-    assert (tokenizer.vocab_size, tokenizer.levels) == (vocab_size, levels)
-    assert tokenizer.context == context
+def test_a_name_defines_the_attributes(name: str, expected: tuple[Any, ...]) -> None:
+    made = VQ3D(name=name, width=8)
+    assert made.name == name.replace("-tiny", "")
+    assert (made.stride, made.causal, made.vocab_size, made.levels, made.context) == expected
 
 
 def test_sizes_grow_from_tiny_to_base_and_tiny_is_the_default() -> None:
@@ -64,58 +55,24 @@ def test_sizes_grow_from_tiny_to_base_and_tiny_is_the_default() -> None:
 
 
 WRONG_NAMES = [
-    "",
-    "vq3d",
-    "vq3d-2x8x8",
-    "vq3d-fsq1000",
-    "vq3d-2x8-fsq1000",
-    "vq3d-2x8x8x8-fsq1000",
-    "vq3d-2x8x8-fsq",
-    "vq3d-2x8x8-1000",
-    "vq3d-2x8x8-fsq1000-",
-    "vq3d-2x8x8-fsq1000-causal",
-    "vq3d-2x8x8-fsq-1000",
-    "vq3d-2x8x8fsq1000",
-    "vq3d2x8x8-fsq1000",
-    "-2x8x8-fsq1000",
-    "vq3d--2x8x8-fsq1000",
-    "vq3d-large-2x8x8-fsq1000",
-    "vq3d-causal-small-2x8x8-fsq1000",
-    "vq3d-causal-causal-2x8x8-fsq1000",
-    "vq3d-small-base-2x8x8-fsq1000",
-    "VQ3D-2x8x8-fsq1000",
-    "vq3d-2X8X8-fsq1000",
-    "vq3d-2x8x8-FSQ1000",
-    " vq3d-2x8x8-fsq1000",
-    "vq3d-2x8x8-fsq1000\n",
-    "vq3d-2x8x8-fsq 1000",
-    "vq3d_2x8x8_fsq1000",
-    "vq3d-02x8x8-fsq1000",
-    "vq3d-2x8x8-fsq01000",
-    "vq3d-\u0662x8x8-fsq1000",
-    "vq3d-2x8x8-fsq100\u0660",
-    "vq3d-2x8x8-fsq1e3",
-    "vq3d-2.0x8x8-fsq1000",
-    "vq3d--2x8x-8-fsq1000",
-    "vq3d-0x8x8-fsq1000",
-    "vq3d-2x8x0-fsq1000",
-    "vq3d-3x8x8-fsq1000",
-    "vq3d-2x12x8-fsq1000",
-    "vq3d-2x8x64-fsq1000",
-    "vq3d-128x8x8-fsq1000",
-    "vq3d-small-2x1x8-fsq1000",
-    "vq3d-base-2x8x2-fsq1000",
-    "vq3d-2x8x8-fsq1001",
-    "vq3d-2x8x8-fsq1",
-    "vq3d-2x8x8-lfq1000",
-    "vq3d-2x8x8-lfq1",
-    "vq3d-2x8x8-emavq1",
-    "vq3d-2x8x8-simvq1",
-    "vq3d-2x8x8-emavq0",
-    "vq3d-2x8x8-vq1000",
-    "vq3d-2x8x8-emavq1048577",
-    "vq3d-2x8x8-emavq99999999",
-    pytest.param("vq3d-2x8x8-emavq" + 5000 * "9", id="5000 digits"),
+    *("", "vq3d", "vq3d-2x8x8", "vq3d-fsq1000", "vq3d-2x8-fsq1000", "vq3d-2x8x8x8-fsq1000", "-2x8x8-fsq1000"),
+    *("vq3d-2x8x8-fsq", "vq3d-2x8x8-1000", "vq3d-2x8x8-fsq1000-", "vq3d-2x8x8-fsq1000-causal"),
+    # Separators.
+    *("vq3d-2x8x8-fsq-1000", "vq3d-2x8x8fsq1000", "vq3d2x8x8-fsq1000", "vq3d--2x8x8-fsq1000", "vq3d_2x8x8_fsq1000"),
+    *(" vq3d-2x8x8-fsq1000", "vq3d-2x8x8-fsq1000\n", "vq3d-2x8x8-fsq 1000"),
+    # Sizes, order and upper case.
+    *("vq3d-large-2x8x8-fsq1000", "vq3d-small-base-2x8x8-fsq1000", "vq3d-causal-small-2x8x8-fsq1000"),
+    *("vq3d-causal-causal-2x8x8-fsq1000", "VQ3D-2x8x8-fsq1000", "vq3d-2X8X8-fsq1000", "vq3d-2x8x8-FSQ1000"),
+    # Forms of numbers.
+    *("vq3d-02x8x8-fsq1000", "vq3d-2x8x8-fsq01000", "vq3d-\u0662x8x8-fsq1000", "vq3d-2x8x8-fsq100\u0660"),
+    *("vq3d-2x8x8-fsq1e3", "vq3d-2.0x8x8-fsq1000", "vq3d--2x8x-8-fsq1000"),
+    # Strides.
+    *("vq3d-0x8x8-fsq1000", "vq3d-2x8x0-fsq1000", "vq3d-3x8x8-fsq1000", "vq3d-2x12x8-fsq1000", "vq3d-2x8x64-fsq1000"),
+    *("vq3d-128x8x8-fsq1000", "vq3d-small-2x1x8-fsq1000", "vq3d-base-2x8x2-fsq1000"),
+    # Vocabularies.
+    *("vq3d-2x8x8-fsq1001", "vq3d-2x8x8-fsq1", "vq3d-2x8x8-lfq1000", "vq3d-2x8x8-lfq1", "vq3d-2x8x8-emavq1"),
+    *("vq3d-2x8x8-simvq1", "vq3d-2x8x8-emavq0", "vq3d-2x8x8-vq1000", "vq3d-2x8x8-emavq1048577"),
+    *("vq3d-2x8x8-emavq99999999", pytest.param("vq3d-2x8x8-emavq" + 5000 * "9", id="5000 digits")),
 ]
 
 
