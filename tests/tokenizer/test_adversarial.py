@@ -233,14 +233,14 @@ def test_two_ranks_have_equal_gradients_and_for_3d_those_of_a_single_process(tmp
     torch.multiprocessing.spawn(_in_one_of_two, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert len(first) == 4
-    for name, (weight, found) in first.items():
+    for name, (weight, gradient) in first.items():
         assert torch.equal(weight, second[name][0]), name
-        assert same(found, second[name][1]), name
+        assert same(gradient, second[name][1]), name
     alone = Tiny("3d", start=1)
     for step in (0, 1):
         alone.zero_grad()
         out = alone(videos(4), step)
         out["loss"].backward()
-        weight, found = first[f"3d {step}"]
+        weight, gradient = first[f"3d {step}"]
         assert weight.item() == pytest.approx(out["adversarial_weight"].item(), rel=1e-4)
-        assert close(found, of_backward(alone), 1e-3)
+        assert close(gradient, of_backward(alone), 1e-3)

@@ -33,7 +33,7 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
-def whole(value: int) -> bytes:
+def integer(value: int) -> bytes:
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -41,9 +41,9 @@ def tensor(
     size: tuple[int, ...] = (3,), stride: tuple[int, ...] = (1,), offset: int = 0, numbers: int = 3, key: str = "0"
 ) -> bytes:
     """Return pickle instructions that make a float32 tensor."""
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + whole(numbers) + b"tQ"
-    shape = b"".join(b"(" + b"".join(map(whole, numbers)) + b"t" for numbers in (size, stride))
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(offset) + shape + b"\x89Nt" + b"R"
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + integer(numbers) + b"tQ"
+    shape = b"".join(b"(" + b"".join(map(integer, numbers)) + b"t" for numbers in (size, stride))
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + shape + b"\x89Nt" + b"R"
 
 
 def with_foreign(instructions: bytes) -> bytes:

@@ -101,20 +101,20 @@ def test_the_loss_is_the_sum_of_pixel_error_and_quantizer_loss(quantizer: str, k
     tokenizer = build(f"vq3d-2x4x4-{quantizer}").train()
     clips = pixels(4)
     before = state(tokenizer)
-    found = Reconstruction(tokenizer, Losses(pixels=kind))(batch_of(clips))
-    assert found["loss"].requires_grad and not found["psnr"].requires_grad
-    assert all(value.shape == () for value in found.values())
-    found["loss"].backward()
+    results = Reconstruction(tokenizer, Losses(pixels=kind))(batch_of(clips))
+    assert results["loss"].requires_grad and not results["psnr"].requires_grad
+    assert all(value.shape == () for value in results.values())
+    results["loss"].backward()
     assert tokenizer.encoder[0].weight.grad.abs().max() > 0
     tokenizer.load_state_dict(before)
     out = tokenizer(clips)
     error = out["video"] - (clips.float() / 127.5 - 1)
     of_pixels = error.square().mean() if kind == "mse" else error.abs().mean()
-    assert found["loss"].item() == pytest.approx((of_pixels + out["quantizer"]).item(), rel=1e-5)
-    assert found["quantizer"].item() == out["quantizer"].item() != 0
-    assert found["psnr"].item() == pytest.approx(10 * math.log10(4 / error.square().mean().item()), abs=1e-3)
-    assert found["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
-    assert set(found) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
+    assert results["loss"].item() == pytest.approx((of_pixels + out["quantizer"]).item(), rel=1e-5)
+    assert results["quantizer"].item() == out["quantizer"].item() != 0
+    assert results["psnr"].item() == pytest.approx(10 * math.log10(4 / error.square().mean().item()), abs=1e-3)
+    assert results["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
+    assert set(results) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
 
 
 def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
@@ -122,7 +122,7 @@ def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
     clips = pixels(2, 4, 32, 16)
     plain = Reconstruction(tokenizer, Losses())(batch_of(clips))
     module = Reconstruction(tokenizer, Losses(lpips=0.3, lpips_weights=lpips_weights))
-    found = module(batch_of(clips))
+    results = module(batch_of(clips))
     video = tokenizer(clips)["video"]
     distance = load_lpips(lpips_weights)
     each = [
@@ -130,14 +130,14 @@ def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
         for clip in range(2)
         for t in range(4)
     ]
-    assert found["lpips"].item() == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
-    assert found["lpips"] > 0
-    assert found["loss"].item() == pytest.approx((plain["loss"] + 0.3 * found["lpips"]).item(), rel=1e-5)
-    assert found["psnr"] == plain["psnr"]
+    assert results["lpips"].item() == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
+    assert results["lpips"] > 0
+    assert results["loss"].item() == pytest.approx((plain["loss"] + 0.3 * results["lpips"]).item(), rel=1e-5)
+    assert results["psnr"] == plain["psnr"]
     plain["loss"].backward()
     without = gradients(module)
     module.zero_grad()
-    found["loss"].backward()
+    results["loss"].backward()
     assert not all(map(torch.equal, without, gradients(module)))
     assert module.networks == [tokenizer]
     assert not any(name.startswith("lpips") for name in module.state_dict())
@@ -149,17 +149,17 @@ def test_clips_of_damaged_videos_do_not_count(settings: dict[str, Any], lpips_we
     module = Reconstruction(tokenizer, Losses(lpips_weights=lpips_weights if "lpips" in settings else None, **settings))
     clips = pixels(4, 4, 16, 16)
     real = [True, False, True, False]
-    whole = module(batch_of(clips[::2]))
-    holed = module(batch_of(clips, real))
+    reference_results = module(batch_of(clips[::2]))
+    partial = module(batch_of(clips, real))
     other = module(batch_of(clips))
-    assert whole.keys() == holed.keys()
-    for name, value in whole.items():
-        assert torch.allclose(value, holed[name], rtol=1e-5), name
-    assert not torch.allclose(whole["loss"], other["loss"], rtol=1e-3)
-    whole["loss"].backward()
+    assert reference_results.keys() == partial.keys()
+    for name, value in reference_results.items():
+        assert torch.allclose(value, partial[name], rtol=1e-5), name
+    assert not torch.allclose(reference_results["loss"], other["loss"], rtol=1e-3)
+    reference_results["loss"].backward()
     expected = gradients(module)
     module.zero_grad()
-    holed["loss"].backward()
+    partial["loss"].backward()
     for gradient, reference in zip(gradients(module), expected, strict=True):
         assert torch.allclose(gradient, reference, rtol=1e-3, atol=1e-6)
     all_damaged = module(batch_of(clips, [False] * 4))
@@ -212,11 +212,11 @@ def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
     batch = batch_of(pixels(2, 4, 16, 16))
     exact = module(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        found = module(batch)
-    assert {value.dtype for value in found.values()} == {torch.float32, torch.float64}
+        results = module(batch)
+    assert {value.dtype for value in results.values()} == {torch.float32, torch.float64}
     for name in ("psnr", "quantizer", "lpips", "discriminator"):
-        assert found[name].item() == pytest.approx(exact[name].item(), rel=0.1), name
-    found["loss"].backward()
+        assert results[name].item() == pytest.approx(exact[name].item(), rel=0.1), name
+    results["loss"].backward()
     assert all(gradient.isfinite().all() for gradient in gradients(module))
 
 

@@ -117,12 +117,12 @@ def test_distances_and_gradients_are_those_of_taming(
     a, b = images(1), images(2)
     single, expected_single = ours(a, b), peer(a, b).flatten()
     assert (single - expected_single).abs().max() <= 1e-6 * expected_single.min()
-    found = measured(ours.double(), a.double(), b.double())
+    results = measured(ours.double(), a.double(), b.double())
     expected = measured(peer.double(), a.double(), b.double())
-    assert found[0].shape == (2,)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
-        assert theirs.abs().max() > 0
+    assert results[0].shape == (2,)
+    for actual, reference in zip(results, expected, strict=True):
+        assert (actual - reference).abs().max() <= 1e-10 * reference.abs().max()
+        assert reference.abs().max() > 0
 
 
 def test_the_distance_of_an_image_to_itself_is_zero_and_distances_are_symmetric(lpips: LPIPS) -> None:
@@ -140,8 +140,8 @@ def test_distances_do_not_depend_on_other_images_of_the_batch(lpips: LPIPS) -> N
 def test_images_without_active_features_have_finite_gradients(published: Weights) -> None:
     """Other implementations take the square root of a sum of squares, whose gradient is NaN at zero."""
     silent = {k: torch.full_like(v, -1e3) if k.endswith("bias") else v for k, v in published[0].items()}
-    found = measured(LPIPS(silent | published[1]), random_images(1), random_images(2))
-    assert all(torch.equal(value, torch.zeros_like(value)) for value in found)
+    results = measured(LPIPS(silent | published[1]), random_images(1), random_images(2))
+    assert all(torch.equal(value, torch.zeros_like(value)) for value in results)
 
 
 def test_it_is_frozen_and_always_in_evaluation_mode(lpips: LPIPS) -> None:
@@ -169,9 +169,9 @@ def test_it_moves_with_its_parent_but_is_not_in_its_checkpoints(folder: Path) ->
 def test_under_autocast_distances_are_fp32_and_close(lpips: LPIPS) -> None:
     a, b = random_images(1), smooth_images(2)
     with torch.autocast("cpu", torch.bfloat16):
-        found = lpips(a, b)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, lpips(a, b), rtol=0.02)
+        results = lpips(a, b)
+    assert results.dtype == torch.float32
+    assert torch.allclose(results, lpips(a, b), rtol=0.02)
 
 
 @pytest.mark.parametrize(

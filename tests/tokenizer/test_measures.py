@@ -63,9 +63,9 @@ def test_ssim_equals_its_definition() -> None:
         np.mean([ssim_by_hand(p[t, :, :, c], v[t, :, :, c]) for t in range(3) for c in range(3)])
         for p, v in zip(pixels.numpy(), video.numpy(), strict=True)
     ]
-    found = ssim_of(pixels, video)
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    assert found.tolist() == pytest.approx([0.546727, 0.778701], abs=1e-5)
+    actual = ssim_of(pixels, video)
+    assert actual.tolist() == pytest.approx(expected, abs=1e-5)
+    assert actual.tolist() == pytest.approx([0.546727, 0.778701], abs=1e-5)
 
 
 def test_ssim_of_a_perfect_copy_is_one_and_runs_in_fp32_under_autocast() -> None:
@@ -133,15 +133,15 @@ def covariance(size: int, seed: int) -> Tensor:
 def test_frechet_distance_of_independent_dimensions_has_a_closed_form() -> None:
     a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 4.0, 1.0]).double()
     mean = torch.tensor([0.0, 3.0, 4.0]).double()
-    found = frechet_distance(with_moments(0 * mean, a.diag(), 50, 0), with_moments(mean, b.diag(), 80, 1))
-    assert found == pytest.approx(25 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2, rel=1e-10)
+    actual = frechet_distance(with_moments(0 * mean, a.diag(), 50, 0), with_moments(mean, b.diag(), 80, 1))
+    assert actual == pytest.approx(25 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2, rel=1e-10)
 
 
 def test_frechet_distance_equals_that_with_a_matrix_root() -> None:
     a, b, mean = covariance(12, 0), covariance(12, 1), torch.arange(12).double()
     expected = mean.square().sum() + (a + b).trace() - 2 * np.trace(sqrtm((a @ b).numpy())).real
-    found = frechet_distance(with_moments(0 * mean, a, 200, 0), with_moments(mean, b, 40, 1))
-    assert found == pytest.approx(float(expected), rel=1e-9)
+    actual = frechet_distance(with_moments(0 * mean, a, 200, 0), with_moments(mean, b, 40, 1))
+    assert actual == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_frechet_distance_is_exact_with_fewer_samples_than_features() -> None:

@@ -40,22 +40,22 @@ def splits(tensor: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def test_pieces_of_any_length_give_the_codes_and_frames_of_one_pass(
     short_pieces: int, size: str, causal: str, stem: str, quantizer: str
 ) -> None:
-    made = build(f"vq3d{size}{causal}-2x4x4-{quantizer}", stem=stem)
-    video = pixels(2, made.frames_of(37))
-    codes = made.encode_piece(video)
-    frames = made.decode_piece(codes)
+    model = build(f"vq3d{size}{causal}-2x4x4-{quantizer}", stem=stem)
+    video = pixels(2, model.frames_of(37))
+    codes = model.encode_piece(video)
+    frames = model.decode_piece(codes)
     assert codes.shape[1] == 37 and len(codes.unique()) > 8
     for pieces in splits(video):
-        parts = list(made.encode_stream(pieces))
+        parts = list(model.encode_stream(pieces))
         assert torch.equal(torch.cat(parts, 1), codes)
         lengths = [part.shape[1] for part in parts]
-        assert set(lengths[:-1]) == {5} and lengths[-1] < 5 + max(1, made.context[1])
-    assert torch.equal(made.encode(video), codes)
-    at_once = torch.cat(list(made.decode_stream([codes])), 1)
+        assert set(lengths[:-1]) == {5} and lengths[-1] < 5 + max(1, model.context[1])
+    assert torch.equal(model.encode(video), codes)
+    at_once = torch.cat(list(model.decode_stream([codes])), 1)
     assert one_rounding_apart(at_once, frames)
     for pieces in splits(codes):
-        assert torch.equal(torch.cat(list(made.decode_stream(pieces)), 1), at_once)
-    assert torch.equal(made.decode(codes), at_once)
+        assert torch.equal(torch.cat(list(model.decode_stream(pieces)), 1), at_once)
+    assert torch.equal(model.decode(codes), at_once)
 
 
 @pytest.mark.parametrize("causal", ["", "-causal"])
@@ -63,23 +63,23 @@ def test_pieces_of_any_length_give_the_codes_and_frames_of_one_pass(
 def test_videos_of_every_length_have_the_codes_and_frames_of_one_pass(
     short_pieces: int, causal: str, stride: int, depth: int
 ) -> None:
-    made = build(f"vq3d{causal}-{stride}x4x4-fsq240", depth=depth)
+    model = build(f"vq3d{causal}-{stride}x4x4-fsq240", depth=depth)
     for count in range(1, 24):
-        video = pixels(1, made.frames_of(count), 4, 8, seed=count)
-        codes = made.encode_piece(video)
-        assert torch.equal(made.encode(video), codes)
-        assert torch.equal(torch.cat(list(made.encode_stream(video.split(3, 1))), 1), codes)
-        assert one_rounding_apart(made.decode(codes), made.decode_piece(codes))
-        assert torch.equal(torch.cat(list(made.decode_stream(codes.split(2, 1))), 1), made.decode(codes))
+        video = pixels(1, model.frames_of(count), 4, 8, seed=count)
+        codes = model.encode_piece(video)
+        assert torch.equal(model.encode(video), codes)
+        assert torch.equal(torch.cat(list(model.encode_stream(video.split(3, 1))), 1), codes)
+        assert one_rounding_apart(model.decode(codes), model.decode_piece(codes))
+        assert torch.equal(torch.cat(list(model.decode_stream(codes.split(2, 1))), 1), model.decode(codes))
 
 
 def test_pieces_without_their_context_have_other_codes(short_pieces: int) -> None:
     """Control: the codes compared above do depend on their context."""
     for causal in ("", "-causal"):
-        made = build(f"vq3d{causal}-2x4x4-fsq240")
-        video = pixels(2, made.frames_of(37))
-        alone = torch.cat([made.encode_piece(piece) for piece in video[:, :30].split(made.frames_of(5), 1)], 1)
-        assert not torch.equal(alone, made.encode(video)[:, : alone.shape[1]])
+        model = build(f"vq3d{causal}-2x4x4-fsq240")
+        video = pixels(2, model.frames_of(37))
+        alone = torch.cat([model.encode_piece(piece) for piece in video[:, :30].split(model.frames_of(5), 1)], 1)
+        assert not torch.equal(alone, model.encode(video)[:, : alone.shape[1]])
 
 
 @pytest.mark.parametrize(
@@ -88,23 +88,23 @@ def test_pieces_without_their_context_have_other_codes(short_pieces: int) -> Non
 )
 @pytest.mark.parametrize("name", ["vq3d-2x8x8-fsq1000", "vq3d-base-causal-4x8x8-emavq64", "vq3d-small-4x8x8-fsq1000"])
 def test_a_long_clip_is_encoded_and_decoded_as_in_one_pass(name: str, frames: int, size: int) -> None:
-    made = build(name, depth=2)
-    video = pixels(1, made.frames_that_fit(frames), size, size)
-    codes = made.encode(video)
+    model = build(name, depth=2)
+    video = pixels(1, model.frames_that_fit(frames), size, size)
+    codes = model.encode(video)
     assert codes.shape[1] > tokenizer.base.PIECE
-    assert torch.equal(codes, made.encode_piece(video))
-    assert torch.equal(torch.cat(list(made.encode_stream(video.split(29, 1))), 1), codes)
-    assert one_rounding_apart(made.decode(codes), made.decode_piece(codes))
-    assert torch.equal(torch.cat(list(made.decode_stream(codes.split(29, 1))), 1), made.decode(codes))
+    assert torch.equal(codes, model.encode_piece(video))
+    assert torch.equal(torch.cat(list(model.encode_stream(video.split(29, 1))), 1), codes)
+    assert one_rounding_apart(model.decode(codes), model.decode_piece(codes))
+    assert torch.equal(torch.cat(list(model.decode_stream(codes.split(29, 1))), 1), model.decode(codes))
 
 
 def test_an_empty_stream_gives_an_empty_stream() -> None:
-    made = build()
-    assert list(made.encode_stream([])) == []
-    assert list(made.decode_stream([])) == []
-    assert list(made.decode_stream([torch.zeros(1, 0, 2, 2, dtype=torch.long)])) == []
+    model = build()
+    assert list(model.encode_stream([])) == []
+    assert list(model.decode_stream([])) == []
+    assert list(model.decode_stream([torch.zeros(1, 0, 2, 2, dtype=torch.long)])) == []
     with pytest.raises(ValueError, match=r"0 frames of 8x8.*\(2 would do\)"):
-        list(made.encode_stream([torch.zeros(1, 0, 8, 8, 3, dtype=torch.uint8)]))
+        list(model.encode_stream([torch.zeros(1, 0, 8, 8, 3, dtype=torch.uint8)]))
 
 
 @pytest.mark.parametrize(
@@ -113,31 +113,31 @@ def test_an_empty_stream_gives_an_empty_stream() -> None:
 def test_a_total_number_of_frames_that_does_not_fit_is_refused_at_the_end(
     causal: str, frames: int, would_do: str
 ) -> None:
-    made = build(f"vq3d{causal}-2x4x4-fsq240")
-    stream = made.encode_stream(pixels(1, frames).split(9, 1))
+    model = build(f"vq3d{causal}-2x4x4-fsq240")
+    stream = model.encode_stream(pixels(1, frames).split(9, 1))
     with pytest.raises(ValueError, match=rf"a clip of {frames} frames of 8x12 does not fit.*\({would_do} would do\)"):
         for _ in stream:
             pass
 
 
 def test_a_stream_reads_its_input_lazily() -> None:
-    made = build()
-    read = []
+    model = build()
+    numbers_read = []
 
     def pieces() -> Iterator[Tensor]:
         for number in range(100):
-            read.append(number)
+            numbers_read.append(number)
             yield pixels(1, 10)
 
-    stream = made.encode_stream(pieces())
-    assert read == []
+    stream = model.encode_stream(pieces())
+    assert numbers_read == []
     assert next(stream).shape[1] == tokenizer.base.PIECE
-    assert len(read) * 10 < made.frames_of(tokenizer.base.PIECE + made.context[1]) + 10
+    assert len(numbers_read) * 10 < model.frames_of(tokenizer.base.PIECE + model.context[1]) + 10
 
 
 @pytest.mark.parametrize("before", [0, 200])
 @pytest.mark.parametrize(
-    "wrong, reason",
+    "invalid, reason",
     [
         (pixels(1, 4).float(), "float32"),
         (pixels(1, 4)[0], "clips, frames, height, width, 3"),
@@ -146,13 +146,13 @@ def test_a_stream_reads_its_input_lazily() -> None:
         (pixels(1, 200, 9, 12), "9x12|9, 12"),
     ],
 )
-def test_pieces_of_another_type_or_size_are_refused(before: int, wrong: Tensor, reason: str) -> None:
+def test_pieces_of_another_type_or_size_are_refused(before: int, invalid: Tensor, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        list(build().encode_stream([pixels(1, before), wrong] if before else [wrong]))
+        list(build().encode_stream([pixels(1, before), invalid] if before else [invalid]))
 
 
 @pytest.mark.parametrize(
-    "wrong, reason",
+    "invalid, reason",
     [
         (torch.zeros(1, 40, 2, 2), "float32"),
         (torch.full((1, 40, 2, 2), -1), "-1"),
@@ -161,9 +161,9 @@ def test_pieces_of_another_type_or_size_are_refused(before: int, wrong: Tensor, 
         (torch.zeros(2, 40, 2, 2, dtype=torch.long), "parts of the same videos"),
     ],
 )
-def test_invalid_pieces_of_codes_are_refused(wrong: Tensor, reason: str) -> None:
+def test_invalid_pieces_of_codes_are_refused(invalid: Tensor, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        list(build().decode_stream([torch.zeros(1, 40, 2, 2, dtype=torch.long), wrong]))
+        list(build().decode_stream([torch.zeros(1, 40, 2, 2, dtype=torch.long), invalid]))
 
 
 class WholeClips(VQ3D):
@@ -175,11 +175,11 @@ class WholeClips(VQ3D):
 
 
 def test_a_tokenizer_of_unknown_context_encodes_in_one_pass_and_refuses_streams() -> None:
-    made = WholeClips(width=8, depth=1).eval()
-    made.context = None
-    made.encode(pixels(1, 100, 8, 8))
-    assert made.frames == 100
-    for stream in (made.encode_stream([pixels(1, 4, 8, 8)]), made.decode_stream([torch.zeros(1, 1, 1, 1).long()])):
+    model = WholeClips(width=8, depth=1).eval()
+    model.context = None
+    model.encode(pixels(1, 100, 8, 8))
+    assert model.frames == 100
+    for stream in (model.encode_stream([pixels(1, 4, 8, 8)]), model.decode_stream([torch.zeros(1, 1, 1, 1).long()])):
         with pytest.raises(ValueError, match="may depend on the whole clip") as refusal:
             next(stream)
         assert "\n" not in str(refusal.value)

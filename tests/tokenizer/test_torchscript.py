@@ -286,8 +286,8 @@ def test_without_trust_nothing_is_loaded(folder: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["encoder.jit", "decoder.jit"])
 def test_a_missing_or_damaged_file_is_named(folder: Path, name: str) -> None:
-    whole = (folder / name).read_bytes()
-    for data in (b"", b"PK\x03\x04", whole[:-100], whole[: len(whole) // 2]):
+    original = (folder / name).read_bytes()
+    for data in (b"", b"PK\x03\x04", original[:-100], original[: len(original) // 2]):
         (folder / name).write_bytes(data)
         assert refused(folder).startswith(f"{folder / name}: does not load as TorchScript: ")
     (folder / name).unlink()

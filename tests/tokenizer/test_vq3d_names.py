@@ -35,9 +35,9 @@ SAVED: list[tuple[str, dict[str, Any]]] = [
     ],
 )
 def test_a_name_defines_the_attributes(name: str, expected: tuple[Any, ...]) -> None:
-    made = VQ3D(name=name, width=8)
-    assert made.name == name.replace("-tiny", "")
-    assert (made.stride, made.causal, made.vocab_size, made.levels, made.context) == expected
+    vq3d = VQ3D(name=name, width=8)
+    assert vq3d.name == name.replace("-tiny", "")
+    assert (vq3d.stride, vq3d.causal, vq3d.vocab_size, vq3d.levels, vq3d.context) == expected
 
 
 def test_sizes_grow_from_tiny_to_base_and_tiny_is_the_default() -> None:
