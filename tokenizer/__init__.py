@@ -1,6 +1,6 @@
-"""Pixels to codes and back. `load_tokenizer` loads every kind of tokenizer.
+"""Video tokenizers: pixels to codes and back. `load_tokenizer` loads every kind of tokenizer.
 
-Public names are imported when they are first used, so that settings in this package are read without torch.
+Public names are imported at first use, so that `tokenizer.loss_settings` is importable without torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
-"""Discriminators of clips, and how a tokenizer is trained against one.
+"""Discriminators of clips, and adversarial training of a tokenizer.
 
-Legend: B clips, C channels, T H W frames, height, width; t h w places that get a judgement of their own.
+Legend: B clips, C channels, T H W frames, height, width; t h w the grid of logits.
 """
 
 from typing import Literal
@@ -17,12 +17,12 @@ DiscriminatorName = Literal["patch", "3d"]
 
 
 class FrameDiscriminator(nn.Module):
-    """taming's patch discriminator (arXiv 1611.07004, 2012.09841) on each frame by itself.
+    """Patch discriminator of taming-transformers (arXiv 1611.07004, 2012.09841), applied to single frames.
 
-    One judgement sees 70x70 pixels. Batch norm takes its statistics from what is judged in one call, of one process.
+    The receptive field of a logit is 70x70 pixels. Batch norm takes its statistics from one call in one process.
 
     Raises:
-        ValueError: if taming is not installed.
+        ValueError: if taming-transformers is not installed.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class FrameDiscriminator(nn.Module):
         self.layers = NLayerDiscriminator(input_nc=3, ndf=64, n_layers=3).apply(weights_init)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Videos in [-1, 1] -> logits (B, t, h, w), high for real ones."""
+        """Return logits (B, T, h, w), high for real, of videos (B, 3, T, H, W) in [-1, 1] with sides of 24 or more."""
         _check_size(video_BCTHW, 24)
         logits = self.layers(rearrange(video_BCTHW, "b c t h w -> (b t) c h w"))
         return rearrange(logits, "(b t) 1 h w -> b t h w", b=len(video_BCTHW))
@@ -46,8 +46,8 @@ class FrameDiscriminator(nn.Module):
 class VideoDiscriminator(nn.Module):
     """Four 3-D convolutions with spectral norm (arXiv 1802.05957), strides 1, 2, 2, 1 in time and 2, 2, 2, 1 in space.
 
-    One judgement sees 17 frames of 38x38 pixels, zeros beyond the clip, which may be of one frame. Without batch norm,
-    so the judgement of a clip depends on no other clip and on no other process.
+    The receptive field of a logit is 17 frames of 38x38 pixels, with zeros outside the clip. Clips may have one frame.
+    There is no batch norm, so the logits of a clip do not depend on other clips or processes.
     """
 
     def __init__(self) -> None:
@@ -64,43 +64,44 @@ class VideoDiscriminator(nn.Module):
         )
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Videos in [-1, 1] -> logits (B, t, h, w), high for real ones."""
+        """Return logits (B, t, h, w), high for real, of videos (B, 3, T, H, W) in [-1, 1] with sides of 8 or more."""
         _check_size(video_BCTHW, 8)
         return rearrange(self.layers(video_BCTHW), "b 1 t h w -> b t h w")
 
 
 def make_discriminator(kind: DiscriminatorName) -> nn.Module:
-    """The discriminator of a name: (B, 3, T, H, W) in [-1, 1] -> logits (B, t, h, w).
+    """Make a discriminator: (B, 3, T, H, W) in [-1, 1] -> logits (B, t, h, w).
 
     Raises:
-        ValueError: if there is none, or its package is not installed.
+        ValueError: for an unknown kind, or if its package is not installed.
     """
     if kind == "patch":
         return FrameDiscriminator()
     if kind == "3d":
         return VideoDiscriminator()
-    raise ValueError(f"discriminator {kind!r} is neither patch nor 3d")
+    raise ValueError(f"discriminator must be patch or 3d, got {kind!r}")
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What a discriminator minimises (arXiv 1705.02894), halved as taming does; 1 where it says 0 to everything."""
+    """Return the hinge loss of a discriminator (arXiv 1705.02894), halved as in taming; it is 1 if all logits are 0."""
     return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
 
 
 class Adversary(nn.Module):
-    """A discriminator and both sides' losses, for one backward pass and one optimizer.
+    """A discriminator with the losses of both networks, for one backward pass and one optimizer.
 
-    Each loss reaches only the network that it is for: the generator's is of the discriminator as it is, a constant, the
-    discriminator's of reconstructions without their past. So the sum of all losses gives each network the gradient that
-    an optimizer of its own would see. Both move at the same moment, not in turns as taming's do.
+    Each loss sends gradients only to its own network: the generator loss treats the discriminator's weights as constants,
+    and the discriminator loss uses detached reconstructions. The sum of all losses therefore gives each network the
+    gradient that it would get from an optimizer of its own. Both networks are updated in the same step, not in turns as
+    in taming.
 
-    The discriminator learns from step 0, so that it knows its trade when the generator begins to listen (traps T25).
+    The discriminator trains from step 0, so that its gradients are useful when the generator loss starts.
 
     Args:
         kind: as in `make_discriminator`.
-        start: step from which on the generator listens.
-        weight: of the generator's loss, relative to the reconstruction's by their gradients.
-        cap: the most that weight may become. The ratio is huge while a discriminator is indifferent.
+        start: first step with a generator loss.
+        weight: weight of the generator loss relative to the reconstruction loss, by their gradients.
+        cap: upper limit of the adaptive weight. The ratio of gradients is huge while the discriminator's are near zero.
 
     Raises:
         ValueError: for a negative start, or a weight or cap that is not positive.
@@ -109,52 +110,52 @@ class Adversary(nn.Module):
     def __init__(self, kind: DiscriminatorName, *, start: int, weight: float, cap: float) -> None:
         super().__init__()
         if start < 0 or not weight > 0 or not cap > 0:
-            raise ValueError(f"adversarial start {start} must be 0 or more, weight {weight} and cap {cap} positive")
+            raise ValueError(
+                f"adversarial start must be 0 or more, weight and cap positive, got {start}, {weight} and {cap}"
+            )
         self.discriminator = make_discriminator(kind)
         self.start, self.weight, self.cap = start, weight, cap
 
     def forward(
-        self,
-        real_BCTHW: Tensor,
-        fake_BCTHW: Tensor,
-        reconstruction_loss: Tensor,
-        last_layer: nn.Parameter,
-        step: int,
+        self, real_BCTHW: Tensor, fake_BCTHW: Tensor, reconstruction_loss: Tensor, last_layer: nn.Parameter, step: int
     ) -> dict[str, Tensor]:
-        """Losses of videos in [-1, 1] and their reconstructions: add `generator` and `discriminator` to the others.
+        """Return the losses of videos in [-1, 1] and their reconstructions.
 
         Args:
-            reconstruction_loss: scalar of the same reconstructions, the measure of the adaptive weight.
-            last_layer: the generator's last weight, where gradients are compared.
-            step: of the training, from 0.
+            real_BCTHW: the videos.
+            fake_BCTHW: their reconstructions, with their graph.
+            reconstruction_loss: scalar loss of the same reconstructions, the reference of the adaptive weight.
+            last_layer: last weight of the generator, where gradients are compared.
+            step: step of the training, from 0.
 
         Returns:
-            `generator`: its loss, weighted, 0 before the start; `discriminator`: its hinge loss;
-            `adversarial_weight`: the weight used, for the log.
+            `generator`: weighted generator loss, 0 before the start; `discriminator`: hinge loss;
+            `adversarial_weight`: the weight in use, for the log. The first two are to be added to the total loss.
         """
         generator, weight = reconstruction_loss.new_zeros(()), reconstruction_loss.new_zeros(())
         if step >= self.start:
-            loss = -self._judged_by_a_constant(fake_BCTHW).float().mean()
+            loss = -self._logits_with_constant_weights(fake_BCTHW).float().mean()
             weight = self._adaptive_weight(reconstruction_loss, loss, last_layer)
             generator = weight * loss
-        # Apart, as taming does: batch norm would let each side see the other's statistics.
-        real_logits, fake_logits = self.discriminator(real_BCTHW), self.discriminator(fake_BCTHW.detach())
+        # Two calls, as in taming: in one call, batch norm would mix the statistics of real and reconstructed videos.
+        real_logits = self.discriminator(real_BCTHW)
+        fake_logits = self.discriminator(fake_BCTHW.detach())
         return {
             "generator": generator,
             "discriminator": hinge_loss(real_logits, fake_logits),
             "adversarial_weight": weight,
         }
 
-    def _judged_by_a_constant(self, fake_BCTHW: Tensor) -> Tensor:
-        """Logits that give the discriminator no gradient and leave its running statistics and norms as they were."""
+    def _logits_with_constant_weights(self, fake_BCTHW: Tensor) -> Tensor:
+        """Return logits without gradients for the discriminator and without updates of its buffers."""
         constant = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         constant |= {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}
         return functional_call(self.discriminator, constant, (fake_BCTHW,))
 
     def _adaptive_weight(self, reconstruction_loss: Tensor, loss: Tensor, last_layer: nn.Parameter) -> Tensor:
-        """Ratio of the gradients' lengths at the last layer (arXiv 2012.09841, eq. 7; 1e-4 as in its code), capped.
+        """Return the capped ratio of gradient norms at the last layer (arXiv 2012.09841, eq. 7; 1e-4 as in its code).
 
-        Of the gradients' means over all processes, so that the weight does not depend on how many there are.
+        Gradients are averaged over all processes, so that the weight does not depend on the world size.
         """
         with torch.autocast(last_layer.device.type, enabled=False):
             gradients = torch.stack(

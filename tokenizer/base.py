@@ -1,42 +1,46 @@
-"""What every tokenizer is to the rest of the house.
+"""Base class of all tokenizers.
 
 Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes.
 """
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenizer.streaming import PIECE, decode_stream, encode_stream, evaluating
+from tokenizer.streaming import Buffer, evaluating
+
+PIECE = 16
+"""Codes along time that one pass of the network makes of a long video, besides their context."""
 
 T = TypeVar("T", bound="VideoTokenizer")
-_WHOLE = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class VideoTokenizer(nn.Module):
-    """Pixels <-> codes. Pixels are always uint8, so that no range can be mistaken for another.
+    """Pixels <-> codes. Pixels are always uint8, so that their range is unambiguous.
 
-    A tokenizer of a kind sets the attributes below and the four methods that are abstract here.
+    A subclass sets the attributes below and implements the abstract methods.
     """
 
     name: str
-    """What it is, in a word: `vq3d-2x8x8-fsq1000`, `taming-f16-1024`."""
+    """Short name, for example `vq3d-2x8x8-fsq1000` or `taming-f16-1024`."""
     vocab_size: int
     stride: tuple[int, int, int]
-    """Pixels of one code along (t, h, w)."""
+    """Pixels per code along (t, h, w)."""
     causal: bool = False
-    """Whether the first frame has codes of its own, which depend on nothing else: clips then have 1 + k * stride frames."""
+    """Whether the first frame has codes of its own that depend on no other frame. Clips then have 1 + k * stride frames."""
     levels: tuple[int, ...] | None = None
-    """Values of each digit of a code, lowest first; None if codes are rows of a codebook."""
+    """Number of values of each digit of a code, lowest digit first; None if codes are rows of a codebook."""
     context: tuple[int, int] | None = None
-    """How many codes before and after it, in time, anything of a code depends on; None: all of them."""
+    """Number of codes before and after a code, along time, that it depends on; None if it may depend on all."""
     _frozen: bool = False
 
     def freeze(self: T) -> T:
-        """Evaluation mode and no gradients, for good: `train`, its own or that of a module that holds it, has no effect."""
+        """Set evaluation mode and disable gradients permanently: later calls of `train`, also by a parent, do nothing."""
         self.eval().requires_grad_(False)
         self._frozen = True
         return self
@@ -45,121 +49,198 @@ class VideoTokenizer(nn.Module):
         return super().train(mode and not self._frozen)
 
     def codes_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The grid of codes of such a clip.
+        """Return the shape (t, h, w) of the codes of a clip.
 
         Raises:
-            ValueError: if the stride does not divide it; it says which sizes would do.
+            ValueError: if a size does not fit the stride; the message names the nearest sizes that do.
         """
         t, h, w = self.stride
-        wrong = [
-            text
-            for text in (
-                _misfit("frames", frames, t, int(self.causal)),
-                _misfit("height", height, h, 0),
-                _misfit("width", width, w, 0),
-            )
-            if text
+        misfits = [
+            _misfit("frames", frames, t, int(self.causal)),
+            _misfit("height", height, h, 0),
+            _misfit("width", width, w, 0),
         ]
-        if wrong:
-            raise ValueError(
-                f"a clip of {frames} frames of {height}x{width} does not fit {self.name}: {'; '.join(wrong)}"
-            )
+        if any(misfits):
+            reasons = "; ".join(filter(None, misfits))
+            raise ValueError(f"a clip of {frames} frames of {height}x{width} does not fit {self.name}: {reasons}")
         return -(-frames // t), height // h, width // w
 
     def frames_of(self, codes: int) -> int:
-        """Frames of a clip that has that many codes along time."""
+        """Return the number of frames of a clip with this many codes along time."""
         return 1 + (codes - 1) * self.stride[0] if self.causal else codes * self.stride[0]
 
     def frames_that_fit(self, frames: int) -> int:
-        """The shortest clip of at least that many frames that it can take."""
+        """Return the smallest valid clip length of at least `frames`."""
         lead = int(self.causal)
         return lead - (lead - frames) // self.stride[0] * self.stride[0]
 
     @torch.no_grad()
     def encode(self, pixels_BTHWC: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> codes, int64 (B, t, h, w); a long clip goes through piece by piece (streaming.py).
+        """Encode uint8 (B, T, H, W, 3) to codes, int64 (B, t, h, w); long clips go through `encode_stream`.
 
-        In evaluation mode, whatever the tokenizer is in: nothing of it changes.
+        Runs in evaluation mode, and restores the mode of each submodule.
 
         Raises:
-            ValueError: for pixels that are not uint8, or a size that it cannot take.
+            ValueError: for pixels that are not uint8, or a size that does not fit.
         """
-        self.check_pixels(pixels_BTHWC)
+        check_pixels(pixels_BTHWC)
         codes, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
         if self.context is not None and codes > PIECE:
-            return torch.cat(list(encode_stream(self, pixels_BTHWC.split(PIECE * self.stride[0], 1))), 1)
+            return torch.cat(list(self.encode_stream(pixels_BTHWC.split(PIECE * self.stride[0], 1))), 1)
         with evaluating(self):
             return self.encode_piece(pixels_BTHWC)
 
     @torch.no_grad()
     def decode(self, codes_Bthw: Tensor) -> Tensor:
-        """Codes (B, t, h, w) -> uint8 (B, T, H, W, 3); in evaluation mode, as `encode`.
+        """Decode codes (B, t, h, w) to uint8 (B, T, H, W, 3); long clips go through `decode_stream`.
+
+        Runs in evaluation mode, and restores the mode of each submodule.
 
         Raises:
-            ValueError: for codes that are not whole numbers of the vocabulary, or none.
+            ValueError: for codes that are not integers in [0, vocab_size), or an empty grid.
         """
         codes_Bthw = self.checked_codes(codes_Bthw)
         if 0 in codes_Bthw.shape[1:]:
-            raise ValueError(f"codes of shape {tuple(codes_Bthw.shape)} are no clip")
+            raise ValueError(f"cannot decode an empty grid: codes have shape {tuple(codes_Bthw.shape)}")
         if self.context is not None and codes_Bthw.shape[1] > PIECE:
-            return torch.cat(list(decode_stream(self, codes_Bthw.split(PIECE, 1))), 1)
+            return torch.cat(list(self.decode_stream(codes_Bthw.split(PIECE, 1))), 1)
         with evaluating(self):
             return self.decode_piece(codes_Bthw)
 
-    def check_pixels(self, pixels_BTHWC: Tensor) -> None:
-        """Raises ValueError for anything but uint8 (B, T, H, W, 3)."""
-        if pixels_BTHWC.dtype != torch.uint8:
-            raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
-        if pixels_BTHWC.ndim != 5 or pixels_BTHWC.shape[-1] != 3:
-            raise ValueError(f"pixels of shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
+    @torch.no_grad()
+    def encode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a video of any length in memory that does not grow with the length.
 
-    def checked_codes(self, codes_Bthw: Tensor) -> Tensor:
-        """Codes of any whole-number type as int64.
+        A code depends only on the codes in its `context`. A piece that is encoded together with its context therefore has
+        the codes that it has in the whole video.
+
+        Args:
+            pieces: consecutive pieces, uint8 (B, any number of frames, H, W, 3).
+
+        Yields:
+            Codes, int64 (B, PIECE, h, w); the last tensor has the remaining codes: fewer, or up to a right context more.
 
         Raises:
-            ValueError: for codes that are not whole numbers of the vocabulary.
+            ValueError: for pixels that do not fit, for a total number of frames that does not fit (after the last piece),
+                or if a code may depend on the whole clip.
         """
-        if codes_Bthw.ndim != 4 or codes_Bthw.dtype not in _WHOLE:
+        done, buffer = 0, Buffer()
+        _, right = self._checked_context()
+        for piece_BTHWC in pieces:
+            check_pixels(piece_BTHWC)
+            self.codes_shape(self.frames_of(1), *piece_BTHWC.shape[2:4])
+            buffer.append(piece_BTHWC)
+            while buffer.stop >= self.frames_of(done + PIECE + right):
+                yield self._encode_part(buffer, done, self.frames_of(done + PIECE + right))[:, :PIECE]
+                done += PIECE
+                buffer.drop_before(self._pass_start(done) * self.stride[0])
+        if buffer.shape:
+            total, _, _ = self.codes_shape(buffer.stop, *buffer.shape[1:3])
+            if total > done:
+                yield self._encode_part(buffer, done, buffer.stop)
+
+    @torch.no_grad()
+    def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Decode codes of a video of any length in memory that does not grow with the length.
+
+        Pixels equal those of one pass except for rare differences of one grey level by rounding.
+
+        Args:
+            pieces: consecutive pieces of codes, integers (B, any number, h, w).
+
+        Yields:
+            Frames, uint8 (B, T, H, W, 3).
+
+        Raises:
+            ValueError: for codes that are not integers in [0, vocab_size), or if a code may depend on the whole clip.
+        """
+        done, buffer = 0, Buffer()
+        _, right = self._checked_context()
+        for piece_Bthw in pieces:
+            buffer.append(self.checked_codes(piece_Bthw))
+            while buffer.stop >= done + PIECE + right:
+                yield self._decode_part(buffer, done, done + PIECE, done + PIECE + right)
+                done += PIECE
+                buffer.drop_before(self._pass_start(done))
+        if buffer.stop > done:
+            yield self._decode_part(buffer, done, buffer.stop, buffer.stop)
+
+    def _encode_part(self, buffer: Buffer, start: int, read_stop: int) -> Tensor:
+        """Return the codes from `start` on, encoded from all frames that they depend on up to `read_stop`."""
+        pass_start = self._pass_start(start)
+        with evaluating(self):
+            return self.encode_piece(buffer.read(pass_start * self.stride[0], read_stop))[:, start - pass_start :]
+
+    def _decode_part(self, buffer: Buffer, start: int, stop: int, read_stop: int) -> Tensor:
+        """Return the frames of codes `start` to `stop`, decoded from all codes up to `read_stop`."""
+        pass_start = self._pass_start(start)
+        with evaluating(self):
+            video_BTHWC = self.decode_piece(buffer.read(pass_start, read_stop))
+        skipped = start - pass_start
+        first = self.frames_of(skipped) if skipped else 0
+        return video_BTHWC[:, first : self.frames_of(stop - pass_start)]
+
+    def _checked_context(self) -> tuple[int, int]:
+        if self.context is None:
+            raise ValueError(f"{self.name} cannot be streamed: a code may depend on the whole clip")
+        return self.context
+
+    def _pass_start(self, code: int) -> int:
+        """Return the first code of a pass in which `code` comes out as in one pass over the whole video.
+
+        A causal pass starts one code earlier: its first code is that of a single frame and is discarded.
+        """
+        left, _ = self._checked_context()
+        return max(0, code - left - int(self.causal))
+
+    def checked_codes(self, codes_Bthw: Tensor) -> Tensor:
+        """Return codes of any integer type as int64.
+
+        Raises:
+            ValueError: for codes that are not integers (B, t, h, w) in [0, vocab_size).
+        """
+        if codes_Bthw.ndim != 4 or codes_Bthw.dtype not in _INTEGERS:
             raise ValueError(
-                f"codes are {codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}, expected whole numbers (clips, t, h, w)"
+                f"codes are {codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}, expected integers (clips, t, h, w)"
             )
-        codes_Bthw = codes_Bthw.long()  # first: a uint8 is compared with 1000 as with 1000 % 256
+        # Convert before comparing: with a uint8 tensor, the vocabulary size 1000 would become 1000 % 256.
+        codes_Bthw = codes_Bthw.long()
         if codes_Bthw.numel():
             low, high = codes_Bthw.aminmax()
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(
-                    f"codes from {int(low)} to {int(high)} are not of {self.name}, which has {self.vocab_size}"
+                    f"codes from {int(low)} to {int(high)} are out of range: {self.name} has {self.vocab_size} codes"
                 )
         return codes_Bthw
 
     @abstractmethod
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
-        """`encode` in one pass, of pixels that were found to be right."""
+        """Encode checked pixels in one pass."""
 
     @abstractmethod
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
-        """`decode` in one pass, of codes that were found to be right."""
+        """Decode checked codes in one pass."""
 
     @abstractmethod
     def codebook(self) -> Tensor | None:
-        """Vectors of a learned codebook, (vocab_size, C); None if codes are made of digits."""
+        """Return the vectors of a learned codebook, (vocab_size, C); None if codes are made of digits."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of all that decides the codes: architecture and weights."""
+        """Return a hash of everything that decides the codes: architecture and weights."""
 
 
-def _misfit(what: str, size: int, stride: int, lead: int) -> str:
-    """What is wrong with a size that has to be `lead` + a multiple of the stride, and which sizes would do."""
+def _misfit(name: str, size: int, stride: int, lead: int) -> str:
+    """Return why a size is not `lead` + a multiple of the stride, and which sizes are; empty if it fits."""
     if size >= max(1, lead) and (size - lead) % stride == 0:
         return ""
     below = lead + max(0, (size - lead) // stride) * stride
-    fits = [str(good) for good in (below, below + stride) if good >= 1]
-    return f"{what} must be {'1 + ' if lead else ''}a multiple of {stride} ({' or '.join(fits)} would do)"
+    nearest = " or ".join(str(fit) for fit in (below, below + stride) if fit >= 1)
+    return f"{name} must be {'1 + ' if lead else ''}a multiple of {stride} ({nearest} would do)"
 
 
 def hash_module(module: nn.Module, config: dict[str, Any]) -> str:
-    """sha256 over a module's configuration and the names, types, shapes and bytes of its weights, in name order."""
+    """Return the sha256 of a configuration and of the names, dtypes, shapes and bytes of all weights, sorted by name."""
     digest = hashlib.sha256(repr(sorted(config.items())).encode())
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -168,11 +249,19 @@ def hash_module(module: nn.Module, config: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def check_pixels(pixels_BTHWC: Tensor) -> None:
+    """Raise ValueError unless pixels are uint8 (B, T, H, W, 3)."""
+    if pixels_BTHWC.dtype != torch.uint8:
+        raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
+    if pixels_BTHWC.ndim != 5 or pixels_BTHWC.shape[-1] != 3:
+        raise ValueError(f"pixels of shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
+
+
 def to_float(pixels_BTHWC: Tensor) -> Tensor:
-    """uint8 -> float in [-1, 1].
+    """Convert uint8 to float in [-1, 1].
 
     Raises:
-        ValueError: for any other type.
+        ValueError: for any other dtype.
     """
     if pixels_BTHWC.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
@@ -180,5 +269,5 @@ def to_float(pixels_BTHWC: Tensor) -> Tensor:
 
 
 def to_uint8(video_BTHWC: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8; what lies outside is clipped."""
+    """Convert float in [-1, 1] to uint8; values outside are clipped."""
     return ((video_BTHWC.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,6 +1,6 @@
 """Building blocks of VQ3D.
 
-Legend: B clips, C channels, T H W frames, height, width; t h w a grid of places, p q r a block of pixels along t, h, w.
+Legend: B clips, C channels, T H W frames, height, width; t h w a grid of positions, p q r the size of a block of pixels.
 """
 
 import torch
@@ -12,23 +12,28 @@ Block = tuple[int, int, int]
 
 
 def space_to_depth(video_BTHWC: Tensor, block: Block) -> Tensor:
-    """Every block of pixels into the channels of one place, (B, T, H, W, C) -> (B, p * q * r * C, t, h, w).
+    """Pack each block of pixels into the channels of one position, (B, T, H, W, C) -> (B, p * q * r * C, t, h, w).
 
-    No convolution then runs at full resolution, which is what makes a 3-D tokenizer affordable.
+    No convolution then runs at full resolution, which makes a 3-D tokenizer affordable.
     """
     p, q, r = block
     x_BthwC = rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r)
-    return x_BthwC.permute(0, 4, 1, 2, 3)  # which is how channels_last_3d has it: one copy, not two
+    # The permuted view is already in channels_last_3d format, so that one copy is enough.
+    return x_BthwC.permute(0, 4, 1, 2, 3)
 
 
 def depth_to_space(x_BCthw: Tensor, block: Block) -> Tensor:
-    """Inverse of `space_to_depth`."""
+    """Invert `space_to_depth`, (B, p * q * r * C, t, h, w) -> (B, T, H, W, C)."""
     p, q, r = block
     return rearrange(x_BCthw, "b (p q r c) t h w -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
 
 
 def haar_matrix(size: int) -> Tensor:
-    """The orthonormal Haar wavelets of `size` samples as rows, the mean first, the finest last; size is a power of 2."""
+    """Return the orthonormal Haar wavelets of `size` samples as rows: the mean first, the finest last.
+
+    Args:
+        size: a power of 2.
+    """
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         coarse = torch.kron(matrix, torch.tensor([[1.0, 1.0]]))
@@ -38,7 +43,7 @@ def haar_matrix(size: int) -> Tensor:
 
 
 class Haar(nn.Module):
-    """The pixels of every block as 3-D Haar wavelets: an orthonormal change of basis, means apart from details. In fp32."""
+    """3-D Haar wavelet transform of each block of pixels: an orthonormal change of basis, computed in fp32."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -47,7 +52,7 @@ class Haar(nn.Module):
             self.register_buffer(name, haar_matrix(size), persistent=False)
 
     def forward(self, video_BTHWC: Tensor) -> Tensor:
-        """(B, T, H, W, C) -> (B, p * q * r * C, t, h, w)."""
+        """Transform pixels to coefficients, (B, T, H, W, C) -> (B, p * q * r * C, t, h, w)."""
         p, q, r = self.block
         x = rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b t h w p q r c", p=p, q=q, r=r)
         with torch.autocast(x.device.type, enabled=False):
@@ -55,7 +60,7 @@ class Haar(nn.Module):
         return rearrange(x, "b t h w p q r c -> b (p q r c) t h w")
 
     def inverse(self, x_BCthw: Tensor) -> Tensor:
-        """(B, p * q * r * C, t, h, w) -> (B, T, H, W, C)."""
+        """Transform coefficients to pixels, (B, p * q * r * C, t, h, w) -> (B, T, H, W, C)."""
         p, q, r = self.block
         x = rearrange(x_BCthw, "b (p q r c) t h w -> b t h w p q r c", p=p, q=q, r=r)
         with torch.autocast(x.device.type, enabled=False):
@@ -64,29 +69,31 @@ class Haar(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each place by itself, so that nothing is known of other times or clips."""
+    """LayerNorm over the channels of each position, so that no statistics are shared between times or clips."""
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
         return super().forward(x_BCthw.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution over three places in time; a causal one sees the place and the two before it."""
+    """Convolution over three positions along time; if causal, over a position and the two before it."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__(channels, channels, (3, 1, 1), padding=(2 if causal else 1, 0, 0))
         self._causal = causal
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
-        if x_BCthw.shape[2] < 3:  # padded by itself, oneDNN leaves parts of the weight's bf16 gradient unwritten there
+        # With its own padding, oneDNN leaves parts of the weight's bf16 gradient unwritten for such short inputs.
+        if x_BCthw.shape[2] < 3:
             before, after = (2, 0) if self._causal else (1, 1)
             return F.conv3d(F.pad(x_BCthw, (0, 0, 0, 0, before, after)), self.weight, self.bias)
-        y_BCthw = super().forward(x_BCthw)  # causal: zeros at both ends, so that the last two places are too many
+        y_BCthw = super().forward(x_BCthw)
+        # The causal convolution pads both ends with zeros, so its last two positions are dropped.
         return y_BCthw[:, :, : x_BCthw.shape[2]] if self._causal else y_BCthw
 
 
 class ResidualBlock(nn.Module):
-    """A convolution in space, one in time (arXiv 1711.11248), norm before, residual around; the identity at first."""
+    """Pre-norm residual block: a convolution in space, then one in time (arXiv 1711.11248). Initially the identity."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__()
@@ -94,14 +101,14 @@ class ResidualBlock(nn.Module):
         self.space = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
         self.time = TimeConv(channels, causal=causal)
         nn.init.zeros_(self.time.weight)
-        nn.init.zeros_(self.time.bias)  # type: ignore[arg-type]  # it has one
+        nn.init.zeros_(self.time.bias)  # type: ignore[arg-type]  # the bias is not None
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
         return x_BCthw + self.time(F.silu(self.space(F.silu(self.norm(x_BCthw)))))
 
 
 class Upsample(nn.Module):
-    """Twice as many places along h and w: each place into four."""
+    """Double the number of positions along h and w (sub-pixel convolution), (B, C, t, h, w) -> (B, C', t, 2h, 2w)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

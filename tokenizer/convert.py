@@ -1,8 +1,11 @@
-"""python -m tokenizer.convert: The weights of a Lightning checkpoint that holds more than weights, as safetensors.
+"""python -m tokenizer.convert: extract the weights of a Lightning checkpoint that holds more than weights.
 
-The pickle in the checkpoint is a program, which may call anything. Here its instructions are followed on paper: names are
-noted, nothing is imported, called or built, and of the tensors only where their bytes lie is kept. (A `pickle_module` for
-torch.load would not do: it runs a TorchScript program that was given the name of a checkpoint.)
+The pickle in a checkpoint is a program that may call anything. Here its instructions are interpreted symbolically: names are
+recorded, nothing is imported, called or built, and of each tensor only the location of its bytes is kept.
+
+`weights_only=True` of torch (2.13), with stub classes in `add_safe_globals`, is no replacement: it refuses pickle protocols 4
+and 5, and every checkpoint that refers to `posix` or `sys`. A `pickle_module` for torch.load is none either: torch.load
+executes a TorchScript file that is named like a checkpoint.
 """
 
 import argparse
@@ -23,13 +26,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokenizer.messages import show_name
 from tokenizer.taming import WEIGHTS, find_checkpoint, load_weights_only
 
 NAME = "python -m tokenizer.convert"
 INSTRUCTIONS = 2_000_000
-"""More than any checkpoint's pickle has: a tensor takes about thirty."""
+"""Limit for damaged or hostile pickles; a tensor takes about thirty instructions."""
 
-_TYPES = {
+_LISTED = 20
+_DTYPES = {
     f"torch.{name}Storage": getattr(torch, name.lower())
     for name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Bool")
 } | {"torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8}
@@ -37,20 +42,20 @@ _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_
 _DICTIONARY = "collections.OrderedDict"
 
 
-# --- a pickle on paper
+# --- symbolic interpretation of a pickle
 
 
 class _Name(str):
-    """What would be imported: module and name."""
+    """Module and name of something that unpickling would import."""
 
 
 class _Pairs(list):
-    """A dictionary as the keys and values that were put into it, in turn: no key is ever hashed."""
+    """A dictionary as an alternating list of keys and values; keys are never hashed."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Bytes of the archive, as numbers of a type."""
+    """A file of the archive, as numbers of a dtype."""
 
     dtype: torch.dtype
     key: str
@@ -58,7 +63,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """What a tensor shows of a storage; nothing of it is checked yet."""
+    """Arguments of a tensor, not validated yet."""
 
     storage: _Storage
     offset: Any
@@ -66,27 +71,27 @@ class _View:
     stride: Any
 
 
-_LEFT_OUT = object()
-"""Stands for every value that is not needed: all that would be called, and lists and sets."""
+_OPAQUE = object()
+"""Stands for every value that is not needed: results of calls, lists and sets."""
 
 
 class _PickleInterpreter:
-    """Follows a pickle's instructions with stand-ins for everything but numbers, texts, tuples and dictionaries.
+    """Interprets a pickle with placeholders for everything but numbers, strings, tuples and dictionaries.
 
-    `names` counts what it refers to beyond dictionaries and tensors.
+    `names` counts the names that it refers to, except those of dictionaries and tensors.
     """
 
     def __init__(self) -> None:
         self.names: Counter[str] = Counter()
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []
+        self._stacks_below: list[list[Any]] = []
         self._memo: dict[Any, Any] = {}
 
-    def follow(self, pickle: bytes) -> Any:
-        """The value that it ends with.
+    def run(self, pickle: bytes) -> Any:
+        """Return the value of a pickle.
 
         Raises:
-            ValueError: if it is damaged, or has more instructions than any checkpoint.
+            ValueError: if it is damaged, or has more than `INSTRUCTIONS` instructions.
         """
         try:
             for count, (instruction, argument, _) in enumerate(pickletools.genops(pickle)):
@@ -103,14 +108,14 @@ class _PickleInterpreter:
             case "PROTO" | "FRAME" | "STOP" | "READONLY_BUFFER":
                 pass
             case "MARK":
-                self._below.append(self._stack)
+                self._stacks_below.append(self._stack)
                 self._stack = []
             case "POP" if not self._stack:
-                self._marked()
+                self._pop_to_mark()
             case "POP" | "APPEND" | "BUILD":
-                self._taken(1)
+                self._pop(1)
             case "POP_MARK" | "APPENDS" | "ADDITEMS":
-                self._marked()
+                self._pop_to_mark()
             case "DUP":
                 self._stack.append(self._stack[-1])
             case "GET" | "BINGET" | "LONG_BINGET":
@@ -120,129 +125,133 @@ class _PickleInterpreter:
             case "MEMOIZE":
                 self._memo[len(self._memo)] = self._stack[-1]
             case "SETITEM":
-                self._set(self._taken(2))
+                self._set_items(self._pop(2))
             case "SETITEMS":
-                self._set(self._marked())
+                self._set_items(self._pop_to_mark())
             case _:
-                made = self._made(instruction, argument)
-                self._stack.append(made)
+                # Not in one line: `_value` may replace `self._stack`.
+                value = self._value(instruction, argument)
+                self._stack.append(value)
 
-    def _made(self, instruction: str, argument: Any) -> Any:
-        """The value that an instruction puts on the stack."""
+    def _value(self, instruction: str, argument: Any) -> Any:
+        """Return the value that an instruction pushes on the stack."""
         match instruction:
             case "NEWTRUE" | "NEWFALSE":
                 return instruction == "NEWTRUE"
             case "EMPTY_DICT":
                 return _Pairs()
             case "DICT":
-                return _paired(self._marked())
+                return _pairs(self._pop_to_mark())
             case "EMPTY_TUPLE":
                 return ()
             case "TUPLE":
-                return tuple(self._marked())
+                return tuple(self._pop_to_mark())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                return tuple(self._taken(int(instruction[-1])))
+                return tuple(self._pop(int(instruction[-1])))
             case "GLOBAL":
-                return self._noted(argument.replace(" ", ".", 1))
+                return self._record(argument.replace(" ", ".", 1))
             case "STACK_GLOBAL":
-                return self._noted("{}.{}".format(*(n if isinstance(n, str) else "?" for n in self._taken(2))))
+                module, name = (part if isinstance(part, str) else "?" for part in self._pop(2))
+                return self._record(f"{module}.{name}")
             case "REDUCE":
-                return _called(*self._taken(2))
+                return _call_result(*self._pop(2))
             case "BINPERSID":
-                return _stored(*self._taken(1))
+                return _storage(*self._pop(1))
             case "EXT1" | "EXT2" | "EXT4":
-                self._noted(f"extension {argument}")
+                self._record(f"extension {argument}")
             case "INST":
-                self._noted(argument.replace(" ", ".", 1))
-                self._marked()
+                self._record(argument.replace(" ", ".", 1))
+                self._pop_to_mark()
             case "LIST" | "FROZENSET" | "OBJ":
-                self._marked()
+                self._pop_to_mark()
             case "NEWOBJ" | "NEWOBJ_EX":
-                self._taken(2 if instruction == "NEWOBJ" else 3)
+                self._pop(2 if instruction == "NEWOBJ" else 3)
             case "EMPTY_LIST" | "EMPTY_SET" | "NEXT_BUFFER" | "PERSID":
                 pass
-            case _:  # the instruction is a number, a text, bytes or None
+            case _:
+                # All other instructions push their argument: a number, a string, bytes or None.
                 return argument
-        return _LEFT_OUT
+        return _OPAQUE
 
-    def _taken(self, count: int) -> list[Any]:
+    def _pop(self, count: int) -> list[Any]:
         if len(self._stack) < count:
             raise ValueError("its stack is empty")
-        taken = self._stack[-count:]
+        items = self._stack[-count:]
         del self._stack[-count:]
-        return taken
+        return items
 
-    def _marked(self) -> list[Any]:
-        marked, self._stack = self._stack, self._below.pop()
-        return marked
+    def _pop_to_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._stacks_below.pop()
+        return items
 
-    def _set(self, items: list[Any]) -> None:
+    def _set_items(self, items: list[Any]) -> None:
         if isinstance(self._stack[-1], _Pairs):
-            self._stack[-1].extend(_paired(items))
+            self._stack[-1].extend(_pairs(items))
 
-    def _noted(self, name: str) -> _Name:
-        if name not in (*_TYPES, _TENSOR, _PARAMETER, _DICTIONARY):
+    def _record(self, name: str) -> _Name:
+        if name not in (*_DTYPES, _TENSOR, _PARAMETER, _DICTIONARY):
             self.names[name] += 1
         return _Name(name)
 
 
-def _paired(items: list[Any]) -> _Pairs:
+def _pairs(items: list[Any]) -> _Pairs:
     for key in items[::2]:
+        # Nested tuples with shared parts are small in the file, but torch.load would hash them for ever.
         if isinstance(key, tuple) and any(isinstance(item, tuple) for item in key):
-            # Shared parts make it small in the file and endless to hash, as torch.load would.
             raise ValueError("a key of a dictionary is made of tuples of tuples")
     return _Pairs(items)
 
 
-def _called(function: Any, arguments: Any) -> Any:
-    """What a call stands for, if it makes a dictionary or a tensor."""
+def _call_result(function: Any, arguments: Any) -> Any:
+    """Return the value of a call, if it makes a dictionary or a tensor."""
     if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-        return _LEFT_OUT
+        return _OPAQUE
     if function == _DICTIONARY and not arguments:
         return _Pairs()
     if function == _TENSOR and len(arguments) >= 4 and isinstance(arguments[0], _Storage):
         return _View(*arguments[:4])
     if function == _PARAMETER and arguments and isinstance(arguments[0], _View):
         return arguments[0]
-    return _LEFT_OUT
+    return _OPAQUE
 
 
-def _stored(reference: Any) -> Any:
+def _storage(reference: Any) -> Any:
+    """Return the storage of a persistent id as torch.save writes it."""
     match reference:
-        case ("storage", _Name() as kind, str(key), _, _) if kind in _TYPES:
-            return _Storage(_TYPES[kind], key)
-    return _LEFT_OUT
+        case ("storage", _Name() as kind, str(key), _, _) if kind in _DTYPES:
+            return _Storage(_DTYPES[kind], key)
+    return _OPAQUE
 
 
 # --- the checkpoint
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in a checkpoint."""
+class Contents:
+    """Contents of a checkpoint."""
 
     tensors: dict[str, Tensor]
-    """Of its `state_dict`."""
+    """Tensors of its `state_dict`."""
     left_out: list[str]
-    """Its other parts, and what of its `state_dict` is no tensor."""
+    """Keys of all other parts, and keys of the `state_dict` whose values are no tensors."""
     names: Counter[str]
-    """Classes and functions that it refers to, and how often."""
+    """Classes and functions that it refers to, with counts."""
 
 
-def read_checkpoint(file: Path) -> Found:
-    """Its weights, without running anything of it.
+def read_checkpoint(file: Path) -> Contents:
+    """Read the weights of a checkpoint without executing anything in it.
 
     Raises:
-        ValueError: in one line, if it is no checkpoint, is damaged, or declares more than it has.
-        OSError: if it cannot be read.
+        ValueError: in one line, if it is not a checkpoint, is damaged, or declares more data than the file holds.
+        OSError: if the file cannot be read.
     """
     try:
         if not file.is_file() or not zipfile.is_zipfile(file):
-            raise ValueError("it is no zip archive, as torch has written since 1.6")
+            raise ValueError("not a zip archive, the format of torch.save since torch 1.6")
         with zipfile.ZipFile(file) as archive:
             return _Archive(archive, file.stat().st_size).read()
     except (ValueError, RuntimeError, OverflowError, EOFError, struct.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: is no checkpoint that can be converted: {error}") from None
+        raise ValueError(f"{file}: cannot be converted: {error}") from None
 
 
 class _Archive:
@@ -254,36 +263,35 @@ class _Archive:
         self._storages: dict[str, bytearray] = {}
         pickles = [name for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise ValueError(f"{len(pickles)} pickles in its archive, expected one")
+            raise ValueError(f"expected one data.pkl in its archive, found {len(pickles)}")
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}byteorder" in self._entries and self._bytes("byteorder") != sys.byteorder.encode():
             raise ValueError("it was written on a machine of another byte order")
 
-    def read(self) -> Found:
-        paper = _PickleInterpreter()
-        parts = _dictionary(paper.follow(self._bytes("data.pkl")))
+    def read(self) -> Contents:
+        interpreter = _PickleInterpreter()
+        parts = _dictionary(interpreter.run(self._bytes("data.pkl")))
         state = parts.pop("state_dict", None)
         if not isinstance(state, _Pairs):
-            raise ValueError("there is no state_dict in it")
-        found = Found({}, list(parts), paper.names)
-        room = self._size
+            raise ValueError("it has no state_dict")
+        contents = Contents({}, list(parts), interpreter.names)
+        bytes_left = self._size
         for key, value in _dictionary(state).items():
             if isinstance(value, _View):
-                found.tensors[key] = tensor = self._tensor(key, value, room)
-                room -= tensor.nbytes
+                contents.tensors[key] = tensor = self._tensor(key, value, bytes_left)
+                bytes_left -= tensor.nbytes
             else:
-                found.left_out.append(f"state_dict.{key}")
-        if not found.tensors:
+                contents.left_out.append(f"state_dict.{key}")
+        if not contents.tensors:
             raise ValueError("its state_dict has no tensors")
-        return found
+        return contents
 
-    def _tensor(self, key: str, view: _View, room: int) -> Tensor:
-        """A copy of what the view shows; `room` is how many bytes it may have."""
-        shape = (*_tuple(view.size), *_tuple(view.stride), view.offset)
-        whole = all(type(number) is int and 0 <= number <= self._size for number in shape)
-        if not whole or len(view.size) != len(view.stride):
-            raise ValueError(f"the shape of {key} is no shape")
-        if prod(view.size) * view.storage.dtype.itemsize > room:
+    def _tensor(self, key: str, view: _View, bytes_left: int) -> Tensor:
+        """Return a validated copy of a tensor of at most `bytes_left` bytes."""
+        tuples = isinstance(view.size, tuple) and isinstance(view.stride, tuple) and len(view.size) == len(view.stride)
+        if not tuples or not all(map(self._is_count, (*view.size, *view.stride, view.offset))):
+            raise ValueError(f"{key} has an invalid shape")
+        if prod(view.size) * view.storage.dtype.itemsize > bytes_left:
             raise ValueError(f"{key} is declared larger than the file")
         if not prod(view.size):
             return torch.empty(view.size, dtype=view.storage.dtype)
@@ -295,8 +303,11 @@ class _Archive:
         last = view.offset + sum((size - 1) * stride for size, stride in zip(view.size, view.stride, strict=True))
         if (last + 1) * view.storage.dtype.itemsize > len(storage):
             raise ValueError(f"{key} reaches beyond its storage")
-        numbers = torch.frombuffer(storage, dtype=view.storage.dtype)
-        return numbers.as_strided(view.size, view.stride, view.offset).clone(memory_format=torch.contiguous_format)
+        flat = torch.frombuffer(storage, dtype=view.storage.dtype)
+        return flat.as_strided(view.size, view.stride, view.offset).clone(memory_format=torch.contiguous_format)
+
+    def _is_count(self, value: Any) -> bool:
+        return type(value) is int and 0 <= value <= self._size
 
     def _bytes(self, name: str) -> bytes:
         entry = self._entries.get(self._folder + name)
@@ -308,32 +319,28 @@ class _Archive:
 
 
 def _dictionary(value: Any) -> dict[str, Any]:
-    """Pairs by those keys that are texts."""
+    """Return pairs as a dictionary, without keys that are not strings."""
     if not isinstance(value, _Pairs) or len(value) % 2:
-        raise ValueError("there is no state_dict in it")
+        raise ValueError("it has no state_dict")
     return {key: item for key, item in zip(value[::2], value[1::2], strict=True) if isinstance(key, str)}
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (None,)
 
 
 # --- the command
 
 
 def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
-    """Write them beside the checkpoint; the file appears when it is whole.
+    """Write tensors next to the checkpoint, by an atomic rename of a complete file.
 
     Raises:
         ValueError: if safetensors cannot write them.
-        OSError: if the file cannot be put in its place.
+        OSError: if the file cannot be written or renamed.
     """
     file = checkpoint.parent / WEIGHTS
     temporary = file.with_name(f".{WEIGHTS}.{os.getpid()}")
     try:
         save_file(tensors, temporary)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        with temporary.open("rb+") as opened:
+            os.fsync(opened.fileno())
         os.replace(temporary, file)
     except SafetensorError as error:
         raise ValueError(f"{file}: cannot be written: {error}") from None
@@ -343,52 +350,49 @@ def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert and say what was found; exit code 2 and one line on stderr for what cannot be converted."""
-    parser = _Parser(prog=NAME, description=f"{(__doc__ or '').partition(': ')[2].partition(chr(10))[0]}")
-    text = f"checkpoint, or folder of a taming tokenizer; {WEIGHTS} is written beside the checkpoint"
-    parser.add_argument("checkpoint", type=Path, metavar="FOLDER_OR_CKPT", help=text)
+    """Convert a checkpoint and print its contents; on an error, print one line to stderr and exit with code 2."""
+    description = "Extract the weights of a Lightning checkpoint that holds more than weights, as safetensors."
+    parser = _Parser(prog=NAME, description=description)
+    help_text = f"checkpoint, or folder of a taming tokenizer; {WEIGHTS} is written next to the checkpoint"
+    parser.add_argument("checkpoint", type=Path, metavar="FOLDER_OR_CKPT", help=help_text)
     path = parser.parse_args(argv).checkpoint
     try:
         checkpoint = find_checkpoint(path) if path.is_dir() else path
-        found = read_checkpoint(checkpoint)
+        contents = read_checkpoint(checkpoint)
         if _loads(checkpoint):
-            return print(f"{checkpoint}: loads as it is, nothing needs to be converted")
-        file = write_weights(checkpoint, found.tensors)
+            print(f"{checkpoint}: loads as it is, nothing needs to be converted")
+            return
+        file = write_weights(checkpoint, contents.tensors)
     except (ValueError, OSError) as error:
-        sys.exit(_fail(str(error)))
-    print(f"{checkpoint}: holds more than weights; nothing of it was run")
-    size = sum(tensor.nbytes for tensor in found.tensors.values())
-    print(f"kept {len(found.tensors)} tensors, {size / 1e6:.1f} MB")
-    print(f"left out {', '.join(map(_shown, found.left_out[:20])) or 'nothing else'}")
-    for name, count in found.names.most_common(20):
-        print(f"refers to {_shown(name)} ({count}x): left out, not run")
-    if len(found.names) > 20:
-        print(f"and to {len(found.names) - 20} more names")
+        parser.fail(str(error))
+    size = sum(tensor.nbytes for tensor in contents.tensors.values())
+    left_out = [show_name(name) for name in contents.left_out[:_LISTED]]
+    print(f"{checkpoint}: holds more than weights; nothing in it was executed")
+    print(f"kept {len(contents.tensors)} tensors, {size / 1e6:.1f} MB")
+    print(f"left out {', '.join(left_out) or 'nothing else'}")
+    for name, count in contents.names.most_common(_LISTED):
+        print(f"refers to {show_name(name)} ({count}x): left out, not run")
+    if len(contents.names) > _LISTED:
+        print(f"and to {len(contents.names) - _LISTED} more names")
     print(f"wrote {file}")
 
 
 def _loads(checkpoint: Path) -> bool:
     try:
         load_weights_only(checkpoint)
-    except Exception:  # whatever torch raises at a file that holds more than tensors, it does not load
+    # torch raises exceptions of many types for files that hold more than tensors.
+    except Exception:
         return False
     return True
 
 
-def _shown(name: str) -> str:
-    """A name of a foreign file, fit for a terminal."""
-    return name[:120].encode("unicode_escape").decode()
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(_fail(f"{message} (--help lists the flags)"))
+        self.fail(f"{message} (--help lists the flags)")
 
-
-def _fail(message: str) -> int:
-    """One line on stderr; returns the exit code of a user's mistake."""
-    print(f"{NAME}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    def fail(self, message: str) -> NoReturn:
+        """Print one line to stderr and exit with the code of a user's mistake."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Loading of a tokenizer, whatever its kind."""
+"""Loading of tokenizers of every kind."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tokenizer.base import VideoTokenizer
+from tokenizer.messages import one_line
 from tokenizer.taming import TamingTokenizer, load_taming
 from tokenizer.torchscript import TorchScriptTokenizer, load_torchscript
 from tokenizer.vq3d import VQ3D
@@ -15,16 +16,16 @@ __all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", 
 
 
 def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
-    """Load a frozen tokenizer, in evaluation mode.
+    """Load a tokenizer, in evaluation mode and frozen.
 
     Args:
-        source: a run folder of train_tokenizer, a folder written by `save_pretrained`, or the id of one on the hub;
-            `taming:FOLDER`, a VQGAN as taming-transformers publishes it, with `?quantizer=VectorQuantizer` at the end for
+        source: a run folder of train_tokenizer, a folder written by `save_pretrained`, or its id on the Hugging Face hub;
+            `taming:FOLDER`, a VQGAN as taming-transformers publishes it, optionally with `?quantizer=VectorQuantizer` for
             codes of the package's first quantizer; or `torchscript:FOLDER`, with encoder.jit and decoder.jit.
-        trust: whether programs in it may run; a TorchScript file is one.
+        trust: whether programs in the files may run; a TorchScript file is a program.
 
     Raises:
-        ValueError: if that is no tokenizer.
+        ValueError: if the source is not a valid tokenizer.
     """
     kind, colon, rest = source.partition(":")
     if colon and kind == "taming":
@@ -34,7 +35,7 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
         tokenizer = load_torchscript(Path(rest).expanduser(), trust)
     elif re.match(r"\w*:", source) and not Path(source).exists():
         raise ValueError(
-            f"{source}: no tokenizers of kind {kind!r}; there are folders, ids on the hub, taming:FOLDER, torchscript:FOLDER"
+            f"{source}: unknown kind of tokenizer {kind!r}; expected a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
         )
     else:
         tokenizer = _load_own(source)
@@ -46,16 +47,15 @@ def _load_own(source: str) -> VQ3D:
     if (folder / "model").is_dir():
         folder = folder / "model"
     if folder.exists() and not (folder / "config.json").exists():
-        raise ValueError(f"{source}: is no tokenizer: no config.json in it")
-    if not folder.exists() and (source.count("/") != 1 or source[0] in "./~" or folder.parent.is_dir()):
+        raise ValueError(f"{source}: not a tokenizer: there is no config.json")
+    is_path = source.count("/") != 1 or source[0] in "./~" or folder.parent.is_dir()
+    if not folder.exists() and is_path:
         raise ValueError(f"{source}: no such tokenizer folder")
     try:
         if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
             raise ValueError("it is a pre-trained model")
-        with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin announces every load there
-            tokenizer = VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
+        # The hub mixin prints a line for every load.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
     except Exception as error:
-        raise ValueError(
-            f"{source}: does not load as a VQ3D tokenizer: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return tokenizer
+        raise ValueError(f"{source}: does not load as a VQ3D tokenizer: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What a tokenizer's training minimises, as settings; importable without torch."""
+"""Settings of the losses of a tokenizer's training; importable without torch."""
 
 import math
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What is minimised, beside the quantizer's own loss. For codes that a model learns from, the first line is enough.
+    """Losses added to the quantizer's own loss. If the codes are for pre-training only, the pixel error is enough.
 
     Raises:
-        ValueError: for a setting that cannot be, or misses another.
+        ValueError: for a value out of range, or a setting without another one that it needs.
     """
 
     pixels: Literal["mse", "l1"] = "mse"
-    """Squared or absolute error of pixels in [-1, 1]."""
+    """Squared (mse) or absolute (l1) error of pixels in [-1, 1]."""
     lpips: float = 0.0
-    """Weight of the perceptual distance LPIPS; with it, --loss.lpips_weights."""
+    """Weight of the perceptual distance LPIPS; needs --loss.lpips_weights if not 0."""
     lpips_weights: Path | None = None
-    """Folder with vgg16-397923af.pth (VGG16, as torchvision publishes it) and vgg.pth (LPIPS 0.1)."""
+    """Folder with vgg16-397923af.pth (VGG16, published by torchvision) and vgg.pth (LPIPS 0.1)."""
     discriminator: Literal["none", "patch", "3d"] = "none"
-    """Train against one: taming's on each frame, or one on clips."""
+    """Discriminator to train against: patch (taming's, on single frames) or 3d (on clips)."""
     adversarial: float = 0.8
-    """Weight of its loss relative to the reconstruction's, by the gradients that reach the last layer."""
+    """Weight of the adversarial loss relative to the reconstruction loss, by their gradients at the last layer."""
     adversarial_start: int = 1000
-    """Step from which on it acts on the tokenizer; it learns from the first."""
+    """First step at which the adversarial loss is added; the discriminator trains from step 0."""
     adversarial_cap: float = 1.0
-    """The most that its weight may become."""
+    """Upper limit of the adaptive weight of the adversarial loss."""
 
     def __post_init__(self) -> None:
         if self.pixels not in ("mse", "l1"):

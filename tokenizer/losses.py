@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for.
+"""Training loss of a tokenizer.
 
 Legend: B clips, T H W C frames, height, width, colours; V codes of the vocabulary.
 """
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tokenizer.adversarial import Adversary
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
-from tokenizer.lpips import load_lpips
+from tokenizer.lpips import LPIPS, load_lpips
 from tokenizer.measures import code_health, psnr
 from tokenizer.vq3d import VQ3D
 
 
 class Reconstruction(nn.Module):
-    """A tokenizer and its losses; the training loop sees it as it sees any objective.
+    """A tokenizer with its losses, with the interface that the training loop expects of an objective.
 
     Raises:
         ValueError: if weights or a package that a loss needs are missing.
@@ -27,21 +27,33 @@ class Reconstruction(nn.Module):
     def __init__(self, tokenizer: VQ3D, losses: Losses) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        lpips, kind = losses.lpips_weights, losses.discriminator
-        self.lpips = load_lpips(lpips) if losses.lpips and lpips is not None else None
-        self.adversary = (
-            None
-            if kind == "none"
-            else Adversary(kind, start=losses.adversarial_start, weight=losses.adversarial, cap=losses.adversarial_cap)
-        )
+        self.lpips: LPIPS | None = None
+        if losses.lpips and losses.lpips_weights is not None:
+            self.lpips = load_lpips(losses.lpips_weights)
+        self.adversary: Adversary | None = None
+        if losses.discriminator != "none":
+            self.adversary = Adversary(
+                losses.discriminator,
+                start=losses.adversarial_start,
+                weight=losses.adversarial,
+                cap=losses.adversarial_cap,
+            )
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The tokenizer, and what it is trained against."""
+        """Networks with an update of their own: the tokenizer, and the adversary if there is one."""
         return [self.tokenizer] if self.adversary is None else [self.tokenizer, self.adversary]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`loss` of `pixels_BTHWC` (uint8) where `real_B`, at `step`; `psnr` in dB, its parts, and the codes' health."""
+        """Return the loss and its parts, all scalars.
+
+        Args:
+            batch: `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`.
+
+        Returns:
+            `loss`; `psnr` in dB; `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are
+            in use; and the numbers of `code_health`.
+        """
         real_B = batch["real_B"]
         video_BTHWC = to_float(batch["pixels_BTHWC"])
         out = self.tokenizer(batch["pixels_BTHWC"])
@@ -50,20 +62,24 @@ class Reconstruction(nn.Module):
         error = squared if self._losses.pixels == "mse" else _mean(error_BTHWC.abs().mean((1, 2, 3, 4)), real_B)
         numbers = {"psnr": psnr(squared.detach()), "quantizer": out["quantizer"]}
         if self.lpips is not None:
-            seen, made = (rearrange(x, "b t h w c -> (b t) c h w") for x in (video_BTHWC, out["video"].float()))
-            numbers["lpips"] = _mean(self.lpips(made, seen).unflatten(0, (len(real_B), -1)).mean(1), real_B)
+            frames_NCHW = rearrange(video_BTHWC, "b t h w c -> (b t) c h w")
+            reconstructed_NCHW = rearrange(out["video"].float(), "b t h w c -> (b t) c h w")
+            distance_BT = self.lpips(reconstructed_NCHW, frames_NCHW).unflatten(0, (len(real_B), -1))
+            numbers["lpips"] = _mean(distance_BT.mean(1), real_B)
             error = error + self._losses.lpips * numbers["lpips"]
         loss = error + out["quantizer"]
-        if self.adversary is not None:  # clips of damaged videos are black in both, which teaches it nothing
-            seen, made = (rearrange(x, "b t h w c -> b c t h w") for x in (video_BTHWC, out["video"].float()))
-            numbers |= self.adversary(seen, made, error, self.tokenizer.last_layer, batch["step"])
+        # Clips of damaged videos are black in both inputs and give the discriminator no signal.
+        if self.adversary is not None:
+            input_BCTHW = rearrange(video_BTHWC, "b t h w c -> b c t h w")
+            reconstructed_BCTHW = rearrange(out["video"].float(), "b t h w c -> b c t h w")
+            numbers |= self.adversary(input_BCTHW, reconstructed_BCTHW, error, self.tokenizer.last_layer, batch["step"])
             loss = loss + numbers["generator"] + numbers["discriminator"]
-        codes = out["codes"][real_B].clamp(
-            0, self.tokenizer.vocab_size - 1
-        )  # of what is not finite they may be anything
+        # Non-finite activations can produce out-of-range codes; clamp before `bincount`.
+        codes = out["codes"][real_B].clamp(0, self.tokenizer.vocab_size - 1)
         counts_V = torch.bincount(codes.flatten(), minlength=self.tokenizer.vocab_size)
         return {"loss": loss, **numbers, **code_health(counts_V)}
 
 
 def _mean(value_B: Tensor, real_B: Tensor) -> Tensor:
+    """Return the mean over undamaged clips; 0 if there are none."""
     return (value_B * real_B).sum() / real_B.sum().clamp_min(1)

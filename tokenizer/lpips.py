@@ -1,6 +1,6 @@
-"""LPIPS (arXiv 1801.03924): how different two images look, measured on the features of VGG16 (arXiv 1409.1556).
+"""LPIPS (arXiv 1801.03924): perceptual distance of two images, measured on features of VGG16 (arXiv 1409.1556).
 
-Nothing is downloaded: the two files of published weights are read from a folder that the user names.
+Nothing is downloaded: both files of published weights are read from a folder that the user names.
 
 Legend: N images, C channels, H W height, width.
 """
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.messages import one_line
+
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Convolutions of VGG16's five stages, by their place in torchvision's `features`; pooling lies between the stages."""
+"""Convolutions of the five stages of VGG16, by their index in torchvision's `features`; pooling is between the stages."""
 _CHANNELS = (64, 128, 256, 512, 512)
 _VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
 _LINEAR = "LPIPS's linear layers for VGG16, published in the authors' PerceptualSimilarity repository as v0.1/vgg.pth"
@@ -35,11 +37,11 @@ def _linear_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class LPIPS(nn.Module):
-    """Distance of images: weighted squared difference of unit-length features, mean over places, summed over stages.
+    """Distance of images: weighted squared difference of unit-length features, mean over positions, sum over stages.
 
-    A fixed measure: no gradient reaches its weights, `train` changes nothing, and since its weights are published ones
-    they are left out of the checkpoints of whatever holds it. They are parameters all the same, so they move with `to`,
-    and distributed training sends them once, not before every step as it does with buffers.
+    The weights are fixed: they get no gradients, and `train` has no effect. State dicts of parent modules do not contain
+    them, since they are published files. They are parameters and not buffers, because distributed training broadcasts
+    parameters once but buffers before every step.
 
     Args:
         weights: tensors by their published names, as `load_lpips` reads them.
@@ -52,21 +54,22 @@ class LPIPS(nn.Module):
         super().__init__()
         for name in (*_vgg_shapes(), *_linear_shapes()):
             weight = weights[name].float()
-            if weight.ndim == 4:  # up to a fifth faster on CPUs
+            # channels_last is up to 20 % faster on CPUs.
+            if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight, requires_grad=False))
-        # Mean and deviation of ImageNet's colours in [0, 1], for images in [-1, 1], rounded as LPIPS publishes them.
+        # Mean and deviation of ImageNet colours, converted from [0, 1] to [-1, 1] and rounded as LPIPS publishes them.
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
         self.training = False
 
     def forward(self, a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
-        """Distances (N,) of RGB images in [-1, 1], float (N, 3, H, W); gradient flows to both.
+        """Return distances (N,) of RGB images in [-1, 1], float (N, 3, H, W); gradients flow to both images.
 
-        Under autocast the convolutions run in its precision; lengths, differences and means never in less than fp32.
+        Under autocast the convolutions run in the autocast dtype; norms, differences and means in at least fp32.
 
         Raises:
-            ValueError: for images of another type or shape, or under 16 pixels, which VGG16 halves four times.
+            ValueError: for images of another type or shape, or smaller than 16 pixels: VGG16 halves them four times.
         """
         _check_images(a_NCHW, b_NCHW)
         distance_N = a_NCHW.new_zeros(len(a_NCHW))
@@ -78,41 +81,41 @@ class LPIPS(nn.Module):
         return distance_N
 
     def train(self, mode: bool = True) -> "LPIPS":
-        """Nothing: it is always in evaluation mode."""
+        """Do nothing: the module is always in evaluation mode."""
         return self
 
     def _features(self, image_NCHW: Tensor) -> list[Tensor]:
-        """Activations after the last convolution of each stage."""
+        """Return the activations after the last convolution of each stage."""
         x_NCHW = (image_NCHW - self.mean) / self.deviation
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for layers in _STAGES:
-            if found:
+            if features:
                 x_NCHW = F.max_pool2d(x_NCHW, 2)
             for layer in layers:
                 weight, bias = (self.get_parameter(f"features_{layer}_{kind}") for kind in ("weight", "bias"))
                 x_NCHW = F.relu(F.conv2d(x_NCHW, weight, bias, padding=1), inplace=True)
-            found.append(x_NCHW)
-        return found
+            features.append(x_NCHW)
+        return features
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Nothing: checkpoints do not hold published weights."""
+        """Do nothing: published weights are not saved in checkpoints."""
 
     def _load_from_state_dict(self, *_: Any) -> None:
-        """Nothing, since nothing was saved."""
+        """Do nothing, since nothing was saved."""
 
 
 def load_lpips(folder: Path) -> LPIPS:
-    """LPIPS of the two published files in a folder: `vgg16-397923af.pth` (or one other `vgg16*.pth`) and `vgg.pth`.
+    """Load LPIPS from the two published files in a folder: `vgg16-397923af.pth` (or one other `vgg16*.pth`) and `vgg.pth`.
 
     Files are read as tensors only; a program in them does not run.
 
     Raises:
-        ValueError: if the folder or a file is missing, or holds anything but the published tensors. VGG16's
-            `classifier.*` is not needed and ignored; copies of `vgg.pth` with a `net.*` or `scaling_layer.*` of their
-            own are refused, since these could be of another measure.
+        ValueError: if the folder or a file is missing, or holds anything but the published tensors. `classifier.*` of
+            VGG16 is not needed and ignored. Copies of `vgg.pth` with additional `net.*` or `scaling_layer.*` are
+            refused, since they could define another distance.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; LPIPS wants one that holds {_VGG}, and {_LINEAR}")
+        raise ValueError(f"{folder}: no such folder; LPIPS needs a folder with {_VGG}, and {_LINEAR}")
     vgg_file, linear_file = _vgg_file(folder), folder / "vgg.pth"
     if not linear_file.is_file():
         raise ValueError(f"{linear_file}: no such file; it is {_LINEAR}")
@@ -125,35 +128,38 @@ def load_lpips(folder: Path) -> LPIPS:
 
 def _vgg_file(folder: Path) -> Path:
     published = folder / "vgg16-397923af.pth"
-    found = [published] if published.is_file() else sorted(folder.glob("vgg16*.pth"))
-    if not found:
+    files = [published] if published.is_file() else sorted(folder.glob("vgg16*.pth"))
+    if not files:
         raise ValueError(f"{published}: no such file; it is {_VGG}")
-    if len(found) > 1:
-        raise ValueError(f"{folder}: {', '.join(file.name for file in found)}: keep one of them, {_VGG}")
-    return found[0]
+    if len(files) > 1:
+        raise ValueError(f"{folder}: {', '.join(file.name for file in files)}: keep one of them, {_VGG}")
+    return files[0]
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, by what is wrong with the file
-        raise ValueError(f"{file}: does not load as tensors: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    # torch raises exceptions of many types, depending on what is wrong with the file.
+    except Exception as error:
+        raise ValueError(f"{file}: does not load as tensors: {one_line(error)}") from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
         raise ValueError(f"{file}: holds something other than tensors by name")
-    return found
+    return tensors
 
 
-def _check_tensors(file: Path, found: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], what: str) -> None:
-    wrong = [f"{name} is missing" for name in shapes if name not in found]
-    wrong += [f"{name} is not part of it" for name in found if name not in shapes]
-    wrong += [
-        f"{name} is {found[name].dtype} of shape {tuple(found[name].shape)}, expected {shape}"
+def _check_tensors(file: Path, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], content: str) -> None:
+    errors = [f"{name} is missing" for name in shapes if name not in tensors]
+    errors += [f"{name} is not part of it" for name in tensors if name not in shapes]
+    errors += [
+        f"{name} is {tensors[name].dtype} of shape {tuple(tensors[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
-        if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
+        if name in tensors and (tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point())
     ]
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"{file}: {wrong[0]}{more}; expected {what}")
+    if errors:
+        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise ValueError(f"{file}: {errors[0]}{more}; expected {content}")
 
 
 def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:
@@ -168,6 +174,6 @@ def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:
 
 
 def _unit_length(x_NChw: Tensor) -> Tensor:
-    """Every place's features over their length. Where nothing is active they stay zero, and the gradient finite."""
+    """Normalize the features of each position to length 1; all-zero features stay zero and have finite gradients."""
     x_NChw = x_NChw.to(torch.promote_types(x_NChw.dtype, torch.float32))
     return x_NChw / (torch.linalg.vector_norm(x_NChw, dim=1, keepdim=True) + 1e-10)

@@ -1,6 +1,6 @@
-"""Quantizers of vector-quantize-pytorch behind one signature.
+"""Quantizers of vector-quantize-pytorch with a common interface.
 
-Each class takes the size of its vocabulary and, by name, the options that matter.
+Each class takes its vocabulary size and, as keyword-only arguments, its options.
 
 Legend: B samples, N vectors, C channels, V codes.
 """
@@ -17,48 +17,52 @@ from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 _PAIRS = 2**24
-"""Vectors times codes that are compared at once."""
+"""Pairs of a vector and a code that are compared at once; limits peak memory."""
 
 
 class Quantizer(nn.Module):
-    """Vectors (B, N, C) -> (quantized vectors (B, N, C), codes (B, N) int64, auxiliary loss). Always in fp32."""
+    """Base class of all quantizers. They raise ValueError for a vocabulary size or an option that is out of range."""
 
     vocab_size: int
     channels: int
+    """Channels of each vector."""
     levels: tuple[int, ...] | None = None
+    """Number of values of each digit of a code, lowest digit first; None if codes are rows of a codebook."""
     advice: str
-    """What to do when only a few codes are used."""
+    """What to change when only a few codes are in use."""
 
     def forward(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return quantized vectors (B, N, C), codes (B, N) int64 and the auxiliary loss (scalar), computed in fp32."""
         with torch.autocast(z_BNC.device.type, enabled=False):
             quantized_BNC, codes_BN, loss = self.quantize(z_BNC.float())
         return quantized_BNC, codes_BN.long(), loss
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward` in fp32."""
+        """Do the work of `forward`, without autocast and on fp32 input."""
         raise NotImplementedError
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """Quantized vectors of codes, (...) -> (..., C)."""
+        """Return the quantized vectors of codes, (...) -> (..., C)."""
         raise NotImplementedError
 
     def codebook(self) -> Tensor | None:
-        """Vectors of a learned codebook, (V, C); None if codes are made of digits."""
+        """Return the vectors of a learned codebook, (V, C); None if codes are made of digits."""
         return None
 
 
 class FSQQuantizer(Quantizer):
-    """FSQ (arXiv 2309.15505): every channel rounded to a few levels. No state: nothing to synchronise.
+    """FSQ (arXiv 2309.15505): each channel is rounded to a few levels. It has no state to synchronise between processes.
 
-    Its one way to collapse is saturation: where the tanh in front is flat no gradient brings a channel back. `spread` pulls
-    the vectors of a batch towards mean 0, deviation 1 and no correlation, which keeps them where the tanh is not flat.
+    FSQ can collapse by saturation: where the tanh before rounding is flat, the gradient is zero and a channel stays there.
+    The `spread` loss pulls the vectors of a batch towards mean 0, deviation 1 and no correlation between channels, which
+    keeps them out of the flat part of the tanh.
 
     Args:
-        levels: values of each digit; by default those of the paper's table 1 for the vocabulary.
-        spread: weight of that pull.
-        preserve_symmetry: levels lie symmetric around 0 (arXiv 2411.19842).
-        noise_dropout: share of values that get noise after rounding, up to half of 1 either way, in training, as
-            vector-quantize-pytorch does it; needs preserve_symmetry.
+        levels: number of values of each digit; default: table 1 of the paper for this vocabulary.
+        spread: weight of the spread loss.
+        preserve_symmetry: levels are symmetric around 0 (arXiv 2411.19842).
+        noise_dropout: in training, share of values that get noise of at most +-0.5 after rounding, as in
+            vector-quantize-pytorch; needs preserve_symmetry.
     """
 
     TABLE = {
@@ -82,7 +86,7 @@ class FSQQuantizer(Quantizer):
         super().__init__()
         if levels is None and vocab_size not in self.TABLE:
             raise ValueError(
-                f"fsq{vocab_size}: FSQ has levels for {', '.join(map(str, self.TABLE))}; give others as `levels`"
+                f"fsq{vocab_size}: FSQ has levels for {', '.join(map(str, self.TABLE))}; set `levels` for other sizes"
             )
         self.levels = tuple(self.TABLE[vocab_size] if levels is None else levels)
         if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels or (0,)):
@@ -92,21 +96,23 @@ class FSQQuantizer(Quantizer):
         if noise_dropout and not preserve_symmetry:
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
         if noise_dropout > 1:
-            raise ValueError(f"fsq{vocab_size}: noise_dropout {noise_dropout} is a share, so not above 1")
+            raise ValueError(f"fsq{vocab_size}: noise_dropout {noise_dropout} must be at most 1")
         self.fsq = FSQ(list(self.levels), preserve_symmetry=preserve_symmetry, noise_dropout=noise_dropout)
         self.vocab_size, self.channels, self.spread = vocab_size, len(self.levels), spread
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized_BNC, codes_BN = self.fsq(z_BNC)
-        loss = self.spread * _uneven(z_BNC.flatten(0, 1)) if self.training and self.spread else z_BNC.new_zeros(())
+        loss = z_BNC.new_zeros(())
+        if self.training and self.spread:
+            loss = self.spread * _spread_loss(z_BNC.flatten(0, 1))
         return quantized_BNC, codes_BN, loss
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.fsq.implicit_codebook[codes]
 
 
-def _uneven(z_NC: Tensor) -> Tensor:
-    """How far vectors are from mean 0, deviation 1 and no correlation between channels."""
+def _spread_loss(z_NC: Tensor) -> Tensor:
+    """Return the mean squared distance from mean 0, deviation 1 and no correlation between channels."""
     centred_NC = z_NC - z_NC.mean(0)
     deviation_C = (centred_NC.square().mean(0) + 1e-6).sqrt()
     correlation_CC = (centred_NC.T @ centred_NC) / len(z_NC) / torch.outer(deviation_C, deviation_C)
@@ -119,16 +125,18 @@ def _uneven(z_NC: Tensor) -> Tensor:
 
 
 class EMAVQQuantizer(Quantizer):
-    """VQ whose codebook follows its inputs (arXiv 1711.00937, appendix A.1), started by k-means, dead codes revived.
+    """VQ whose codebook is a moving average of its inputs (arXiv 1711.00937, appendix A.1).
+
+    The codebook is initialised by k-means. Dead codes are replaced by input vectors.
 
     Args:
-        channels: of each vector.
-        decay: of the moving average.
-        commitment: weight of the pull of the inputs towards their codes.
-        revive_below: a code that this many vectors of a step choose, or fewer, on average, is replaced by a vector of the
-            step; a quarter of the even share, where that is less.
-        rotation_trick: gradients are rotated and scaled from the code to the input (arXiv 2410.06424); else copied.
-        cosine: codes are compared by angle.
+        channels: channels of each vector.
+        decay: decay of the moving average, in [0, 1).
+        commitment: weight of the commitment loss, which pulls inputs towards their codes.
+        revive_below: a code is replaced by a vector of the step if the moving average of its count per step is not above
+            this threshold. The threshold is limited to a quarter of the mean count of all codes.
+        rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
+        cosine: codes are compared by cosine similarity.
     """
 
     advice = "raise --batch_size, or lower --lr, or choose a smaller vocabulary"
@@ -146,7 +154,7 @@ class EMAVQQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if vocab_size < 2 or channels < 1:
-            raise ValueError(f"emavq{vocab_size}: a codebook of {vocab_size} vectors of {channels} channels is none")
+            raise ValueError(_too_small(f"emavq{vocab_size}", vocab_size, channels))
         if not 0 <= decay < 1:
             raise ValueError(f"emavq{vocab_size}: decay {decay} must be from 0 to less than 1")
         self.vocab_size, self.channels = vocab_size, channels
@@ -165,20 +173,21 @@ class EMAVQQuantizer(Quantizer):
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.training and not self.vq._codebook.initted:
-            raise ValueError("the codebook was never trained: its codes would mean whatever is encoded first")
+            raise ValueError("the codebook was never trained: the first input of `encode` would initialise it")
         if self.training and self._ranks != _ranks():
             raise ValueError(
                 "the tokenizer was built before the process group: each process would train its own codebook"
             )
         if not self.training:
             return self._nearest(z_BNC)
-        # Of the same counts in all processes: if only some replaced codes, they would wait for the others forever.
-        share = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
-        self.vq._codebook.threshold_ema_dead_code = share.clamp(max=self._revive_below)
+        # The counts are equal in all processes. If only some processes replaced codes, these would wait forever for the
+        # others in a collective operation.
+        quarter = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
+        self.vq._codebook.threshold_ema_dead_code = quarter.clamp(max=self._revive_below)
         return self.vq(z_BNC)
 
     def _nearest(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In slices: the package lays out every vector beside every code, several times."""
+        """Quantize in slices: the package allocates several (vectors, codes) matrices."""
         slices = z_BNC.flatten(0, 1).split(max(1, _PAIRS // self.vocab_size))
         quantized, codes, _ = zip(*(self.vq(slice_NC[None]) for slice_NC in slices), strict=True)
         shape = z_BNC.shape[:2]
@@ -196,19 +205,25 @@ class EMAVQQuantizer(Quantizer):
 
 
 def _ranks() -> int:
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if grouped else 1
+    """Return the world size, 1 without a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def _too_small(name: str, vocab_size: int, channels: int) -> str:
+    return f"{name}: a codebook needs 2 vectors of 1 channel or more, got {vocab_size} vectors of {channels} channels"
 
 
 class LFQQuantizer(Quantizer):
-    """LFQ (arXiv 2310.05737): a code is the signs of the channels.
+    """LFQ (arXiv 2310.05737): the digits of a code are the signs of the channels.
 
     Args:
-        entropy: weight of the entropy loss: sure of each code, all codes used alike.
-        diversity: weight of the second part beside the first.
-        commitment: weight of the pull towards the signs.
-        inverse_temperature: of the soft assignment that the entropies are of.
-        spherical: vectors are put on the unit sphere first, which is BSQ (arXiv 2406.07548).
+        entropy: weight of the entropy loss: low entropy of the codes of each vector, high entropy of the codes of all.
+        diversity: weight of the second entropy relative to the first.
+        commitment: weight of the commitment loss, which pulls vectors towards their signs.
+        inverse_temperature: inverse temperature of the soft assignment whose entropies are taken.
+        spherical: vectors are projected on the unit sphere first, which is BSQ (arXiv 2406.07548).
     """
 
     advice = "raise the quantizer's entropy weight (--model.options '{entropy: 0.1}') or its diversity"
@@ -240,43 +255,47 @@ class LFQQuantizer(Quantizer):
         quantized_BNC = self.vectors(codes_BN)
         if not self.training:
             return quantized_BNC, codes_BN, z_BNC.new_zeros(())
-        loss = self._entropy * self._unsure(z_BNC.flatten(0, 1))
+        loss = self._entropy * self._entropy_loss(z_BNC.flatten(0, 1))
         loss = loss + self._commitment * (z_BNC - quantized_BNC).square().mean()
         return z_BNC + (quantized_BNC - z_BNC).detach(), codes_BN, loss
 
-    def _unsure(self, z_NC: Tensor) -> Tensor:
-        """Mean entropy of each vector's codes, less that of their mean over all vectors of all processes.
+    def _entropy_loss(self, z_NC: Tensor) -> Tensor:
+        """Return the mean entropy of p(code | vector), less the entropy of its mean over the vectors of all processes.
 
-        The package's own, of several processes, takes a process's share of that mean for the mean (1.32).
+        The loss of vector-quantize-pytorch (1.32) is not used: with several processes, its mean over all vectors is the
+        mean of one process divided by the world size.
         """
         codebook_VC = self.lfq.maybe_l2norm(self.lfq.codebook)
-        value = codebook_VC.abs().max()  # of every channel of every code: +value or -value
-        logit_NC = (4 * self._inverse_temperature * value * z_NC).abs()  # channels are independent of each other
-        each = (F.softplus(-logit_NC) + logit_NC * torch.sigmoid(-logit_NC)).sum(-1).mean()
+        # Every entry of the codebook is +value or -value. Channels are independent, so the entropy of a vector's codes is
+        # the sum of the entropies of its signs.
+        value = codebook_VC.abs().max()
+        logit_NC = (4 * self._inverse_temperature * value * z_NC).abs()
+        entropy_of_each = (F.softplus(-logit_NC) + logit_NC * torch.sigmoid(-logit_NC)).sum(-1).mean()
 
-        def chances(slice_NC: Tensor) -> Tensor:
+        def summed_probabilities(slice_NC: Tensor) -> Tensor:
             return (2 * self._inverse_temperature * slice_NC @ codebook_VC.T).softmax(-1).sum(0)
 
-        slices = z_NC.split(max(1, _PAIRS // self.vocab_size))  # vectors beside codes are too many to keep
-        mean_V = sum(checkpoint(chances, part, use_reentrant=False) for part in slices) / len(z_NC)
+        # A full (vectors, codes) matrix needs too much memory; each slice is recomputed in the backward pass.
+        slices = z_NC.split(max(1, _PAIRS // self.vocab_size))
+        mean_V = sum(checkpoint(summed_probabilities, part, use_reentrant=False) for part in slices) / len(z_NC)
         if _ranks() > 1:
             all_V = mean_V.detach().clone()
             torch.distributed.all_reduce(all_V)
             mean_V = mean_V + (all_V / _ranks() - mean_V).detach()
-        return each + self._diversity * (mean_V * mean_V.clamp_min(1e-20).log()).sum()
+        return entropy_of_each + self._diversity * (mean_V * mean_V.clamp_min(1e-20).log()).sum()
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.lfq.indices_to_codes(codes.flatten()[None]).unflatten(1, codes.shape)[0]
 
 
 class SimVQQuantizer(Quantizer):
-    """SimVQ (arXiv 2411.02038): a frozen random codebook behind a trained linear layer, which moves all codes at once.
+    """SimVQ (arXiv 2411.02038): a frozen random codebook followed by a trained linear layer, which moves all codes at once.
 
     Args:
-        channels: of each vector.
+        channels: channels of each vector.
         commitment: weight of the loss between inputs and their codes.
-        input_commitment: weight, within it, of the pull on the inputs.
-        rotation_trick: gradients are rotated and scaled from the code to the input (arXiv 2410.06424); else copied.
+        input_commitment: relative weight, in that loss, of the part that moves the inputs.
+        rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
     """
 
     advice = "lower --lr, or the quantizer's input_commitment (--model.options '{input_commitment: 0.1}')"
@@ -292,7 +311,7 @@ class SimVQQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if vocab_size < 2 or channels < 1:
-            raise ValueError(f"simvq{vocab_size}: a codebook of {vocab_size} vectors of {channels} channels is none")
+            raise ValueError(_too_small(f"simvq{vocab_size}", vocab_size, channels))
         self.sim = SimVQ(
             dim=channels,
             codebook_size=vocab_size,
@@ -303,10 +322,11 @@ class SimVQQuantizer(Quantizer):
         self.vocab_size, self.channels = vocab_size, channels
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized_BNC, codes_BN, loss = self.sim(
-            z_BNC
-        )  # rotated ones also in evaluation, where they are to be the codes'
-        return quantized_BNC if self.training else self.vectors(codes_BN), codes_BN, loss
+        quantized_BNC, codes_BN, loss = self.sim(z_BNC)
+        # In evaluation mode the package also returns rotated vectors; the decoder needs exactly those of the codes.
+        if not self.training:
+            quantized_BNC = self.vectors(codes_BN)
+        return quantized_BNC, codes_BN, loss
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.codebook()[codes]
@@ -317,7 +337,7 @@ class SimVQQuantizer(Quantizer):
 
 
 LARGEST = 2**20
-"""The largest vocabulary; more than any published tokenizer has, and codebooks of it still fit a machine."""
+"""The largest vocabulary: larger than that of any published tokenizer, and its codebook still fits into memory."""
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "fsq": FSQQuantizer,
     "emavq": EMAVQQuantizer,
@@ -327,34 +347,37 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 
 
 def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
-    """The quantizer of a name: kind and size of the vocabulary, `fsq1000`.
+    """Make the quantizer of a name, which is its kind followed by the vocabulary size, for example `fsq1000`.
+
+    Args:
+        options: keyword-only arguments of the quantizer's class.
 
     Raises:
-        ValueError: if there is none, or an option is not one of its.
+        ValueError: for an invalid name, an unknown option, or an option of the wrong type.
     """
     match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,6})", name)
     if match is None or match[1] not in QUANTIZERS or int(match[2]) > LARGEST:
-        raise ValueError(
-            f"quantizer {name!r} is none of {', '.join(f'{kind}N' for kind in QUANTIZERS)}, N the vocabulary, up to {LARGEST}"
-        )
-    kind = QUANTIZERS[match[1]]
-    known = {p.name: p for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        kinds = ", ".join(f"{kind}N" for kind in QUANTIZERS)
+        raise ValueError(f"invalid quantizer {name!r}: expected one of {kinds}, with vocabulary size N up to {LARGEST}")
+    kind, vocab_size = match[1], int(match[2])
+    parameters = inspect.signature(QUANTIZERS[kind]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
-        if option not in known:
-            raise ValueError(f"{match[1]} has no option {option!r}; it has {', '.join(known)}")
-        _check_wrong(f"{match[1]}'s {option}", value, known[option].default)
-    return kind(int(match[2]), **options)
+        if option not in defaults:
+            raise ValueError(f"{kind} has no option {option!r}; it has {', '.join(defaults)}")
+        _check_option(f"{kind}'s {option}", value, defaults[option])
+    return QUANTIZERS[kind](vocab_size, **options)
 
 
-def _check_wrong(what: str, value: Any, default: Any) -> None:
-    """A number where a number belongs, yes or no where those do; `levels` is judged by FSQ."""
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """Raise ValueError if an option is not of the type of its default; FSQ checks the values of `levels` itself."""
     if isinstance(default, bool):
-        good = isinstance(value, bool)
+        valid = isinstance(value, bool)
     elif isinstance(default, int):
-        good = isinstance(value, int) and not isinstance(value, bool)
+        valid = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(default, float):
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     else:
-        good = value is None or isinstance(value, list | tuple) and all(type(level) is int for level in value)
-    if not good:
-        raise ValueError(f"{what} is {value!r}, but must be like {[8, 5, 5, 5] if default is None else default!r}")
+        valid = value is None or isinstance(value, list | tuple) and all(type(level) is int for level in value)
+    if not valid:
+        raise ValueError(f"{name} is {value!r}, but must be like {[8, 5, 5, 5] if default is None else default!r}")

@@ -1,8 +1,9 @@
-"""VQ3D: this project's own 3-D video tokenizer.
+"""VQ3D, the 3-D video tokenizer of this project.
 
-Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes, N = t * h * w, D channels inside.
+Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes, N = t * h * w, D inner channels.
 """
 
+import math
 import re
 from typing import Any, Literal
 
@@ -16,26 +17,26 @@ from tokenizer.blocks import ChannelNorm, Haar, ResidualBlock, Upsample, depth_t
 from tokenizer.quantizers import make_quantizer
 
 SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
-"""Channels at each resolution, the finest first; every further one halves height and width."""
+"""Channels at each resolution, the finest first; each further resolution halves height and width."""
 NAME = re.compile(
     r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9][0-9]?)x([1-9][0-9]?)x([1-9][0-9]?)-([a-z]+[1-9][0-9]*)"
 )
 
 
 class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
-    """Stem, residual blocks, quantizer, residual blocks, stem backwards. No convolution runs at full resolution.
+    """Autoencoder: stem, residual blocks, quantizer, residual blocks, inverse stem. No convolution at full resolution.
 
     Args:
-        name: size (tiny unless said), causal or not, stride along (t, h, w), quantizer and vocabulary:
-            vq3d-2x8x8-fsq1000, vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq, lfq,
-            simvq. A causal one takes 1 + k * t frames, of which the first, alone, is an image.
-        stem: what a block of pixels becomes: `space` its pixels as channels, `haar` its wavelets.
-        width: channels at the finest resolution, doubled at each further one, a multiple of 8; by default that of the size.
-        depth: residual blocks at each resolution of the encoder, and of the decoder.
-        options: of the quantizer, as {decay: 0.95}; tokenizer/quantizers.py lists them.
+        name: size (default tiny), whether causal, stride along (t, h, w), quantizer and vocabulary size, for example
+            vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq,
+            lfq, simvq. A causal tokenizer takes 1 + k * t frames; the first frame is encoded alone, like an image.
+        stem: channels made of a block of pixels: `space` for the pixels themselves, `haar` for their wavelet coefficients.
+        width: channels at the finest resolution, a multiple of 8, doubled at each further one; default: set by the size.
+        depth: residual blocks at each resolution, in the encoder and in the decoder.
+        options: options of the quantizer, for example {decay: 0.95}; tokenizer/quantizers.py lists them.
 
     Raises:
-        ValueError: for a name that is none, or a setting that cannot be.
+        ValueError: for an invalid name, or a setting out of range.
     """
 
     def __init__(
@@ -48,13 +49,16 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        size, self.causal, self.stride, quantizer = _parsed(name)
+        size, self.causal, self.stride, quantizer = _parse_name(name)
         self.name = name.replace("-tiny", "")
         if width is not None and (width < 8 or width % 8):
             raise ValueError(f"tokenizer width {width} is not a multiple of 8")
-        if depth < 0 or stem not in ("space", "haar"):
-            raise ValueError(f"tokenizer depth {depth} must not be negative, and stem {stem!r} be space or haar")
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in (options or {}).items()}  # as JSON has them
+        if depth < 0:
+            raise ValueError(f"tokenizer depth {depth} must not be negative")
+        if stem not in ("space", "haar"):
+            raise ValueError(f"tokenizer stem {stem!r} must be space or haar")
+        # Tuples become lists, as in JSON, so that the fingerprint is the same after saving and loading.
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in (options or {}).items()}
         self._stem, self._options = stem, sorted(settings.items())
         self.quantizer = make_quantizer(quantizer, options or {})
         self.vocab_size, self.levels = self.quantizer.vocab_size, self.quantizer.levels
@@ -63,28 +67,33 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         t, h, w = self.stride
         if h % finer or w % finer:
             raise ValueError(
-                f"{name}: {size} halves height and width {len(widths) - 1} times, more than the stride holds"
+                f"{name}: {size} halves height and width {len(widths) - 1} times, so the stride along both must be a "
+                f"multiple of {finer}"
             )
         self.block = (t, h // finer, w // finer)
-        """Pixels of one place at the finest resolution."""
+        """Pixels of one position at the finest resolution."""
         self.haar = Haar(self.block) if stem == "haar" else None
-        self.encoder = _encoder(
-            3 * t * (h // finer) * (w // finer), widths, depth, self.quantizer.channels, self.causal
-        )
-        self.decoder = _decoder(
-            3 * t * (h // finer) * (w // finer), widths, depth, self.quantizer.channels, self.causal
-        )
+        block_channels = 3 * math.prod(self.block)
+        self.encoder = _encoder(block_channels, widths, depth, self.quantizer.channels, self.causal)
+        self.decoder = _decoder(block_channels, widths, depth, self.quantizer.channels, self.causal)
         blocks = depth * len(widths)
         self.context = (2 * blocks, 0) if self.causal else (blocks, blocks)
-        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch has it, its stubs do not
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in the stubs of torch
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Where the adaptive weight of the adversarial loss compares gradients."""
+        """Weight at which the adversarial loss and the reconstruction loss compare their gradients."""
         return self.decoder[-1].weight  # type: ignore[return-value]
 
     def forward(self, pixels_BTHWC: Tensor) -> dict[str, Tensor]:
-        """uint8 -> `video` (reconstruction, float in [-1, 1]), `codes` (B, t, h, w), `quantizer` (its auxiliary loss)."""
+        """Reconstruct clips, uint8 (B, T, H, W, 3).
+
+        Returns:
+            `video`: float (B, T, H, W, 3), nominally in [-1, 1]; `codes`: (B, t, h, w); `quantizer`: its auxiliary loss.
+
+        Raises:
+            ValueError: for pixels that are not uint8, or a size that does not fit.
+        """
         self.codes_shape(*pixels_BTHWC.shape[1:4])
         z_BDthw = self._features(pixels_BTHWC)
         grid = z_BDthw.shape[2:]
@@ -104,17 +113,16 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         return to_uint8(self._reconstructed(self.quantizer.vectors(codes_Bthw.flatten(1)), codes_Bthw.shape[1:]))
 
     def codebook(self) -> Tensor | None:
-        """Vectors of a learned codebook, (vocab_size, channels); None for FSQ and LFQ."""
+        """Return the vectors of a learned codebook, (vocab_size, channels); None for FSQ and LFQ."""
         return self.quantizer.codebook()
 
     def fingerprint(self) -> str:
-        """Hash of configuration and weights."""
-        return hash_module(
-            self, {"class": type(self).__name__, "name": self.name, "stem": self._stem, "options": self._options}
-        )
+        """Return a hash of configuration and weights."""
+        config = {"class": type(self).__name__, "name": self.name, "stem": self._stem, "options": self._options}
+        return hash_module(self, config)
 
     def _features(self, pixels_BTHWC: Tensor) -> Tensor:
-        """What is quantized, (B, D, t, h, w). A causal tokenizer sees the first frame as often as fills a block."""
+        """Return the vectors before quantization, (B, D, t, h, w). If causal, the first frame is repeated to fill a block."""
         video_BTHWC = to_float(pixels_BTHWC)
         if self.causal:
             ahead_BTHWC = video_BTHWC[:, :1].expand(-1, self.stride[0] - 1, -1, -1, -1)
@@ -130,16 +138,18 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         return video_BTHWC[:, self.stride[0] - 1 :] if self.causal else video_BTHWC
 
 
-def _parsed(name: str) -> tuple[str, bool, tuple[int, int, int], str]:
-    """Size, causal, stride and quantizer of a name."""
+def _parse_name(name: str) -> tuple[str, bool, tuple[int, int, int], str]:
+    """Return size, whether causal, stride and quantizer of a name."""
     match = NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"{name!r} is no name of a VQ3D; one is vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024"
+            f"invalid tokenizer name {name!r}: expected vq3d[-size][-causal]-TxHxW-QUANTIZERvocab, for example "
+            "vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024"
         )
     t, h, w = (int(match[i]) for i in (3, 4, 5))
+    # s & (s - 1) is 0 for powers of 2 only.
     if any(s & (s - 1) or s > 32 for s in (t, h, w)):
-        raise ValueError(f"{name}: strides are powers of 2 up to 32")
+        raise ValueError(f"{name}: strides are powers of 2 up to 32, got {t}x{h}x{w}")
     return match[1] or "tiny", match[2] is not None, (t, h, w), match[6]
 
 
@@ -150,8 +160,9 @@ def _encoder(pixels: int, widths: tuple[int, ...], depth: int, channels: int, ca
             layers.append(nn.Conv3d(widths[i - 1], width, (1, 2, 2), stride=(1, 2, 2)))
         layers += [ResidualBlock(width, causal=causal) for _ in range(depth)]
     last = nn.Conv3d(widths[-1], channels, 1)
-    nn.init.normal_(last.weight, std=0.5 / widths[-1] ** 0.5)  # what is quantized starts where no tanh is flat
-    nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # it has one
+    # Small initial vectors stay where the tanh of FSQ is not flat.
+    nn.init.normal_(last.weight, std=0.5 / widths[-1] ** 0.5)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # the bias is not None
     return nn.Sequential(*layers, ChannelNorm(widths[-1]), last)
 
 

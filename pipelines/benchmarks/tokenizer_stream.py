@@ -7,7 +7,6 @@ import torch
 
 from pipelines.engine.memory import Resident
 from tokenizer import VQ3D
-from tokenizer.streaming import encode_stream
 
 _FRAMES_OF_A_PIECE = 10
 
@@ -24,7 +23,7 @@ def main(frames: int) -> None:
     pieces = (torch.randint(256, shape, dtype=torch.uint8) for _ in range(frames // _FRAMES_OF_A_PIECE))
     last = torch.zeros(1, 1, 128, 128, 3, dtype=torch.uint8)
     with Resident() as resident:
-        for _ in encode_stream(tokenizer, chain(pieces, [last])):
+        for _ in tokenizer.encode_stream(chain(pieces, [last])):
             pass
     print(resident.most)
 

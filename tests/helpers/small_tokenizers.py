@@ -1,4 +1,4 @@
-"""Small tokenizers and clips for the tests of this folder."""
+"""Small VQ3D tokenizers and clips."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SIZES = ["", "-small", "-base"]
 
 
 def pixels(clips: int = 3, frames: int = 4, height: int = 8, width: int = 12, seed: int = 0) -> Tensor:
-    """Random clips in blocks of one colour, uint8 (B, T, H, W, 3)."""
+    """Return random clips made of blocks of one colour plus noise, uint8 (B, T, H, W, 3)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (clips, -(-frames // 2), -(-height // 4), -(-width // 4), 3), generator=generator)
     fine = coarse.repeat_interleave(2, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -21,11 +21,16 @@ def pixels(clips: int = 3, frames: int = 4, height: int = 8, width: int = 12, se
 
 
 def build(name: str = "vq3d-2x4x4-fsq240", *, fitted: bool = True, **settings: Any) -> VQ3D:
-    """A tokenizer in evaluation mode whose codes differ between clips; a learned codebook has seen two batches."""
+    """Build a tokenizer in evaluation mode whose codes differ between clips.
+
+    Args:
+        fitted: train a learned codebook on two batches first.
+    """
     torch.manual_seed(0)
     tokenizer = VQ3D(name=name, **{"width": 8, "depth": 1, **settings})
     with torch.no_grad():
-        for p in tokenizer.parameters():  # also the convolutions in time, which are zero at first
+        # Includes the convolutions in time, which are initialised to zero.
+        for p in tokenizer.parameters():
             p.add_(torch.randn_like(p) * 0.1)
     if "emavq" in name and fitted:
         for seed in (10, 11):
@@ -34,6 +39,7 @@ def build(name: str = "vq3d-2x4x4-fsq240", *, fitted: bool = True, **settings: A
 
 
 def state(tokenizer: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state dict."""
     return {name: value.clone() for name, value in tokenizer.state_dict().items()}
 
 
@@ -42,6 +48,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def one_rounding_apart(a: Tensor, b: Tensor) -> bool:
-    """A convolution may add up in another order if a clip is longer, which a rounding to a grey level can show."""
+    """Whether pixels differ by at most one grey level in at most 1 of 1,000 places.
+
+    A convolution may sum in another order if a clip is longer, which can change the rounding to a grey level.
+    """
     difference = (a.int() - b.int()).abs()
     return a.shape == b.shape and bool(difference.max() <= 1 and (difference > 0).float().mean() < 1e-3)

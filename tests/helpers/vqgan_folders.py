@@ -1,5 +1,6 @@
-"""VQGANs of taming-transformers as they are published, made here with random weights, and what the package makes of clips."""
+"""Published layouts of VQGANs of taming-transformers with random weights, and reference results of the package."""
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +40,7 @@ TINY = {
 
 
 def project(target: str, ddconfig: dict[str, Any], **params: Any) -> dict[str, Any]:
-    """A project YAML as it is published."""
+    """Return the contents of a project YAML as it is published."""
     model = {
         "base_learning_rate": 4.5e-06,
         "target": f"taming.models.vqgan.{target}",
@@ -67,8 +68,18 @@ SMALL = {
 }
 
 
+class Payload:
+    """Creates a file by a shell command when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.canary}'",)
+
+
 class Loss(nn.Module):
-    """Where the package has LPIPS and a discriminator, which no tokenizer needs."""
+    """Stands for the loss of the package with LPIPS and a discriminator, which a tokenizer does not need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +87,7 @@ class Loss(nn.Module):
 
 
 def build(package: ModuleType, published: dict[str, Any], pixels_BTHWC: Tensor, seed: int = 0) -> Any:
-    """A model of the package with seeded random weights, its codebook spread over what it sees, so that codes differ."""
+    """Build a model of the package with random weights and a codebook spread over its features, so that codes differ."""
     torch.manual_seed(seed)
     model = published["model"]
     network = getattr(package, model["target"].rpartition(".")[2])(**model["params"]).eval()
@@ -95,7 +106,7 @@ def frames_of(pixels_BTHWC: Tensor) -> Tensor:
 
 
 def lightning_checkpoint(network: nn.Module) -> dict[str, Any]:
-    """What Lightning writes; today's versions name the callbacks, old ones have their classes as keys."""
+    """Return a checkpoint as current Lightning writes it, with names of callbacks; old versions have classes as keys."""
     return {
         "epoch": 3,
         "global_step": 1000,
@@ -108,7 +119,7 @@ def lightning_checkpoint(network: nn.Module) -> dict[str, Any]:
 
 
 def write(folder: Path, published: dict[str, Any], checkpoint: Any) -> Path:
-    """The layout of a download: configs/model.yaml and checkpoints/last.ckpt."""
+    """Write the layout of a download: configs/model.yaml and checkpoints/last.ckpt."""
     (folder / "configs").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
     (folder / "configs" / "model.yaml").write_text(yaml.safe_dump(published))
@@ -118,9 +129,9 @@ def write(folder: Path, published: dict[str, Any], checkpoint: Any) -> Path:
 
 @torch.no_grad()
 def expected(network: Any, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (N, h, w) and what they decode to (N, C, H, W), as the package's second stage has them.
+    """Return codes (N, h, w) and decoded videos (N, C, H, W) of the package, as its second stage computes them.
 
-    Its training takes z + (codebook vector - z) instead, the vector but for rounding, which shows as 1e-5 in pixels.
+    Its first stage decodes z + (vector - z) instead of the codebook vector; rounding then changes pixels by 1e-5.
     """
     codes, videos = [], []
     for frame_1CHW in frames_of(pixels_BTHWC).split(1):
@@ -137,12 +148,12 @@ def expected(network: Any, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def same_as_the_package(tokenizer: Any, network: Any, pixels_BTHWC: Tensor) -> Tensor:
-    """Asserts it, and returns the codes."""
+    """Assert that codes and pixels equal those of the package, and return the codes."""
     codes_Nhw, videos_NCHW = expected(network, pixels_BTHWC)
     codes_Bthw = tokenizer.encode(pixels_BTHWC)
     assert torch.equal(codes_Bthw.flatten(0, 1), codes_Nhw)
     decoded: list[Tensor] = []
-    hook = tokenizer.decoder.register_forward_hook(lambda module, given, made: decoded.append(made))
+    hook = tokenizer.decoder.register_forward_hook(lambda module, inputs, output: decoded.append(output))
     pixels = tokenizer.decode(codes_Bthw)
     hook.remove()
     assert (torch.cat(decoded) - videos_NCHW).abs().max() <= 1e-5
@@ -153,7 +164,7 @@ def same_as_the_package(tokenizer: Any, network: Any, pixels_BTHWC: Tensor) -> T
 
 
 def refused(source: str) -> str:
-    """The one line that it is refused with."""
+    """Return the one-line error of loading a source."""
     with pytest.raises(ValueError) as error:
         load_tokenizer(source)
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""One backward pass gives the tokenizer and its adversary the gradients that two optimizers would give them."""
+"""One backward pass gives the tokenizer and its adversary the gradients that they would get from separate optimizers."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ KINDS: list[DiscriminatorName] = ["patch", "3d"]
 
 
 class Tiny(nn.Module):
-    """A generator, its reconstruction loss and an adversary, put together as an objective does."""
+    """A generator, its reconstruction loss and an adversary, combined as in `Reconstruction`."""
 
     def __init__(self, kind: DiscriminatorName, *, start: int = 0, weight: float = 0.5, cap: float = 1e4) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class Tiny(nn.Module):
 
 
 def videos(count: int = 2, frames: int = 3, size: int = 24, seed: int = 0) -> Tensor:
-    """Smooth videos in [-1, 1], (B, 3, T, H, W)."""
+    """Return smooth random videos in [-1, 1], (B, 3, T, H, W)."""
     coarse = torch.randn(count, 3, frames, 6, 6, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse, (frames, size, size), mode="trilinear").tanh()
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
-    """Of a loss with respect to all parameters, zero where it does not reach."""
-    found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, module.parameters(), strict=True)]
+    """Return the gradients of a loss with respect to all parameters; zero for unused ones."""
+    parameters = list(module.parameters())
+    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
 
 
 def of_backward(module: nn.Module) -> list[Tensor]:
@@ -61,7 +61,9 @@ def close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-5) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frames, size", [(1, 24), (3, 40), (16, 64)])
-def test_logits_judge_many_places_of_clips_of_any_length(kind: DiscriminatorName, frames: int, size: int) -> None:
+def test_discriminators_return_a_grid_of_logits_for_clips_of_any_length(
+    kind: DiscriminatorName, frames: int, size: int
+) -> None:
     if kind == "patch":
         pytest.importorskip("taming")
     logits = make_discriminator(kind)(videos(2, frames, size))
@@ -79,8 +81,8 @@ def test_frames_that_are_too_small_are_refused_in_one_line(kind: DiscriminatorNa
         discriminator(videos(2, 1, least - 1))
 
 
-def test_the_patch_discriminator_is_tamings_as_it_starts_it() -> None:
-    """Its weights are drawn with a deviation of 0.02; frames are judged by themselves, in order."""
+def test_the_patch_discriminator_has_the_layers_and_initialisation_of_taming() -> None:
+    """Weights have a standard deviation of 0.02; frames are processed separately, in order."""
     pytest.importorskip("taming")
     torch.manual_seed(0)
     discriminator = make_discriminator("patch").eval()
@@ -92,7 +94,7 @@ def test_the_patch_discriminator_is_tamings_as_it_starts_it() -> None:
 
 
 def test_the_3d_discriminator_has_spectral_norm_one() -> None:
-    """In every convolution, also when its weights have grown."""
+    """In every convolution, also after its weights have grown."""
     discriminator = make_discriminator("3d")
     with torch.no_grad():
         for p in discriminator.parameters():
@@ -103,31 +105,33 @@ def test_the_3d_discriminator_has_spectral_norm_one() -> None:
     assert norms == pytest.approx([1, 1, 1, 1], rel=0.05)
 
 
-def test_an_adversary_that_makes_no_sense_is_refused() -> None:
+def test_invalid_settings_of_an_adversary_are_refused() -> None:
     for wrong in ({"start": -1}, {"weight": 0.0}, {"cap": -1.0}, {"cap": math.nan}):
         settings: dict[str, Any] = {"start": 0, "weight": 0.5, "cap": 1.0, **wrong}
-        with pytest.raises(ValueError, match="must be 0 or more"):
+        with pytest.raises(ValueError, match=f"adversarial.*{next(iter(wrong.values()))}"):
             Adversary("3d", **settings)
-    with pytest.raises(ValueError, match="'4d' is neither patch nor 3d"):
+    with pytest.raises(ValueError, match="patch or 3d, got '4d'"):
         Adversary("4d", start=0, weight=0.5, cap=1.0)  # type: ignore[arg-type]
 
 
-def test_without_taming_the_patch_discriminator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_taming_the_error_of_the_patch_discriminator_has_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "taming.modules.discriminator.model", None)
     with pytest.raises(ValueError, match="pip install --no-deps taming-transformers-rom1504"):
         make_discriminator("patch")
 
 
-def test_hinge_loss_by_hand() -> None:
-    """Real logits of 2 and 1 cost nothing, 0 costs 1, -1 costs 2; the other way round for fake ones."""
+def test_hinge_loss_of_known_logits() -> None:
+    """Real logits 2 and 1 have loss 0, 0 has loss 1, -1 has loss 2; for fake logits with the opposite sign."""
     real, fake = torch.tensor([2.0, 1.0, 0.0, -1.0]), torch.tensor([-2.0, -1.0, 0.0, 0.5])
     assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (3 / 4 + 2.5 / 4))
     assert hinge_loss(0 * real, 0 * fake).item() == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_discriminators_gradient_is_that_of_its_own_loss(kind: DiscriminatorName) -> None:
-    """And the step of the generator leaves no trace in its running statistics and norms."""
+def test_the_gradient_of_the_discriminator_is_that_of_its_own_loss(kind: DiscriminatorName) -> None:
+    """The generator loss does not change its running statistics and spectral norms."""
     ours, alone = Tiny(kind), Tiny(kind)
     real = videos()
     ours(real)["loss"].backward()
@@ -140,34 +144,35 @@ def test_the_discriminators_gradient_is_that_of_its_own_loss(kind: Discriminator
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_generators_gradient_is_of_its_losses_with_the_discriminator_frozen(kind: DiscriminatorName) -> None:
+def test_the_gradient_of_the_generator_is_that_with_a_frozen_discriminator(kind: DiscriminatorName) -> None:
     ours, alone = Tiny(kind), Tiny(kind)
     real = videos()
-    found = ours(real)
-    found["loss"].backward()
+    losses = ours(real)
+    losses["loss"].backward()
     alone.adversary.requires_grad_(False)
     fake = alone.generator(real)
     reconstruction, adversarial = (fake - real).square().mean(), -alone.adversary.discriminator(fake).mean()
-    lengths = [gradients(x, alone.generator[-1])[0].norm() for x in (reconstruction, adversarial)]
-    weight = 0.5 * lengths[0] / (lengths[1] + 1e-4)
-    assert found["adversarial_weight"].item() == pytest.approx(weight.item(), rel=1e-5)
-    assert not found["adversarial_weight"].requires_grad
-    assert found["generator"].item() == pytest.approx((weight * adversarial).item(), rel=1e-5)
+    norms = [gradients(x, alone.generator[-1])[0].norm() for x in (reconstruction, adversarial)]
+    weight = 0.5 * norms[0] / (norms[1] + 1e-4)
+    assert losses["adversarial_weight"].item() == pytest.approx(weight.item(), rel=1e-5)
+    assert not losses["adversarial_weight"].requires_grad
+    assert losses["generator"].item() == pytest.approx((weight * adversarial).item(), rel=1e-5)
     expected = gradients(reconstruction + weight * adversarial, alone.generator)
     assert close(of_backward(ours.generator), expected)
-    assert not close(gradients(reconstruction, alone.generator), expected, 0.1)  # the adversary has a say
+    # Control: the adversarial loss changes the gradient.
+    assert not close(gradients(reconstruction, alone.generator), expected, 0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_before_the_start_only_the_discriminator_learns(kind: DiscriminatorName) -> None:
-    """The generator's gradients are those of reconstruction alone, bit for bit."""
+    """The gradients of the generator are exactly those of the reconstruction loss."""
     ours, alone = Tiny(kind, start=5), Tiny(kind)
     real = videos()
-    found = ours(real, step=4)
-    found["loss"].backward()
+    losses = ours(real, step=4)
+    losses["loss"].backward()
     (alone.generator(real) - real).square().mean().backward()
     assert same(of_backward(ours.generator), of_backward(alone.generator))
-    assert found["generator"].item() == 0 and found["adversarial_weight"].item() == 0
+    assert losses["generator"].item() == 0 and losses["adversarial_weight"].item() == 0
     assert all(gradient.abs().max() > 0 for gradient in of_backward(ours.adversary) if gradient.ndim > 1)
     assert ours(real, step=5)["generator"].item() != 0
 
@@ -175,44 +180,41 @@ def test_before_the_start_only_the_discriminator_learns(kind: DiscriminatorName)
 def test_the_adaptive_weight_is_capped() -> None:
     real = videos()
     free = Tiny("3d")(real)["adversarial_weight"].item()
-    ours = Tiny("3d", cap=free / 3)
-    found = ours(real)
-    assert found["adversarial_weight"].item() == pytest.approx(free / 3)
-    below = Tiny("3d", cap=free * 3)(real)["adversarial_weight"].item()
-    assert below == pytest.approx(free)
+    for cap, expected in ((free / 3, free / 3), (free * 3, free)):
+        assert Tiny("3d", cap=cap)(real)["adversarial_weight"].item() == pytest.approx(expected)
 
 
-def test_an_indifferent_discriminator_gives_a_finite_weight() -> None:
-    """Its gradient is zero: the ratio is that of the reconstruction's over 1e-4, and the cap holds."""
+def test_a_discriminator_without_gradients_gives_a_finite_weight() -> None:
+    """The denominator is 1e-4, and the cap applies."""
     ours = Tiny("3d", cap=100.0)
     with torch.no_grad():
         ours.adversary.discriminator.layers[0].bias.fill_(-1e4)  # type: ignore[union-attr, operator]
         ours.adversary.discriminator.layers[1].negative_slope = 0.0  # type: ignore[union-attr, operator]
-    found = ours(videos())
-    assert 1 < found["adversarial_weight"].item() <= 100
-    assert all(value.isfinite() for value in found.values())
+    losses = ours(videos())
+    assert 1 < losses["adversarial_weight"].item() <= 100
+    assert all(value.isfinite() for value in losses.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_under_autocast_gradients_are_nearly_those_of_fp32(kind: DiscriminatorName) -> None:
+def test_under_autocast_gradients_are_close_to_those_of_fp32(kind: DiscriminatorName) -> None:
     ours, exact = Tiny(kind), Tiny(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ours(videos())
-    found["loss"].backward()
+        losses = ours(videos())
+    losses["loss"].backward()
     expected = exact(videos())
     expected["loss"].backward()
-    assert {value.dtype for value in found.values()} == {torch.float32}
-    for name, value in found.items():
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    for name, value in losses.items():
         assert value.item() == pytest.approx(expected[name].item(), rel=0.1, abs=0.02), name
     both = [torch.cat([gradient.flatten() for gradient in of_backward(x.generator)]) for x in (ours, exact)]
     assert nn.functional.cosine_similarity(*both, dim=0) > 0.99
 
 
 def _in_one_of_two(rank: int, folder: str) -> None:
-    """What each process does: its half of the batch, before and after the start, with both discriminators."""
+    """Run one rank on its half of the batch, before and after the start, with both discriminators."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for kind in KINDS:
         ours = Tiny(kind, start=1)
         parallel = DistributedDataParallel(ours)
@@ -220,25 +222,25 @@ def _in_one_of_two(rank: int, folder: str) -> None:
             parallel.zero_grad()
             out = parallel(videos(4).chunk(2)[rank], step)
             out["loss"].backward()
-            found[f"{kind} {step}"] = (out["adversarial_weight"], of_backward(ours))
-    torch.save(found, f"{folder}/{rank}.pt")
+            results[f"{kind} {step}"] = (out["adversarial_weight"], of_backward(ours))
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_agree_and_the_3d_one_on_what_a_single_process_finds(tmp_path: Path) -> None:
-    """Batch norm takes each process's own statistics, so the other one cannot."""
+def test_two_ranks_have_equal_gradients_and_for_3d_those_of_a_single_process(tmp_path: Path) -> None:
+    """The patch discriminator has batch norm with statistics per process, so it differs from a single process."""
     pytest.importorskip("taming")
     torch.multiprocessing.spawn(_in_one_of_two, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert len(first) == 4
-    for name, (weight, found) in first.items():
+    for name, (weight, gradient) in first.items():
         assert torch.equal(weight, second[name][0]), name
-        assert same(found, second[name][1]), name
+        assert same(gradient, second[name][1]), name
     alone = Tiny("3d", start=1)
     for step in (0, 1):
         alone.zero_grad()
         out = alone(videos(4), step)
         out["loss"].backward()
-        weight, found = first[f"3d {step}"]
+        weight, gradient = first[f"3d {step}"]
         assert weight.item() == pytest.approx(out["adversarial_weight"].item(), rel=1e-4)
-        assert close(found, of_backward(alone), 1e-3)
+        assert close(gradient, of_backward(alone), 1e-3)

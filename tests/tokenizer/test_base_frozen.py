@@ -1,4 +1,4 @@
-"""A tokenizer that encodes does not change: whatever mode it is in, whoever holds it, however often."""
+"""Encoding and decoding do not change a tokenizer, in any mode, also as part of another module; freezing is permanent."""
 
 import math
 from pathlib import Path
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, same, state
 from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
-from tokenizer.streaming import PIECE, decode_stream, encode_stream
+from tokenizer.base import PIECE
 
 
 class StageTwo(nn.Module):
-    """A model that holds a tokenizer as a part of it, as none should but many do."""
+    """A model with a tokenizer as a submodule."""
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class StageTwo(nn.Module):
 
     def forward(self, pixels_BTHWC: Tensor) -> Tensor:
         codes = self.tokenizer.encode(pixels_BTHWC)
-        seen = self.tokenizer(pixels_BTHWC)
-        assert isinstance(self.tokenizer, VQ3D) and torch.equal(seen["codes"], codes)
-        return self.head(codes).mean() + seen["video"].mean() + seen["quantizer"]
+        outputs = self.tokenizer(pixels_BTHWC)
+        assert isinstance(self.tokenizer, VQ3D) and torch.equal(outputs["codes"], codes)
+        return self.head(codes).mean() + outputs["video"].mean() + outputs["quantizer"]
 
 
 @pytest.mark.parametrize("quantizer, steps", [("emavq16", 1000), ("fsq240", 100), ("lfq16", 100), ("simvq16", 100)])
-def test_steps_of_a_model_that_holds_it_leave_a_loaded_tokenizer_as_it_was(
+def test_training_a_parent_module_does_not_change_a_loaded_tokenizer(
     tmp_path: Path, quantizer: str, steps: int
 ) -> None:
     build(f"vq3d-2x4x4-{quantizer}").save_pretrained(tmp_path)
@@ -49,7 +49,7 @@ def test_steps_of_a_model_that_holds_it_leave_a_loaded_tokenizer_as_it_was(
     assert torch.equal(tokenizer.encode(clips), codes)
 
 
-def test_freezing_is_for_good() -> None:
+def test_freezing_is_permanent() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16").train()
     assert tokenizer.freeze() is tokenizer
     for parent in (tokenizer, nn.ModuleList([tokenizer]), nn.Sequential(nn.ModuleList([tokenizer]))):
@@ -60,8 +60,8 @@ def test_freezing_is_for_good() -> None:
     assert not any(p.requires_grad for p in tokenizer.parameters())
 
 
-def test_one_that_was_not_frozen_trains() -> None:
-    """The control: freezing is not the default, and training does change what is to be unchanged elsewhere."""
+def test_a_tokenizer_that_is_not_frozen_trains() -> None:
+    """Control: freezing is not the default, and training does change weights."""
     tokenizer = build("vq3d-2x4x4-emavq16")
     before = tokenizer.fingerprint()
     tokenizer(pixels(8, seed=4))
@@ -73,10 +73,11 @@ def test_one_that_was_not_frozen_trains() -> None:
 
 
 @pytest.mark.parametrize("quantizer", [*QUANTIZERS, "noisy"])
-def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(quantizer: str) -> None:
+def test_encoding_and_decoding_in_training_mode_change_no_state_and_use_no_random_numbers(quantizer: str) -> None:
     noisy = {"preserve_symmetry": True, "noise_dropout": 1.0}
     tokenizer = build("vq3d-2x4x4-fsq240", options=noisy) if quantizer == "noisy" else build(f"vq3d-2x4x4-{quantizer}")
-    clips = pixels(8, 80, seed=3)  # 40 codes: also through the pieces of a long clip
+    # 40 codes along time, so that clips are also encoded in pieces.
+    clips = pixels(8, 80, seed=3)
     codes, short = tokenizer.encode(clips), tokenizer.encode(clips[:, :8])
     video = tokenizer.decode(codes)
     tokenizer.train()
@@ -88,8 +89,8 @@ def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(
         assert torch.equal(tokenizer.encode(clips), codes)
         assert torch.equal(tokenizer.encode(clips[:, :8]), short)
         assert torch.equal(tokenizer.decode(codes), video)
-        assert torch.equal(torch.cat(list(encode_stream(tokenizer, clips.split(9, 1))), 1), codes)
-        assert torch.equal(torch.cat(list(decode_stream(tokenizer, codes.split(9, 1))), 1), video)
+        assert torch.equal(torch.cat(list(tokenizer.encode_stream(clips.split(9, 1))), 1), codes)
+        assert torch.equal(torch.cat(list(tokenizer.decode_stream(codes.split(9, 1))), 1), video)
         assert [part.training for part in tokenizer.modules()] == modes
         tokenizer.train()
         modes = [part.training for part in tokenizer.modules()]
@@ -99,27 +100,27 @@ def test_encoding_and_decoding_in_training_mode_change_nothing_and_draw_nothing(
 
 
 class Watched(VQ3D):
-    """Notes in which mode it encodes and decodes; stands for one whose networks have dropout."""
+    """Records its mode whenever it encodes or decodes; stands for a tokenizer with dropout."""
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
-        self.seen.append(any(part.training for part in self.modules()))
+        self.modes.append(any(part.training for part in self.modules()))
         return super().encode_piece(pixels_BTHWC)
 
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
-        self.seen.append(any(part.training for part in self.modules()))
+        self.modes.append(any(part.training for part in self.modules()))
         return super().decode_piece(codes_Bthw)
 
 
 def test_every_piece_is_encoded_and_decoded_in_evaluation_mode() -> None:
     tokenizer = Watched(width=8, depth=0).train()
-    tokenizer.seen = []
+    tokenizer.modes = []
     for frames in (4, 200):
         tokenizer.decode(tokenizer.encode(pixels(1, frames, 8, 8)))
-    assert len(tokenizer.seen) == 2 + 2 * math.ceil(100 / PIECE) > 4 and not any(tokenizer.seen)
+    assert len(tokenizer.modes) == 2 + 2 * math.ceil(100 / PIECE) > 4 and not any(tokenizer.modes)
     assert tokenizer.training
 
 
-def test_each_part_is_in_its_own_mode_again_after_an_error() -> None:
+def test_the_mode_of_each_submodule_is_restored_after_an_error() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
     tokenizer.train()
     tokenizer.decoder.eval()
@@ -127,15 +128,15 @@ def test_each_part_is_in_its_own_mode_again_after_an_error() -> None:
     with pytest.raises(ValueError, match="never trained"):
         tokenizer.encode(pixels())
     with pytest.raises(ValueError, match="never trained"):
-        list(encode_stream(tokenizer, [pixels()]))
+        list(tokenizer.encode_stream([pixels()]))
     assert [part.training for part in tokenizer.modules()] == modes
 
 
-def test_a_stream_leaves_modes_and_gradients_alone_between_its_pieces() -> None:
+def test_between_pieces_of_a_stream_training_mode_and_gradients_are_enabled() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16").train()
     for stream in (
-        encode_stream(tokenizer, pixels(1, 8 * PIECE).split(50, 1)),
-        decode_stream(tokenizer, torch.zeros(1, 4 * PIECE, 2, 2, dtype=torch.long).split(25, 1)),
+        tokenizer.encode_stream(pixels(1, 8 * PIECE).split(50, 1)),
+        tokenizer.decode_stream(torch.zeros(1, 4 * PIECE, 2, 2, dtype=torch.long).split(25, 1)),
     ):
         count = 0
         for part in stream:
@@ -145,8 +146,8 @@ def test_a_stream_leaves_modes_and_gradients_alone_between_its_pieces() -> None:
         assert count > 2
 
 
-def test_no_code_depends_on_a_codebook_that_was_never_trained() -> None:
-    """Else the codes would depend on what happens to be encoded first."""
+def test_an_untrained_codebook_is_refused() -> None:
+    """Otherwise the first input of `encode` would initialise the codebook."""
     tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
     before = state(tokenizer)
     for mode in (False, True):
@@ -155,7 +156,7 @@ def test_no_code_depends_on_a_codebook_that_was_never_trained() -> None:
     assert same(state(tokenizer), before)
 
 
-def test_training_starts_a_learned_codebook_and_keeps_moving_it() -> None:
+def test_training_initialises_a_learned_codebook_and_keeps_updating_it() -> None:
     tokenizer = build("vq3d-2x4x4-emavq16", fitted=False).train()
     assert not tokenizer.codebook().any()
     for seed in range(3):
@@ -165,7 +166,7 @@ def test_training_starts_a_learned_codebook_and_keeps_moving_it() -> None:
     assert len(tokenizer.codebook().unique(dim=0)) > 8
 
 
-def test_a_reloaded_codebook_is_not_started_again(tmp_path: Path) -> None:
+def test_a_reloaded_codebook_is_not_initialised_again(tmp_path: Path) -> None:
     tokenizer = build("vq3d-2x4x4-emavq16")
     tokenizer.save_pretrained(tmp_path)
     loaded = VQ3D.from_pretrained(tmp_path, strict=True)

@@ -1,4 +1,4 @@
-"""Stems lose nothing and mix no two blocks of pixels; no layer knows more of other times than it should."""
+"""Stems are invertible and keep blocks of pixels separate; layers have exactly the intended receptive field in time."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ BLOCKS = [(2, 4, 4), (1, 2, 8), (4, 1, 1), (8, 4, 2), (1, 1, 1), (32, 2, 1)]
 
 
 def video(block: tuple[int, int, int], clips: int = 2) -> Tensor:
-    """Random in [-1, 1], (B, 2 * p, 3 * q, 2 * r, 3)."""
+    """Return random videos in [-1, 1], (B, 2 * p, 3 * q, 2 * r, 3)."""
     p, q, r = block
     return torch.rand(clips, 2 * p, 3 * q, 2 * r, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -32,7 +32,7 @@ def stems(block: tuple[int, int, int]) -> list[tuple[Callable[[Tensor], Tensor],
 
 
 @pytest.mark.parametrize("block", [*BLOCKS, (3, 5, 2)])
-def test_space_to_depth_holds_the_pixels_of_a_block_and_gives_them_back(block: tuple[int, int, int]) -> None:
+def test_space_to_depth_packs_the_pixels_of_a_block_and_is_invertible(block: tuple[int, int, int]) -> None:
     clip = video(block)
     packed = space_to_depth(clip, block)
     p, q, r = block
@@ -48,14 +48,15 @@ def test_the_haar_matrix_is_orthonormal_with_the_mean_first_and_the_finest_last(
     assert torch.allclose(matrix @ matrix.T, torch.eye(size), atol=1e-6)
     assert torch.allclose(matrix[0], torch.full((size,), size**-0.5))
     assert torch.allclose(matrix[1:].sum(1), torch.zeros(size - 1), atol=1e-6)
-    widths = (matrix != 0).sum(1)[1:]  # of the details: all samples, a half, a half, four quarters, ...
+    # Number of samples of each detail: all, a half, a half, four quarters, ...
+    widths = (matrix != 0).sum(1)[1:]
     assert widths.tolist() == sorted(widths.tolist(), reverse=True)
     if size > 1:
         assert widths[-1] == 2 and matrix[-1, -2:].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_haar_gives_the_pixels_back_and_keeps_their_energy(block: tuple[int, int, int]) -> None:
+def test_haar_is_invertible_and_keeps_the_energy(block: tuple[int, int, int]) -> None:
     clip, haar = video(block), Haar(block)
     coefficients = haar(clip)
     p, q, r = block
@@ -66,7 +67,7 @@ def test_haar_gives_the_pixels_back_and_keeps_their_energy(block: tuple[int, int
     assert torch.allclose(coefficients[1, :3, 0, -1, 0], mean, atol=1e-5)
 
 
-def test_haar_is_as_exact_under_autocast() -> None:
+def test_haar_runs_in_fp32_under_autocast() -> None:
     clip, haar = video((2, 4, 4)), Haar((2, 4, 4))
     with torch.autocast("cpu", torch.bfloat16):
         coefficients = haar(clip)
@@ -74,7 +75,7 @@ def test_haar_is_as_exact_under_autocast() -> None:
     assert torch.equal(coefficients, haar(clip)) and (again - clip).abs().max() < 1e-6
 
 
-def test_haar_tells_a_flat_clip_from_its_details() -> None:
+def test_haar_of_a_flat_clip_has_means_and_no_details() -> None:
     haar = Haar((2, 4, 4))
     flat = torch.ones(1, 4, 8, 8, 3) * torch.tensor([0.1, -0.2, 0.3])
     coefficients = haar(flat)
@@ -84,7 +85,7 @@ def test_haar_tells_a_flat_clip_from_its_details() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_stems_mix_no_two_blocks(block: tuple[int, int, int]) -> None:
+def test_stems_do_not_mix_blocks(block: tuple[int, int, int]) -> None:
     clip = video(block, 1)
     p, q, r = block
     for forward, backward in stems(block):
@@ -100,7 +101,7 @@ def test_stems_mix_no_two_blocks(block: tuple[int, int, int]) -> None:
 
 
 def reach(layer: Callable[[Tensor], Tensor], channels: int, place: int, axis: int) -> list[int]:
-    """Along that axis, which places of the output change with one of the input."""
+    """Return the output positions along an axis that change with one input position."""
     x = torch.randn(1, channels, 9, 8, 8, generator=torch.Generator().manual_seed(1))
     changed = x.clone()
     changed.select(axis, place).add_(torch.randn(1, channels, 1, 1, generator=torch.Generator().manual_seed(2)))
@@ -110,13 +111,14 @@ def reach(layer: Callable[[Tensor], Tensor], channels: int, place: int, axis: in
 
 @torch.no_grad()
 def drawn(layer: torch.nn.Module) -> torch.nn.Module:
+    """Add noise to all parameters, since some are initialised to zero."""
     for p in layer.parameters():
         p.add_(torch.randn_like(p) * 0.3)
     return layer
 
 
 @pytest.mark.parametrize("make", [TimeConv, ResidualBlock])
-def test_layers_in_time_see_two_places_back_if_causal_and_one_each_way_if_not(make: type) -> None:
+def test_causal_layers_reach_two_positions_back_and_others_one_in_both_directions(make: type) -> None:
     torch.manual_seed(0)
     for causal, around in ((True, (0, 1, 2)), (False, (-1, 0, 1))):
         layer = drawn(make(4, causal=causal))
@@ -127,7 +129,7 @@ def test_layers_in_time_see_two_places_back_if_causal_and_one_each_way_if_not(ma
         assert layer(x).shape == x.shape
 
 
-def test_a_causal_layer_gives_the_first_places_the_same_whatever_the_length() -> None:
+def test_the_first_outputs_of_a_causal_layer_do_not_depend_on_the_length() -> None:
     layer = drawn(TimeConv(4, causal=True))
     x = torch.randn(1, 4, 9, 3, 3)
     for length in range(1, 10):
@@ -137,14 +139,15 @@ def test_a_causal_layer_gives_the_first_places_the_same_whatever_the_length() ->
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_gradients_of_short_clips_in_bf16_are_those_in_fp32(causal: bool, length: int) -> None:
-    """With padding of its own, oneDNN (torch 2.13, avx512_bf16) does not write all of the weight's gradient."""
+    """With padding inside the convolution, oneDNN (torch 2.13, avx512_bf16) leaves parts of the gradient unwritten."""
     torch.manual_seed(0)
     layer = TimeConv(16, causal=causal).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     x = torch.randn(4, 16, length, 8, 8).contiguous(memory_format=torch.channels_last_3d)
 
     def gradient(bf16: bool) -> Tensor:
         layer.weight.grad = None
-        torch.full((layer.weight.numel() * 4,), torch.nan)  # what lies in memory that is given out again
+        # Freed memory full of NaN, which the gradient may reuse.
+        torch.full((layer.weight.numel() * 4,), torch.nan)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             layer(x).float().square().sum().backward()
         assert layer.weight.grad is not None
@@ -155,7 +158,7 @@ def test_gradients_of_short_clips_in_bf16_are_those_in_fp32(causal: bool, length
         assert (gradient(True) - exact).norm() < 0.02 * exact.norm()
 
 
-def test_a_residual_block_is_the_identity_at_first_and_can_learn() -> None:
+def test_a_residual_block_is_initially_the_identity_and_has_gradients() -> None:
     torch.manual_seed(0)
     block = ResidualBlock(8, causal=False)
     x = torch.randn(2, 8, 3, 4, 4)
@@ -164,7 +167,7 @@ def test_a_residual_block_is_the_identity_at_first_and_can_learn() -> None:
     assert block.time.weight.grad.abs().max() > 0  # type: ignore[union-attr]
 
 
-def test_norms_know_one_place_only() -> None:
+def test_norms_do_not_mix_positions() -> None:
     norm = drawn(ChannelNorm(8))
     assert reach(norm, 8, 4, axis=2) == reach(norm, 8, 4, axis=3) == reach(norm, 8, 4, axis=4) == [4]
     plain = ChannelNorm(8)(torch.randn(2, 8, 3, 4, 4) * 5 + 3)
@@ -172,7 +175,7 @@ def test_norms_know_one_place_only() -> None:
     assert torch.allclose(plain.var(1, unbiased=False), torch.ones(2, 3, 4, 4), atol=1e-3)
 
 
-def test_upsampling_makes_four_places_of_each() -> None:
+def test_upsampling_turns_each_position_into_four() -> None:
     up = drawn(Upsample(6, 3))
     assert up(torch.randn(2, 6, 3, 4, 5)).shape == (2, 3, 3, 8, 10)
     assert reach(up, 6, 3, axis=2) == [3]

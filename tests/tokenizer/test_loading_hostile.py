@@ -1,4 +1,4 @@
-"""R11: a payload in every file of every kind of tokenizer folder. Loading refuses it or leaves it alone; nothing of it runs."""
+"""A payload in every file of every kind of tokenizer folder: loading refuses or ignores it, and it is never executed."""
 
 import json
 import os
@@ -18,14 +18,12 @@ import yaml
 from torch import Tensor, nn
 
 from tests.helpers.commands import ROOT
+from tests.helpers.vqgan_folders import SMALL, TINY, Payload, write
 from tokenizer import VQ3D
 from tokenizer.taming import TamingTokenizer
 
-DDCONFIG = {
-    **{"double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32},
-    **{"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0},
-}
-PARAMS = {"ddconfig": DDCONFIG, "embed_dim": 8, "n_embed": 32}
+PROJECT = SMALL["taming-f2-32"]
+PARAMS = PROJECT["model"]["params"]
 
 WATCH = """
 import json, os, pickle, sys
@@ -38,7 +36,7 @@ CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.lin
 OWN = (sys.prefix, sys.base_prefix, os.getcwd(), "<frozen", "<string>")
 events = None
 
-def heard(event, args):
+def audit(event, args):
     if events is None:
         return
     bad = event in PROGRAMS or event in OUTSIDE or (event in CHANGES and action != "convert")
@@ -58,7 +56,7 @@ ACTIONS = {
     "careless yaml": lambda file: yaml.unsafe_load(open(file)),
     "careless program": torch.jit.load,
 }
-sys.addaudithook(heard)
+sys.addaudithook(audit)
 outcomes = {}
 for name, action, source in json.load(sys.stdin):
     events = []
@@ -67,20 +65,10 @@ for name, action, source in json.load(sys.stdin):
         error = None
     except (Exception, SystemExit) as raised:
         error = f"{type(raised).__name__}: {raised}"
-    heard_of, events = events, None
-    outcomes[name] = [error, heard_of]
+    outcomes[name] = [error, events]
+    events = None
 print(json.dumps(outcomes))
 """
-
-
-class Payload:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.canary}'",)
 
 
 class Program(nn.Module):
@@ -106,19 +94,15 @@ class Program(nn.Module):
 
 
 class Forger:
-    """A good folder of each kind, of which single files are replaced."""
+    """Valid folders of each kind; tests replace single files in copies of them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.own, self.taming, self.pair = root / "own", root / "taming", root / "pair"
         VQ3D(width=8, depth=1).save_pretrained(self.own)
-        network = TamingTokenizer(quantizer="VectorQuantizer2", n_embed=32, embed_dim=8, ddconfig=DDCONFIG)
-        (self.taming / "configs").mkdir(parents=True)
-        (self.taming / "checkpoints").mkdir()
-        project = {"model": {"target": "taming.models.vqgan.VQModel", "params": PARAMS}}
-        (self.taming / "configs" / "model.yaml").write_text(yaml.safe_dump(project))
+        network = TamingTokenizer(quantizer="VectorQuantizer2", n_embed=32, embed_dim=8, ddconfig=TINY)
         self.checkpoint = {"state_dict": network.state_dict(), "epoch": 1}
-        torch.save(self.checkpoint, self.taming / "checkpoints" / "last.ckpt")
+        write(self.taming, PROJECT, self.checkpoint)
         self.pair.mkdir()
         config = {"stride": [1, 1, 1], "vocab_size": 2, "levels": None, "causal": True}
         (self.pair / "config.json").write_text(json.dumps(config))
@@ -152,23 +136,21 @@ def program(file: str) -> Forge:
 
 
 def text(file: str, written: str) -> Forge:
-    """Writes it, with the canary's path for CANARY."""
+    """Replace a file by a text, with the path of the canary for CANARY."""
     return lambda forger, folder, payload: (folder / file).write_text(written.replace("CANARY", str(payload.canary)))
 
 
 def project(**model: Any) -> Forge:
     def forge(forger: Forger, folder: Path, payload: Payload) -> None:
-        settings = {"model": {"target": "taming.models.vqgan.VQModel", "params": PARAMS}}
-        settings["model"].update(json.loads(json.dumps(model).replace("CANARY", str(payload.canary))))
-        (folder / "configs" / "model.yaml").write_text(yaml.safe_dump(settings))
-        array = np.array([payload], dtype=object)
-        np.save(folder / "used.npy", array, allow_pickle=True)
+        changes = json.loads(json.dumps(model).replace("CANARY", str(payload.canary)))
+        (folder / "configs" / "model.yaml").write_text(yaml.safe_dump({"model": {**PROJECT["model"], **changes}}))
+        np.save(folder / "used.npy", np.array([payload], dtype=object), allow_pickle=True)
 
     return forge
 
 
 def _pickle_in_a_program(forger: Forger, folder: Path, payload: Payload) -> None:
-    """An archive of TorchScript whose pickle calls something of Python."""
+    """Replace the encoder by a TorchScript archive whose pickle calls a Python function."""
     with zipfile.ZipFile(folder / "encoder.jit") as good, zipfile.ZipFile(folder / "new", "w") as bad:
         for entry in good.infolist():
             data = pickle.dumps(payload, 2) if entry.filename.endswith("data.pkl") else good.read(entry)
@@ -184,6 +166,7 @@ def _only_a_pickle(forger: Forger, folder: Path, payload: Payload) -> None:
 CKPT, YAML = "checkpoints/last.ckpt", "configs/model.yaml"
 CALL = {"target": "os.system", "params": {"command": "touch CANARY"}}
 LOADED = ""
+OLD_FORMAT = {"_use_new_zipfile_serialization": False}
 CASES: dict[str, tuple[str, Forge, str]] = {
     "own config.json is a pickle": ("own", plain("config.json"), "does not load"),
     "own config.json is a checkpoint": ("own", saved("config.json"), "does not load"),
@@ -198,24 +181,20 @@ CASES: dict[str, tuple[str, Forge, str]] = {
     "own pickle beside the weights": ("own", saved("pytorch_model.bin"), LOADED),
     "own README": ("own", text("README.md", "---\n!!python/object/apply:os.system ['touch CANARY']\n---\n"), LOADED),
     "taming ckpt holds a call": ("taming", saved(CKPT), "holds more than weights (posix.system)"),
-    "taming ckpt holds a call in protocol 4": (
-        "taming",
-        saved(CKPT, pickle_protocol=4),
-        "holds more than weights (Unsupported operand",
-    ),
-    "taming ckpt of old torch": ("taming", saved(CKPT, _use_new_zipfile_serialization=False), "holds no weights"),
-    "taming ckpt is a pickle": ("taming", plain(CKPT), "holds no weights"),
-    "taming ckpt is a program": ("taming", program(CKPT), "holds no weights"),
-    "taming safetensors is a checkpoint": ("taming", saved("weights.safetensors"), "holds no weights"),
-    "taming safetensors is a pickle": ("taming", plain("checkpoints/weights.safetensors"), "holds no weights"),
+    "taming ckpt holds a call in protocol 4": ("taming", saved(CKPT, pickle_protocol=4), "(Unsupported operand"),
+    "taming ckpt of old torch": ("taming", saved(CKPT, **OLD_FORMAT), "cannot be read"),
+    "taming ckpt is a pickle": ("taming", plain(CKPT), "cannot be read"),
+    "taming ckpt is a program": ("taming", program(CKPT), "cannot be read"),
+    "taming safetensors is a checkpoint": ("taming", saved("weights.safetensors"), "cannot be read"),
+    "taming safetensors is a pickle": ("taming", plain("checkpoints/weights.safetensors"), "cannot be read"),
     "taming yaml calls": (
         "taming",
         text(YAML, "model: !!python/object/apply:os.system ['touch CANARY']"),
-        "is no YAML",
+        "not a YAML",
     ),
-    "taming yaml makes": ("taming", text(YAML, "!!python/object/new:os.system ['touch CANARY']"), "is no YAML"),
-    "taming yaml names": ("taming", text(YAML, "model: {target: !!python/name:os.system }"), "is no YAML"),
-    "taming yaml is a pickle": ("taming", plain(YAML), "is no YAML"),
+    "taming yaml makes": ("taming", text(YAML, "!!python/object/new:os.system ['touch CANARY']"), "not a YAML"),
+    "taming yaml names": ("taming", text(YAML, "model: {target: !!python/name:os.system }"), "not a YAML"),
+    "taming yaml is a pickle": ("taming", plain(YAML), "not a YAML"),
     "taming model is a call": ("taming", project(**CALL), "model.target is 'os.system'"),
     "taming loss is a call": ("taming", project(params={**PARAMS, "lossconfig": CALL}), LOADED),
     "taming ckpt_path is a pickle": ("taming", project(params={**PARAMS, "ckpt_path": "used.npy"}), LOADED),
@@ -231,11 +210,7 @@ CASES: dict[str, tuple[str, Forge, str]] = {
     "trusted pair encoder holds a call": ("trust", _pickle_in_a_program, "does not load as TorchScript"),
     "convert a call": ("convert", saved(CKPT), LOADED),
     "convert a call in protocol 4": ("convert", saved(CKPT, pickle_protocol=4), LOADED),
-    "convert a checkpoint of old torch": (
-        "convert",
-        saved(CKPT, _use_new_zipfile_serialization=False),
-        "SystemExit: 2",
-    ),
+    "convert a checkpoint of old torch": ("convert", saved(CKPT, **OLD_FORMAT), "SystemExit: 2"),
     "convert a pickle": ("convert", plain(CKPT), "SystemExit: 2"),
     "convert a program": ("convert", program(CKPT), "SystemExit: 2"),
 }
@@ -257,7 +232,7 @@ def forger(tmp_path_factory: pytest.TempPathFactory) -> Forger:
 
 @pytest.fixture(scope="module")
 def outcomes(forger: Forger) -> dict[str, tuple[str | None, list[str]]]:
-    """Error and events of each case; all in one process, in which all good folders were loaded first."""
+    """Error and audit events of each case, in one process that first loads the valid folders."""
     good = [["good own", "load", str(forger.own)], ["good taming", "load", f"taming:{forger.taming}"]]
     jobs = [*good, ["good pair", "trust", f"torchscript:{forger.pair}"]]
     prefix = {"own": "", "taming": "taming:", "pair": "torchscript:", "trust": "torchscript:", "convert": ""}
@@ -271,7 +246,8 @@ def outcomes(forger: Forger) -> dict[str, tuple[str | None, list[str]]]:
         folder = forger.copy(forger.pair, name)
         forge(forger, folder, Payload(forger.canary(name)))
         jobs.append([name, action, str(folder / file)])
-    for canary in (forger.root / "canaries").iterdir():  # of exporting the programs
+    # Exporting the programs creates canaries too.
+    for canary in (forger.root / "canaries").iterdir():
         canary.unlink()
     command = [sys.executable, "-c", WATCH]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -283,30 +259,32 @@ def outcomes(forger: Forger) -> dict[str, tuple[str | None, list[str]]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_of_it_runs(forger: Forger, outcomes: dict[str, tuple[str | None, list[str]]], case: str) -> None:
+def test_the_payload_is_not_executed(
+    forger: Forger, outcomes: dict[str, tuple[str | None, list[str]]], case: str
+) -> None:
     error, events = outcomes[case]
     assert not forger.canary(case).exists()
     assert events == []
-    said = CASES[case][2]
-    assert (error is None) == (said == LOADED), error
+    reason = CASES[case][2]
+    assert (error is None) == (reason == LOADED), error
     if error is not None:
-        assert said in error and "\n" not in error
+        assert reason in error and "\n" not in error
         assert error.startswith(("ValueError: ", "SystemExit: 2"))
 
 
 @pytest.mark.parametrize("kind", ["own", "taming", "pair"])
-def test_the_good_folders_load_or_else_the_above_would_mean_nothing(
-    outcomes: dict[str, tuple[str | None, list[str]]], kind: str
-) -> None:
+def test_valid_folders_load(outcomes: dict[str, tuple[str | None, list[str]]], kind: str) -> None:
+    """Control of the test above."""
     error, _ = outcomes[f"good {kind}"]
-    assert error is None or (kind == "pair" and "gives torch.float32, not codes" in error)
+    assert error is None or (kind == "pair" and "returns torch.float32" in error)
 
 
 @pytest.mark.parametrize("case", CARELESS)
-def test_the_payloads_run_where_nobody_takes_care(
+def test_careless_loading_executes_the_payloads(
     forger: Forger, outcomes: dict[str, tuple[str | None, list[str]]], case: str
 ) -> None:
     _, events = outcomes[case]
+    """Control: the payloads work, and the audit hook reports them. TorchScript runs outside Python, without audit events."""
     assert forger.canary(case).exists()
-    if "program" not in case:  # those run outside Python, where no hook hears them
+    if "program" not in case:
         assert any(event.startswith("os.system") for event in events)

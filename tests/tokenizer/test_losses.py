@@ -1,5 +1,5 @@
-"""What a tokenizer's training minimises and reports is what it says: errors of real clips only, decibels of a known error,
-use and perplexity of known counts, and an adversary that acts from its step on."""
+"""Training loss of a tokenizer: pixel errors of undamaged clips only, PSNR of known errors, use and perplexity of known
+counts of codes, and an adversarial loss from its start step on."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.small_tokenizers import QUANTIZERS, build, pixels, state
-from tests.tokenizer.test_lpips import vgg16_features
+from tests.tokenizer.test_lpips import random_weights, write_weights
 from tokenizer import VQ3D
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
@@ -18,48 +18,32 @@ from tokenizer.losses import Reconstruction
 from tokenizer.lpips import load_lpips
 from tokenizer.measures import code_health, psnr
 
+ONE_GREY_LEVEL = (1 / 127.5) ** 2
 
-@pytest.mark.parametrize("error, decibels", [(4.0, 0.0), (0.04, 20.0), (4e-4, 40.0), ((1 / 127.5) ** 2, 48.1308)])
+
+@pytest.mark.parametrize("error, decibels", [(4, 0), (0.04, 20), (4e-4, 40), (ONE_GREY_LEVEL, 48.1308), (0, 106.0206)])
 def test_psnr_of_a_known_error(error: float, decibels: float) -> None:
-    """The last one: every pixel is one grey level of 255 off."""
-    assert psnr(torch.tensor(error)).item() == pytest.approx(decibels, abs=1e-3)
+    assert psnr(torch.tensor(float(error))).item() == pytest.approx(decibels, abs=1e-3)
 
 
-def test_psnr_of_a_perfect_copy_is_finite() -> None:
-    assert 100 < psnr(torch.tensor(0.0)).item() < math.inf
-
-
-@pytest.mark.parametrize("vocab", [1, 2, 1000])
-def test_uniform_codes_have_the_perplexity_of_the_vocabulary(vocab: int) -> None:
-    health = code_health(torch.full((vocab,), 7))
-    assert health["perplexity"].item() == pytest.approx(vocab)
-    assert health["code_usage"].item() == 1.0
-    assert health["dead_codes"].item() == 0
-
-
-def test_a_single_code_has_perplexity_one() -> None:
-    health = code_health(torch.tensor([0, 0, 31, 0, 0]))
-    assert health["perplexity"].item() == pytest.approx(1.0)
-    assert health["code_usage"].item() == pytest.approx(0.2)
-    assert health["dead_codes"].item() == 4
-
-
-def test_perplexity_of_uneven_counts_is_the_exponential_of_their_entropy() -> None:
-    health = code_health(torch.tensor([2, 1, 1, 0]))
-    assert health["perplexity"].item() == pytest.approx(2**1.5)
-    assert health["code_usage"].item() == pytest.approx(0.75)
-
-
-def test_no_codes_at_all_use_nothing_and_stay_finite() -> None:
-    health = code_health(torch.zeros(5, dtype=torch.long))
-    assert health["code_usage"].item() == 0.0
-    assert math.isfinite(health["perplexity"].item())
-
-
-def test_counts_too_large_for_fp32_are_counted_exactly() -> None:
-    health = code_health(torch.tensor([2**40, 2**40, 1]))
-    assert health["perplexity"].item() == pytest.approx(2.0, abs=1e-6)
-    assert health["code_usage"].item() == 1.0
+@pytest.mark.parametrize(
+    "counts, perplexity, usage, dead",
+    [
+        *(([7] * vocab, vocab, 1, 0) for vocab in (1, 2, 1000)),
+        ([0, 0, 31, 0, 0], 1, 0.2, 4),
+        ([2, 1, 1, 0], 2**1.5, 0.75, 1),
+        ([0] * 5, 1, 0, 5),
+        # Not exact in fp32.
+        ([2**40, 2**40, 1], 2, 1, 0),
+    ],
+    ids=range(7),
+)
+def test_code_health_of_known_counts(counts: list[int], perplexity: float, usage: float, dead: int) -> None:
+    """Perplexity is the exponential of the entropy."""
+    health = code_health(torch.tensor(counts))
+    assert health["perplexity"].item() == pytest.approx(perplexity, abs=1e-6)
+    assert health["code_usage"].item() == pytest.approx(usage)
+    assert health["dead_codes"].item() == dead
 
 
 # --- settings
@@ -81,13 +65,13 @@ def test_counts_too_large_for_fp32_are_counted_exactly() -> None:
         ({"discriminator": "2d"}, "loss.discriminator is '2d'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refusal:
         Losses(**settings)
     assert "\n" not in str(refusal.value)
 
 
-def test_weights_that_are_missing_are_told_before_training(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         Reconstruction(VQ3D(width=8, depth=0), Losses(lpips=1.0, lpips_weights=tmp_path / "nowhere"))
 
@@ -97,18 +81,12 @@ def test_weights_that_are_missing_are_told_before_training(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random ones under the names of the published files."""
-    folder = tmp_path_factory.mktemp("lpips")
-    torch.manual_seed(0)
-    vgg = {f"features.{name}": tensor for name, tensor in vgg16_features().state_dict().items()}
-    torch.save(vgg, folder / "vgg16-397923af.pth")
-    channels = (64, 128, 256, 512, 512)
-    torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}, folder / "vgg.pth")
-    return folder
+    """Folder with random weights in the published files."""
+    return write_weights(tmp_path_factory.mktemp("lpips"), random_weights())
 
 
 def batch_of(clips: Tensor, real: list[bool] | None = None, step: int = 0) -> dict[str, Any]:
-    """As the training loop gives it: clips of damaged videos are black."""
+    """Return a batch as the training loop makes it, with black clips for damaged videos."""
     real_B = torch.tensor(real or [True] * len(clips))
     return {"pixels_BTHWC": clips * real_B[:, None, None, None, None], "real_B": real_B, "step": step}
 
@@ -119,24 +97,24 @@ def gradients(module: Reconstruction) -> list[Tensor]:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("kind", ["mse", "l1"])
-def test_the_loss_is_the_error_of_pixels_and_the_quantizers_own(quantizer: str, kind: Any) -> None:
+def test_the_loss_is_the_sum_of_pixel_error_and_quantizer_loss(quantizer: str, kind: Any) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}").train()
     clips = pixels(4)
     before = state(tokenizer)
-    found = Reconstruction(tokenizer, Losses(pixels=kind))(batch_of(clips))
-    assert found["loss"].requires_grad and not found["psnr"].requires_grad
-    assert all(value.shape == () for value in found.values())
-    found["loss"].backward()
+    results = Reconstruction(tokenizer, Losses(pixels=kind))(batch_of(clips))
+    assert results["loss"].requires_grad and not results["psnr"].requires_grad
+    assert all(value.shape == () for value in results.values())
+    results["loss"].backward()
     assert tokenizer.encoder[0].weight.grad.abs().max() > 0
     tokenizer.load_state_dict(before)
     out = tokenizer(clips)
     error = out["video"] - (clips.float() / 127.5 - 1)
     of_pixels = error.square().mean() if kind == "mse" else error.abs().mean()
-    assert found["loss"].item() == pytest.approx((of_pixels + out["quantizer"]).item(), rel=1e-5)
-    assert found["quantizer"].item() == out["quantizer"].item() != 0
-    assert found["psnr"].item() == pytest.approx(10 * math.log10(4 / error.square().mean().item()), abs=1e-3)
-    assert found["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
-    assert set(found) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
+    assert results["loss"].item() == pytest.approx((of_pixels + out["quantizer"]).item(), rel=1e-5)
+    assert results["quantizer"].item() == out["quantizer"].item() != 0
+    assert results["psnr"].item() == pytest.approx(10 * math.log10(4 / error.square().mean().item()), abs=1e-3)
+    assert results["code_usage"].item() == pytest.approx(len(out["codes"].unique()) / tokenizer.vocab_size)
+    assert set(results) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
 
 
 def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
@@ -144,7 +122,7 @@ def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
     clips = pixels(2, 4, 32, 16)
     plain = Reconstruction(tokenizer, Losses())(batch_of(clips))
     module = Reconstruction(tokenizer, Losses(lpips=0.3, lpips_weights=lpips_weights))
-    found = module(batch_of(clips))
+    results = module(batch_of(clips))
     video = tokenizer(clips)["video"]
     distance = load_lpips(lpips_weights)
     each = [
@@ -152,14 +130,14 @@ def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
         for clip in range(2)
         for t in range(4)
     ]
-    assert found["lpips"].item() == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
-    assert found["lpips"] > 0
-    assert found["loss"].item() == pytest.approx((plain["loss"] + 0.3 * found["lpips"]).item(), rel=1e-5)
-    assert found["psnr"] == plain["psnr"]
+    assert results["lpips"].item() == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
+    assert results["lpips"] > 0
+    assert results["loss"].item() == pytest.approx((plain["loss"] + 0.3 * results["lpips"]).item(), rel=1e-5)
+    assert results["psnr"] == plain["psnr"]
     plain["loss"].backward()
     without = gradients(module)
     module.zero_grad()
-    found["loss"].backward()
+    results["loss"].backward()
     assert not all(map(torch.equal, without, gradients(module)))
     assert module.networks == [tokenizer]
     assert not any(name.startswith("lpips") for name in module.state_dict())
@@ -171,25 +149,25 @@ def test_clips_of_damaged_videos_do_not_count(settings: dict[str, Any], lpips_we
     module = Reconstruction(tokenizer, Losses(lpips_weights=lpips_weights if "lpips" in settings else None, **settings))
     clips = pixels(4, 4, 16, 16)
     real = [True, False, True, False]
-    whole = module(batch_of(clips[::2]))
-    holed = module(batch_of(clips, real))
+    reference_results = module(batch_of(clips[::2]))
+    partial = module(batch_of(clips, real))
     other = module(batch_of(clips))
-    assert whole.keys() == holed.keys()
-    for name, value in whole.items():
-        assert torch.allclose(value, holed[name], rtol=1e-5), name
-    assert not torch.allclose(whole["loss"], other["loss"], rtol=1e-3)
-    whole["loss"].backward()
+    assert reference_results.keys() == partial.keys()
+    for name, value in reference_results.items():
+        assert torch.allclose(value, partial[name], rtol=1e-5), name
+    assert not torch.allclose(reference_results["loss"], other["loss"], rtol=1e-3)
+    reference_results["loss"].backward()
     expected = gradients(module)
     module.zero_grad()
-    holed["loss"].backward()
-    for mine, wanted in zip(gradients(module), expected, strict=True):
-        assert torch.allclose(mine, wanted, rtol=1e-3, atol=1e-6)
-    nothing = module(batch_of(clips, [False] * 4))
-    assert nothing["loss"] == 0 and all(value.isfinite() for value in nothing.values())
-    assert nothing["code_usage"] == 0
+    partial["loss"].backward()
+    for gradient, reference in zip(gradients(module), expected, strict=True):
+        assert torch.allclose(gradient, reference, rtol=1e-3, atol=1e-6)
+    all_damaged = module(batch_of(clips, [False] * 4))
+    assert all_damaged["loss"] == 0 and all(value.isfinite() for value in all_damaged.values())
+    assert all_damaged["code_usage"] == 0
 
 
-def test_an_adversary_acts_from_its_step_on_and_learns_before() -> None:
+def test_the_adversarial_loss_starts_at_its_step_and_the_discriminator_before() -> None:
     clips = pixels(2, 4, 16, 16)
     alone = Reconstruction(build("vq3d-2x8x8-fsq240").train(), Losses())
     plain = alone(batch_of(clips))
@@ -216,7 +194,7 @@ def test_an_adversary_acts_from_its_step_on_and_learns_before() -> None:
     assert not all(map(torch.equal, gradients(module), gradients(alone)))
 
 
-def test_what_is_trained_are_the_networks(lpips_weights: Path) -> None:
+def test_all_trained_parameters_belong_to_the_networks(lpips_weights: Path) -> None:
     tokenizer = build("vq3d-2x8x8-emavq16")
     plain = Reconstruction(tokenizer, Losses(adversarial=0.5))
     assert plain.networks == [tokenizer] and plain.adversary is None and plain.lpips is None
@@ -227,18 +205,18 @@ def test_what_is_trained_are_the_networks(lpips_weights: Path) -> None:
 
 
 def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
-    """The quantizer's own is nearly that of fp32; codes may differ where one is as near as another."""
+    """They are only close to those of fp32: the codes of vectors between two codes may differ."""
     losses = Losses(lpips=0.5, lpips_weights=lpips_weights, discriminator="3d", adversarial_start=0)
     torch.manual_seed(0)
     module = Reconstruction(build("vq3d-2x8x8-fsq240", stem="haar").train(), losses)
     batch = batch_of(pixels(2, 4, 16, 16))
     exact = module(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        found = module(batch)
-    assert {value.dtype for value in found.values()} == {torch.float32, torch.float64}
+        results = module(batch)
+    assert {value.dtype for value in results.values()} == {torch.float32, torch.float64}
     for name in ("psnr", "quantizer", "lpips", "discriminator"):
-        assert found[name].item() == pytest.approx(exact[name].item(), rel=0.1), name
-    found["loss"].backward()
+        assert results[name].item() == pytest.approx(exact[name].item(), rel=0.1), name
+    results["loss"].backward()
     assert all(gradient.isfinite().all() for gradient in gradients(module))
 
 

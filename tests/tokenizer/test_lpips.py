@@ -1,4 +1,4 @@
-"""LPIPS equals a second implementation, never ends up in a checkpoint, and takes no weights but the published ones."""
+"""LPIPS equals the implementation of taming, is not saved in checkpoints, and accepts only the published weights."""
 
 import importlib
 import sys
@@ -23,16 +23,19 @@ def vgg16_features() -> nn.Sequential:
     for entry in VGG_LAYOUT:
         if isinstance(entry, int):
             layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU(inplace=True)]
-            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")  # features of one size through all layers
+            # Keeps the scale of features through all layers.
+            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
             channels = entry
         else:
             layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
 
-@pytest.fixture(scope="module")
-def published() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Random weights under the names of the two published files."""
+Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def random_weights() -> Weights:
+    """Return random weights under the names of the two published files: VGG16, and the linear layers."""
     torch.manual_seed(0)
     vgg = {f"features.{name}": tensor for name, tensor in vgg16_features().state_dict().items()}
     vgg |= {f"classifier.{layer}.{kind}": torch.zeros(1) for layer in (0, 3, 6) for kind in ("weight", "bias")}
@@ -40,12 +43,20 @@ def published() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return vgg, linear
 
 
+def write_weights(folder: Path, weights: Weights) -> Path:
+    torch.save(weights[0], folder / "vgg16-397923af.pth")
+    torch.save(weights[1], folder / "vgg.pth")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def folder(published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("lpips")
-    torch.save(published[0], path / "vgg16-397923af.pth")
-    torch.save(published[1], path / "vgg.pth")
-    return path
+def published() -> Weights:
+    return random_weights()
+
+
+@pytest.fixture(scope="module")
+def folder(published: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("lpips"), published)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,7 @@ def lpips(folder: Path) -> LPIPS:
 
 @pytest.fixture
 def peer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """taming's LPIPS with the same weights; stand-ins for what it would download from and with."""
+    """LPIPS of taming with the same weights, and with stand-ins for the modules that would download them."""
     pytest.importorskip("taming")
 
     def vgg16(pretrained: bool) -> types.SimpleNamespace:
@@ -74,7 +85,8 @@ def peer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
         vars(module).update(attributes)
         monkeypatch.setitem(sys.modules, name, module)
     for name in ("taming.modules.losses", "taming.modules.losses.vqperceptual", "taming.modules.losses.lpips"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # so that it is forgotten afterwards
+        # Set first, so that monkeypatch removes the imported module afterwards.
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         monkeypatch.delitem(sys.modules, name)
     return importlib.import_module("taming.modules.losses.lpips").LPIPS().eval()
 
@@ -89,10 +101,10 @@ def smooth_images(seed: int) -> Tensor:
 
 
 def measured(distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances, and the gradients of their sum with respect to both images."""
+    """Return distances, and the gradients of their sum with respect to both images."""
     a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
-    found = distance(a, b).flatten()
-    return found.detach(), *torch.autograd.grad(found.sum(), (a, b))
+    distances = distance(a, b).flatten()
+    return distances.detach(), *torch.autograd.grad(distances.sum(), (a, b))
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
@@ -100,38 +112,36 @@ def measured(distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor)
 def test_distances_and_gradients_are_those_of_taming(
     folder: Path, peer: nn.Module, images: Callable[[int], Tensor]
 ) -> None:
-    """Gradients in double precision: in single, different roundings switch a few ReLUs the other way."""
+    """Gradients are compared in double precision: in single precision, rounding switches a few ReLUs."""
     ours = load_lpips(folder)
     a, b = images(1), images(2)
     single, expected_single = ours(a, b), peer(a, b).flatten()
     assert (single - expected_single).abs().max() <= 1e-6 * expected_single.min()
-    found = measured(ours.double(), a.double(), b.double())
+    results = measured(ours.double(), a.double(), b.double())
     expected = measured(peer.double(), a.double(), b.double())
-    assert found[0].shape == (2,)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
-        assert theirs.abs().max() > 0
+    assert results[0].shape == (2,)
+    for actual, reference in zip(results, expected, strict=True):
+        assert (actual - reference).abs().max() <= 1e-10 * reference.abs().max()
+        assert reference.abs().max() > 0
 
 
-def test_an_image_is_at_no_distance_from_itself_and_the_way_back_is_as_long(lpips: LPIPS) -> None:
+def test_the_distance_of_an_image_to_itself_is_zero_and_distances_are_symmetric(lpips: LPIPS) -> None:
     a, b = random_images(1), smooth_images(2)
     assert torch.equal(lpips(a, a), torch.zeros(2))
     assert torch.equal(lpips(a, b), lpips(b, a))
     assert (lpips(a, b) > 0).all()
 
 
-def test_each_image_is_measured_on_its_own(lpips: LPIPS) -> None:
+def test_distances_do_not_depend_on_other_images_of_the_batch(lpips: LPIPS) -> None:
     a, b = random_images(1), smooth_images(2)
     assert torch.allclose(lpips(a[1:], b[1:])[0], lpips(a, b)[1], rtol=1e-5)
 
 
-def test_images_on_which_nothing_is_active_have_finite_gradients(
-    published: tuple[dict[str, Tensor], dict[str, Tensor]],
-) -> None:
-    """The square root of a sum of squares, as other implementations write the length, gives NaN there."""
+def test_images_without_active_features_have_finite_gradients(published: Weights) -> None:
+    """Other implementations take the square root of a sum of squares, whose gradient is NaN at zero."""
     silent = {k: torch.full_like(v, -1e3) if k.endswith("bias") else v for k, v in published[0].items()}
-    found = measured(LPIPS(silent | published[1]), random_images(1), random_images(2))
-    assert all(torch.equal(value, torch.zeros_like(value)) for value in found)
+    results = measured(LPIPS(silent | published[1]), random_images(1), random_images(2))
+    assert all(torch.equal(value, torch.zeros_like(value)) for value in results)
 
 
 def test_it_is_frozen_and_always_in_evaluation_mode(lpips: LPIPS) -> None:
@@ -156,12 +166,12 @@ def test_it_moves_with_its_parent_but_is_not_in_its_checkpoints(folder: Path) ->
     assert all(tensor.is_meta for tensor in (*parent.parameters(), *parent.buffers()))
 
 
-def test_under_autocast_it_is_nearly_the_same_and_in_fp32(lpips: LPIPS) -> None:
+def test_under_autocast_distances_are_fp32_and_close(lpips: LPIPS) -> None:
     a, b = random_images(1), smooth_images(2)
     with torch.autocast("cpu", torch.bfloat16):
-        found = lpips(a, b)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, lpips(a, b), rtol=0.02)
+        results = lpips(a, b)
+    assert results.dtype == torch.float32
+    assert torch.allclose(results, lpips(a, b), rtol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +184,13 @@ def test_under_autocast_it_is_nearly_the_same_and_in_fp32(lpips: LPIPS) -> None:
         (torch.zeros(1, 3, 15, 32), torch.zeros(1, 3, 15, 32)),
     ],
 )
-def test_other_images_are_refused(lpips: LPIPS, a: Tensor, b: Tensor) -> None:
+def test_invalid_images_are_refused(lpips: LPIPS, a: Tensor, b: Tensor) -> None:
     with pytest.raises(ValueError, match="images"):
         lpips(a, b)
 
 
 def hollow(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same names and shapes, but nothing to write."""
+    """Return tensors of the same names and shapes that take no space in a file."""
     return {name: torch.zeros(1).expand(value.shape) for name, value in weights.items()}
 
 
@@ -190,11 +200,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "shape": ("vgg16-397923af.pth", lambda w: w | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, r"\(64, 3, 3, 3\)"),
     "integers": ("vgg16-397923af.pth", lambda w: w | {"features.0.bias": torch.zeros(64).int()}, "int32"),
     "other names": ("vgg.pth", lambda w: {k.replace("lin", "l"): w[k] for k in w}, "lin0.* is missing and 9 more"),
-    "scaling": (
-        "vgg.pth",
-        lambda w: w | {"scaling_layer.shift": torch.zeros(1, 3, 1, 1)},
-        "scaling_layer.shift is not",
-    ),
+    "scaling": ("vgg.pth", lambda w: w | {"scaling_layer.shift": torch.zeros(3)}, "scaling_layer.shift is not"),
     "own net": ("vgg.pth", lambda w: w | {"net.slice1.0.weight": torch.zeros(1)}, "net.slice1.0.weight is not"),
     "nested": ("vgg.pth", lambda w: {"state_dict": w}, "other than tensors"),
     "numbered": ("vgg.pth", lambda w: dict(enumerate(w.values())), "other than tensors"),
@@ -203,9 +209,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_weights_are_refused_in_one_line(
-    published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path, change: str
-) -> None:
+def test_other_weights_are_refused_in_one_line(published: Weights, tmp_path: Path, change: str) -> None:
     file, make, reason = CHANGES[change]
     for name, weights in zip(("vgg16-397923af.pth", "vgg.pth"), map(hollow, published), strict=True):
         torch.save(make(weights) if name == file else weights, tmp_path / name)
@@ -214,9 +218,7 @@ def test_other_weights_are_refused_in_one_line(
     assert file in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_what_is_missing_is_named_with_where_it_is_published(
-    published: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_the_error_for_a_missing_file_names_its_source(published: Weights, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such folder.*vgg16-397923af\.pth.*PerceptualSimilarity"):
         load_lpips(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: no such file.*torchvision"):

@@ -1,5 +1,5 @@
-"""A learned codebook follows what it codes: it starts on any vectors, its dead codes come back to life, a code is the nearest
-vector; and FSQ, which has no codebook, does not collapse where its own gradient is zero."""
+"""Learned codebooks: codes are nearest neighbours, the codebook follows its inputs, and dead codes are revived. FSQ, which
+has no codebook, recovers from saturation by its spread loss."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tokenizer.quantizers import make_quantizer
 
 
 @pytest.mark.parametrize("name, options", [k for k in KINDS if k[0][:3] in ("ema", "sim")])
-def test_codes_of_a_codebook_are_the_nearest(name: str, options: dict[str, Any]) -> None:
+def test_codes_are_nearest_neighbours_in_the_codebook(name: str, options: dict[str, Any]) -> None:
     quantizer = make(name, **options)
     book = quantizer.codebook()
     assert book is not None and book.shape == (32, quantizer.channels) and quantizer.levels is None
@@ -29,15 +29,15 @@ def test_codes_of_a_codebook_are_the_nearest(name: str, options: dict[str, Any])
         assert torch.allclose(book.norm(dim=-1), torch.ones(32).double(), atol=1e-5)
 
 
-def test_quantized_vectors_of_simvq_are_its_codebook_even_of_vectors_that_have_no_direction() -> None:
-    """What the rotation trick gives in training has the direction of the code only if the input has one."""
+def test_simvq_quantizes_zero_vectors_to_its_codebook() -> None:
+    """The rotation trick in training gives the direction of the code only if the input is not zero."""
     quantizer = make("simvq32")
     quantized, codes, _ = quantizer(torch.zeros(1, 3, 16))
     assert torch.equal(quantized, quantizer.vectors(codes)) and quantized.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["emavq32", "simvq32"])
-def test_gradients_are_copied_from_code_to_input_or_rotated_and_scaled_as_one_is_to_the_other(name: str) -> None:
+def test_gradients_are_straight_through_or_follow_the_rotation_trick(name: str) -> None:
     for rotation_trick in (False, True):
         quantizer = make(name, rotation_trick=rotation_trick).train()
         z = vectors(quantizer, seed=6).requires_grad_()
@@ -58,21 +58,20 @@ def test_gradients_are_copied_from_code_to_input_or_rotated_and_scaled_as_one_is
         ("simvq32", {"commitment": 2.0, "input_commitment": 0.5}, 3.0),
     ],
 )
-def test_the_loss_is_the_distance_to_the_codes_by_its_weights(
-    name: str, options: dict[str, Any], weight: float
-) -> None:
+def test_the_loss_is_the_weighted_distance_to_the_codes(name: str, options: dict[str, Any], weight: float) -> None:
     quantizer = make(name, **options)
     z = vectors(quantizer, seed=6)
     away = (z - quantizer(z)[0]).square().mean().item()
     assert quantizer.train()(z)[2].item() == pytest.approx(weight * away, rel=1e-4)
 
 
-def test_simvq_moves_all_codes_at_once_and_keeps_what_they_are_made_of() -> None:
+def test_simvq_moves_all_codes_at_once_and_keeps_its_frozen_codebook() -> None:
     quantizer = make("simvq32").train()
     frozen = {k: v.clone() for k, v in quantizer.state_dict().items() if "frozen" in k}
     before = quantizer.codebook().detach().clone()  # type: ignore[union-attr]
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
-    quantizer(vectors(quantizer, 1, 3))[2].backward()  # three vectors, so three codes at most
+    # Three vectors use three codes at most.
+    quantizer(vectors(quantizer, 1, 3))[2].backward()
     optimizer.step()
     moved = (quantizer.codebook() - before).abs().amax(-1)  # type: ignore[operator]
     assert (moved > 0).all()
@@ -80,14 +79,14 @@ def test_simvq_moves_all_codes_at_once_and_keeps_what_they_are_made_of() -> None
 
 
 def spots(count: int = 8, shift: float = 0.0, noise: float = 0.02, seed: int = 0) -> Tensor:
-    """(1, 40 * count, 2): vectors around places on a circle of radius 1."""
+    """Return vectors around `count` points on a circle of radius 1, (1, 40 * count, 2)."""
     angle = torch.arange(count) / count * 2 * math.pi
     places = torch.stack([angle.cos(), angle.sin()], -1).repeat(40, 1)
     return (places + shift + noise * torch.randn(places.shape, generator=torch.Generator().manual_seed(seed)))[None]
 
 
-def test_a_moving_average_moves_by_its_decay() -> None:
-    """Started on eight vectors; then these move, and each code follows by a tenth of the way."""
+def test_the_codebook_follows_its_inputs_by_the_decay() -> None:
+    """Eight codes start on eight vectors. The vectors then move, and each step moves a code by a tenth of the distance."""
     quantizer = make_quantizer("emavq8", {"channels": 2, "decay": 0.9, "revive_below": 0}).train()
     start = spots(noise=0)[:, :8]
     quantizer(start)
@@ -99,7 +98,7 @@ def test_a_moving_average_moves_by_its_decay() -> None:
 
 
 def after_a_move(steps: int, revive_below: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Codes after each step, once what they had learned to code has moved far away, and the vectors of the step."""
+    """Train a codebook, then yield codes and vectors of each step after the vectors have moved far away."""
     torch.manual_seed(0)
     quantizer = make_quantizer("emavq8", {"channels": 2, "decay": 0.5, "revive_below": revive_below}).train()
     for seed in range(5):
@@ -109,30 +108,30 @@ def after_a_move(steps: int, revive_below: float) -> Iterator[tuple[Tensor, Tens
         yield quantizer.codebook().clone(), spots(shift=100, seed=seed)[0]  # type: ignore[union-attr]
 
 
-def test_dead_codes_come_back_to_life() -> None:
-    *_, (codes, seen) = after_a_move(20, revive_below=2)
+def test_dead_codes_are_revived() -> None:
+    *_, (codes, inputs) = after_a_move(20, revive_below=2)
     assert (codes - 100).norm(dim=-1).max() < 1.2
-    assert len(torch.cdist(seen, codes).argmin(1).unique()) > 4
-    *_, (codes, seen) = after_a_move(20, revive_below=0)
+    assert len(torch.cdist(inputs, codes).argmin(1).unique()) > 4
+    *_, (codes, inputs) = after_a_move(20, revive_below=0)
     assert (codes - 100).norm(dim=-1).max() > 50
-    assert len(torch.cdist(seen, codes).argmin(1).unique()) == 1
+    assert len(torch.cdist(inputs, codes).argmin(1).unique()) == 1
 
 
-def test_a_revived_code_is_a_vector_of_the_step_and_stays_where_it_is_used() -> None:
-    """T24: one whose old sums were kept is drawn back to where it died by the next step."""
+def test_a_revived_code_is_a_vector_of_the_step_and_stays_near_the_inputs() -> None:
+    """If its moving sums were kept, the next step would pull it back to where it died."""
     revived: set[int] = set()
     count = 0
-    for codes, seen in after_a_move(30, revive_below=2):
+    for codes, inputs in after_a_move(30, revive_below=2):
         for code in revived:
             assert (codes[code] - 100).norm() < 1.2
-        revived = {code for code in range(8) if (codes[code] == seen).all(-1).any()}
+        revived = {code for code in range(8) if (codes[code] == inputs).all(-1).any()}
         count += len(revived)
     assert count > 4
 
 
 @pytest.mark.parametrize("count", [1, 3, 31, 32, 200])
 @pytest.mark.parametrize("cosine", [False, True])
-def test_a_codebook_starts_on_any_number_of_vectors_and_fills_up_later(count: int, cosine: bool) -> None:
+def test_a_codebook_is_initialised_by_any_number_of_vectors_and_is_in_use_later(count: int, cosine: bool) -> None:
     torch.manual_seed(0)
     quantizer = make_quantizer("emavq32", {"cosine": cosine}).train()
     _, codes, loss = quantizer(vectors(quantizer, 1, count))
@@ -144,7 +143,7 @@ def test_a_codebook_starts_on_any_number_of_vectors_and_fills_up_later(count: in
     assert len(codes.unique()) > 24
 
 
-def test_a_codebook_that_was_loaded_goes_on_where_it_was() -> None:
+def test_a_loaded_codebook_continues_training_identically() -> None:
     quantizer = make("emavq32")
     loaded = make_quantizer("emavq32", {})
     loaded.load_state_dict(quantizer.state_dict())
@@ -159,7 +158,7 @@ def test_a_codebook_that_was_loaded_goes_on_where_it_was() -> None:
 
 
 def used_after_training(spread: float) -> tuple[int, int]:
-    """Codes in use before and after 300 steps of an autoencoder whose encoder starts where every tanh is flat."""
+    """Return the numbers of codes in use before and after 300 steps of an autoencoder that starts saturated."""
     torch.manual_seed(0)
     encoder, decoder = nn.Linear(6, 3), nn.Linear(3, 6)
     quantizer = make_quantizer("fsq240", {"spread": spread}).train()
@@ -176,13 +175,13 @@ def used_after_training(spread: float) -> tuple[int, int]:
     return used[0], used[-1]
 
 
-def test_spread_brings_a_saturated_fsq_back_and_without_it_nothing_does() -> None:
+def test_a_saturated_fsq_recovers_only_with_the_spread_loss() -> None:
     assert used_after_training(spread=0.0) == (1, 1)
     first, last = used_after_training(spread=0.01)
     assert first == 1 and last > 40
 
 
-def test_spread_is_nothing_for_what_is_spread_already_nor_outside_training() -> None:
+def test_the_spread_loss_is_near_zero_for_normal_vectors_and_zero_in_evaluation_mode() -> None:
     quantizer = make("fsq240", spread=1.0)
     z = vectors(quantizer, 1, 20000)
     assert quantizer(z * 20)[2] == 0

@@ -1,4 +1,4 @@
-"""Processes that train together have one codebook, made of what all of them see, or refuse to train (R19)."""
+"""Processes that train together have the same codebook, learned from the data of all, or refuse to train."""
 
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from tokenizer.quantizers import Quantizer, make_quantizer
 
 
 def built_early() -> VQ3D:
-    """A tokenizer that is built before there is a group of processes."""
+    """Build a tokenizer before the process group exists."""
     return VQ3D(name="vq3d-2x4x4-emavq16", width=8, depth=0)
 
 
 def refusal(early: VQ3D) -> str:
-    """What a tokenizer says that was built before the process group."""
+    """Return the error of training a tokenizer that was built before the process group."""
     try:
         early.train()(pixels(1))
     except ValueError as error:
@@ -31,23 +31,23 @@ def refusal(early: VQ3D) -> str:
 
 
 def differences(module: nn.Module, count: int) -> dict[str, float]:
-    """The most that any value of each tensor of a module's state differs between processes."""
-    found = {}
+    """Return the largest difference between processes for each tensor of a module's state."""
+    largest = {}
     for name, value in module.state_dict().items():
-        everyones = [torch.empty_like(value) for _ in range(count)]
-        dist.all_gather(everyones, value.contiguous())
-        found[name] = max(float((other.double() - value.double()).abs().max()) for other in everyones)
-    return found
+        values = [torch.empty_like(value) for _ in range(count)]
+        dist.all_gather(values, value.contiguous())
+        largest[name] = max(float((other.double() - value.double()).abs().max()) for other in values)
+    return largest
 
 
 def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast: bool, early: VQ3D) -> dict[str, Any]:
-    """Train on data that differ between processes, in kind and in number."""
+    """Train on data whose values and batch size differ between processes."""
     torch.manual_seed(rank)
     tokenizer = VQ3D(name="vq3d-2x4x4-emavq64", width=8, depth=1, options={"channels": 4, **options})
     parallel = DistributedDataParallel(tokenizer, broadcast_buffers=broadcast)
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
-    seen: list[Tensor] = []
-    tokenizer.quantizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, 1)))
+    quantized: list[Tensor] = []
+    tokenizer.quantizer.register_forward_pre_hook(lambda _, inputs: quantized.append(inputs[0].detach().flatten(0, 1)))
     worst: dict[str, float] = {}
     revived_from: set[int] = set()
     for step in range(steps):
@@ -57,11 +57,10 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found = differences(tokenizer, count)
-        worst = {name: max(value, worst.get(name, 0)) for name, value in found.items()}
-        everyones: list[Any] = [None] * count
-        dist.all_gather_object(everyones, seen.pop())
-        for other, vectors in enumerate(everyones):
+        worst = {name: max(value, worst.get(name, 0)) for name, value in differences(tokenizer, count).items()}
+        vectors_of_all: list[Any] = [None] * count
+        dist.all_gather_object(vectors_of_all, quantized.pop())
+        for other, vectors in enumerate(vectors_of_all):
             if (tokenizer.codebook()[:, None] == vectors).all(-1).any():  # type: ignore[index]
                 revived_from.add(other)
     codebook = tokenizer.codebook()
@@ -71,7 +70,8 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
 @pytest.mark.parametrize(
     "count, steps, options, broadcast",
     [
-        (2, 20, {"decay": 0.5}, False),  # so that codes die within 20 steps
+        # With this decay, codes die within 20 steps.
+        (2, 20, {"decay": 0.5}, False),
         pytest.param(2, 200, {}, True, marks=pytest.mark.soak),
         pytest.param(2, 200, {"cosine": True}, False, marks=pytest.mark.soak),
         pytest.param(2, 200, {"revive_below": 0.0}, False, marks=pytest.mark.soak),
@@ -82,26 +82,25 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
 def test_all_processes_hold_the_same_codebook_after_every_step(
     tmp_path: Path, count: int, steps: int, options: dict[str, Any], broadcast: bool
 ) -> None:
-    """Started by k-means on vectors of all, and codes that died replaced by vectors of all of them."""
-    found = in_processes(train, count, tmp_path, steps, options, broadcast, before=built_early)
-    for each in found:
-        assert len(each["worst"]) > 20 and set(each["worst"].values()) == {0.0}
-        assert {name for name in each["worst"] if "_codebook" in name} == {
-            f"quantizer.vq._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg", "embed")
-        }
-        assert each["codebook"].isfinite().all()
-        assert "built before the process group" in each["refusal"]
+    """The codebook is initialised by k-means on vectors of all processes, and dead codes are replaced by such vectors."""
+    results = in_processes(train, count, tmp_path, steps, options, broadcast, before=built_early)
+    buffers = {f"quantizer.vq._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg", "embed")}
+    for result in results:
+        assert len(result["worst"]) > 20 and set(result["worst"].values()) == {0.0}
+        assert {name for name in result["worst"] if "_codebook" in name} == buffers
+        assert result["codebook"].isfinite().all()
+        assert "built before the process group" in result["refusal"]
     if options.get("revive_below") != 0 and not options.get("cosine"):
-        assert found[0]["revived_from"] == set(range(count))
+        assert results[0]["revived_from"] == set(range(count))
 
 
 def step_of(rank: int, count: int, name: str, options: dict[str, Any], state: Any, z: Tensor) -> dict[str, Any]:
-    """One step of a process on its share of the vectors."""
+    """Run one step of one rank on its share of the vectors."""
     return stepped(make_quantizer(name, options), state, z.chunk(count)[rank])
 
 
 def stepped(quantizer: Quantizer, state: Any, z: Tensor) -> dict[str, Any]:
-    """Loss of one step, what it leaves, and its gradient."""
+    """Return loss, state and gradient of one step."""
     quantizer.load_state_dict(state)
     z = z.clone().requires_grad_()
     quantized, _, loss = quantizer.train()(z)
@@ -113,10 +112,10 @@ def stepped(quantizer: Quantizer, state: Any, z: Tensor) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name, options", [("emavq16", {"revive_below": 0.0}), ("lfq16", {"entropy": 1.0, "commitment": 0.0})]
 )
-def test_two_processes_learn_what_one_learns_of_all_that_they_see(
+def test_two_processes_have_the_update_of_one_process_with_all_data(
     tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    """Else a process would learn its own part and throw away the others' (T24), or its share count for too little."""
+    """Otherwise a process would learn from its own data only, or its share would have too small a weight."""
     torch.manual_seed(0)
     quantizer = make_quantizer(name, options)
     z = torch.randn(4, 50, quantizer.channels) + 0.5
@@ -130,6 +129,7 @@ def test_two_processes_learn_what_one_learns_of_all_that_they_see(
             assert torch.allclose(half["state"][key], value, atol=1e-6), key
     own = [stepped(make_quantizer(name, options), state, part)["state"] for part in z.chunk(2)]
     assert name == "lfq16" or not torch.allclose(own[0]["vq._codebook.embed"], own[1]["vq._codebook.embed"], atol=1e-3)
-    together = torch.cat([half["gradient"] for half in halves]) / 2  # as distributed training takes their mean
+    # Distributed training averages the gradients.
+    together = torch.cat([half["gradient"] for half in halves]) / 2
     assert torch.allclose(together, alone["gradient"], rtol=1e-3, atol=1e-6)
     assert torch.stack([half["loss"] for half in halves]).mean().item() == pytest.approx(alone["loss"].item(), rel=1e-4)

@@ -1,4 +1,4 @@
-"""VQGANs of taming-transformers: the same codes and pixels as the package, from its own files."""
+"""VQGANs of taming-transformers have the codes and pixels of the package, loaded from its published files."""
 
 import os
 import shutil
@@ -25,20 +25,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def real_clips() -> Tensor:
-    """Frames of real videos, in folders that ARVIDEO_TEST_CLIPS names: (4, 2, 64, 96, 3)."""
+    """Frames of real videos from the folder ARVIDEO_TEST_CLIPS: (4, 2, 64, 96, 3)."""
     if "ARVIDEO_TEST_CLIPS" not in os.environ:
         pytest.skip("ARVIDEO_TEST_CLIPS names no folder of videos")
-    files = sorted(
-        path for path in Path(os.environ["ARVIDEO_TEST_CLIPS"]).rglob("*") if path.suffix in (".mp4", ".avi")
-    )
+    paths = Path(os.environ["ARVIDEO_TEST_CLIPS"]).rglob("*")
+    files = sorted(path for path in paths if path.suffix in (".mp4", ".avi"))
     return torch.stack([_first_frames(file) for file in files[:: len(files) // 4][:4]])
 
 
 def _first_frames(file: Path) -> Tensor:
     with av.open(str(file)) as container:
-        frames = [
-            frame.to_ndarray(width=96, height=64, format="rgb24") for frame in islice(container.decode(video=0), 2)
-        ]
+        images = islice(container.decode(video=0), 2)
+        frames = [image.to_ndarray(width=96, height=64, format="rgb24") for image in images]
     return torch.from_numpy(np.stack(frames))
 
 
@@ -58,7 +56,8 @@ def test_a_published_layout_gives_the_codes_and_pixels_of_the_package(
     assert tokenizer.name == name
     codes_Bthw = same_as_the_package(tokenizer, network, photographs[:, :1])
     assert codes_Bthw.shape == (2, *tokenizer.codes_shape(1, 64, 96))
-    assert len(codes_Bthw.unique()) > codes_Bthw.numel() / 4  # or else equal codes would mean little
+    # With few distinct codes, equality would prove little.
+    assert len(codes_Bthw.unique()) > codes_Bthw.numel() / 4
 
 
 @pytest.mark.soak
@@ -71,7 +70,7 @@ def test_parity_holds_on_real_videos(package: ModuleType, real_clips: Tensor, tm
     same_as_the_package(tokenizer, network, real_clips)
 
 
-def test_the_old_quantizer_is_had_by_its_name(vqgan: tuple[Path, Any], details: Tensor) -> None:
+def test_the_old_quantizer_is_selected_by_its_name(vqgan: tuple[Path, Any], details: Tensor) -> None:
     from taming.modules.vqvae.quantize import VectorQuantizer
 
     folder, network = vqgan
@@ -87,7 +86,8 @@ def test_the_old_quantizer_is_had_by_its_name(vqgan: tuple[Path, Any], details: 
     assert load_tokenizer(f"taming:{folder}?quantizer=VectorQuantizer2").fingerprint() == today.fingerprint()
 
 
-def test_an_equal_distance_is_decided_as_the_package_decides_it(vqgan: tuple[Path, Any], details: Tensor) -> None:
+def test_ties_between_codes_give_the_lowest_code(vqgan: tuple[Path, Any], details: Tensor) -> None:
+    """As in the package."""
     folder, network = vqgan
     network.quantize.embedding.weight.data[7:] = network.quantize.embedding.weight.data[3]
     torch.save(lightning_checkpoint(network), folder / "checkpoints" / "last.ckpt")
@@ -96,10 +96,10 @@ def test_an_equal_distance_is_decided_as_the_package_decides_it(vqgan: tuple[Pat
         assert (codes == 3).any() and codes.max() < 7
 
 
-# --- what every tokenizer is
+# --- the interface of all tokenizers
 
 
-def test_codes_of_a_frame_depend_on_nothing_else(small: tuple[Path, Any], details: Tensor) -> None:
+def test_codes_of_a_frame_do_not_depend_on_other_frames_or_clips(small: tuple[Path, Any], details: Tensor) -> None:
     tokenizer = load_tokenizer(f"taming:{small[0]}")
     codes_Bthw = tokenizer.encode(details)
     assert codes_Bthw.dtype == torch.int64
@@ -110,12 +110,13 @@ def test_codes_of_a_frame_depend_on_nothing_else(small: tuple[Path, Any], detail
             assert torch.equal(
                 tokenizer.decode(codes_Bthw[b : b + 1, t : t + 1]), tokenizer.decode(codes_Bthw)[b, t][None, None]
             )
-    assert torch.equal(tokenizer.encode(details), codes_Bthw)  # Gumbel: no noise
+    # No Gumbel noise.
+    assert torch.equal(tokenizer.encode(details), codes_Bthw)
     assert torch.equal(tokenizer.encode(details.repeat(1, 20, 1, 1, 1)), codes_Bthw.repeat(1, 20, 1, 1))
     assert tokenizer.encode(details[:0]).shape == (0, *codes_Bthw.shape[1:])
 
 
-def test_it_says_what_its_codes_are(small: tuple[Path, Any]) -> None:
+def test_attributes_describe_the_codes(small: tuple[Path, Any]) -> None:
     folder, network = small
     tokenizer = load_tokenizer(f"taming:{folder}")
     assert (tokenizer.vocab_size, tokenizer.stride, tokenizer.levels) == (32, (1, 2, 2), None)
@@ -125,19 +126,20 @@ def test_it_says_what_its_codes_are(small: tuple[Path, Any]) -> None:
     assert codebook is not None and torch.equal(codebook, vectors.weight)
 
 
-def test_it_is_never_trained(vqgan: tuple[Path, Any]) -> None:
+def test_a_loaded_tokenizer_stays_in_evaluation_mode(vqgan: tuple[Path, Any]) -> None:
     tokenizer = load_taming(vqgan[0])
     nn.Sequential(tokenizer).train()
     assert not any(module.training for module in tokenizer.modules())
     assert not any(p.requires_grad for p in tokenizer.parameters())
 
 
-def test_the_fingerprint_is_of_weights_quantizer_and_configuration(small: tuple[Path, Any]) -> None:
+def test_the_fingerprint_changes_with_weights_and_configuration(small: tuple[Path, Any]) -> None:
     folder, network = small
     first = load_tokenizer(f"taming:{folder}").fingerprint()
     project_file = folder / "configs" / "model.yaml"
     settings = yaml.safe_load(project_file.read_text())
-    settings["model"]["params"]["ddconfig"]["attn_resolutions"] = [8, 4]  # the same weights
+    # This change leaves names and shapes of the weights as they are.
+    settings["model"]["params"]["ddconfig"]["attn_resolutions"] = [8, 4]
     project_file.write_text(yaml.safe_dump(settings))
     second = load_tokenizer(f"taming:{folder}").fingerprint()
     network.decoder.conv_out.bias.data[0] += 1
@@ -149,16 +151,16 @@ def test_the_fingerprint_is_of_weights_quantizer_and_configuration(small: tuple[
 
 def test_bf16_leaves_the_quantizer_in_fp32(vqgan: tuple[Path, Any], details: Tensor) -> None:
     tokenizer: Any = load_tokenizer(f"taming:{vqgan[0]}")
-    seen: list[torch.dtype] = []
-    tokenizer.quantize.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
-    tokenizer.encoder.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    dtypes: list[torch.dtype] = []
+    tokenizer.quantize.register_forward_pre_hook(lambda module, inputs: dtypes.append(inputs[0].dtype))
+    tokenizer.encoder.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         tokenizer.encode(details[:1, :1])
-    assert seen == [torch.bfloat16, torch.float32]
+    assert dtypes == [torch.bfloat16, torch.float32]
 
 
-def test_the_pipelines_take_it_as_it_is(vqgan: tuple[Path, Any], video_folder: Path, tmp_path: Path) -> None:
-    """Two codes, of two frames, are one token."""
+def test_tokenize_and_pretrain_ar_work_with_it(vqgan: tuple[Path, Any], video_folder: Path, tmp_path: Path) -> None:
+    """The codes of two frames form one token."""
     flags = ["--videos", str(video_folder), "--clip.frames", "4", "--clip.size", "16"]
     tokenized = last_line(start(tmp_path, "tokenize", *flags, "--tokenizer", f"taming:{vqgan[0]}"))
     cache = TokenCache.open(tmp_path / tokenized["cache"])

@@ -1,5 +1,5 @@
-"""A tokenizer turns uint8 clips into codes and back, each clip on its own, and takes nothing else; a code knows as much of
-the frames around it as it says, that of a causal tokenizer nothing of the frames to come."""
+"""VQ3D turns uint8 clips into codes and back, each clip independently, and refuses other input. A code depends only on the
+frames within its context; a code of a causal tokenizer does not depend on later frames."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ def test_codes_and_clips_have_the_promised_shapes_and_types(quantizer: str, caus
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_codes_are_within_the_vocabulary_and_say_something(quantizer: str) -> None:
+def test_codes_are_in_the_vocabulary_and_differ(quantizer: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     codes = tokenizer.encode(pixels(16))
     assert codes.min() >= 0 and codes.max() < tokenizer.vocab_size
@@ -37,7 +37,7 @@ def test_codes_are_within_the_vocabulary_and_say_something(quantizer: str) -> No
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_codes_of_a_clip_do_not_depend_on_its_neighbours(quantizer: str) -> None:
+def test_codes_of_a_clip_do_not_depend_on_other_clips(quantizer: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     one, other = pixels(6, seed=1), pixels(6, seed=2)
     mixed = torch.cat([one[:2], other[2:]])
@@ -46,7 +46,7 @@ def test_codes_of_a_clip_do_not_depend_on_its_neighbours(quantizer: str) -> None
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_the_reconstruction_of_forward_is_what_its_codes_decode_to(quantizer: str) -> None:
+def test_the_reconstruction_of_forward_equals_its_decoded_codes(quantizer: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     clips = pixels()
     out = tokenizer(clips)
@@ -57,13 +57,13 @@ def test_the_reconstruction_of_forward_is_what_its_codes_decode_to(quantizer: st
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_every_code_decodes_to_something_else(quantizer: str) -> None:
+def test_different_codes_decode_to_different_pixels(quantizer: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     decoded = tokenizer.decode(torch.arange(tokenizer.vocab_size).view(-1, 1, 1, 1))
     assert len(decoded.flatten(1).unique(dim=0)) > tokenizer.vocab_size * 3 // 4
 
 
-def test_every_grey_level_survives_the_way_to_float_and_back() -> None:
+def test_every_grey_level_is_the_same_after_conversion_to_float_and_back() -> None:
     grey = torch.arange(256, dtype=torch.uint8)
     floats = to_float(grey)
     assert floats.min() == -1 and floats.max() == 1
@@ -71,7 +71,7 @@ def test_every_grey_level_survives_the_way_to_float_and_back() -> None:
     assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
 
 
-# --- what it takes
+# --- invalid input
 
 
 @pytest.mark.parametrize("causal", ["", "-causal"])
@@ -92,7 +92,7 @@ def test_every_grey_level_survives_the_way_to_float_and_back() -> None:
         (pixels(1, 5)[..., :1], "clips, frames, height, width, 3"),
     ],
 )
-def test_pixels_of_another_type_or_shape_are_refused(causal: str, wrong: Tensor, reason: str) -> None:
+def test_pixels_of_another_dtype_or_shape_are_refused(causal: str, wrong: Tensor, reason: str) -> None:
     tokenizer = build(f"vq3d{causal}-2x4x4-fsq240")
     with pytest.raises(ValueError, match=reason):
         tokenizer.encode(wrong)
@@ -118,7 +118,7 @@ def test_pixels_of_another_type_or_shape_are_refused(causal: str, wrong: Tensor,
         (lambda codes, v: codes[..., :0], r"\(1, 3, 2, 0\)"),
     ],
 )
-def test_codes_that_are_none_of_its_vocabulary_are_refused(quantizer: str, make: object, reason: str) -> None:
+def test_invalid_codes_are_refused(quantizer: str, make: object, reason: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     codes = torch.zeros(1, 3, 2, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=reason.replace("{v}", str(tokenizer.vocab_size))):
@@ -127,7 +127,7 @@ def test_codes_that_are_none_of_its_vocabulary_are_refused(quantizer: str, make:
 
 @pytest.mark.parametrize("quantizer", ["fsq1000", "emavq1000", "lfq1024", "simvq1000"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
-def test_codes_of_any_whole_number_type_decode_to_the_same(quantizer: str, dtype: torch.dtype) -> None:
+def test_codes_of_any_integer_dtype_decode_to_the_same_pixels(quantizer: str, dtype: torch.dtype) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     codes = torch.arange(100).view(4, 1, 5, 5)
     assert torch.equal(tokenizer.decode(codes.to(dtype)), tokenizer.decode(codes))
@@ -173,14 +173,13 @@ def test_frames_and_codes_agree_for_clips_of_any_length(causal: str, stride: int
         ("", (1, 9, 7), r"frames .*\(2 would do\); height .*\(8 or 12 would do\); width .*\(8 would do\)$"),
     ],
 )
-def test_a_clip_that_does_not_fit_is_refused_with_the_sizes_that_would_do(
+def test_the_error_for_a_clip_that_does_not_fit_names_the_nearest_sizes(
     causal: str, clip: tuple[int, int, int], reason: str
 ) -> None:
     tokenizer = VQ3D(name=f"vq3d{causal}-2x4x8-fsq240", width=8, depth=0)
     frames, height, width = clip
-    with pytest.raises(
-        ValueError, match=f"{frames} frames of {height}x{width} does not fit {tokenizer.name}: {reason}"
-    ):
+    message = f"{frames} frames of {height}x{width} does not fit {tokenizer.name}: {reason}"
+    with pytest.raises(ValueError, match=message):
         tokenizer.codes_shape(*clip)
     if min(clip) >= 0:
         for call in (tokenizer.encode, tokenizer):
@@ -188,11 +187,11 @@ def test_a_clip_that_does_not_fit_is_refused_with_the_sizes_that_would_do(
                 call(torch.zeros(1, *clip, 3, dtype=torch.uint8))
 
 
-# --- what a code depends on
+# --- context of a code
 
 
 @pytest.mark.parametrize("size, causal, stem", SHAPES)
-def test_a_changed_frame_changes_no_code_beyond_the_context_and_some_within(size: str, causal: str, stem: str) -> None:
+def test_a_changed_frame_changes_only_codes_within_the_context(size: str, causal: str, stem: str) -> None:
     tokenizer = build(f"vq3d{size}{causal}-2x4x4-fsq240", stem=stem)
     left, right = tokenizer.context
     clip = pixels(6, tokenizer.frames_of(30))
@@ -209,7 +208,7 @@ def test_a_changed_frame_changes_no_code_beyond_the_context_and_some_within(size
 
 
 @pytest.mark.parametrize("size, causal, stem", SHAPES)
-def test_a_changed_code_changes_no_frame_beyond_the_context_and_some_within(size: str, causal: str, stem: str) -> None:
+def test_a_changed_code_changes_only_frames_within_the_context(size: str, causal: str, stem: str) -> None:
     tokenizer = build(f"vq3d{size}{causal}-2x4x4-fsq240", stem=stem)
     left, right = tokenizer.context
     codes = torch.randint(240, (6, 30, 2, 3), generator=torch.Generator().manual_seed(0))
@@ -240,8 +239,8 @@ def test_the_first_frame_of_a_causal_video_has_the_codes_of_an_image(size: str, 
 
 @pytest.mark.parametrize("size, stem", itertools.product(SIZES, ["space", "haar"]))
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_no_code_of_a_causal_video_changes_with_the_frames_after_it(size: str, stem: str, quantizer: str) -> None:
-    """Nor with their number; the same for frames and the codes after theirs."""
+def test_codes_of_a_causal_tokenizer_do_not_depend_on_later_frames(size: str, stem: str, quantizer: str) -> None:
+    """Nor on their number. In the same way, decoded frames do not depend on later codes."""
     tokenizer = build(f"vq3d{size}-causal-2x4x4-{quantizer}", stem=stem)
     video, other = pixels(4, 17, seed=1), pixels(4, 17, seed=2)
     codes = tokenizer.encode(video)
@@ -256,8 +255,8 @@ def test_no_code_of_a_causal_video_changes_with_the_frames_after_it(size: str, s
         assert one_rounding_apart(tokenizer.decode(codes[:, :count]), decoded[:, :frames])
 
 
-def test_a_new_tokenizer_knows_nothing_of_other_times_yet() -> None:
-    """Convolutions in time start at zero: what is learned of time is learned, not drawn."""
+def test_codes_of_a_new_tokenizer_do_not_depend_on_other_times() -> None:
+    """Convolutions in time are initialised to zero."""
     torch.manual_seed(0)
     tokenizer = VQ3D(name="vq3d-small-2x4x4-fsq1000", width=16).eval()
     clip = pixels(4, 8)

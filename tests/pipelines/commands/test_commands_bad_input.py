@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes(
 def test_tokenizers_that_do_not_fit(call: Call, here: Path, finished_project: Path, answers: dict[str, Any]) -> None:
     tokenizer = str(finished_project / answers["train_tokenizer"]["run"])
     (here / "foreign").mkdir()
-    assert "foreign: is no tokenizer" in call("tokenize", "--tokenizer", "foreign")
+    assert "foreign: not a tokenizer" in call("tokenize", "--tokenizer", "foreign")
     line = call("tokenize", "--tokenizer", tokenizer, "--clip.size", "60")
     for part in ("60x60 does not fit vq3d-2x8x8-fsq1000", "height must be a multiple of 8 (56 or 64 would do)"):
         assert part in line

@@ -53,8 +53,8 @@ def test_every_validation_leaves_a_picture_and_a_movie(
 
 
 REFUSED = {
-    "no name": (["--model.name", "vq3d-2x8x8"], "'vq3d-2x8x8' is no name of a VQ3D; one is vq3d-2x8x8-fsq1000"),
-    "no quantizer": (["--model.name", "vq3d-2x8x8-vq64"], "quantizer 'vq64' is none of fsqN, emavqN, lfqN, simvqN"),
+    "no name": (["--model.name", "vq3d-2x8x8"], "invalid tokenizer name 'vq3d-2x8x8'"),
+    "no quantizer": (["--model.name", "vq3d-2x8x8-vq64"], "'vq64': expected one of fsqN, emavqN, lfqN, simvqN"),
     "no stride": (["--model.name", "vq3d-3x8x8-fsq1000"], "strides are powers of 2"),
     "no vocabulary": (["--model.name", "vq3d-2x8x8-fsq1024"], "FSQ has levels for 240, 1000, 4375, 15360, 64000"),
     "no option": (["--model.options", "{decay: 0.9}"], "fsq has no option 'decay'; it has levels, spread"),
@@ -68,7 +68,7 @@ REFUSED = {
     "lpips": (["--loss.lpips", "0.1"], "loss.lpips needs --loss.lpips_weights"),
     "lpips weights": (
         ["--loss.lpips", "0.1", "--loss.lpips_weights", "nowhere"],
-        "nowhere: no such folder; LPIPS wants",
+        "nowhere: no such folder; LPIPS needs",
     ),
     "negative lpips": (["--loss.lpips", "-1"], "loss.lpips is -1.0, but must not be negative"),
     "discriminator": (["--loss.discriminator", "2d"], "loss.discriminator"),

@@ -1,0 +1,49 @@
+"""Short, single-line texts for error messages."""
+
+from pathlib import Path
+
+_LONGEST = 300
+_SELF_EXPLAINING = (ValueError, RuntimeError, OSError)
+"""Exceptions whose message is clear without the name of their type; that of KeyError, for example, is only the key."""
+
+
+def require_trust(file: Path, trust: bool) -> None:
+    """Raise ValueError unless the user trusts this file, which is a program."""
+    if not trust:
+        raise ValueError(
+            f"{file} is a program; it runs when it is loaded: pass --trust if you trust where it comes from"
+        )
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an exception in one line.
+
+    Of a long message both ends are kept: TorchScript starts with the position in the program and ends with the reason.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, _SELF_EXPLAINING):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= _LONGEST else f"{text[:100]} ... {text[-200:]}"
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of a message of torch; the rest is advice, some of it dangerous (weights_only=False)."""
+    reason, _, _ = " ".join(str(error).split()).partition(". ")
+    return (reason or type(error).__name__)[:_LONGEST]
+
+
+def show(value: object) -> str:
+    """Return a short representation of a value from a foreign file.
+
+    Containers are shown by their type only: aliases in a YAML file can make them endless.
+    """
+    if isinstance(value, str):
+        return repr(value[:60])
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**12):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def show_name(name: str) -> str:
+    """Return a name from a foreign file without control characters, cut to 120 characters."""
+    return name[:120].encode("unicode_escape").decode()
