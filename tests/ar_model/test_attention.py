@@ -40,7 +40,7 @@ def test_the_layer_gives_the_same_with_every_backend(name: str) -> None:
     torch.manual_seed(0)
     layer = Attention(12, 2)
     x, context, mask = torch.randn(2, 6, 12), torch.randn(2, 9, 12), BlockMask(3, 2, 3)
-    rotation, other = Rotation.of(torch.randn(2, 6, 3)), Rotation.of(torch.randn(2, 9, 3))
+    rotation, other = Rotation.from_angles(torch.randn(2, 6, 3)), Rotation.from_angles(torch.randn(2, 9, 3))
     set_backend(layer, name)
     found = layer(x, context, mask, rotation, other)
     q = rotation.apply(layer.q(x).unflatten(-1, (2, 6)).transpose(1, 2))
@@ -56,8 +56,8 @@ def test_under_autocast_the_layer_gives_the_same_within_the_precision_of_bf16(na
     torch.manual_seed(0)
     layer, x, context = Attention(48, 3), torch.randn(2, 30, 48), torch.randn(2, 45, 48)
     rotation, other, upstream = (
-        Rotation.of(torch.randn(2, 30, 8)),
-        Rotation.of(torch.randn(2, 45, 8)),
+        Rotation.from_angles(torch.randn(2, 30, 8)),
+        Rotation.from_angles(torch.randn(2, 45, 8)),
         torch.randn(2, 30, 48),
     )
     leaves = [x.requires_grad_(), context.requires_grad_(), *layer.parameters()]
@@ -87,7 +87,7 @@ def test_rotation_makes_scores_depend_on_differences_of_positions_only() -> None
     angles = rotary_angles(grid, width)
     places = torch.cartesian_prod(*(torch.arange(n) for n in grid))
     q, k = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).unbind(0)
-    rotation = Rotation.of(angles[None])
+    rotation = Rotation.from_angles(angles[None])
     turned_q, turned_k = (rotation.apply(x.expand(1, 1, len(places), width))[0, 0] for x in (q, k))
     scores = turned_q @ turned_k.T
     by_offset: dict[tuple[int, ...], list[float]] = {}
@@ -101,7 +101,7 @@ def test_rotation_makes_scores_depend_on_differences_of_positions_only() -> None
 
 
 def test_rotation_preserves_norms_and_types() -> None:
-    rotation = Rotation.of(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)) * 3)
+    rotation = Rotation.from_angles(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)) * 3)
     x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(rotation.apply(x).norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
     assert not torch.allclose(rotation.apply(x), x, atol=0.1)
@@ -110,4 +110,4 @@ def test_rotation_preserves_norms_and_types() -> None:
 
 def test_rotation_by_angle_zero_changes_nothing() -> None:
     x = torch.randn(1, 2, 3, 8)
-    assert torch.equal(Rotation.of(torch.zeros(1, 3, 4)).apply(x), x)
+    assert torch.equal(Rotation.from_angles(torch.zeros(1, 3, 4)).apply(x), x)

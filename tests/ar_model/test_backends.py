@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ar_model import backends
-from ar_model.backends import BACKENDS, MOST_PIECES, BlockMask, Mask, reference
+from ar_model.backends import BACKENDS, MAX_PIECES, BlockMask, Mask, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 Kernel = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
@@ -108,12 +108,12 @@ def test_kernel_equals_the_reference_forward_and_backward(
             assert error <= TOLERANCE[dtype], f"{what} of {mask}, {queries} x {keys}: {float(error):.2e}"
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, MOST_PIECES, 7, 100])
+@pytest.mark.parametrize("pieces", [1, 2, 3, MAX_PIECES, 7, 100])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17])
 def test_plain_equals_the_reference_with_fewer_and_more_blocks_than_pieces(
     monkeypatch: pytest.MonkeyPatch, blocks: int, pieces: int
 ) -> None:
-    monkeypatch.setattr(backends, "MOST_PIECES", pieces)
+    monkeypatch.setattr(backends, "MAX_PIECES", pieces)
     generator = torch.Generator().manual_seed(blocks)
     for queries, keys in [(3, 2), (1, 4), (5, 1)]:
         mask = BlockMask(blocks, queries, keys)
@@ -136,9 +136,9 @@ def test_plain_equals_the_reference_where_weights_are_too_many_to_be_kept(
     inputs = [torch.randn(3, n, c, generator=generator) for n, c in ((queries, 8), (keys, 16))]
     upstream = torch.randn(3, 2, queries, 4, generator=generator)
     found = {}
-    for kept in (backends.KEPT, 0):
-        monkeypatch.setattr(backends, "KEPT", kept)
-        monkeypatch.setattr(backends, "TILE", tile)
+    for kept in (backends.MAX_SAVED_BYTES, 0):
+        monkeypatch.setattr(backends, "MAX_SAVED_BYTES", kept)
+        monkeypatch.setattr(backends, "TILE_BYTES", tile)
         for kernel in (reference, BACKENDS["plain"]):
             found[kernel, kept] = with_gradients(
                 lambda x, c: as_the_layer_makes_them(2, kernel, x, c, mask),  # noqa: B023

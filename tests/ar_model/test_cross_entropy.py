@@ -47,13 +47,13 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) 
 def test_in_chunks_of_any_size_it_equals_the_cross_entropy_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch, rows: int, upstream: float
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", rows * V + V - 1)
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", rows * V + V - 1)
     found, expected = (with_gradients(loss, draw(), upstream) for loss in (linear_cross_entropy, whole))
     assert_close(found, expected, 1e-6)
 
 
 def test_a_vocabulary_larger_than_a_chunk_goes_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 3)
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 3)
     assert_close(with_gradients(linear_cross_entropy, draw()), with_gradients(whole, draw()), 1e-6)
 
 
@@ -79,7 +79,7 @@ def test_large_logits_do_not_overflow() -> None:
 def test_under_autocast_it_equals_whole_logits_within_the_precision_of_bf16(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", rows * 50)
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", rows * 50)
     inputs = draw(200, 16, 50)
 
     def low(*x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_a_bf16_input_under_autocast_gets_a_bf16_gradient() -> None:
 
 def test_the_sum_of_many_predictions_is_kept_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 a sum stops growing at 256 summands of equal size; gradients of weights come of many chunks."""
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 4 * 3)
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 4 * 3)
     weight = torch.tensor([[0.5, 0.25], [0.0, 1.0], [-0.5, 0.125]])
     inputs = (torch.ones(4096, 2), weight, torch.zeros(3), torch.zeros(4096, dtype=torch.long))
     with torch.autocast("cpu", torch.bfloat16):
@@ -149,7 +149,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 2048)
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 2048)
     inputs = draw(64, 4, 512)  # weights have 2,048 numbers, whole logits 32,768
     with Largest() as made:
         found = with_gradients(linear_cross_entropy, inputs)

@@ -23,7 +23,7 @@ def test_the_trained_grid_itself_gives_identical_codes_and_angles(grid: Grid) ->
     assert torch.equal(sincos_positions(grid, 26), sincos_positions(grid, 26, grid))
     assert torch.equal(rotary_angles(grid, 14), rotary_angles(grid, 14, grid))
     positions = Positions(grid, 24, 2, rope=True)
-    assert positions.laid_over(grid) is positions
+    assert positions.resized(grid) is positions
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -65,7 +65,7 @@ def test_codes_are_sines_and_cosines_of_the_positions() -> None:
 @pytest.mark.parametrize("rope", [True, False])
 def test_positions_laid_over_another_grid_are_of_the_same_model(rope: bool) -> None:
     positions = Positions((2, 4, 4), 24, 2, rope)
-    other = positions.laid_over((2, 8, 2))
+    other = positions.resized((2, 8, 2))
     tokens = torch.tensor([[0, 5, 31], [7, 7, 1]])
     codes, rotation = other(tokens)
     assert torch.equal(codes, sincos_positions((2, 8, 2), 24, (2, 4, 4))[tokens])

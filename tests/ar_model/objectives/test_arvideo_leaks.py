@@ -173,7 +173,7 @@ def test_queries_see_queries_of_lower_ranks_only_with_decoder_self(decoder_self:
     before = trace(model, batch)
     where = locate(before, (2, 4, 4), (1, 1, 1), (1, 2, 2))
     token = int(where.wanted_BM[0, 3 * 4])  # a token of the cluster of rank 4 of the first sample
-    places.code_LD[token] += 1.0
+    places.encoding_LD[token] += 1.0
     moved_M = (before.hidden_BMD != trace(model, batch).hidden_BMD).any(-1)[0]
     rank_M = where.rank_BC.gather(1, where.cluster_of_token[where.wanted_BM])[0]
     assert torch.equal(moved_M, rank_M >= 4 if decoder_self else where.wanted_BM[0] == token)

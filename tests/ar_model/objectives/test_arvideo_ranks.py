@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ar_model.clusters import ClusterGrid, Order, cluster_order, some_ranks, tokens_by_rank
+from ar_model.clusters import ClusterGrid, Order, choose_clusters, cluster_order, tokens_by_rank
 from tests.helpers.small_arvideo import Grid, build, distinct_batch, locate, random_batch, spec, trace
 
 ORDERS: list[Order] = ["random", "spatial-first", "temporal-first"]
@@ -15,7 +15,7 @@ SEEDS = torch.tensor([0, 1, 2, -1, -7, 12345678901234567, 2**63 - 1, -(2**63)])
 
 
 def chosen(order: Order, count: int, seed_B: Tensor) -> Tensor:
-    return some_ranks(cluster_order(CLUSTERS, order, seed_B), count, seed_B)
+    return choose_clusters(cluster_order(CLUSTERS, order, seed_B), count, seed_B)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -65,7 +65,7 @@ def test_a_fixed_order_stays_what_it_is(order: Order) -> None:
 def test_the_chosen_clusters_of_a_random_order_come_as_they_come_in_it() -> None:
     seeds = torch.arange(200)
     order = cluster_order(CLUSTERS, "random", seeds)
-    for full, row in zip(order.tolist(), some_ranks(order, 5, seeds).tolist(), strict=True):
+    for full, row in zip(order.tolist(), choose_clusters(order, 5, seeds).tolist(), strict=True):
         assert [c for c in full if c in row] == row
 
 
@@ -80,12 +80,12 @@ def test_every_cluster_takes_part_equally_often(order: Order) -> None:
 def test_every_choice_comes_in_every_order_equally_often() -> None:
     """The choice is drawn independently of the order: all arrangements of 2 of 4 clusters are alike."""
     clusters, seeds = ClusterGrid((1, 4, 4), (1, 2, 2)), torch.arange(12000)
-    rows = some_ranks(cluster_order(clusters, "random", seeds), 2, seeds)
+    rows = choose_clusters(cluster_order(clusters, "random", seeds), 2, seeds)
     counts = torch.bincount(rows[:, 0] * 4 + rows[:, 1], minlength=16).view(4, 4)
     off_diagonal = counts[~torch.eye(4, dtype=torch.bool)]
     assert counts.diagonal().sum() == 0
     assert (off_diagonal - 1000).abs().max() < 5 * math.sqrt(1000)
-    positions = some_ranks(torch.arange(4).expand(12000, 4), 2, seeds)
+    positions = choose_clusters(torch.arange(4).expand(12000, 4), 2, seeds)
     first = cluster_order(clusters, "random", seeds)[:, 0]
     together = torch.bincount(positions[:, 0] * 4 + first, minlength=12).view(-1, 4)[:3] / 12000
     alone = together.sum(1, keepdim=True) * together.sum(0)
@@ -106,7 +106,7 @@ def test_the_choice_depends_on_the_samples_own_seed_only() -> None:
 
 def test_all_ranks_are_the_order_itself() -> None:
     order = cluster_order(CLUSTERS, "random", SEEDS)
-    assert torch.equal(some_ranks(order, 8, SEEDS), order)
+    assert torch.equal(choose_clusters(order, 8, SEEDS), order)
 
 
 def test_tokens_of_the_chosen_clusters_are_theirs_and_shuffled() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec
-from ar_model.masking import masked
+from ar_model.masking import draw_mask
 from ar_model.objectives import MAM2
 from ar_model.targets import rgb_difference
 
@@ -64,7 +64,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 @pytest.mark.parametrize("changes", [{}, {"input": "codes"}, {"rope": False, "difference": "next"}])
 def test_what_is_hidden_reaches_no_prediction(changes: dict[str, Any]) -> None:
     model, data = build(**changes), batch()
-    hidden_BQ = masked("tube", GRID, 0.75, data["seed_B"])[1]
+    hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])[1]
     outputs: list[Tensor] = []
     for target in model.targets.values():
         target.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0].detach()))
@@ -93,7 +93,7 @@ def test_aligned_latents_are_wanted_of_the_regressor_only() -> None:
     model.regressor.register_forward_hook(lambda module, inputs, out: seen.append(out))
     model(batch())["loss"].backward()
     with torch.no_grad():
-        wanted = model.encode(batch(), masked("tube", GRID, 0.75, batch()["seed_B"])[1])
+        wanted = model.encode(batch(), draw_mask("tube", GRID, 0.75, batch()["seed_B"])[1])
     assert not wanted.requires_grad
     assert model(batch())["align"].item() == pytest.approx(mse(seen[0], wanted).item(), rel=1e-5)
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec
-from ar_model.masking import masked
+from ar_model.masking import draw_mask
 from ar_model.objectives import VideoMAE
 
 GRID = (4, 4, 4)
@@ -84,7 +84,7 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
     data = batch(3)
     mean, deviation = (torch.tensor(x) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     pixels = ((data["pixels_BTHWC"] / 255 - mean) / deviation).permute(0, 1, 4, 2, 3)
-    hidden_BQ = masked("tube", GRID, 0.75, data["seed_B"])[1]
+    hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])[1]
     bool_masked = torch.zeros(3, 64).scatter(1, hidden_BQ, 1).bool()
 
     wanted = theirs(pixel_values=pixels, bool_masked_pos=bool_masked).loss
@@ -100,7 +100,7 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
 
 @pytest.mark.parametrize(("kind", "hidden"), [("tube", 4 * 14), ("frame", 3 * 16), ("random", 57)])
 def test_a_mask_hides_its_share_and_no_token_twice(kind: Any, hidden: int) -> None:
-    visible_BM, hidden_BQ = masked(kind, GRID, 0.9, torch.arange(50))
+    visible_BM, hidden_BQ = draw_mask(kind, GRID, 0.9, torch.arange(50))
     assert hidden_BQ.shape == (50, hidden)
     both_BL = torch.cat([visible_BM, hidden_BQ], dim=1).sort(dim=1).values
     assert (both_BL == torch.arange(64)).all()
@@ -108,21 +108,21 @@ def test_a_mask_hides_its_share_and_no_token_twice(kind: Any, hidden: int) -> No
 
 
 def test_tubes_hide_the_same_places_of_all_slices_and_frames_hide_slices() -> None:
-    places = masked("tube", GRID, 0.9, torch.arange(20))[1].view(20, 4, 14) % 16
+    places = draw_mask("tube", GRID, 0.9, torch.arange(20))[1].view(20, 4, 14) % 16
     assert (places == places[:, :1]).all()
-    slices = masked("frame", GRID, 0.5, torch.arange(20))[1].view(20, 2, 16) // 16
+    slices = draw_mask("frame", GRID, 0.5, torch.arange(20))[1].view(20, 2, 16) // 16
     assert (slices == slices[..., :1]).all()
 
 
 def test_every_place_is_hidden_equally_often() -> None:
-    hidden = masked("random", GRID, 0.5, torch.arange(4000))[1]
+    hidden = draw_mask("random", GRID, 0.5, torch.arange(4000))[1]
     counts = hidden.flatten().bincount(minlength=64) / 4000
     assert (counts - 0.5).abs().max() < 5 * (0.25 / 4000) ** 0.5
 
 
 def test_a_mask_depends_on_the_seed_of_its_sample_only() -> None:
-    together = masked("tube", GRID, 0.9, torch.arange(8))[0]
-    alone = torch.cat([masked("tube", GRID, 0.9, torch.tensor([i]))[0] for i in range(8)])
+    together = draw_mask("tube", GRID, 0.9, torch.arange(8))[0]
+    alone = torch.cat([draw_mask("tube", GRID, 0.9, torch.tensor([i]))[0] for i in range(8)])
     assert (together == alone).all()
 
 
@@ -150,7 +150,7 @@ def test_what_is_hidden_reaches_the_loss_as_target_only(content: Any) -> None:
     """The gradient of the loss to the input is zero at hidden places, and is not at visible ones."""
     model = build(input=content, target="codes")
     data = batch(4)
-    visible_BM, hidden_BQ = masked("tube", GRID, 0.75, data["seed_B"])
+    visible_BM, hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])
     seen: list[Tensor] = []
     model.embedding.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
     before = model(data)["loss"]

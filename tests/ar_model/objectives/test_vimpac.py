@@ -106,7 +106,7 @@ def test_every_clip_counts_the_same_and_every_hidden_token_of_it() -> None:
     assert model(data)["loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     hidden = block_mask(GRID, 5, data["seed_B"]).flatten(1)
     x = torch.where(hidden[..., None], model.mask_D, model.embedding(model.input.tokens(data)))
-    h = model.encoder.norm(model._see(x, model.positions)[-1][1])[0, hidden[0]]
+    h = model.encoder.norm(model._layers(x, model.positions)[-1][1])[0, hidden[0]]
     logits = model.target.split(h) @ (model.embedding.table.matrix() * 12**-0.5).T + model.target.bias
     assert losses[0].item() == pytest.approx(F.cross_entropy(logits, data["codes_BTHW"][0].flatten()[hidden[0]]).item())
 
