@@ -1,7 +1,4 @@
-"""Transformer, pre-training objectives and frozen probes.
-
-`load_objective(folder)` loads a pre-trained model; `objective.features(batch)` returns its features.
-"""
+"""Transformer, objectives and probes. `load_objective(folder)` loads a pre-trained model, `objective.features(batch)` uses it."""
 
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import MAM2, VIMPAC, ARVideo, Objective, VideoMAE, load_objective

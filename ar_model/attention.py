@@ -43,11 +43,7 @@ class Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention or cross-attention.
-
-    Raises:
-        ValueError: if the width does not split into heads with an even number of channels, which rotary positions need.
-    """
+    """Multi-head self- or cross-attention. Raises a ValueError unless all heads get an even number of channels, for rotation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,11 +77,7 @@ class Attention(nn.Module):
 
 
 def set_backend(model: nn.Module, name: str) -> None:
-    """Select the backend of every attention layer in the model.
-
-    Raises:
-        ValueError: if `name` is not a key of BACKENDS.
-    """
+    """Select the backend of every attention layer in the model. Raises a ValueError if `name` is not in BACKENDS."""
     if name not in BACKENDS:
         raise ValueError(f"attention must be one of {', '.join(BACKENDS)}, got {name!r}")
     for module in model.modules():

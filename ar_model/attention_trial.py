@@ -45,11 +45,7 @@ class Trial:
 
     @property
     def fastest(self) -> str:
-        """Name of the fastest backend.
-
-        Raises:
-            ValueError: if no backend runs.
-        """
+        """Name of the fastest backend. Raises a ValueError if no backend runs."""
         if not self.seconds:
             failures = "; ".join(f"{name}: {failure}" for name, failure in self.failures.items())
             raise ValueError(f"no attention backend runs here: {failures}")

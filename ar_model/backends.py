@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Block-triangular attention mask: a query of block i sees the keys of blocks 0..i.
+    """Block-triangular mask of blocks of `queries` queries and `keys` keys: a query of block i sees the keys of blocks 0..i.
 
     Tokens are sorted by the rank of their cluster, so one mask serves all samples of a batch, whatever their orders. In the
     encoder, block i holds the cluster of rank i. In the decoder, block i of the queries is the cluster of rank i + 1, so that a
@@ -26,9 +26,7 @@ class BlockMask:
 
     blocks: int
     queries: int
-    """Queries per block."""
     keys: int
-    """Keys per block."""
 
     def visible(self, device: torch.device) -> Tensor:
         """Return a bool tensor (Q, K), true where the query sees the key."""
@@ -99,10 +97,7 @@ def _saves_weights(mask: Mask, q_GQH: Tensor, k_GKH: Tensor) -> bool:
 
 
 def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """Yield slices of heads, queries and keys, and the bias of these queries and keys.
-
-    A tile is a whole piece if its weights are saved, else as many heads and queries as fit into TILE_HEADS and TILE_BYTES.
-    """
+    """Yield slices of heads, queries and keys, with their bias: whole pieces if weights are saved, else smaller tiles."""
     bias_QK = None if mask is None else _bias(mask, q_GQH.device, q_GQH.dtype)
     zero = q_GQH.new_zeros(1)
     for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]):
@@ -116,10 +111,7 @@ def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tup
 
 
 class _Plain(torch.autograd.Function):
-    """Attention as batched matrix products and a softmax.
-
-    The forward pass saves the attention weights, or nothing but its inputs (as in arXiv 2205.14135) if `save` is false.
-    """
+    """Attention as batched matrix products and a softmax. It saves the weights, or only its inputs (as in arXiv 2205.14135)."""
 
     @staticmethod
     def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask, save: bool) -> Tensor:

@@ -18,11 +18,7 @@ Order = Literal["random", "spatial-first", "temporal-first"]
 
 @dataclass(frozen=True)
 class ClusterGrid:
-    """Partition of a (T, H, W) grid of tokens into clusters: equal boxes of (kt, kh, kw) tokens.
-
-    Raises:
-        ValueError: if a side of the box does not divide the side of the grid.
-    """
+    """Partition of a (T, H, W) grid of tokens into boxes of (kt, kh, kw) tokens. Raises a ValueError if they do not fit."""
 
     grid: tuple[int, int, int]
     box: tuple[int, int, int]
@@ -97,15 +93,12 @@ def hashed(seed_B: Tensor, n: int, stream: int) -> Tensor:
 
 
 def uniform(seed_B: Tensor, n: int, stream: int) -> Tensor:
-    """Return pseudo-random float32 in [0, 1) of shape (B, n).
-
-    They have 24 bits, which float32 holds exactly: a number times an integer m, rounded down, is always below m.
-    """
+    """Return pseudo-random float32 in [0, 1) of shape (B, n). They have 24 bits: times an integer m they stay below m."""
     return _shift(hashed(seed_B, n, stream), 40).float() / 2**24
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Apply the output function of SplitMix64."""
+
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)

@@ -16,13 +16,10 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
 
     The loss is the cross-entropy of identifying a clip's partner among the clips of all other videos, averaged over the videos
     of this process and summed over both directions. Averaged over processes, the loss and its gradient under
-    DistributedDataParallel equal those of one process with all videos.
+    DistributedDataParallel equal those of one process with all videos. Clips of the same video, by index `video_B` (int64),
+    are no negatives of each other; None: all videos differ.
 
-    Args:
-        video_B: index of each video (int64). Clips of the same video are no negatives of each other. None: all videos differ.
-
-    Raises:
-        ValueError: if all processes together have one video only, which leaves no negatives.
+    Raises a ValueError if all processes together have one video only, which leaves no negatives.
     """
     with torch.autocast(first_BD.device.type, enabled=False):
         first_BD, second_BD = F.normalize(first_BD.float(), dim=1), F.normalize(second_BD.float(), dim=1)
@@ -46,10 +43,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation with the statistics of all processes, which must have equally many samples.
-
-    Unlike nn.SyncBatchNorm, it works on CPUs.
-    """
+    """Batch normalisation over all processes, with equally many samples each. Unlike nn.SyncBatchNorm, it works on CPUs."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
@@ -73,7 +67,7 @@ def _gather(x_BD: Tensor) -> Tensor:
 
 
 class _AllReduce(torch.autograd.Function):
-    """Sum over processes, of values in the forward pass and of gradients in the backward pass."""
+    """Sum over processes, of values and of gradients. (torch.distributed.nn.functional.all_reduce is deprecated.)"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -20,10 +20,8 @@ def linear_cross_entropy(
     """Return the cross-entropy in nats, a scalar in fp32, of the logits `h @ weight.T + bias` and int64 targets.
 
     The forward pass also computes the gradients, one chunk of predictions at a time, so that no logit is stored or computed
-    twice. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in fp32.
-
-    Args:
-        share_N: weights of the predictions, which sum to 1. None: the plain mean.
+    twice. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in fp32. `share_N`: weights of
+    the predictions, which sum to 1; None: the plain mean.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
     return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad)

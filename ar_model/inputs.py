@@ -21,9 +21,7 @@ Grid = tuple[int, int, int]
 
 
 class CodeSpec:
-    """Description of a cache's codes.
-
-    It is not a dataclass, because the hub mixin would serialise a dataclass field by field, including the codebook.
+    """Description of a cache's codes. (No dataclass: the hub mixin would serialise its fields, including the codebook.)
 
     Args:
         shape: codes of a clip along (t, h, w).
@@ -32,8 +30,7 @@ class CodeSpec:
         codebook_VC: for a learned codebook, its vectors.
         clip: frames, height and width of the clips in pixels. None if the cache holds no pixels.
 
-    Raises:
-        ValueError: if levels or codebook do not fit the vocabulary.
+    Raises a ValueError if levels or codebook do not fit the vocabulary.
     """
 
     def __init__(
@@ -138,9 +135,7 @@ class Patching:
     def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Patching":
         """Patching into tokens of `code_patch` codes, or into tubelets that give the same grid of tokens.
 
-        Raises:
-            ValueError: if `code_patch` does not divide the codes, if the tokens do not divide the pixels, or if the cache holds
-                no pixels.
+        Raises a ValueError if the patches do not divide the codes or pixels, or if the cache holds no pixels.
         """
         patching = cls("codes", code_patch)
         grid = patching.grid(codes.shape)
@@ -158,17 +153,11 @@ class Patching:
         return cls("pixels", (frames, rows, columns))
 
     def grid(self, shape: Sequence[int]) -> Grid:
-        """Return the number of tokens along (t, h, w) of a clip of `shape` codes or pixels.
-
-        Raises:
-            ValueError: if the boxes do not divide the clip.
-        """
+        """Return the tokens along (t, h, w) of a clip of `shape`. Raises a ValueError if the boxes do not divide it."""
         (t, h, w), (pt, ph, pw) = shape, self.box
         if min(self.box) < 1 or t % pt or h % ph or w % pw:
-            raise ValueError(
-                f"tokens of {self.box} {self.content} do not divide a clip of {tuple(shape)} {self.content} "
-                "(objective.code_patch)"
-            )
+            clip = f"a clip of {tuple(shape)}"
+            raise ValueError(f"objective.code_patch: tokens of {self.box} {self.content} do not divide {clip}")
         return t // pt, h // ph, w // pw
 
     def clip(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -189,10 +178,7 @@ def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
 
 
 class CodeEmbedding(nn.Module):
-    """Embedding of tokens of P codes, (B, L, P) -> (B, L, D).
-
-    The vectors of several codes are concatenated and go through a linear layer; a single code needs none.
-    """
+    """Embedding of tokens of P codes, (B, L, P) -> (B, L, D); vectors of several codes are merged by a linear layer."""
 
     def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()
@@ -205,10 +191,9 @@ class CodeEmbedding(nn.Module):
 
 
 class TubeletEmbedding(nn.Module):
-    """Linear embedding of tubelets of RGB pixels, uint8 (B, L, P, C) -> (B, L, D).
+    """Linear embedding of tubelets of RGB pixels, uint8 (B, L, P, C) -> (B, L, D), as in VideoMAE (arXiv 2203.12602).
 
-    Pixels are normalised by ImageNet's mean and standard deviation, as in VideoMAE. The linear layer equals VideoMAE's 3-D
-    convolution whose stride is its kernel size (arXiv 2203.12602, section 3.2).
+    Pixels are normalised by ImageNet's statistics. The linear layer equals the 3-D convolution of section 3.2.
     """
 
     def __init__(self, width: int, tubelet: Grid) -> None:

@@ -21,10 +21,8 @@ def draw_mask(kind: Masking, grid: Grid, ratio: float, seed_B: Tensor) -> tuple[
     """Return the indices of the visible (B, M) and the hidden (B, Q) tokens, each in raster order.
 
     The units that are hidden together are locations in all time slices (`tube`), whole slices (`frame`) or tokens (`random`).
-    Of n units, floor(ratio * n) are hidden, as in VideoMAE's code: the same number in every sample.
-
-    Raises:
-        ValueError: if the ratio hides no unit or all of them.
+    Of n units, floor(ratio * n) are hidden, as in VideoMAE's code: the same number in every sample. Raises a ValueError if the
+    ratio hides no unit or all of them.
     """
     units, count = check_ratio(kind, grid, ratio)
     order_BU = hashed(seed_B, units, stream=3).argsort(dim=1)
@@ -33,17 +31,9 @@ def draw_mask(kind: Masking, grid: Grid, ratio: float, seed_B: Tensor) -> tuple[
 
 
 def check_ratio(kind: Masking, grid: Grid, ratio: float) -> tuple[int, int]:
-    """Return the number of units and how many of them are hidden.
-
-    Raises:
-        ValueError: if the ratio hides no unit or all of them.
-    """
+    """Return the number of units and of hidden ones. Raises a ValueError if the ratio hides no unit or all of them."""
     t, h, w = grid
-    units, name = {
-        "tube": (h * w, "locations of a time slice"),
-        "frame": (t, "time slices"),
-        "random": (t * h * w, "tokens"),
-    }[kind]
+    units, name = {"tube": (h * w, "locations"), "frame": (t, "time slices"), "random": (t * h * w, "tokens")}[kind]
     # The margin keeps products such as 0.29 * 100 = 28.999999999999996 from losing a unit.
     count = int(ratio * units + 1e-9)
     if not 0 < count < units:
@@ -66,10 +56,8 @@ def block_mask(grid: Grid, blocks: int, seed_B: Tensor, slices_B: Tensor | None 
     """Return a bool mask (B, T, H, W), true for tokens inside at least one of the sample's blocks.
 
     The sides of a block are uniform in 1..floor(2T / 3), 1..H / 2 and 1..W / 2; its position is uniform among those that fit.
-    (arXiv 2106.11250, section 3.2, says that 2T / 3 is rounded up; its code and its table of ratios round down.)
-
-    Args:
-        slices_B: number of valid time slices of each sample, instead of T.
+    (arXiv 2106.11250, section 3.2, says that 2T / 3 is rounded up; its code and its table of ratios round down.) `slices_B`: the
+    number of valid time slices of each sample, instead of T.
     """
     t, h, w = grid
     slices_B = torch.full_like(seed_B, t) if slices_B is None else slices_B

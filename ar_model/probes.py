@@ -13,6 +13,7 @@ from einops import rearrange
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -78,9 +79,7 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
 
 def folds_in_words(folds: int) -> str:
     """Return what was tested, in words, given the number of folds of `make_folds`."""
-    if folds == 1:
-        return "the official held-out split"
-    return f"{folds} folds, which split no group if the videos have groups"
+    return "the official held-out split" if folds == 1 else f"{folds} folds, which split no group if there are groups"
 
 
 class LinearProbe:
@@ -91,20 +90,18 @@ class LinearProbe:
     """
 
     def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
-        self._scaler = StandardScaler()
-        self._ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy")
-        self._ridge.fit(self._scaler.fit_transform(x_NF), y_N)
-        self.score = float(self._ridge.best_score_)
+        ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy")
+        self._model = make_pipeline(StandardScaler(), ridge).fit(x_NF, y_N)
+        self.score = float(ridge.best_score_)
 
     def predict(self, x_NF: np.ndarray) -> np.ndarray:
-        return self._ridge.predict(self._scaler.transform(x_NF))
+        return self._model.predict(x_NF)
 
 
 def knn_predict(x_NF: np.ndarray, y_N: np.ndarray, test_MF: np.ndarray, neighbours: int = 20) -> np.ndarray:
     """Predict labels by the nearest training samples in cosine distance of standardised features, weighted by 1 / distance."""
-    scaler = StandardScaler().fit(x_NF)
     knn = KNeighborsClassifier(min(neighbours, len(x_NF)), metric="cosine", weights="distance")
-    return knn.fit(scaler.transform(x_NF), y_N).predict(scaler.transform(test_MF))
+    return make_pipeline(StandardScaler(), knn).fit(x_NF, y_N).predict(test_MF)
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,8 @@ def evaluate(
 ) -> Accuracy:
     """Return the accuracies of the probes `linear` and `knn` on every layer, and of `attentive` if tokens are given.
 
-    A sample counts once for each fold that tests it.
-
-    Args:
-        layers_NF: pooled features of each layer.
-        y_N: labels.
-        folds: training and test samples.
-        tokens_NLD: tokens of each layer, for the attentive probe; may be NumPy memmaps.
-        device: device of the attentive probe.
+    A sample counts once for each fold that tests it. `layers_NF` and `tokens_NLD` have one array per layer; tokens may be NumPy
+    memmaps. `device` is for the attentive probe.
     """
     # Probe -> layer -> fold -> bool array over the test samples.
     correct: dict[str, list[list[np.ndarray]]] = {"linear": [[] for _ in layers_NF], "knn": [[] for _ in layers_NF]}

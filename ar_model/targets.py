@@ -29,8 +29,7 @@ class CodeTarget(nn.Module):
         codes_per_token: codes of one token; each gets its own projection of the decoder's output.
         table: output vectors of `joint` that are shared with an embedding of the same width.
 
-    Raises:
-        ValueError: if `likelihood` is unknown, or `digits` for codes that are not made of digits.
+    Raises a ValueError if `likelihood` is unknown, or `digits` for codes that are not made of digits.
     """
 
     def __init__(
@@ -65,11 +64,7 @@ class CodeTarget(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
-        """Return the mean cross-entropy of a code in nats, a scalar in fp32.
-
-        Args:
-            share_BL: weights of the tokens, which sum to 1. None: the plain mean.
-        """
+        """Return the mean cross-entropy of a code in nats, a scalar in fp32. `share_BL`: weights of tokens, which sum to 1."""
         share_N = None
         if share_BL is not None:
             share_N = (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
@@ -100,8 +95,7 @@ class PixelTarget(nn.Module):
     The normalisation is VideoMAE's (arXiv 2203.12602 and its code: unbiased standard deviation plus 1e-6, of pixels in [0, 1]).
     The paper of ARVideo does not say whether it normalises (arXiv 2405.15160).
 
-    Raises:
-        ValueError: for tubelets of one pixel, which have no standard deviation.
+    Raises a ValueError for tubelets of one pixel, which have no standard deviation.
     """
 
     def __init__(self, width: int, tubelet: Grid) -> None:
@@ -131,15 +125,10 @@ Difference = Literal["within", "next"]
 
 
 def rgb_difference(pixels_BLPC: Tensor, slices: int, frames: int, difference: Difference) -> Tensor:
-    """Return RGB differences of all tubelets, in raster order.
+    """Return RGB differences of all tubelets in raster order, of `slices` time slices and `frames` frames per tubelet.
 
     `within`: each frame of a tubelet minus the frame before, (B, L, P - S, C). `next`: the next tubelet in time minus the
     tubelet, (B, L, P, C); the last time slice repeats the differences of the slice before.
-
-    Args:
-        pixels_BLPC: pixels of all tubelets in raster order.
-        slices: tubelets along time.
-        frames: frames of a tubelet.
     """
     pixels = pixels_BLPC.float()
     if difference == "within":

@@ -40,10 +40,9 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
 
 
 def flat_positions(count: int, width: int) -> Tensor:
-    """Return fixed 1-D sine-cosine encodings of the token indices 0..count - 1 in raster order, (count, width).
+    """Return fixed 1-D sine-cosine encodings of token indices, (count, width), as in the code of VideoMAE (arXiv 2203.12602).
 
-    VideoMAE's code uses these; they do not depend on the shape of the grid (arXiv 2203.12602; the formula is that of
-    arXiv 1706.03762, section 3.5).
+    They do not depend on the shape of the grid. The formula is that of arXiv 1706.03762, section 3.5.
     """
     rate_D = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angle_LD = torch.arange(count, dtype=torch.float64)[:, None] * rate_D
@@ -254,10 +253,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers with Xavier-uniform weights (arXiv 2203.12602) and zero biases; for `module.apply`.
-
-    Norms keep PyTorch's initial weight 1 and bias 0.
-    """
+    """Initialise linear layers with Xavier-uniform weights (arXiv 2203.12602) and zero biases; norms keep 1 and 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -28,8 +28,7 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
         folder: run folder of pretrain_ar, or a model folder: its `model/`, a snapshot, or what `Objective.save` wrote.
         trained: False keeps new random parameters, as a baseline. Buffers, such as a tokenizer's codebook, are loaded anyway.
 
-    Raises:
-        ValueError: if the folder holds no model, or the model cannot be read.
+    Raises a ValueError if the folder holds no model, or the model cannot be read.
     """
     folder = Path(folder)
     if (folder / "model").is_dir():
@@ -42,8 +41,7 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
             objective.load_state_dict(weights, strict=True)
         else:
             parameters = dict(objective.named_parameters())
-            buffers = {name: value for name, value in weights.items() if name not in parameters}
-            objective.load_state_dict(buffers, strict=False)
+            objective.load_state_dict({k: v for k, v in weights.items() if k not in parameters}, strict=False)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{folder}: holds no pre-trained model that can be read ({reason})") from None

@@ -47,8 +47,7 @@ class ARVideo(Objective):
         decoder_heads: attention heads of the decoder.
         decoder_self: add self-attention to the decoder, in which queries see queries of the same and of lower ranks.
 
-    Raises:
-        ValueError: for clusters that do not divide the grid, shares outside (0, 1], or settings that leave nothing to predict.
+    Raises a ValueError for clusters that do not divide the grid, shares outside (0, 1], or if nothing is left to predict.
     """
 
     def __init__(

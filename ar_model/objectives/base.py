@@ -75,8 +75,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
             depth: blocks of the encoder.
             heads: attention heads of the encoder.
 
-        Raises:
-            ValueError: for settings that are invalid or do not fit the codes.
+        Raises a ValueError for settings that are invalid or do not fit the codes.
         """
         super().__init__()
         check_choices(input=(input, Content), target=(target, Content), code_input=(code_input, CodeInput))
@@ -103,15 +102,12 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Return the features of whole clips: no token is masked or dropped, and nothing is random.
 
-        Clips may be longer, shorter, larger or smaller than in training: positions are then interpolated.
-
-        Args:
-            batch: `codes_BTHW`, or `pixels_BTHWC` if `sees_pixels`, on the model's device. Other keys are ignored, except for
-                `slices_B` of VIMPAC.
+        The batch needs `codes_BTHW`, or `pixels_BTHWC` if `sees_pixels`, on the model's device. VIMPAC also reads `slices_B`.
+        Clips may have another size than in training: positions are then interpolated.
 
         Returns:
             The output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
-            also under autocast. Tokens are in raster order (t, h, w) and have equally many per time slice (see `time_slices`).
+            also under autocast. The L tokens are in raster order (t, h, w); L / `time_slices(batch)` of them are one time slice.
 
         Raises:
             KeyError: if the batch lacks the input.
@@ -123,7 +119,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
 
     def time_slices(self, batch: dict[str, Tensor]) -> int:
-        """Return the number of tokens along time of the batch's clips; `features` have L / time_slices tokens per slice."""
+        """Return the number of tokens along time of the batch's clips."""
         return self._grid(batch)[0]
 
     def _grid(self, batch: dict[str, Tensor]) -> Grid:
@@ -138,9 +134,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Objective":
         """Build a newly initialised model from a saved configuration. Lists of the JSON become tuples."""
-        settings: dict[str, Any] = {}
-        for name, value in config.items():
-            settings[name] = tuple(value) if isinstance(value, list) else value
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
         return cls(**{**settings, "codes": CodeSpec.from_json(config["codes"])})
 
     @classmethod
@@ -174,11 +168,7 @@ def check_shares(**settings: float) -> None:
 
 
 def as_grid(name: str, sides: Sequence[int]) -> Grid:
-    """Return a setting along (t, h, w) as a tuple; a saved configuration holds a list.
-
-    Raises:
-        ValueError: if it does not have three numbers.
-    """
+    """Return a setting along (t, h, w) as a tuple (JSON has lists). Raises a ValueError if it does not have three numbers."""
     if len(sides) != 3:
         raise ValueError(f"objective.{name} must be three numbers along t, h and w, got {list(sides)}")
     return sides[0], sides[1], sides[2]

@@ -43,8 +43,7 @@ class MAM2(Objective):
         regressor_depth: blocks of the regressor, as wide as the encoder.
         decoder_depth: blocks of each decoder, as wide as the encoder.
 
-    Raises:
-        ValueError: if the ratio hides nothing or leaves nothing visible, or for invalid weights, depths or differences.
+    Raises a ValueError if the ratio hides nothing or leaves nothing visible, or for invalid weights, depths or differences.
     """
 
     needs_pixels = True

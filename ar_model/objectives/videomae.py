@@ -34,8 +34,7 @@ class VideoMAE(Objective):
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
 
-    Raises:
-        ValueError: if the ratio hides nothing or leaves nothing visible.
+    Raises a ValueError if the ratio hides nothing or leaves nothing visible.
     """
 
     def __init__(

@@ -33,8 +33,6 @@ BLOCKS, RATIO = 5, 0.15
 """Defaults. Each is valid for one kind of mask only; with the other kind, any other value is an error."""
 MAX_PREDICTED = 0.5
 """Share of a clip's tokens that enter the loss at most. It gives all clips equally many rows; blocks rarely hide more."""
-CONTRAST_WIDTH = 256
-"""Output width of the contrastive head."""
 
 
 class VIMPAC(Objective):
@@ -49,8 +47,7 @@ class VIMPAC(Objective):
         likelihood: one softmax per code, or one per digit of a code.
         head_width: hidden width of the contrastive head.
 
-    Raises:
-        ValueError: for settings that are out of range or belong to the other kind of mask.
+    Raises a ValueError for settings that are out of range or belong to the other kind of mask.
     """
 
     def __init__(
@@ -69,14 +66,14 @@ class VIMPAC(Objective):
         super().__init__(codes, input="codes", target="codes", **trunk)
         check_choices(mask=(mask, Hiding), likelihood=(likelihood, CodeLikelihood))
         check_positive(blocks=blocks, head_width=head_width)
-        if contrast < 0 or temperature <= 0:
+        if contrast < 0:
+            raise ValueError(f"objective.contrast must be at least 0, got {contrast}")
+        if temperature <= 0:
+            raise ValueError(f"objective.temperature must be above 0, got {temperature}")
+        if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
             raise ValueError(
-                f"objective.contrast must be at least 0 and objective.temperature above 0, got {contrast} and {temperature}"
+                f"objective.ratio is for mask random, objective.blocks for mask block; objective.mask is {mask}"
             )
-        if mask == "block" and ratio != RATIO:
-            raise ValueError(f"objective.ratio {ratio} has no effect with mask block: use objective.blocks")
-        if mask == "random" and blocks != BLOCKS:
-            raise ValueError(f"objective.blocks {blocks} has no effect with mask random: use objective.ratio")
         if mask == "random":
             check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
@@ -147,11 +144,9 @@ class VIMPAC(Objective):
         return scattered_mask(self.ratio, seed_B, absent_BL)
 
 
-def _contrastive_head(width: int, hidden: int) -> nn.Sequential:
+def _contrastive_head(width: int, hidden: int, out: int = 256) -> nn.Sequential:
     """Network between the clip token and the contrastive loss (section 3.3)."""
-    return nn.Sequential(
-        nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, CONTRAST_WIDTH)
-    )
+    return nn.Sequential(nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:

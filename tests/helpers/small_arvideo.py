@@ -173,6 +173,13 @@ def locate(traced: Traced, shape: Grid, patch: Grid, box: Grid, ranks: int | Non
     return Places(token_of_code, cluster_of_token, visible_BS, predicted_BM, rank_BC)
 
 
+def same_outputs(a: Objective, b: Objective, batch: Batch) -> bool:
+    """Whether two models have bit-equal losses and features."""
+    with torch.no_grad():
+        losses = torch.equal(a(batch)["loss"], b(batch)["loss"])
+        return losses and all(torch.equal(x, y) for x, y in zip(a.features(batch), b.features(batch), strict=True))
+
+
 def train(model: Objective, batches: list[Batch], lr: float = 3e-3) -> list[float]:
     """Train by one AdamW step on each batch and return the losses."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)

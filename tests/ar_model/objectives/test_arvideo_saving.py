@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from ar_model.objectives import ARVideo, Objective, load_objective
-from tests.helpers.small_arvideo import build, random_batch, spec
+from tests.helpers.small_arvideo import build, random_batch, same_outputs, spec
 
 SAVED = [
     pytest.param("digits", {}, id="joint over digits"),
@@ -32,10 +32,7 @@ def saved(folder: Path, geometry: str, settings: dict[str, Any]) -> ARVideo:
 
 
 def assert_same_outputs(a: Objective, b: Objective) -> None:
-    batch = random_batch(3)
-    with torch.no_grad():
-        assert torch.equal(a(batch)["loss"], b(batch)["loss"])
-        assert all(torch.equal(x, y) for x, y in zip(a.features(batch), b.features(batch), strict=True))
+    assert same_outputs(a, b, random_batch(3))
 
 
 @pytest.mark.parametrize("geometry, settings", SAVED)

@@ -12,6 +12,7 @@ from torch import nn
 from ar_model.attention import set_backend
 from ar_model.objectives import MAM2, VIMPAC, Objective, VideoMAE, load_objective
 from ar_model.transformer import compile_blocks
+from tests.helpers.small_arvideo import same_outputs
 from tests.helpers.small_objectives import CODES, MODELS, SIZE, batch_of
 
 
@@ -93,10 +94,7 @@ def test_a_run_folder_or_a_model_folder_loads_as_path_or_text(tmp_path: Path) ->
 
 
 def same(a: Objective, b: Objective) -> bool:
-    batch = batch_of(3)
-    with torch.no_grad():
-        losses = torch.equal(a(batch)["loss"], b(batch)["loss"])
-        return losses and all(torch.equal(x, y) for x, y in zip(a.features(batch), b.features(batch), strict=True))
+    return same_outputs(a, b, batch_of(3))
 
 
 def test_vimpac_shares_its_output_vectors_with_the_input_embedding() -> None:

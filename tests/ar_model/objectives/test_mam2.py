@@ -11,6 +11,7 @@ from ar_model.inputs import CodeSpec
 from ar_model.masking import draw_mask
 from ar_model.objectives import MAM2
 from ar_model.targets import rgb_difference
+from tests.helpers.small_arvideo import random_batch, spec, spread
 
 GRID = (4, 4, 4)
 
@@ -18,28 +19,22 @@ GRID = (4, 4, 4)
 def build(**changes: Any) -> MAM2:
     torch.manual_seed(0)
     small: dict[str, Any] = {"width": 12, "depth": 2, "heads": 2, "regressor_depth": 1}
-    codes = CodeSpec(shape=GRID, vocab_size=64, levels=(8, 8), clip=(8, 16, 16))
-    return MAM2(codes, **{**small, **changes})
+    return MAM2(spec(GRID), **{**small, **changes})
 
 
 def batch(samples: int = 3) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "codes_BTHW": torch.randint(64, (samples, *GRID), generator=generator),
-        "pixels_BTHWC": torch.randint(256, (samples, 8, 16, 16, 3), generator=generator).to(torch.uint8),
-        "seed_B": torch.arange(samples) * 7919 + 3,
-    }
+    return random_batch(samples, GRID)
 
 
 @pytest.mark.parametrize("difference", ["within", "next"])
 def test_rgb_differences_are_between_the_right_frames(difference: Any) -> None:
     """The red channel is the squared time, so the difference of two frames identifies them."""
     model, frame = build(), torch.arange(8)
-    video = torch.zeros(1, 8, 16, 16, 3)
+    video = torch.zeros(1, 8, 8, 8, 3)
     video[..., 0] = frame.square()[None, :, None, None]
     assert model.tubelets is not None
     differences = rgb_difference(model.tubelets.tokens({"pixels_BTHWC": video}), 4, 2, difference)
-    red = differences[0, ..., 0].view(4, 16, -1, 16)  # slices, locations, frames, pixels
+    red = differences[0, ..., 0].view(4, 16, -1, 4)  # slices, locations, frames, pixels
     assert differences[..., 1:].eq(0).all()
     for t in range(4):
         if difference == "within":
@@ -71,12 +66,9 @@ def test_predictions_do_not_depend_on_hidden_tokens(changes: dict[str, Any]) -> 
         target.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0].detach()))
     model(data)
     hidden = torch.zeros(3, 64).scatter(1, hidden_BQ, 1).bool().view(3, *GRID)
-    pixels = hidden
-    for axis, times in ((1, 2), (2, 4), (3, 4)):
-        pixels = pixels.repeat_interleave(times, axis)
     changed = {
         "codes_BTHW": torch.where(hidden, 7, data["codes_BTHW"]),
-        "pixels_BTHWC": torch.where(pixels[..., None], 9, data["pixels_BTHWC"]).to(torch.uint8),
+        "pixels_BTHWC": torch.where(spread(hidden)[..., None], 9, data["pixels_BTHWC"]).to(torch.uint8),
         "seed_B": data["seed_B"],
     }
     model(changed)
