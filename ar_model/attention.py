@@ -1,6 +1,6 @@
-"""Multi-head attention, rotary positions, and the choice of the kernel that computes it (backends.py).
+"""Multi-head attention layer with rotary positions; `set_backend` chooses its kernel (see backends.py).
 
-Legend: B batch, N heads, L M tokens, Q queries, K keys, H width of a head, A rotary angles (H / 2).
+Legend: B batch, N heads, L tokens, M context tokens, Q queries, K keys, D width, H width of a head, A rotary angles (H / 2).
 """
 
 from typing import NamedTuple
@@ -12,29 +12,29 @@ from ar_model.backends import BACKENDS, Mask
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (arXiv 2104.09864): cosine and sine of an angle per pair of channels, (B or 1, 1, L, H / 2)."""
+    """Cosine and sine of the rotary angles (arXiv 2104.09864), each (B or 1, 1, L, A)."""
 
     cos: Tensor
     sin: Tensor
 
     @classmethod
-    def of(cls, angle_BLA: Tensor) -> "Rotation":
+    def from_angles(cls, angle_BLA: Tensor) -> "Rotation":
         return cls(angle_BLA.cos()[:, None], angle_BLA.sin()[:, None])
 
     @classmethod
-    def joined(cls, first: "Rotation", second: "Rotation") -> "Rotation":
-        """Those of two runs of tokens, one behind the other."""
-        return cls(*(torch.cat(pair, dim=2) for pair in zip(first, second, strict=True)))
+    def concatenate(cls, first: "Rotation", second: "Rotation") -> "Rotation":
+        """Concatenate the rotations of two token sequences along the token axis."""
+        return cls(torch.cat([first.cos, second.cos], dim=2), torch.cat([first.sin, second.sin], dim=2))
 
     def apply(self, x_BNLH: Tensor) -> Tensor:
-        """Turn the pairs (i, i + H / 2) of channels."""
+        """Rotate the channel pairs (i, i + H / 2) of queries or keys."""
         cos, sin = self.cos.to(x_BNLH.dtype), self.sin.to(x_BNLH.dtype)
         a, b = x_BNLH.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Kernel(nn.Module):
-    """The backend that a layer uses; without parameters, a module so that a trial can see what passes through it."""
+    """Calls the selected backend. It has no parameters; it is a module so that attention_trial.py can hook its inputs."""
 
     backend = "sdpa"
 
@@ -43,12 +43,12 @@ class Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` (B, L, D) to `context` (B, M, D), or to itself; rotations carry their positions."""
+    """Multi-head self- or cross-attention. Raises a ValueError unless all heads get an even number of channels, for rotation."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or width % heads or (width // heads) % 2:
-            raise ValueError(f"width {width} does not give {heads} heads an even number of channels each")
+            raise ValueError(f"width {width} does not split into {heads} heads with an even number of channels each")
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
@@ -63,6 +63,10 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         context_rotation: Rotation | None = None,
     ) -> Tensor:
+        """Return the output (B, L, D) for queries from `x` (B, L, D), and keys and values from `context` (B, M, D).
+
+        Without `context`, `x` attends to itself. `rotation` and `context_rotation` hold the rotary positions of each.
+        """
         if context is None:
             context, context_rotation = x, rotation
         k, v = self.kv(context).chunk(2, dim=-1)
@@ -73,13 +77,9 @@ class Attention(nn.Module):
 
 
 def set_backend(model: nn.Module, name: str) -> None:
-    """Let every attention layer inside the model use one backend.
-
-    Raises:
-        ValueError: for a name that does not exist.
-    """
+    """Select the backend of every attention layer in the model. Raises a ValueError if `name` is not in BACKENDS."""
     if name not in BACKENDS:
-        raise ValueError(f"attention {name!r} is none of {', '.join(BACKENDS)}")
+        raise ValueError(f"attention must be one of {', '.join(BACKENDS)}, got {name!r}")
     for module in model.modules():
         if isinstance(module, Kernel):
             module.backend = name

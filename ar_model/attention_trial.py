@@ -1,4 +1,4 @@
-"""A trial of attention kernels: which is the fastest on the shapes of one forward pass.
+"""Find the fastest attention kernel for the shapes of one forward pass.
 
 Legend: B batch, N heads, Q queries, K keys, H width of a head.
 """
@@ -17,16 +17,16 @@ from ar_model.attention import Kernel
 from ar_model.backends import BACKENDS, Mask
 
 CANNOT_RUN = (ImportError, NotImplementedError, ValueError, RuntimeError)
-"""What a backend raises that is not installed, or has no kernel for a device, type or shape."""
+"""Errors of a backend that is not installed, or has no kernel for a device, dtype or shape."""
 
 
 def reason(error: Exception) -> str:
-    """Why it does not run, in a line."""
+    """Return the error's message as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 class Call(NamedTuple):
-    """What one layer asks of its kernel."""
+    """Shapes, dtype and mask of one call of a kernel. Equal calls are timed once."""
 
     queries: torch.Size
     keys: torch.Size
@@ -36,32 +36,29 @@ class Call(NamedTuple):
 
 @dataclass
 class Trial:
-    """Backends compared on the shapes of one forward pass."""
+    """Result of timing several backends on the shapes of one forward pass."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Forward and backward of all attention of a step, by backend."""
+    """Backend -> time of all attention of a step, forward and backward."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Why a backend does not run here."""
+    """Backend -> why it does not run here."""
 
     @property
     def fastest(self) -> str:
-        """Of those that are timed, which `reference` is not.
-
-        Raises:
-            ValueError: if none runs.
-        """
+        """Name of the fastest backend. Raises a ValueError if no backend runs."""
         if not self.seconds:
-            raise ValueError("no attention runs here: " + "; ".join(f"{k}: {v}" for k, v in self.failures.items()))
+            failures = "; ".join(f"{name}: {failure}" for name, failure in self.failures.items())
+            raise ValueError(f"no attention backend runs here: {failures}")
         return min(self.seconds, key=lambda name: self.seconds[name])
 
 
 def try_backends(model: nn.Module, forward: Callable[[], object], names: list[str], laps: int = 4) -> Trial:
-    """Time backends on the attention of `forward`, which runs once, with the backend that the model has.
+    """Time backends on the attention calls of `forward`, which runs once with the model's current backend.
 
-    Each is tried by itself on random numbers of the same shapes, types and masks; what raises there is a failure. They take
-    turns, and the fastest lap of each counts, so that other work on the machine falls on all of them.
+    Each backend runs alone, on random tensors of the recorded shapes, dtypes and masks. A backend that raises is a failure.
+    Backends take turns and the fastest lap of each counts, so that other load on the machine affects all of them equally.
     """
-    with torch.no_grad(), _watched(model) as calls:
+    with torch.no_grad(), _recorded_calls(model) as calls:
         forward()
     device = next(model.parameters()).device
     trial = Trial()
@@ -71,7 +68,8 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
             try:
                 for call in calls:
                     seconds = _time(name, call, device)
-                    if lap:  # the first does not count
+                    # Lap 0 is a warm-up: some kernels are compiled in it.
+                    if lap > 0:
                         best[name, call] = min(seconds, best.get((name, call), seconds))
             except CANNOT_RUN as error:
                 trial.failures[name] = reason(error)
@@ -82,14 +80,15 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[Counter[Call]]:
+def _recorded_calls(model: nn.Module) -> Iterator[Counter[Call]]:
+    """Count the distinct kernel calls that the model makes inside the context."""
     calls: Counter[Call] = Counter()
 
-    def see(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Mask]) -> None:
+    def record(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Mask]) -> None:
         q, k, _values, mask = inputs
         calls[Call(q.shape, k.shape, q.dtype, mask)] += 1
 
-    hooks = [m.register_forward_pre_hook(see) for m in model.modules() if isinstance(m, Kernel)]
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, Kernel)]
     try:
         yield calls
     finally:
@@ -98,11 +97,12 @@ def _watched(model: nn.Module) -> Iterator[Counter[Call]]:
 
 
 def _time(name: str, call: Call, device: torch.device) -> float:
-    """Seconds of one call, forward and backward."""
-    generator = torch.Generator(device).manual_seed(0)  # the trial must not move the generator of the run
-    sizes = (call.queries, call.keys, call.keys)
+    """Return the seconds of one call, forward and backward."""
+    # A generator of its own: the trial must not advance the random state of the run.
+    generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
-        torch.randn(size, device=device, dtype=call.dtype, generator=generator).requires_grad_() for size in sizes
+        torch.randn(size, device=device, dtype=call.dtype, generator=generator).requires_grad_()
+        for size in (call.queries, call.keys, call.keys)
     )
     start = time.perf_counter()
     out = BACKENDS[name](q, k, v, call.mask)

@@ -1,13 +1,14 @@
-"""Attentive probe: a learned query reads the tokens of a frozen network, and a linear classifier what it has read.
+"""Attentive probe: a learned query attends to the tokens of a frozen network, and a linear classifier predicts the label.
 
-As the probe of CAE (arXiv 2202.03026, section 4): one layer of cross-attention, normalisation without parameters, a linear
-classifier. The query is a parameter, so its product with the keys' projection is one vector per head: a clip costs L * D * heads
-multiplications, not L * D * D.
+It follows the probe of CAE (arXiv 2202.03026, section 4): one layer of cross-attention, normalisation without parameters, and a
+linear classifier. The query is a parameter, so query and key projection merge into one learned vector per head. A clip then costs
+L * D * H multiplications instead of L * D * D.
 
-Folds share what they read: the probes of all are trained side by side on the same batches, each on those of their samples that it
-is not tested on, so that a step reads and multiplies tokens once for all of them.
+The probes of all folds are trained together on the same batches, so that each batch of tokens is read once. Each probe learns
+from the samples of the batch that are in its fold's training set.
 
-Legend: N samples, B of them, L tokens, D width, F folds, H heads, C classes.
+Legend: N samples, B of a batch, M some of them, L tokens, D width, F folds, H heads, E = F * H, C classes, I inputs and
+O outputs of a linear layer.
 """
 
 import math
@@ -20,36 +21,38 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 HEADS = 8
-EPOCHS, LEAST_STEPS, MOST_STEPS, BATCH = 30, 100, 400, 64
+EPOCHS, MIN_STEPS, MAX_STEPS, BATCH = 30, 100, 400, 64
 LR, WEIGHT_DECAY = 3e-3, 0.05
 MOMENTUM, EPS = 0.1, 1e-5
+"""PyTorch's defaults of batch normalisation."""
 
 
 class AttentiveProbes(nn.Module):
-    """Class scores (F, B, C) of tokens (B, L, D), which each fold standardises by the mean and deviation of its features."""
+    """One attentive probe per fold, each on features standardised by the mean and standard deviation of its training set."""
 
-    def __init__(self, mean_FD: Tensor, deviation_FD: Tensor, classes: int) -> None:
+    def __init__(self, mean_FD: Tensor, std_FD: Tensor, classes: int) -> None:
         super().__init__()
         folds, width = mean_FD.shape
-        self.mean_FD, self.scale_FD = nn.Buffer(mean_FD), nn.Buffer(1 / deviation_FD.clamp(min=1e-6))
+        self.mean_FD, self.scale_FD = nn.Buffer(mean_FD), nn.Buffer(1 / std_FD.clamp(min=1e-6))
         self.query_FDH = nn.Parameter(torch.randn(folds, width, HEADS) / math.sqrt(width))
         self.value = _Linears(folds, HEADS * width, width)
         self.norm = _Norms(folds, width)
         self.classify = _Linears(folds, width, classes)
 
-    def forward(self, x_BLD: Tensor, counts_FB: Tensor | None = None) -> Tensor:
-        """`counts_FB`, in training: whether each fold trains on each sample."""
-        # Not the tokens are standardised, but what multiplies and what was read: a mean moves all scores of a head alike.
+    def forward(self, x_BLD: Tensor, trains_FB: Tensor | None = None) -> Tensor:
+        """Return the class logits (F, B, C). `trains_FB`: bool, whether a fold trains on a sample; None in evaluation."""
+        # Standardisation is folded into the query and the pooled output: subtracting the mean would shift all logits of a head
+        # equally and cancel in the softmax.
         x_BLD = x_BLD.float()
         query_DE = rearrange(self.scale_FD[..., None] * self.query_FDH, "f d h -> d (f h)")
-        read_BED = (x_BLD @ query_DE).softmax(1).transpose(1, 2) @ x_BLD
-        read_FBHD = rearrange(read_BED, "b (f h) d -> f b h d", h=HEADS)
-        read_FBHD = (read_FBHD - self.mean_FD[:, None, None]) * self.scale_FD[:, None, None]
-        return self.classify(self.norm(self.value(read_FBHD.flatten(2)), counts_FB))
+        pooled_BED = (x_BLD @ query_DE).softmax(1).transpose(1, 2) @ x_BLD
+        pooled_FBHD = rearrange(pooled_BED, "b (f h) d -> f b h d", h=HEADS)
+        pooled_FBHD = (pooled_FBHD - self.mean_FD[:, None, None]) * self.scale_FD[:, None, None]
+        return self.classify(self.norm(self.value(pooled_FBHD.flatten(2)), trains_FB))
 
 
 class _Linears(nn.Module):
-    """A linear layer for each fold."""
+    """One linear layer per fold, (F, B, I) -> (F, B, O)."""
 
     def __init__(self, folds: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -62,29 +65,28 @@ class _Linears(nn.Module):
 
 
 class _Norms(nn.Module):
-    """Batch normalisation without parameters for each fold, by the samples that it trains on."""
+    """One batch normalisation without affine parameters per fold, with the statistics of the fold's training samples."""
 
     def __init__(self, folds: int, width: int) -> None:
         super().__init__()
-        self.mean_F1D, self.variance_F1D = (
-            nn.Buffer(torch.zeros(folds, 1, width)),
-            nn.Buffer(torch.ones(folds, 1, width)),
-        )
+        self.mean_F1D = nn.Buffer(torch.zeros(folds, 1, width))
+        self.variance_F1D = nn.Buffer(torch.ones(folds, 1, width))
 
-    def forward(self, x_FBD: Tensor, counts_FB: Tensor | None) -> Tensor:
-        if counts_FB is None:
+    def forward(self, x_FBD: Tensor, trains_FB: Tensor | None) -> Tensor:
+        if trains_FB is None:
             return (x_FBD - self.mean_F1D) * (self.variance_F1D + EPS).rsqrt()
-        counts_FB1 = counts_FB[..., None].to(x_FBD.dtype)
-        samples_F11 = counts_FB1.sum(1, keepdim=True)
-        mean_F1D = (x_FBD * counts_FB1).sum(1, keepdim=True) / samples_F11.clamp(min=1)
-        off_FBD = x_FBD - mean_F1D
-        square_F1D = (off_FBD.square() * counts_FB1).sum(1, keepdim=True)
+        trains_FB1 = trains_FB[..., None].to(x_FBD.dtype)
+        samples_F11 = trains_FB1.sum(1, keepdim=True)
+        mean_F1D = (x_FBD * trains_FB1).sum(1, keepdim=True) / samples_F11.clamp(min=1)
+        centred_FBD = x_FBD - mean_F1D
+        square_F1D = (centred_FBD.square() * trains_FB1).sum(1, keepdim=True)
         variance_F1D = square_F1D / samples_F11.clamp(min=1)
-        with torch.no_grad():  # what is kept for later is without bias
-            known_F11 = MOMENTUM * (samples_F11 > 1)
-            self.mean_F1D.lerp_(mean_F1D, known_F11)
-            self.variance_F1D.lerp_(square_F1D / (samples_F11 - 1).clamp(min=1), known_F11)
-        return off_FBD * (variance_F1D + EPS).rsqrt()
+        with torch.no_grad():
+            # As in nn.BatchNorm1d the running variance is unbiased; a single sample has none.
+            momentum_F11 = torch.where(samples_F11 > 1, MOMENTUM, 0.0)
+            self.mean_F1D.lerp_(mean_F1D, momentum_F11)
+            self.variance_F1D.lerp_(square_F1D / (samples_F11 - 1).clamp(min=1), momentum_F11)
+        return centred_FBD * (variance_F1D + EPS).rsqrt()
 
 
 def attentive_predict(
@@ -94,17 +96,18 @@ def attentive_predict(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> list[np.ndarray]:
-    """Labels of the tested samples of each fold, by a probe trained on its others: a function of `seed`.
+    """Train one attentive probe per fold and return the predicted labels of its test samples, fold by fold.
 
     Args:
-        x_NLD: frozen tokens, which may lie in a file.
-        y_N: labels of any kind.
-        folds: numbers of the samples to train on and to test on.
+        x_NLD: tokens of a frozen network; may be a NumPy memmap.
+        y_N: labels of any dtype that NumPy can sort.
+        folds: indices of the training samples and of the test samples of each fold.
+        seed: seed for initialisation and batch order; the global random state is neither used nor changed.
     """
     classes, y_N = np.unique(y_N, return_inverse=True)
     trains_FN = np.zeros((len(folds), len(y_N)), dtype=bool)
-    for trains_N, (train, _) in zip(trains_FN, folds, strict=True):
-        trains_N[train] = True
+    for fold, (train, _) in enumerate(folds):
+        trains_FN[fold, train] = True
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         moments_F2D = torch.stack([_moments(x_NLD, train) for train, _ in folds])
@@ -112,14 +115,16 @@ def attentive_predict(
     _train(probes, x_NLD, torch.from_numpy(y_N), torch.from_numpy(trains_FN), seed, device)
     tested = np.unique(np.concatenate([test for _, test in folds]))
     with torch.inference_mode():
-        parts = [tested[first : first + BATCH] for first in range(0, len(tested), BATCH)]
-        answers_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in parts], dim=1).numpy()
-    return [
-        classes[answer_M[np.searchsorted(tested, test)]]
-        if len(train) > 1
-        else np.repeat(classes[y_N[train]], len(test))
-        for answer_M, (train, test) in zip(answers_FM, folds, strict=True)
-    ]
+        batches = [tested[first : first + BATCH] for first in range(0, len(tested), BATCH)]
+        class_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in batches], dim=1).numpy()
+    labels = []
+    for class_M, (train, test) in zip(class_FM, folds, strict=True):
+        if len(train) > 1:
+            labels.append(classes[class_M[np.searchsorted(tested, test)]])
+        else:
+            # Batch normalisation cannot learn from one sample: predict its label.
+            labels.append(np.repeat(classes[y_N[train]], len(test)))
+    return labels
 
 
 def _train(
@@ -129,25 +134,28 @@ def _train(
     batches = _batches(trains_FN.any(0).numpy().nonzero()[0], seed)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches), pct_start=0.1)
     for rows in batches:
-        y_B, counts_FB = y_N[rows].to(device), trains_FN[:, rows].to(device)
-        scores_FBC = probes(_tokens(x_NLD, rows, device), counts_FB)
-        nats_FB = F.cross_entropy(scores_FBC.flatten(0, 1), y_B.repeat(len(counts_FB)), reduction="none").view_as(
-            counts_FB
-        )
-        loss = (nats_FB * counts_FB).sum(1) / counts_FB.sum(1).clamp(min=1)
+        y_B, trains_FB = y_N[rows].to(device), trains_FN[:, rows].to(device)
+        logits_FBC = probes(_tokens(x_NLD, rows, device), trains_FB)
+        y_FB = y_B.expand_as(trains_FB)
+        nats_FB = F.cross_entropy(logits_FBC.flatten(0, 1), y_FB.flatten(), reduction="none").view_as(trains_FB)
+        loss_F = (nats_FB * trains_FB).sum(1) / trains_FB.sum(1).clamp(min=1)
         optimizer.zero_grad()
-        loss.sum().backward()
+        loss_F.sum().backward()
         optimizer.step()
         schedule.step()
 
 
 def _batches(train: np.ndarray, seed: int) -> Sequence[np.ndarray]:
-    """EPOCHS of batches of distinct samples, but not fewer nor more than the limits; each epoch in an order of its own."""
-    draw, size = np.random.default_rng(seed), min(BATCH, len(train))
+    """Return sorted sample indices of each step: EPOCHS shuffled epochs, within MIN_STEPS and MAX_STEPS steps."""
+    generator, size = np.random.default_rng(seed), min(BATCH, len(train))
     per_epoch = len(train) // size
-    steps = min(max(EPOCHS * per_epoch, LEAST_STEPS), MOST_STEPS)
-    epochs = [draw.permutation(train) for _ in range(math.ceil(steps / per_epoch))]
-    return [np.sort(order[i * size : (i + 1) * size]) for order in epochs for i in range(per_epoch)][:steps]
+    steps = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)
+    batches: list[np.ndarray] = []
+    while len(batches) < steps:
+        # A last batch that is not full is left out.
+        order = generator.permutation(train)[: per_epoch * size]
+        batches += list(np.sort(order.reshape(per_epoch, size), axis=1))
+    return batches[:steps]
 
 
 def _tokens(x_NLD: np.ndarray, rows: np.ndarray, device: torch.device | None) -> Tensor:
@@ -155,11 +163,11 @@ def _tokens(x_NLD: np.ndarray, rows: np.ndarray, device: torch.device | None) ->
 
 
 def _moments(x_NLD: np.ndarray, train: np.ndarray) -> Tensor:
-    """Mean and deviation of every feature over the tokens of the training samples, (2, D)."""
+    """Return mean and standard deviation of every feature over the tokens of the training samples, (2, D)."""
     count, total_D, square_D = 0, 0.0, 0.0
     for first in range(0, len(train), BATCH):
         x_MD = x_NLD[train[first : first + BATCH]].reshape(-1, x_NLD.shape[-1]).astype(np.float64)
         count, total_D, square_D = count + len(x_MD), total_D + x_MD.sum(0), square_D + (x_MD**2).sum(0)
     mean_D = total_D / count
-    deviation_D = np.sqrt(np.maximum(square_D / count - mean_D**2, 0))
-    return torch.from_numpy(np.stack([mean_D, deviation_D])).float()
+    std_D = np.sqrt(np.maximum(square_D / count - mean_D**2, 0))
+    return torch.from_numpy(np.stack([mean_D, std_D])).float()

@@ -1,4 +1,4 @@
-"""What a step of a module costs, found by tracing it with tensors that have shapes and no numbers."""
+"""Arithmetic and memory of a training step, from a trace with fake tensors (tensors that have a shape but no data)."""
 
 import weakref
 from collections.abc import Callable, Container, Iterator
@@ -16,64 +16,64 @@ from torch.utils.flop_counter import flop_registry
 from ar_model.backends import forget_masks
 
 Build = Callable[[], tuple[nn.Module, Callable[[], object]]]
-"""Makes a module, and a step on it, of CPU tensors."""
+"""Function that makes a module and a step on it, with CPU tensors."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step, when another has been before it. Memory in bytes."""
+    """Cost of one step in a running training (that is, after another step). Memory is in bytes."""
 
     flop: int
-    """Operations of matrix products, convolutions and attention; a multiplication with its addition are two."""
+    """Operations of matrix products, convolutions and attention; a multiply-add counts as two."""
     weights: int
-    """Parameters and buffers."""
+    """Memory of parameters and buffers."""
     gradients: int
-    """Of all parameters that get one."""
+    """Memory of all gradients together."""
     state: int
-    """What the step before has left behind: the optimizer's moments."""
+    """Memory that the step before left behind: the optimizer's moments."""
     others: int
-    """The most that everything else takes at a time: activations, temporaries, the batch."""
+    """Peak memory of everything else: activations, temporaries, the batch."""
     peak: int
-    """The most that all takes at a time; less than the sum where gradients come when activations are gone."""
+    """Peak memory of everything. Less than the sum if activations are freed before all gradients exist."""
 
 
 def cost_of(build: Build) -> Cost:
-    """Trace two steps of what `build` makes, and say what the second costs.
+    """Trace two steps of what `build` makes and return the cost of the second.
 
-    Nothing is computed and next to no memory is taken. Build and step may use tensors that were there before (masks among
-    them may choose), but cannot read a number of one that they make.
+    Nothing is computed and almost no memory is used. The step may use tensors that existed before, including bool masks as
+    indices, but it cannot read values of tensors that it makes.
     """
-    with _no_masks_kept(), FakeTensorMode(allow_non_fake_inputs=True), _Watch() as watch:
+    with _without_cached_masks(), FakeTensorMode(allow_non_fake_inputs=True), _Trace() as trace:
         module, step = build()
-        made = watch.live
+        built = trace.live
         step()
-        state = watch.live - made
+        state = trace.live - built
         gradients: dict[int, int] = {}
 
-        def note(parameter: Tensor) -> None:
+        def record_gradient(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 storage = parameter.grad.untyped_storage()
-                gradients[watch.see(storage)] = storage.nbytes()
+                gradients[trace.track(storage)] = storage.nbytes()
 
-        hooks = [p.register_post_accumulate_grad_hook(note) for p in module.parameters() if p.requires_grad]
-        watch.begin()
+        hooks = [p.register_post_accumulate_grad_hook(record_gradient) for p in module.parameters() if p.requires_grad]
+        trace.begin()
         step()
         for hook in hooks:
             hook.remove()
         weights = sum(s.nbytes() for s in {x.untyped_storage() for x in (*module.parameters(), *module.buffers())})
     return Cost(
-        flop=watch.flop,
+        flop=trace.flop,
         weights=weights,
         gradients=sum(gradients.values()),
         state=state,
-        others=watch.peak(without=gradients) - weights - state,
-        peak=watch.peak(),
+        others=trace.peak(without=gradients) - weights - state,
+        peak=trace.peak(),
     )
 
 
 @contextmanager
-def _no_masks_kept() -> Iterator[None]:
-    """Attention keeps its masks: those of a trace must not be met by a real step."""
+def _without_cached_masks() -> Iterator[None]:
+    """Clear the attention masks before and after: a real step must not use the cached fake masks of a trace."""
     forget_masks()
     try:
         yield
@@ -81,70 +81,73 @@ def _no_masks_kept() -> Iterator[None]:
         forget_masks()
 
 
-class _Watch(TorchDispatchMode):
-    """Counts operations, and sees the memory of every tensor come and go."""
+class _Trace(TorchDispatchMode):
+    """Counts operations and tracks the memory of all tensor storages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
-        """Bytes."""
+        """Bytes of all storages that are alive."""
         self.flop = 0
-        """Since `begin`."""
-        self._known: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        """Operations since `begin`."""
+        self._storages: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._count = self._start = 0
         self._changes: list[tuple[int, int]] = []
 
     def begin(self) -> None:
-        """`peak` starts from what is there now."""
+        """Start counting operations and the peak from here."""
         self._start, self._changes, self.flop = self.live, [], 0
 
     def peak(self, without: Container[int] = ()) -> int:
-        """Most bytes at a time since `begin`, without some of what has come since then."""
-        live = most = self._start
-        for number, change in self._changes:
-            if number not in without:
+        """Return the peak number of bytes since `begin`, without the storages of some ids."""
+        live = peak = self._start
+        for storage_id, change in self._changes:
+            if storage_id not in without:
                 live += change
-                most = max(most, live)
-        return most
+                peak = max(peak, live)
+        return peak
 
-    def see(self, storage: torch.UntypedStorage) -> int:
-        """The number of what lies there."""
-        place = storage._cdata
-        if place in self._known:
-            return self._known[place][0]
+    def track(self, storage: torch.UntypedStorage) -> int:
+        """Return the id of a storage; a new one is counted until it is freed."""
+        # Addresses are reused after a storage is freed, so each storage gets an id of its own.
+        address = storage._cdata
+        if address in self._storages:
+            return self._storages[address][0]
         self._count += 1
-        number, size = self._count, storage.nbytes()
+        storage_id, size = self._count, storage.nbytes()
 
-        def gone(_: object) -> None:
-            del self._known[place]
-            self._change(number, -size)
+        def freed(_: object) -> None:
+            del self._storages[address]
+            self._change(storage_id, -size)
 
-        self._known[place] = number, weakref.ref(storage, gone)
-        self._change(number, size)
-        return number
+        self._storages[address] = storage_id, weakref.ref(storage, freed)
+        self._change(storage_id, size)
+        return storage_id
 
-    def _change(self, number: int, change: int) -> None:
+    def _change(self, storage_id: int, change: int) -> None:
         self.live += change
-        self._changes.append((number, change))
+        self._changes.append((storage_id, change))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if tensors and all(map(_is_real_mask, tensors)):  # what is made of masks that are there is there too
+        # Results of real masks stay real, because they may be used as indices.
+        if tensors and all(map(_is_real_mask, tensors)):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
-        if func in _CHOOSING:
-            args = (args[0], _places(args[1]), *args[2:])
+        if func in _INDEXING:
+            args = (args[0], _integer_indices(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flop += formula(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.see(leaf.untyped_storage())
+                self.track(leaf.untyped_storage())
         return out
 
 
-_FORMULAS = {  # a FlopCounterMode would keep some of what it sees alive
+# FlopCounterMode itself would keep some tensors alive and spoil the memory, and its registry lacks the CPU's flash attention.
+_FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
@@ -154,7 +157,7 @@ _FORMULAS = {  # a FlopCounterMode would keep some of what it sees alive
     ),
 }
 
-_CHOOSING = {
+_INDEXING = {
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
@@ -166,13 +169,13 @@ def _is_real_mask(x: Tensor) -> bool:
     return x.dtype == torch.bool and not isinstance(x, FakeTensor)
 
 
-def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """The places that real masks choose: their number decides what shape comes out."""
-    places: list[Tensor | None] = []
+def _integer_indices(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Replace real bool masks by their integer indices: the shape of the result depends on the values of a mask."""
+    integers: list[Tensor | None] = []
     for index in indices:
         if index is not None and _is_real_mask(index):
             with unset_fake_temporarily():
-                places += index.nonzero(as_tuple=True)
+                integers += index.nonzero(as_tuple=True)
         else:
-            places.append(index)
-    return places
+            integers.append(index)
+    return integers

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head whose logits never exist whole.
+"""Cross-entropy of a linear head in chunks, without materialising all logits.
 
 Legend: N predictions, D width, V vocabulary, C predictions of a chunk.
 """
@@ -10,22 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MOST_LOGITS = 2**22
+MAX_LOGITS = 2**22
 """Logits of a chunk: 16 MiB in fp32."""
 
 
 def linear_cross_entropy(
     h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, share_N: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats, fp32, of `h @ weight.T + bias` against int64 targets.
+    """Return the cross-entropy in nats, a scalar in fp32, of the logits `h @ weight.T + bias` and int64 targets.
 
-    `share_N`: what each prediction counts in the mean, in all 1; None: the same each.
-
-    Works through a few predictions at a time. Their gradients are made with the loss, in the forward pass, so no logit is kept
-    or computed twice. Products are in autocast's type where it is on, softmax and sums in fp32.
+    The forward pass also computes the gradients, one chunk of predictions at a time, so that no logit is stored or computed
+    twice. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in fp32. `share_N`: weights of
+    the predictions, which sum to 1; None: the plain mean.
     """
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
-    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, learns)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
+    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,27 +36,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor,
         target_N: Tensor,
         share_N: Tensor | None,
-        learns: bool,
+        needs_grad: bool,
     ) -> Tensor:
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
         total = torch.zeros((), device=h_ND.device)
-        dh_ND = torch.empty_like(h_ND if learns else h_ND[:0])
+        # Without gradients these stay empty.
+        dh_ND = torch.empty_like(h_ND if needs_grad else h_ND[:0])
         dweight_VD, dbias_V = (
-            torch.zeros_like(x if learns else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)
+            torch.zeros_like(x if needs_grad else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)
         )
-        rows = max(1, MOST_LOGITS // len(weight_VD))
+        rows = max(1, MAX_LOGITS // len(weight_VD))
         with torch.autocast(device, enabled=False):
             weight, bias = weight_VD.to(dtype), bias_V.to(dtype)
             for first in range(0, len(h_ND), rows):
                 h_CD, target_C1 = h_ND[first : first + rows].to(dtype), target_N[first : first + rows, None]
                 logits_CV = F.linear(h_CD, weight, bias).float()
                 norm_C1 = logits_CV.logsumexp(1, keepdim=True)
-                cost_C1 = norm_C1 - logits_CV.gather(1, target_C1)
+                nats_C1 = norm_C1 - logits_CV.gather(1, target_C1)
                 share_C1 = None if share_N is None else share_N[first : first + rows, None].float()
-                total += (cost_C1 if share_C1 is None else cost_C1 * share_C1).sum()
-                if not learns:
+                total += (nats_C1 if share_C1 is None else nats_C1 * share_C1).sum()
+                if not needs_grad:
                     continue
+                # Gradient of the cross-entropy with respect to the logits: softmax minus one-hot target, in place.
                 d_CV = logits_CV.sub_(norm_C1).exp_()
                 d_CV.scatter_add_(1, target_C1, torch.full_like(norm_C1, -1.0))
                 if share_C1 is not None:
@@ -67,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dh_ND[first : first + rows] = d @ weight
                 dweight_VD += d.T @ h_CD
         ctx.save_for_backward(dh_ND, dweight_VD, dbias_V)
-        ctx.types = h_ND.dtype, weight_VD.dtype, bias_V.dtype
+        ctx.dtypes = h_ND.dtype, weight_VD.dtype, bias_V.dtype
         ctx.count = 1 if share_N is not None else len(h_ND)
         return total / ctx.count
 
@@ -75,5 +76,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scale = g / ctx.count
-        dh, dweight, dbias = ((d * scale).to(t) for d, t in zip(ctx.saved_tensors, ctx.types, strict=True))
+        dh, dweight, dbias = ((d * scale).to(dtype) for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return dh, dweight, dbias, None, None, None

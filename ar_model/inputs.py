@@ -1,7 +1,7 @@
-"""What goes in: codes of a tokenizer, embedded by what they mean, or tubelets of pixels.
+"""Input layers: embeddings of a tokenizer's codes, or of tubelets of pixels.
 
-Legend: B batch, T H W the grid of codes or pixels, L tokens, P codes or pixels of one token, C colours, V codes of the
-vocabulary, D width.
+Legend: B batch, T H W the grid of codes or pixels, L tokens, M some of them, P codes or pixels of one token, C colour channels
+(of a codebook: its dimensions), V vocabulary, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,16 @@ Grid = tuple[int, int, int]
 
 
 class CodeSpec:
-    """What a cache says of its codes. (No dataclass: the hub mixin would turn it into a dictionary, codebook and all.)
+    """Description of a cache's codes. (No dataclass: the hub mixin would serialise its fields, including the codebook.)
 
     Args:
         shape: codes of a clip along (t, h, w).
         vocab_size: codes are 0..vocab_size - 1.
-        levels: for FSQ and LFQ, the values that each digit can take, lowest digit first; their product is vocab_size.
+        levels: for FSQ and LFQ, the number of values of each digit, lowest digit first; their product is vocab_size.
         codebook_VC: for a learned codebook, its vectors.
-        clip: frames, height and width of the clips behind the codes, where their pixels are at hand.
+        clip: frames, height and width of the clips in pixels. None if the cache holds no pixels.
 
-    Raises:
-        ValueError: if levels or codebook do not fit the vocabulary.
+    Raises a ValueError if levels or codebook do not fit the vocabulary.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class CodeSpec:
         clip: Grid | None = None,
     ) -> None:
         if levels is not None and prod(levels) != vocab_size:
-            raise ValueError(f"levels {levels} do not multiply to {vocab_size} codes")
+            raise ValueError(f"the product of levels {levels} must be vocab_size {vocab_size}, got {prod(levels)}")
         if codebook_VC is not None and len(codebook_VC) != vocab_size:
-            raise ValueError(f"a codebook of {len(codebook_VC)} vectors does not fit {vocab_size} codes")
+            raise ValueError(f"the codebook must have vocab_size {vocab_size} vectors, got {len(codebook_VC)}")
         self.shape, self.vocab_size, self.levels, self.codebook_VC = shape, vocab_size, levels, codebook_VC
         self.clip = clip
 
     def to_json(self) -> dict:
-        """JSON form; of a codebook it holds the shape only, its values are in the weights."""
+        """Return the JSON form. It holds the shape of a codebook only; its values are saved with the weights."""
         codebook = None if self.codebook_VC is None else list(self.codebook_VC.shape)
         return {
             "shape": self.shape,
@@ -74,10 +73,11 @@ class CodeSpec:
 
 
 class CodeTable(nn.Module):
-    """One vector per code, composed from the code's geometry.
+    """Embedding table of codes, (V, D), composed from the geometry of the codes.
 
-    Digits: the sum of one learned vector per digit value. Codebook: its vectors through a learned projection. Neither,
-    or `by_geometry` false: one learned row per code. `free_rows` adds such rows, starting at zero, to the first two.
+    Codes made of digits: the sum of one learned vector per digit value. Codebook: a learned projection of its vectors. Otherwise,
+    or if `by_geometry` is false: one learned row per code. `free_rows` adds one learned row per code, initially zero, to the
+    first two.
     """
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
@@ -102,7 +102,7 @@ class CodeTable(nn.Module):
             self.rows = nn.Parameter(torch.zeros(codes.vocab_size, width))
 
     def matrix(self) -> Tensor:
-        """All vectors, (V, D)."""
+        """Return the vectors of all codes, (V, D)."""
         parts: list[Tensor] = [] if self.rows is None else [self.rows]
         if self.digits is not None:
             parts.append(F.embedding_bag(self.digit_rows_VP, self.digits, mode="sum"))
@@ -111,12 +111,12 @@ class CodeTable(nn.Module):
         return torch.stack(parts).sum(0)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Vectors of the codes, (...) -> (..., D)."""
+        """Return the vectors of the codes, (...) -> (..., D)."""
         return F.embedding(codes, self.matrix())
 
 
 def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Mixed-radix digits of codes, (...) -> (..., digits), lowest first as FSQ numbers its codes (arXiv 2309.15505)."""
+    """Return the mixed-radix digits of codes, (...) -> (..., digits), lowest digit first as in FSQ (arXiv 2309.15505)."""
     digits = []
     for n in levels:
         digits.append(codes % n)
@@ -126,55 +126,59 @@ def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Patching:
-    """How a clip is cut into tokens: boxes of `box` codes, or tubelets of `box` pixels."""
+    """Division of a clip into tokens: boxes of `box` codes, or tubelets of `box` pixels, along (t, h, w)."""
 
     content: Content
     box: Grid
 
     @classmethod
     def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Patching":
-        """Tokens of `code_patch` codes; of pixels those that the same tokens stand for.
+        """Patching into tokens of `code_patch` codes, or into tubelets that give the same grid of tokens.
 
-        Raises:
-            ValueError: if the codes, or the clips' pixels, are not cut evenly; if pixels are wanted of codes without them.
+        Raises a ValueError if the patches do not divide the codes or pixels, or if the cache holds no pixels.
         """
-        cut = cls("codes", code_patch)
-        grid = cut.grid(codes.shape)
+        patching = cls("codes", code_patch)
+        grid = patching.grid(codes.shape)
         if content == "codes":
-            return cut
+            return patching
         if codes.clip is None:
-            raise ValueError("pixels are wanted, but the cache holds none; make it with --keep_pixels jpeg or raw")
+            raise ValueError(
+                "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
+            )
         if any(pixels % tokens for pixels, tokens in zip(codes.clip, grid, strict=True)):
-            raise ValueError(f"clips of {codes.clip} pixels are not cut evenly into {grid} tokens")
+            raise ValueError(
+                f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
+            )
         frames, rows, columns = (pixels // tokens for pixels, tokens in zip(codes.clip, grid, strict=True))
         return cls("pixels", (frames, rows, columns))
 
     def grid(self, shape: Sequence[int]) -> Grid:
-        """Tokens of a clip along (t, h, w); raises a ValueError if the boxes do not divide it."""
+        """Return the tokens along (t, h, w) of a clip of `shape`. Raises a ValueError if the boxes do not divide it."""
         (t, h, w), (pt, ph, pw) = shape, self.box
         if min(self.box) < 1 or t % pt or h % ph or w % pw:
-            raise ValueError(f"tokens of {self.box} {self.content} do not divide a clip of {tuple(shape)} (code_patch)")
+            clip = f"a clip of {tuple(shape)}"
+            raise ValueError(f"objective.code_patch: tokens of {self.box} {self.content} do not divide {clip}")
         return t // pt, h // ph, w // pw
 
     def clip(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Codes (B, T, H, W) or pixels (B, T, H, W, C) of a batch."""
+        """Return the codes (B, T, H, W) or pixels (B, T, H, W, C) of a batch."""
         return batch["codes_BTHW"] if self.content == "codes" else batch["pixels_BTHWC"]
 
     def tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Codes (B, L, P) or pixels (B, L, P, C) of all tokens."""
+        """Return the codes (B, L, P) or pixels (B, L, P, C) of all tokens in raster order."""
         pt, ph, pw = self.box
         pattern = "b (t pt) (h ph) (w pw) ... -> b (t h w) (pt ph pw) ..."
         return rearrange(self.clip(batch), pattern, pt=pt, ph=ph, pw=pw)
 
 
 def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
-    """The content (B, L, ...) of some tokens, (B, M, ...)."""
+    """Gather the content of some tokens, (B, L, ...) -> (B, M, ...)."""
     sample_B1 = torch.arange(len(tokens_BM), device=tokens_BM.device)[:, None]
     return content_BLP[sample_B1, tokens_BM]
 
 
 class CodeEmbedding(nn.Module):
-    """Codes of a token (B, L, P) -> (B, L, D): vectors side by side through a linear layer (none for a single code)."""
+    """Embedding of tokens of P codes, (B, L, P) -> (B, L, D); vectors of several codes are merged by a linear layer."""
 
     def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()
@@ -187,24 +191,28 @@ class CodeEmbedding(nn.Module):
 
 
 class TubeletEmbedding(nn.Module):
-    """uint8 pixels of a token (B, L, P, C) -> (B, L, D): normalised by ImageNet's mean and deviation, as VideoMAE's are, and
-    through a linear layer (arXiv 2203.12602, section 3.2: a convolution whose stride is its size)."""
+    """Linear embedding of tubelets of RGB pixels, uint8 (B, L, P, C) -> (B, L, D), as in VideoMAE (arXiv 2203.12602).
+
+    Pixels are normalised by ImageNet's statistics. The linear layer equals the 3-D convolution of section 3.2.
+    """
 
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
         self.mean_C: Tensor
-        self.deviation_C: Tensor
+        self.std_C: Tensor
         self.register_buffer("mean_C", 255 * torch.tensor([0.485, 0.456, 0.406]), persistent=False)
-        self.register_buffer("deviation_C", 255 * torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+        self.register_buffer("std_C", 255 * torch.tensor([0.229, 0.224, 0.225]), persistent=False)
         self.projection = nn.Linear(3 * prod(tubelet), width)
 
     def forward(self, pixels_BLPC: Tensor) -> Tensor:
-        x_BLPC = (pixels_BLPC - self.mean_C) / self.deviation_C
+        x_BLPC = (pixels_BLPC - self.mean_C) / self.std_C
         return self.projection(x_BLPC.flatten(2))
 
 
-def make_input(cut: Patching, codes: CodeSpec, width: int, code_input: CodeInput) -> CodeEmbedding | TubeletEmbedding:
-    """The first layer for tokens cut so."""
-    if cut.content == "pixels":
-        return TubeletEmbedding(width, cut.box)
-    return CodeEmbedding(codes, width, prod(cut.box), by_geometry=code_input == "geometry")
+def make_input(
+    patching: Patching, codes: CodeSpec, width: int, code_input: CodeInput
+) -> CodeEmbedding | TubeletEmbedding:
+    """Return the embedding layer for the tokens of a patching."""
+    if patching.content == "pixels":
+        return TubeletEmbedding(width, patching.box)
+    return CodeEmbedding(codes, width, prod(patching.box), by_geometry=code_input == "geometry")

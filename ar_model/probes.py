@@ -1,6 +1,6 @@
-"""Frozen evaluation: how much of a label can be read off features without changing them.
+"""Frozen probes: predict labels from the features of a frozen network, with cross-validation.
 
-Legend: N samples, F features, B batch, L tokens, D width, t slices of time.
+Legend: N samples, M test samples, F features, B batch, L tokens, D width, t time slices.
 """
 
 from collections import Counter
@@ -13,103 +13,107 @@ from einops import rearrange
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ar_model.attentive import attentive_predict
 
 PROTOCOL = (
-    "mean token of each time slice, side by side; standardised; "
-    "ridge classifier (penalty and layer by leave-one-out on training clips); 20 nearest by cosine"
+    "features: the mean token of each time slice, concatenated and standardised; linear: a ridge classifier, whose penalty and "
+    "layer have the best leave-one-out accuracy on the training clips; knn: 20 nearest neighbours by cosine similarity"
 )
+"""Description of the linear and nearest-neighbour probes, for JSON and pages."""
 ATTENTIVE = (
-    "attentive: one learned query of 8 heads over all tokens, affine-free batch normalisation, linear classifier; "
-    "30 epochs (100 to 400 steps) of AdamW, batches of 64 that all folds share, on the layer that the linear probe chose"
+    "attentive: a learned query with 8 heads attends to all tokens, then batch normalisation without parameters and a linear "
+    "classifier; trained for 30 epochs (100 to 400 steps) by AdamW, on batches of 64 clips that all folds share; on the layer "
+    "that the linear probe chose"
 )
-MOST_FOLDS = 10
+"""Description of the attentive probe, for JSON and pages."""
+MAX_FOLDS = 10
 
 
 def slice_means(layer_BLD: Tensor, slices: int) -> Tensor:
-    """The mean token of each slice of time, side by side, (B, t * D), in fp32."""
+    """Return the mean token of each time slice, concatenated, (B, t * D), in fp32."""
     return rearrange(layer_BLD.float(), "b (t s) d -> b t s d", t=slices).mean(2).flatten(1)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Sample numbers to train on and to test on."""
+    """Indices of the training samples and of the test samples."""
 
     train: np.ndarray
     test: np.ndarray
 
 
 def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
-    """How a labelled set is cut, as a function of the seed.
+    """Split labelled samples into folds, as a function of the seed.
 
-    - where samples are held out officially: those, and a random nine tenths of the others to train on;
-    - else, where groups exist: up to ten folds that cut no group (each group its own fold if there are at most ten);
-    - else: up to ten folds with equal shares of the classes.
+    - If there is an official held-out split: one fold that tests it and trains on a random nine tenths of the other samples.
+    - Else, if there are groups: up to ten folds that split no group (at most ten groups: one fold per group).
+    - Else: up to ten stratified folds.
 
     Raises:
-        ValueError: if nothing can be held out.
+        ValueError: if nothing can be held out, or nothing is left to train on.
     """
     if held_out_N.any():
         train = np.flatnonzero(~held_out_N)
         if len(train) == 0:
-            raise ValueError("all labelled videos are held out: there is none to train a probe on")
+            raise ValueError("all labelled videos are in the held-out split: none is left to train a probe on")
         kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(0.9 * len(train)))]
         return [Fold(train[np.sort(kept)], np.flatnonzero(held_out_N))]
     if any(groups):
-        named = np.array([group or f"sample {i}" for i, group in enumerate(groups)])
-        parts = min(MOST_FOLDS, len(set(named)))
-        if parts < 2:
-            raise ValueError("all labelled videos are of one group: there is nothing to hold out")
-        return [Fold(*cut) for cut in GroupKFold(parts, shuffle=True, random_state=seed).split(y_N, y_N, named)]
-    parts = min(MOST_FOLDS, min(Counter(y_N).values()))
-    if parts < 2:
-        raise ValueError("a class has one video only: there is nothing to hold out")
-    return [Fold(*cut) for cut in StratifiedKFold(parts, shuffle=True, random_state=seed).split(y_N, y_N)]
+        # A sample without a group is a group of its own.
+        names = np.array([group or f"sample {i}" for i, group in enumerate(groups)])
+        count = min(MAX_FOLDS, len(set(names)))
+        if count < 2:
+            raise ValueError("all labelled videos are in one group: nothing can be held out")
+        splits = GroupKFold(count, shuffle=True, random_state=seed).split(y_N, y_N, names)
+    else:
+        count = min(MAX_FOLDS, *Counter(y_N).values())
+        if count < 2:
+            raise ValueError("a class has one labelled video only: nothing can be held out")
+        splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(y_N, y_N)
+    return [Fold(train, test) for train, test in splits]
 
 
 def folds_in_words(folds: int) -> str:
-    """What was tested, as `make_folds` cuts it."""
-    return "the official held-out split" if folds == 1 else f"{folds} folds, by groups where the videos have them"
+    """Return what was tested, in words, given the number of folds of `make_folds`."""
+    return "the official held-out split" if folds == 1 else f"{folds} folds, which split no group if there are groups"
 
 
 class LinearProbe:
-    """A ridge classifier on standardised features.
+    """Ridge classifier on standardised features.
 
-    Its penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form;
-    `score` is that accuracy, so that a layer can be chosen without a look at held-out samples.
+    Its penalty has the best leave-one-out accuracy on the training samples, which has a closed form. `score` is that accuracy:
+    it allows choosing a layer without using held-out samples.
     """
 
     def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
-        self._scale = StandardScaler().fit(x_NF)
-        self._ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy").fit(
-            self._scale.transform(x_NF), y_N
-        )
-        self.score = float(self._ridge.best_score_)
+        ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy")
+        self._model = make_pipeline(StandardScaler(), ridge).fit(x_NF, y_N)
+        self.score = float(ridge.best_score_)
 
     def predict(self, x_NF: np.ndarray) -> np.ndarray:
-        return self._ridge.predict(self._scale.transform(x_NF))
+        return self._model.predict(x_NF)
 
 
 def knn_predict(x_NF: np.ndarray, y_N: np.ndarray, test_MF: np.ndarray, neighbours: int = 20) -> np.ndarray:
-    """Labels of the nearest training samples by cosine of standardised features, weighted by closeness."""
-    scale = StandardScaler().fit(x_NF)
+    """Predict labels by the nearest training samples in cosine distance of standardised features, weighted by 1 / distance."""
     knn = KNeighborsClassifier(min(neighbours, len(x_NF)), metric="cosine", weights="distance")
-    return knn.fit(scale.transform(x_NF), y_N).predict(scale.transform(test_MF))
+    return make_pipeline(StandardScaler(), knn).fit(x_NF, y_N).predict(test_MF)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of one repetition over all its folds, by each kind of probe."""
+    """Accuracies of one repetition (one set of folds)."""
 
     chosen: list[int]
-    """Layer with the best linear probe on the training samples of each fold, counted from 1."""
+    """Fold -> layer, counted from 1, whose linear probe has the best `score`."""
     best: dict[str, float]
-    """Probe -> accuracy of the chosen layers."""
+    """Probe -> accuracy on the chosen layers."""
     layers: dict[str, list[float]]
-    """Probe -> accuracy of each layer, first to last."""
+    """Probe -> accuracy on each layer, first to last."""
 
 
 def evaluate(
@@ -119,38 +123,40 @@ def evaluate(
     tokens_NLD: Sequence[np.ndarray] = (),
     device: torch.device | None = None,
 ) -> Accuracy:
-    """Probe every layer in every fold, `linear` and `knn`, and given its tokens `attentive` too.
+    """Return the accuracies of the probes `linear` and `knn` on every layer, and of `attentive` if tokens are given.
 
-    A sample counts once for each fold that tests it.
+    A sample counts once for each fold that tests it. `layers_NF` and `tokens_NLD` have one array per layer; tokens may be NumPy
+    memmaps. `device` is for the attentive probe.
     """
-    right: dict[str, list[list[np.ndarray]]] = {}
+    # Probe -> layer -> fold -> bool array over the test samples.
+    correct: dict[str, list[list[np.ndarray]]] = {"linear": [[] for _ in layers_NF], "knn": [[] for _ in layers_NF]}
     chosen = []
     for fold in folds:
-        wanted_M, scores = y_N[fold.test], []
-        for i, x in enumerate(layers_NF):
-            x_train, x_test, y_train = x[fold.train], x[fold.test], y_N[fold.train]
+        y_train, y_test, scores = y_N[fold.train], y_N[fold.test], []
+        for layer, x_NF in enumerate(layers_NF):
+            x_train, x_test = x_NF[fold.train], x_NF[fold.test]
             linear = LinearProbe(x_train, y_train)
             scores.append(linear.score)
-            answers = {"linear": linear.predict(x_test), "knn": knn_predict(x_train, y_train, x_test)}
-            for probe, answer in answers.items():
-                right.setdefault(probe, [[] for _ in layers_NF])[i].append(answer == wanted_M)
+            correct["linear"][layer].append(linear.predict(x_test) == y_test)
+            correct["knn"][layer].append(knn_predict(x_train, y_train, x_test) == y_test)
         chosen.append(scores.index(max(scores)) + 1)
+    if tokens_NLD:
+        correct["attentive"] = []
     for x_NLD in tokens_NLD:
-        found = attentive_predict(x_NLD, y_N, [(fold.train, fold.test) for fold in folds], device=device)
-        answered = [answer == y_N[fold.test] for answer, fold in zip(found, folds, strict=True)]
-        right.setdefault("attentive", []).append(answered)
-    return Accuracy(
-        chosen,
-        {probe: _mean([layers[i - 1][fold] for fold, i in enumerate(chosen)]) for probe, layers in right.items()},
-        {probe: [_mean(layer) for layer in layers] for probe, layers in right.items()},
-    )
+        predictions = attentive_predict(x_NLD, y_N, [(fold.train, fold.test) for fold in folds], device=device)
+        correct["attentive"].append([y_M == y_N[fold.test] for y_M, fold in zip(predictions, folds, strict=True)])
+    best, layers = {}, {}
+    for probe, layer_folds in correct.items():
+        best[probe] = _mean([layer_folds[layer - 1][fold] for fold, layer in enumerate(chosen)])
+        layers[probe] = [_mean(fold_results) for fold_results in layer_folds]
+    return Accuracy(chosen, best, layers)
 
 
-def _mean(right: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(right).mean())
+def _mean(correct: Sequence[np.ndarray]) -> float:
+    return float(np.concatenate(correct).mean())
 
 
 def chance(y_N: np.ndarray, folds: Sequence[Fold]) -> float:
-    """Accuracy of always naming the class that is commonest among the tested samples: no constant answer does better."""
-    tested = np.concatenate([y_N[fold.test] for fold in folds])
-    return Counter(tested).most_common(1)[0][1] / len(tested)
+    """Return the accuracy of the best constant prediction: the share of the most common class among the test samples."""
+    y_tested = np.concatenate([y_N[fold.test] for fold in folds])
+    return Counter(y_tested).most_common(1)[0][1] / len(y_tested)

@@ -1,6 +1,7 @@
-"""What is predicted, and at what cost: a head and its loss.
+"""Prediction heads with their losses, for codes and for pixels.
 
-Legend: B batch, L predicted tokens, P codes or pixels of one token, C colours, V codes of the vocabulary, D width.
+Legend: B batch, L tokens, F frames and S pixels per frame of a tubelet, P codes or pixels of one token, C colour channels,
+N = B * L * P codes, V vocabulary, D width, d digits.
 """
 
 import math
@@ -17,16 +18,18 @@ CodeLikelihood = Literal["joint", "digits"]
 
 
 class CodeTarget(nn.Module):
-    """Negative log-likelihood of codes given a decoder's output.
+    """Cross-entropy of codes given a decoder's output.
 
-    `joint`: one softmax over the vocabulary, whose output vectors are composed by geometry (a digit's vector is shared
-    by all codes that have it) plus one free row per code. `digits`: one softmax per digit, as if digits were
-    independent given the context; an honest likelihood too, and the only affordable one for large vocabularies.
+    `joint`: one softmax over the vocabulary. Its output vectors are composed from the geometry of the codes (all codes with the
+    same digit share the vector of that digit) plus one free row per code.
+    `digits`: one softmax per digit, which assumes that digits are independent given the context. It is a normalised likelihood
+    too, and the only affordable one for large vocabularies.
 
-    `table`: output vectors of `joint` that are shared with an embedding of the same width.
+    Args:
+        codes_per_token: codes of one token; each gets its own projection of the decoder's output.
+        table: output vectors of `joint` that are shared with an embedding of the same width.
 
-    Raises:
-        ValueError: for `digits` of codes that have none.
+    Raises a ValueError if `likelihood` is unknown, or `digits` for codes that are not made of digits.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class CodeTarget(nn.Module):
     ) -> None:
         super().__init__()
         if likelihood not in get_args(CodeLikelihood):
-            raise ValueError(f"likelihood {likelihood!r} is neither joint nor digits")
+            raise ValueError(f"likelihood must be joint or digits, got {likelihood!r}")
         if likelihood == "digits" and codes.levels is None:
             raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ); these are rows of a codebook")
         self.codes_per_token = codes_per_token
@@ -50,32 +53,34 @@ class CodeTarget(nn.Module):
         if likelihood == "joint":
             if table is None:
                 self.table = CodeTable(codes, width, free_rows=True)
-            self._shared = () if table is None else (table,)  # in a tuple: weights have one owner, and are saved once
+            # The tuple hides a shared table from nn.Module: its weights are saved once, with the embedding.
+            self._shared_table = () if table is None else (table,)
             self.bias = nn.Parameter(torch.zeros(codes.vocab_size))
         else:
             self.digits = nn.Linear(width, sum(codes.levels or ()))
-            nn.init.normal_(self.digits.weight, std=0.02)  # the first guess is about the uniform distribution
+            # Small weights: the initial prediction is close to the uniform distribution.
+            nn.init.normal_(self.digits.weight, std=0.02)
             nn.init.zeros_(self.digits.bias)
         self.scale = width**-0.5
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
-        """Mean nats of a code, a scalar in fp32; `share_BL`: what each token counts in the mean, in all 1."""
-        share_N = (
-            None if share_BL is None else (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
-        )
+        """Return the mean cross-entropy of a code in nats, a scalar in fp32. `share_BL`: weights of tokens, which sum to 1."""
+        share_N = None
+        if share_BL is not None:
+            share_N = (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
         h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
         if self.levels is None:
-            (table,) = self._shared or (self.table,)
+            table = self._shared_table[0] if self._shared_table else self.table
             rows_VD = table.matrix() * self.scale
             return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten(), share_N)
-        digits_BLPn = digits_of(codes_BLP, self.levels)
-        heads = self.digits(h_BLPD).split(self.levels, dim=-1)
-        costs = [_nats(logits, digits_BLPn[..., i], share_N) for i, logits in enumerate(heads)]
-        return torch.stack(costs).sum()
+        digits_BLPd = digits_of(codes_BLP, self.levels)
+        logits_per_digit = self.digits(h_BLPD).split(self.levels, dim=-1)
+        nats = [_nats(logits, digits_BLPd[..., i], share_N) for i, logits in enumerate(logits_per_digit)]
+        return torch.stack(nats).sum()
 
     @staticmethod
     def numbers(loss: Tensor) -> dict[str, Tensor]:
-        """What the loss says in other units."""
+        """Return further numbers to log: the loss in bits."""
         return {"bits_per_code": loss / math.log(2)}
 
 
@@ -85,32 +90,34 @@ def _nats(logits: Tensor, target: Tensor, share_N: Tensor | None) -> Tensor:
 
 
 class PixelTarget(nn.Module):
-    """Squared error of a tubelet's pixels, each colour of each tubelet normalised by its mean and deviation.
+    """Mean squared error of a tubelet's pixels, normalised by the mean and standard deviation of each channel of each tubelet.
 
-    As VideoMAE does (arXiv 2203.12602, its code: unbiased deviation plus 1e-6, of pixels in [0, 1]). ARVideo does not say whether
-    it normalises (arXiv 2405.15160).
+    The normalisation is VideoMAE's (arXiv 2203.12602 and its code: unbiased standard deviation plus 1e-6, of pixels in [0, 1]).
+    The paper of ARVideo does not say whether it normalises (arXiv 2405.15160).
 
-    Raises:
-        ValueError: for tubelets of one pixel, which have no deviation.
+    Raises a ValueError for tubelets of one pixel, which have no standard deviation.
     """
 
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
         if math.prod(tubelet) < 2:
-            raise ValueError("a token of one pixel leaves nothing to predict beside its mean: use a larger code_patch")
+            raise ValueError(
+                "pixels cannot be normalised over a tubelet of one pixel: use a larger objective.code_patch"
+            )
         self.head = nn.Linear(width, 3 * math.prod(tubelet))
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
-        """Mean squared error, a scalar in fp32, of pixels in 0..255 or what is made of them."""
-        wanted_BLPC = pixels_BLPC.float() / 255
-        deviation, mean = torch.std_mean(wanted_BLPC, dim=2, keepdim=True)
-        wanted_BLPC = (wanted_BLPC - mean) / (deviation + 1e-6)
-        return F.mse_loss(self.head(h_BLD).float(), wanted_BLPC.flatten(2))
+        """Return the mean squared error, a scalar in fp32, for pixels in 0..255 or differences of such pixels."""
+        target_BLPC = pixels_BLPC.float() / 255
+        std, mean = torch.std_mean(target_BLPC, dim=2, keepdim=True)
+        target_BLPC = (target_BLPC - mean) / (std + 1e-6)
+        return F.mse_loss(self.head(h_BLD).float(), target_BLPC.flatten(2))
 
     @staticmethod
     def numbers(loss: Tensor) -> dict[str, Tensor]:
+        """Return further numbers to log: none."""
         return {}
 
 
@@ -118,19 +125,23 @@ Difference = Literal["within", "next"]
 
 
 def rgb_difference(pixels_BLPC: Tensor, slices: int, frames: int, difference: Difference) -> Tensor:
-    """RGB differences of all tubelets in raster order: `within` one, of each of its frames to the next (B, L, P', C); `next`, to
-    the tubelet that follows in time, of the last ones to the one before (B, L, P, C)."""
+    """Return RGB differences of all tubelets in raster order, of `slices` time slices and `frames` frames per tubelet.
+
+    `within`: each frame of a tubelet minus the frame before, (B, L, P - S, C). `next`: the next tubelet in time minus the
+    tubelet, (B, L, P, C); the last time slice repeats the differences of the slice before.
+    """
     pixels = pixels_BLPC.float()
     if difference == "within":
         frames_BLFSC = pixels.unflatten(2, (frames, -1))
         return frames_BLFSC.diff(dim=2).flatten(2, 3)
-    times_BTSPC = pixels.unflatten(1, (slices, -1))
-    steps = times_BTSPC.diff(dim=1)
+    steps = pixels.unflatten(1, (slices, -1)).diff(dim=1)
     return torch.cat([steps, steps[:, -1:]], dim=1).flatten(1, 2)
 
 
-def make_target(cut: Patching, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> CodeTarget | PixelTarget:
-    """Head and loss for tokens cut so, behind a decoder of a width."""
-    if cut.content == "pixels":
-        return PixelTarget(width, cut.box)
-    return CodeTarget(codes, width, math.prod(cut.box), likelihood)
+def make_target(
+    patching: Patching, codes: CodeSpec, width: int, likelihood: CodeLikelihood
+) -> CodeTarget | PixelTarget:
+    """Return the head and loss for the tokens of a patching, given a decoder's width."""
+    if patching.content == "pixels":
+        return PixelTarget(width, patching.box)
+    return CodeTarget(codes, width, math.prod(patching.box), likelihood)

@@ -1,15 +1,17 @@
-"""The trunk that all objectives share: pre-norm transformer blocks, an encoder, a cross-attention decoder, positions.
+"""Pre-norm transformer shared by all objectives: positions, blocks, an encoder, and decoders with cross- or self-attention.
 
-The blocks know nothing of orders or clusters: positions are data, gathered together with the tokens they belong to.
+The blocks do not depend on orders or clusters: positions are gathered together with the tokens that they belong to.
 
-Legend: B batch, L tokens, M tokens of the context, D width.
+Legend: B batch, L tokens, M context tokens, Q queries, D width, E width of the context, A rotary angles.
 """
 
 import math
 from typing import Any, NamedTuple
 
 import torch
-import torch._functorch.config as functorch  # the budget of compiled blocks has no other door
+
+# activation_memory_budget has no public API.
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,27 +21,29 @@ Grid = tuple[int, int, int]
 
 
 def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
-    """Fixed sine-cosine codes of all (t, h, w) of a grid in raster order, (L, width).
+    """Return fixed 3-D sine-cosine encodings of all tokens of a grid in raster order, (L, width).
 
-    A third of the channels (even, the rest goes to time) belongs to each axis, half sines and half cosines
-    (arXiv 1706.03762, section 3.5). `trained`: as in `positions_of`.
+    Rows and columns get a third of the channels each, rounded down to an even number, and time gets the rest. Each axis has half
+    sines and half cosines (arXiv 1706.03762, section 3.5). `trained`: see `positions_of`.
     """
     side = width // 6 * 2
-    axes = (width - 2 * side, side, side)
-    codes = []
-    for ids_L, channels in zip(positions_of(grid, trained).T, axes, strict=True):
-        # Grids are tens of steps long, not the thousands of a text: wavelengths from 2 pi to 100 times that.
+    channels_per_axis = (width - 2 * side, side, side)
+    encodings = []
+    for ids_L, channels in zip(positions_of(grid, trained).T, channels_per_axis, strict=True):
+        # Grids have tens of steps, not the thousands of a text: wavelengths range from 2 pi to 100 times that.
         rate = 100.0 ** (-torch.arange(channels // 2) / max(1, channels // 2))
         angle = ids_L[:, None] * rate
-        codes += [angle.sin(), angle.cos()]
+        encodings += [angle.sin(), angle.cos()]
         if channels % 2:
-            codes.append(torch.zeros(len(ids_L), 1))
-    return torch.cat(codes, dim=1)
+            encodings.append(torch.zeros(len(ids_L), 1))
+    return torch.cat(encodings, dim=1)
 
 
 def flat_positions(count: int, width: int) -> Tensor:
-    """Fixed sine-cosine codes of the numbers 0..count - 1 of tokens in raster order, (count, width): VideoMAE's, which
-    know no grid (arXiv 2203.12602, its code; the formula of arXiv 1706.03762, section 3.5)."""
+    """Return fixed 1-D sine-cosine encodings of token indices, (count, width), as in the code of VideoMAE (arXiv 2203.12602).
+
+    They do not depend on the shape of the grid. The formula is that of arXiv 1706.03762, section 3.5.
+    """
     rate_D = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angle_LD = torch.arange(count, dtype=torch.float64)[:, None] * rate_D
     angle_LD[:, 0::2], angle_LD[:, 1::2] = angle_LD[:, 0::2].sin(), angle_LD[:, 1::2].cos()
@@ -47,35 +51,35 @@ def flat_positions(count: int, width: int) -> Tensor:
 
 
 def rotary_angles(grid: Grid, head_width: int, trained: Grid | None = None) -> Tensor:
-    """Angles of axial rotary positions for all (t, h, w) of a grid in raster order, (L, head_width / 2).
+    """Return the angles of axial rotary positions of all tokens of a grid in raster order, (L, head_width / 2).
 
-    A third of the pairs of channels (the rest goes to time) turns with each axis. `trained`: as in `positions_of`.
+    Rows and columns get a third of the channel pairs each, rounded down, and time gets the rest. `trained`: see `positions_of`.
     """
     pairs = head_width // 2
-    axes = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
-    # One turn takes from 4 tokens, so that neighbours differ clearly, to 80, so that no grid is wider than a turn.
-    rates = [math.pi / 2 * 20.0 ** (-torch.arange(n) / max(1, n)) for n in axes]
+    pairs_per_axis = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
+    # Periods range from 4 tokens, so that neighbours differ clearly, to 80, so that no grid is longer than a period.
+    rates = [math.pi / 2 * 20.0 ** (-torch.arange(n) / max(1, n)) for n in pairs_per_axis]
     ids_L3 = positions_of(grid, trained)
     return torch.cat([ids_L3[:, i, None] * rate for i, rate in enumerate(rates)], dim=1)
 
 
 def positions_of(grid: Grid, trained: Grid | None = None) -> Tensor:
-    """(t, h, w) of every token in raster order, (L, 3).
+    """Return the position (t, h, w) of every token in raster order, (L, 3).
 
-    For a model that was `trained` on another grid both grids cover the same extent: a place of one has the position
-    that it has in the other (arXiv 2010.11929, section 3.2, interpolates its learned positions so).
+    `trained` is the grid that the model was trained on, if it is another one. Both grids then cover the same extent, and
+    positions are scaled from `grid` to `trained` (as arXiv 2010.11929, section 3.2, interpolates its learned positions).
     """
     axes = []
-    for n, known in zip(grid, trained or grid, strict=True):
+    for n, trained_n in zip(grid, trained or grid, strict=True):
         ids = torch.arange(n, dtype=torch.float32)
-        axes.append(ids if n == known else (ids + 0.5) * (known / n) - 0.5)
+        axes.append(ids if n == trained_n else (ids + 0.5) * (trained_n / n) - 0.5)
     return torch.cartesian_prod(*axes).view(-1, 3)
 
 
 class Positions(nn.Module):
-    """Where the tokens of a grid are: sine-cosine codes to add to them and, with `rope`, turns of queries and keys.
+    """Positions of the tokens of a grid: sine-cosine encodings to add to tokens and, with `rope`, rotary positions.
 
-    `flat`: codes of their number in raster order instead of (t, h, w).
+    `flat`: encode the token index in raster order instead of (t, h, w). Nothing here is saved with a model.
     """
 
     def __init__(
@@ -83,35 +87,37 @@ class Positions(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.width, self.heads, self.rope, self.flat = grid, width, heads, rope, flat
-        self.code_LD: Tensor
+        self.encoding_LD: Tensor
         self.angle_LA: Tensor
-        code_LD = flat_positions(math.prod(grid), width) if flat else sincos_positions(grid, width, trained)
-        self.register_buffer("code_LD", code_LD, persistent=False)
+        encoding_LD = flat_positions(math.prod(grid), width) if flat else sincos_positions(grid, width, trained)
+        self.register_buffer("encoding_LD", encoding_LD, persistent=False)
         self.register_buffer("angle_LA", rotary_angles(grid, width // max(1, heads), trained), persistent=False)
 
     def forward(self, tokens_BM: Tensor) -> tuple[Tensor, Rotation | None]:
-        """Codes (B, M, D) and rotation of some tokens, which are numbered in raster order."""
-        return self.code_LD[tokens_BM], Rotation.of(self.angle_LA[tokens_BM]) if self.rope else None
+        """Return the encodings (B, M, D) and the rotation of the tokens with these indices (raster order)."""
+        return self.encoding_LD[tokens_BM], Rotation.from_angles(self.angle_LA[tokens_BM]) if self.rope else None
 
     def for_width(self, width: int, heads: int) -> "Positions":
-        """The same positions for tokens of another width."""
+        """Return the same positions for tokens of another width."""
         return Positions(self.grid, width, heads, self.rope, flat=self.flat)
 
-    def laid_over(self, grid: Grid) -> "Positions":
-        """Those of another grid of the same extent (see `positions_of`)."""
+    def resized(self, grid: Grid) -> "Positions":
+        """Return the positions of another grid that covers the same extent (see `positions_of`)."""
         if grid == self.grid:
             return self
-        laid = Positions(grid, self.width, self.heads, self.rope, self.grid, flat=self.flat)
-        return laid.to(self.code_LD.device)
+        resized = Positions(grid, self.width, self.heads, self.rope, self.grid, flat=self.flat)
+        return resized.to(self.encoding_LD.device)
 
 
 class MLP(nn.Sequential):
+    """Two linear layers with a GELU between; the hidden layer is `ratio` times as wide."""
+
     def __init__(self, width: int, ratio: int = 4) -> None:
         super().__init__(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, each with its norm before and a residual around (arXiv 2010.11929)."""
+    """Pre-norm self-attention and MLP with residual connections (arXiv 2010.11929)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -126,16 +132,20 @@ class Block(nn.Module):
 
 
 class AttentionContext(NamedTuple):
-    """Where a decoder's queries and its context are, and what of the context, and of each other, the queries see."""
+    """Masks and rotary positions of a decoder."""
 
     mask: Mask = None
+    """Which context tokens a query sees."""
     rotation: Rotation | None = None
+    """Positions of the queries."""
     context_rotation: Rotation | None = None
+    """Positions of the context tokens."""
     self_mask: Mask = None
+    """Which queries a query sees, in decoders with self-attention."""
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention and MLP; `with_self`: self-attention before them (arXiv 2405.15160, table 9)."""
+    """Pre-norm cross-attention and MLP; `with_self` puts self-attention before them (arXiv 2405.15160, table 9)."""
 
     def __init__(self, width: int, heads: int, with_self: bool) -> None:
         super().__init__()
@@ -146,16 +156,16 @@ class CrossBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
-    def forward(self, x_BLD: Tensor, context_BMD: Tensor, sight: AttentionContext) -> Tensor:
+    def forward(self, x_BQD: Tensor, context_BMD: Tensor, attention_context: AttentionContext) -> Tensor:
+        mask, rotation, context_rotation, self_mask = attention_context
         if self.self_attention is not None and self.self_norm is not None:
-            x_BLD = x_BLD + self.self_attention(self.self_norm(x_BLD), None, sight.self_mask, sight.rotation)
-        seen = self.attention(self.norm1(x_BLD), context_BMD, sight.mask, sight.rotation, sight.context_rotation)
-        x_BLD = x_BLD + seen
-        return x_BLD + self.mlp(self.norm2(x_BLD))
+            x_BQD = x_BQD + self.self_attention(self.self_norm(x_BQD), None, self_mask, rotation)
+        x_BQD = x_BQD + self.attention(self.norm1(x_BQD), context_BMD, mask, rotation, context_rotation)
+        return x_BQD + self.mlp(self.norm2(x_BQD))
 
 
 class Stack(nn.Module):
-    """Blocks one after another. With `recompute` their inner values are computed again in the backward pass, not kept."""
+    """Base class of encoder and decoders: a sequence of blocks, with activation checkpointing if `recompute` is set."""
 
     blocks: nn.ModuleList
     recompute = False
@@ -167,7 +177,7 @@ class Stack(nn.Module):
 
 
 class Encoder(Stack):
-    """Tokens (B, L, D) -> the output of every block, a list of (B, L, D); `norm` belongs behind the last."""
+    """Sequence of self-attention blocks. `norm` normalises the output of the last block; see `last`."""
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -175,6 +185,7 @@ class Encoder(Stack):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
+        """Return the output of every block, (B, L, D) each, first to last, without the final norm."""
         layers = []
         for block in self.blocks:
             x_BLD = self._run(block, x_BLD, mask, rotation)
@@ -182,12 +193,12 @@ class Encoder(Stack):
         return layers
 
     def last(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
-        """The normalised output of the last block."""
+        """Return the normalised output of the last block, (B, L, D)."""
         return self.norm(self(x_BLD, mask, rotation)[-1])
 
 
 class CrossDecoder(Stack):
-    """Queries (B, L, D) read an encoder's output (B, M, D_encoder) -> (B, L, D)."""
+    """Decoder whose queries (B, Q, D) attend to an encoder's output (B, M, E) -> (B, Q, D)."""
 
     def __init__(self, width: int, depth: int, heads: int, context_width: int, *, with_self: bool = False) -> None:
         super().__init__()
@@ -195,15 +206,15 @@ class CrossDecoder(Stack):
         self.blocks = nn.ModuleList(CrossBlock(width, heads, with_self) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, context_BME: Tensor, sight: AttentionContext) -> Tensor:
+    def forward(self, x_BQD: Tensor, context_BME: Tensor, attention_context: AttentionContext) -> Tensor:
         context_BMD = self.context(context_BME)
         for block in self.blocks:
-            x_BLD = self._run(block, x_BLD, context_BMD, sight)
-        return self.norm(x_BLD)
+            x_BQD = self._run(block, x_BQD, context_BMD, attention_context)
+        return self.norm(x_BQD)
 
 
 class SelfDecoder(Stack):
-    """Queries (B, Q, D) and an encoder's output (B, M, D_encoder) attend to each other -> the queries' outputs (B, Q, D)."""
+    """Decoder in which queries (B, Q, D) and an encoder's output (B, M, E) attend to each other -> (B, Q, D)."""
 
     def __init__(self, width: int, depth: int, heads: int, context_width: int) -> None:
         super().__init__()
@@ -214,27 +225,27 @@ class SelfDecoder(Stack):
     def forward(
         self, x_BQD: Tensor, context_BME: Tensor, position_BMD: Tensor, rotation: Rotation | None = None
     ) -> Tensor:
-        """`position_BMD` is added to the context; `rotation` is of the context, then of the queries."""
-        both_BLD = torch.cat([self.context(context_BME) + position_BMD, x_BQD], dim=1)
+        """Decode. `position_BMD` is added to the context; `rotation` covers the context tokens, then the queries."""
+        x_BLD = torch.cat([self.context(context_BME) + position_BMD, x_BQD], dim=1)
         for block in self.blocks:
-            both_BLD = self._run(block, both_BLD, None, rotation)
-        return self.norm(both_BLD[:, -x_BQD.shape[1] :])
+            x_BLD = self._run(block, x_BLD, None, rotation)
+        return self.norm(x_BLD[:, -x_BQD.shape[1] :])
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keep only the inputs of every block for the backward pass: less memory, a fifth more arithmetic, equal numbers."""
+    """Turn on activation checkpointing of every block: less memory, a fifth more arithmetic, the same numbers."""
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = True
 
 
 COMPILED_MEMORY = 0.7
-"""Share of what autograd would keep that compiled blocks may keep; what is cheap to compute again is. Of ViT-B on a CPU this
-saves 40 % of the memory and costs no time that we could measure; 0.4 saves a little more and costs a tenth."""
+"""Share of the activations that compiled blocks may save for the backward pass; the compiler recomputes cheap ones instead. For
+ViT-B on a CPU, 0.7 saves 40 % of the memory at no measurable cost; 0.4 saves a little more and costs a tenth of the speed."""
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every block in place: names of parameters stay as they are, and equal blocks share one compilation."""
+    """Compile every block in place. Parameter names do not change, and equal blocks share one compilation."""
     functorch.activation_memory_budget = COMPILED_MEMORY
     for module in model.modules():
         if isinstance(module, Block | CrossBlock):
@@ -242,14 +253,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initial values of the trunk, for `module.apply`.
-
-    | what             | value                                |
-    |------------------|--------------------------------------|
-    | linear weights   | Xavier uniform (arXiv 2203.12602)    |
-    | biases           | 0                                    |
-    | norms            | 1 and 0                              |
-    """
+    """Initialise linear layers with Xavier-uniform weights (arXiv 2203.12602) and zero biases; norms keep 1 and 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

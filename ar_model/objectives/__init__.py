@@ -1,4 +1,4 @@
-"""Pre-training objectives, each a composition of what is seen x input x trunk x target."""
+"""Pre-training objectives. Each file describes one: its visible tokens, input, model and target."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,22 @@ __all__ = ["MAM2", "OBJECTIVES", "VIMPAC", "ARVideo", "Objective", "VideoMAE", "
 OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo, VideoMAE, VIMPAC, MAM2)}
 
 
-def load_objective(folder: Path, *, trained: bool = True) -> Objective:
-    """The model in a folder written by `save`, in evaluation mode.
+def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
+    """Load a pre-trained model, on the CPU and in evaluation mode.
 
-    With `trained` false it is the same network newly initialised; what is no parameter, such as a tokenizer's codebook, it keeps.
+        objective = load_objective("runs/RUN")
+        with torch.inference_mode():
+            layers = objective.features({"codes_BTHW": codes_BTHW})  # int64 codes -> one (B, L, D) tensor per block
 
-    Raises:
-        ValueError: if there is none, or it cannot be read.
+    Args:
+        folder: run folder of pretrain_ar, or a model folder: its `model/`, a snapshot, or what `Objective.save` wrote.
+        trained: False keeps new random parameters, as a baseline. Buffers, such as a tokenizer's codebook, are loaded anyway.
+
+    Raises a ValueError if the folder holds no model, or the model cannot be read.
     """
+    folder = Path(folder)
+    if (folder / "model").is_dir():
+        folder = folder / "model"
     try:
         config = json.loads((folder / "config.json").read_text())
         objective = OBJECTIVES[config.pop("objective")].from_config(config)

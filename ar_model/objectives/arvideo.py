@@ -1,15 +1,15 @@
 """ARVideo: predict space-time clusters of tokens, one after another, in a random order (arXiv 2405.15160).
 
-What is seen  clusters of tokens in a random order; of each the encoder gets a random share `keep`, of the last nothing
-              (sections 3.2, 3.3). A share `ranks` of the clusters takes part in a step (the paper: all).
-Input         the codes of a tokenizer, or pixels as in the paper.
-Trunk         a ViT under a block-triangular mask; a decoder of cross-attention only, whose queries of a cluster see
-              lower ranks (section 3.4).
-Target        cross-entropy of the codes, or the squared error of pixels as in the paper, in a random share `targets` of
-              each next cluster.
+Visible  The encoder gets a random share `keep` of the tokens of every cluster except the last (sections 3.2 and 3.3). A share
+         `ranks` of the clusters takes part in a step (in the paper: all).
+Input    Codes of a tokenizer, or pixels as in the paper.
+Model    A ViT with a block-triangular mask, and a decoder with cross-attention only. A query of a cluster sees clusters of lower
+         rank (section 3.4).
+Target   A random share `targets` of the tokens of each next cluster: cross-entropy of codes, or squared error of pixels as in
+         the paper.
 
-Legend: B batch, L tokens, M seen and Q predicted ones, N clusters, R ranks of a step, K tokens of a cluster, k kept and m
-predicted ones, D width.
+Legend: B batch, N clusters, R ranks of a step, K tokens of a cluster, k visible and m predicted ones, M = R * k visible and
+Q = R * m predicted tokens, D width.
 """
 
 import math
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.backends import BlockMask
-from ar_model.clusters import ClusterGrid, Order, cluster_order, some_ranks, tokens_by_rank
+from ar_model.clusters import ClusterGrid, Order, choose_clusters, cluster_order, tokens_by_rank
 from ar_model.inputs import CodeSpec, Content, Grid, take
-from ar_model.objectives.base import Objective, as_grid, check_choices, check_shares
+from ar_model.objectives.base import Objective, as_grid, check_choices, check_positive, check_shares
 from ar_model.targets import CodeLikelihood, make_target
 from ar_model.transformer import AttentionContext, CrossDecoder, init_weights
 
@@ -29,26 +29,25 @@ from ar_model.transformer import AttentionContext, CrossDecoder, init_weights
 class ARVideo(Objective):
     """Autoregressive prediction of space-time clusters in a random order (arXiv 2405.15160).
 
-    The cluster that comes first in an order has nothing before it and is not predicted, as in the paper.
+    The first cluster of an order has no context and is not predicted, as in the paper.
 
     Args:
         clusters: tokens of a cluster along (t, h, w).
         order: order of prediction.
         keep: share of each cluster's tokens that the encoder sees.
-        targets: share of each next cluster's tokens that is predicted in a step; all of them in validation.
-        ranks: share of the predicted clusters that a step has; the others are not seen either. All of them in validation.
-        causal: false is the control of the same boxes, dropping and decoder without the causal mask: masked prediction
-            of tokens that were dropped.
-        input: what the encoder gets; pixels need a cache that keeps them.
+        targets: share of each next cluster's tokens that is predicted in a training step. Validation predicts all.
+        ranks: share of the predicted clusters in a training step; the others are not seen either. Validation has all.
+        causal: false removes the causal mask and predicts dropped tokens, with the same clusters, dropping and decoder: a
+            control experiment.
+        input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted.
-        likelihood: predict a code at once, or digit by digit.
+        likelihood: one softmax per code, or one per digit of a code.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
-        decoder_self: self-attention in the decoder: queries see queries of their own and of lower ranks.
+        decoder_self: add self-attention to the decoder, in which queries see queries of the same and of lower ranks.
 
-    Raises:
-        ValueError: for clusters that do not divide the grid or shares that are not in (0, 1].
+    Raises a ValueError for clusters that do not divide the grid, shares outside (0, 1], or if nothing is left to predict.
     """
 
     def __init__(
@@ -71,20 +70,20 @@ class ARVideo(Objective):
         **trunk: Any,
     ) -> None:
         super().__init__(codes, input=input, target=target, **trunk)
-        check_choices({"order": Order, "likelihood": CodeLikelihood}, order=order, likelihood=likelihood)
+        check_choices(order=(order, Order), likelihood=(likelihood, CodeLikelihood))
         check_shares(keep=keep, targets=targets, ranks=ranks)
-        if min(decoder_width, decoder_depth) < 1:
-            raise ValueError("objective.decoder_width and decoder_depth must be at least 1")
-        clusters = as_grid(clusters=clusters)
-        self.clusters, self.order, self.causal = ClusterGrid(self.grid, clusters), order, causal
+        check_positive(decoder_width=decoder_width, decoder_depth=decoder_depth)
+        self.clusters, self.order, self.causal = ClusterGrid(self.grid, as_grid("clusters", clusters)), order, causal
         self.members_NK: Tensor
         self.register_buffer("members_NK", self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
         if n < 2:
-            raise ValueError("objective.clusters: one covers the whole clip, nothing is left to predict")
+            raise ValueError("objective.clusters: one cluster covers the whole clip, so nothing is left to predict")
         self.kept, self.predicted, self.ranks = _count(keep, size), _count(targets, size), _count(ranks, n - 1)
         if not causal and self.kept == size:
-            raise ValueError("without the causal mask only dropped tokens are predicted: keep must leave some")
+            raise ValueError(
+                f"objective.causal false predicts dropped tokens, but objective.keep {keep} drops none of {size} per cluster"
+            )
 
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, self.width, with_self=decoder_self)
@@ -94,38 +93,42 @@ class ARVideo(Objective):
         self.query_positions = self.positions.for_width(decoder_width, decoder_heads)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the next clusters of a clip, in the order that `seed_B` draws."""
-        ranks, predicted = self._asked()
-        seen_BM, wanted_BQ = self._draw(batch["seed_B"], ranks, predicted)
+        """Predict the next clusters of each clip, in the order that `seed_B` determines."""
+        ranks, predicted = self._counts()
+        visible_BM, predicted_BQ = self._draw(batch["seed_B"], ranks, predicted)
 
         def mask(queries: int, keys: int) -> BlockMask | None:
             return BlockMask(ranks, queries, keys) if self.causal else None
 
-        # Encoder: run i of the tokens is the cluster of rank i. Decoder: run i of the queries is rank i + 1, and sees ranks 0..i.
-        x_BMD = self.encode(batch, seen_BM, mask(self.kept, self.kept))
-        query_BQD, rotation = self.query_positions(wanted_BQ)
-        sight = AttentionContext(
-            mask(predicted, self.kept), rotation, self.query_positions(seen_BM)[1], self_mask=mask(predicted, predicted)
+        # Encoder: block i of the mask is the cluster of rank i. Decoder: block i of the queries is rank i + 1, sees ranks 0..i.
+        x_BMD = self.encode(batch, visible_BM, mask(self.kept, self.kept))
+        query_BQD, rotation = self.query_positions(predicted_BQ)
+        attention_context = AttentionContext(
+            mask=mask(predicted, self.kept),
+            rotation=rotation,
+            context_rotation=self.query_positions(visible_BM)[1],
+            self_mask=mask(predicted, predicted),
         )
-        h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, sight)
-        loss = self.target(h_BQD, take(self.predicts.tokens(batch), wanted_BQ))
+        h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, attention_context)
+        loss = self.target(h_BQD, take(self.predicts.tokens(batch), predicted_BQ))
         return {"loss": loss, **self.target.numbers(loss.detach())}
 
-    def _asked(self) -> tuple[int, int]:
-        """Clusters of a step and tokens of each to predict: as configured in training, all that there are in evaluation."""
+    def _counts(self) -> tuple[int, int]:
+        """Return the ranks of a step and the predicted tokens per cluster: as configured in training, else the maximum."""
         n, size = self.members_NK.shape
-        most = size if self.causal else size - self.kept
-        return (self.ranks, min(self.predicted, most)) if self.training else (n - 1, most)
+        max_predicted = size if self.causal else size - self.kept
+        return (self.ranks, min(self.predicted, max_predicted)) if self.training else (n - 1, max_predicted)
 
     def _draw(self, seed_B: Tensor, ranks: int, predicted: int) -> tuple[Tensor, Tensor]:
-        """Tokens that the encoder sees, (B, R * k), and tokens to predict, (B, R * m), both sorted by rank."""
+        """Return the visible tokens, (B, R * k), and the tokens to predict, (B, R * m), both sorted by rank."""
         order_BN = cluster_order(self.clusters, self.order, seed_B)
         if ranks + 1 < order_BN.shape[1]:
-            order_BN = some_ranks(order_BN, ranks + 1, seed_B)
+            order_BN = choose_clusters(order_BN, ranks + 1, seed_B)
         tokens_BRK = tokens_by_rank(self.members_NK, order_BN, seed_B)
         return tokens_BRK[:, :-1, : self.kept].flatten(1), tokens_BRK[:, 1:, -predicted:].flatten(1)
 
 
-def _count(share: float, of: int) -> int:
-    """At least one; 0.28 of 25 is 7, not the 7 + 1e-15 that floats make of it."""
-    return math.ceil(share * of - 1e-9)
+def _count(share: float, total: int) -> int:
+    """Return the share of a total, rounded up, at least 1."""
+    # The margin keeps floating-point products such as 0.28 * 25 = 7.000000000000001 from being rounded up.
+    return math.ceil(share * total - 1e-9)

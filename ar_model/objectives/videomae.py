@@ -1,9 +1,9 @@
-"""VideoMAE: predict the pixels of hidden tubes from the few tubelets that stay visible (arXiv 2203.12602).
+"""VideoMAE: predict the pixels of hidden tubes from the few visible tubelets (arXiv 2203.12602).
 
-What is seen  a tenth of the tubelets: the same places of every slice of time are hidden (section 3.3).
-Input         tubelets of pixels, or the codes of a tokenizer.
-Trunk         a ViT on the visible tokens; a narrow decoder of self-attention on those and a mask token for each hidden one.
-Target        the squared error of the hidden tubelets' pixels, each normalised by colour, or the cross-entropy of their codes.
+Visible  A tenth of the tubelets; the same locations are hidden in every time slice (section 3.3).
+Input    Tubelets of pixels, or codes of a tokenizer.
+Model    A ViT on the visible tokens, and a narrow self-attention decoder on them and on a mask token for each hidden token.
+Target   Squared error of the hidden tubelets' pixels, normalised per channel, or cross-entropy of their codes.
 
 Legend: B batch, M visible and Q hidden tokens, D width.
 """
@@ -15,27 +15,26 @@ from torch import Tensor, nn
 
 from ar_model.attention import Rotation
 from ar_model.inputs import CodeSpec, Content, take
-from ar_model.masking import Masking, check_ratio, masked
+from ar_model.masking import Masking, check_ratio, draw_mask
 from ar_model.objectives.base import Objective, check_choices
 from ar_model.targets import CodeLikelihood, make_target
 from ar_model.transformer import SelfDecoder, init_weights
 
 
 class VideoMAE(Objective):
-    """Masked autoencoding of tubes (arXiv 2203.12602), whose own positions are `flat` and not rotary.
+    """Masked autoencoding of tubes (arXiv 2203.12602). The paper's positions are `flat` true and `rope` false.
 
     Args:
-        mask: what is hidden together: the same places of all slices, whole slices, or single tokens.
+        mask: what is hidden together: the same location in all time slices, whole slices, or single tokens.
         ratio: share that is hidden.
-        input: what the encoder gets; pixels need a cache that keeps them.
-        target: what is predicted of hidden tokens.
-        likelihood: predict a code at once, or digit by digit.
+        input: input of the encoder; pixels need a cache made with --keep_pixels.
+        target: what is predicted for hidden tokens.
+        likelihood: one softmax per code, or one per digit of a code.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
 
-    Raises:
-        ValueError: for a ratio that hides nothing or leaves nothing visible.
+    Raises a ValueError if the ratio hides nothing or leaves nothing visible.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class VideoMAE(Objective):
         **trunk: Any,
     ) -> None:
         super().__init__(codes, input=input, target=target, **trunk)
-        check_choices({"mask": Masking, "likelihood": CodeLikelihood}, mask=mask, likelihood=likelihood)
+        check_choices(mask=(mask, Masking), likelihood=(likelihood, CodeLikelihood))
         check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio = mask, ratio
         self.mask_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
@@ -64,12 +63,14 @@ class VideoMAE(Objective):
             part.apply(init_weights)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Predict what the tubes hide that `seed_B` draws."""
-        visible_BM, hidden_BQ = masked(self.mask, self.grid, self.ratio, batch["seed_B"])
+        """Predict the tokens hidden by the mask that `seed_B` determines."""
+        visible_BM, hidden_BQ = draw_mask(self.mask, self.grid, self.ratio, batch["seed_B"])
         x_BMD = self.encode(batch, visible_BM)
-        position_BMD, seen = self.decoder_positions(visible_BM)
-        query_BQD, asked = self.decoder_positions(hidden_BQ)
-        rotation = Rotation.joined(seen, asked) if seen and asked else None
+        position_BMD, visible_rotation = self.decoder_positions(visible_BM)
+        query_BQD, hidden_rotation = self.decoder_positions(hidden_BQ)
+        rotation = None
+        if visible_rotation is not None and hidden_rotation is not None:
+            rotation = Rotation.concatenate(visible_rotation, hidden_rotation)
         h_BQD = self.decoder(self.mask_D + query_BQD, x_BMD, position_BMD, rotation)
         loss = self.target(h_BQD, take(self.predicts.tokens(batch), hidden_BQ))
         return {"loss": loss, **self.target.numbers(loss.detach())}

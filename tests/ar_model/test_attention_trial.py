@@ -1,4 +1,4 @@
-"""A trial of backends times the attention of one forward pass and leaves everything else as it was."""
+"""`try_backends` times the attention of one forward pass and has no side effects on the model."""
 
 import time
 from typing import Any
@@ -14,76 +14,80 @@ from tests.helpers.small_arvideo import build, random_batch
 
 
 class Clock:
-    """A time that passes only when it is told to."""
+    """A fake `time.perf_counter`: tests advance `now`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
 
-class Watched:
-    """A backend that takes so many seconds for a call of so many keys, and the calls that it had."""
+class FakeBackend:
+    """A backend that records its calls and advances the clock, by the number of keys and the lap."""
 
-    def __init__(self, clock: Clock, seconds_of_keys: dict[int, list[float]]) -> None:
-        self.clock, self.left = clock, {keys: list(laps) for keys, laps in seconds_of_keys.items()}
+    def __init__(self, clock: Clock, seconds_by_keys: dict[int, list[float]]) -> None:
+        self.clock, self.seconds = clock, {keys: list(laps) for keys, laps in seconds_by_keys.items()}
         self.calls: list[tuple[torch.Size, torch.Size, torch.dtype, Mask]] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         self.calls.append((q.shape, k.shape, q.dtype, mask))
-        self.clock.now += self.left[k.shape[2]].pop(0)
+        self.clock.now += self.seconds[k.shape[2]].pop(0)
         return reference(q, k, v, mask)
 
 
-class Three(nn.Module):
-    """Two layers of one shape and one of another."""
+class ThreeLayers(nn.Module):
+    """Two attention layers of one shape and one of another."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList([Attention(8, 2) for _ in range(3)])
-        self.passes: list[bool] = []
+        self.grad_enabled: list[bool] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes.append(torch.is_grad_enabled())
+        self.grad_enabled.append(torch.is_grad_enabled())
         x = self.layers[1](self.layers[0](x, mask=BlockMask(2, 3, 3)), mask=BlockMask(2, 3, 3))
         return self.layers[2](x, x[:, :5])
 
 
-def test_the_time_of_a_backend_is_that_of_all_layers_by_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first lap, in which kernels are built, does not count; of the others the fastest does."""
+def test_the_time_of_a_backend_is_the_sum_over_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first lap, in which kernels may be compiled, does not count. Of the others the fastest counts."""
     clock = Clock(monkeypatch)
-    spy = Watched(clock, {6: [90.0, 3.0, 2.0, 4.0, 4.0], 5: [0.25, 0.75, 0.5, 0.5, 1.0]})
+    spy = FakeBackend(clock, {6: [90.0, 3.0, 2.0, 4.0, 4.0], 5: [0.25, 0.75, 0.5, 0.5, 1.0]})
     monkeypatch.setitem(BACKENDS, "plain", spy)
-    model = Three()
+    model = ThreeLayers()
     trial = try_backends(model, lambda: model(torch.randn(4, 6, 8)), ["plain"])
     assert trial.seconds == {"plain": 2 * 2.0 + 0.5}
     assert trial.failures == {} and trial.fastest == "plain"
-    assert model.passes == [False]
+    assert model.grad_enabled == [False]
     six, five = torch.Size((4, 2, 6, 4)), torch.Size((4, 2, 5, 4))
     assert spy.calls == [(six, six, torch.float32, BlockMask(2, 3, 3)), (six, five, torch.float32, None)] * 5
 
 
-def test_backends_take_turns_so_that_other_work_falls_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, turns = Clock(monkeypatch), []
+def test_backends_take_turns_so_that_other_load_affects_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
     for name in ("plain", "sdpa"):
-        spy = Watched(clock, {4: [1] * 6})
-        monkeypatch.setitem(BACKENDS, name, lambda *inputs, spy=spy, name=name: turns.append(name) or spy(*inputs))
+
+        def spy(*inputs: Any, name: str = name) -> Tensor:
+            turns.append(name)
+            return reference(*inputs)
+
+        monkeypatch.setitem(BACKENDS, name, spy)
     layer = Attention(8, 2)
     try_backends(layer, lambda: layer(torch.randn(1, 4, 8)), ["plain", "sdpa"])
-    # sdpa is what the model itself has when its shapes are noted
+    # The first call is the forward pass that records shapes, with the model's own backend.
     assert turns == ["sdpa"] + ["plain", "sdpa"] * 5
 
 
-def test_more_laps_are_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Watched(Clock(monkeypatch), {6: [9, 5, 4, 3, 2, 1], 5: [9, 5, 4, 3, 2, 1]})
+def test_more_laps_make_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = FakeBackend(Clock(monkeypatch), {6: [9, 5, 4, 3, 2, 1], 5: [9, 5, 4, 3, 2, 1]})
     monkeypatch.setitem(BACKENDS, "plain", spy)
-    model = Three()
+    model = ThreeLayers()
     assert try_backends(model, lambda: model(torch.randn(4, 6, 8)), ["plain"], laps=5).seconds == {"plain": 3}
 
 
-def test_backends_are_tried_on_the_types_that_autocast_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Watched(Clock(monkeypatch), {6: [1] * 5, 5: [1] * 5})
+def test_backends_are_tried_with_the_dtypes_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = FakeBackend(Clock(monkeypatch), {6: [1] * 5, 5: [1] * 5})
     monkeypatch.setitem(BACKENDS, "plain", spy)
-    model = Three()
+    model = ThreeLayers()
     with torch.autocast("cpu", torch.bfloat16):
         trial = try_backends(model, lambda: model(torch.randn(4, 6, 8)), ["plain", "sdpa"])
     assert {call[2] for call in spy.calls} == {torch.bfloat16}
@@ -91,21 +95,25 @@ def test_backends_are_tried_on_the_types_that_autocast_gives(monkeypatch: pytest
 
 
 def test_a_backend_is_timed_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, gradients = Clock(monkeypatch), []
+    clock, backward_passes = Clock(monkeypatch), []
+
+    def on_backward(g: Tensor) -> None:
+        backward_passes.append(g)
+        clock.now += 7
 
     def spy(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         out = reference(q, k, v, mask)
-        out.register_hook(lambda g: gradients.append(setattr(clock, "now", clock.now + 7)))
+        out.register_hook(on_backward)
         return out
 
     monkeypatch.setitem(BACKENDS, "plain", spy)
     layer = Attention(8, 2)
     assert try_backends(layer, lambda: layer(torch.randn(1, 4, 8)), ["plain"]).seconds == {"plain": 7}
-    assert len(gradients) == 5
+    assert len(backward_passes) == 5
 
 
 @pytest.mark.parametrize("settings", [{}, {"decoder_self": True, "ranks": 0.5, "target": "pixels"}])
-def test_a_trial_on_a_model_leaves_no_trace(settings: dict[str, Any]) -> None:
+def test_a_trial_does_not_change_the_model(settings: dict[str, Any]) -> None:
     model, batch = build(**settings).train(), random_batch(4)
     set_backend(model, "reference")
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -129,7 +137,7 @@ def test_a_forward_pass_that_fails_leaves_no_hook_behind() -> None:
     assert not any(m._forward_pre_hooks for m in layer.modules())
 
 
-def test_on_a_cpu_the_kernels_of_cuda_are_failures_that_say_why() -> None:
+def test_on_a_cpu_the_cuda_kernels_are_failures_with_a_reason() -> None:
     layer = Attention(32, 2)
     trial = try_backends(layer, lambda: layer(torch.randn(1, 4, 32)), ["xformers", "flex", "plain"])
     assert list(trial.seconds) == ["plain"] and trial.fastest == "plain"
@@ -147,9 +155,7 @@ def test_where_nothing_runs_the_error_names_each_backend_and_its_reason() -> Non
 
 @pytest.mark.parametrize("error", [ImportError, NotImplementedError, ValueError, RuntimeError])
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_kernel_that_does_not_run_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception]
-) -> None:
+def test_a_kernel_that_raises_is_skipped(monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception]) -> None:
     def fail(*_: object) -> Any:
         raise error("no kernel\nfor  this")
 
@@ -169,17 +175,17 @@ def test_a_kernel_that_does_not_run_is_passed_over(
 
 
 @pytest.mark.parametrize("slow, fast", [("plain", "sdpa"), ("sdpa", "plain")])
-def test_the_fastest_is_the_faster(monkeypatch: pytest.MonkeyPatch, slow: str, fast: str) -> None:
-    def sluggish(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def test_the_fastest_backend_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, slow: str, fast: str) -> None:
+    def slow_backend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         time.sleep(0.03)
         return reference(q, k, v, mask)
 
-    monkeypatch.setitem(BACKENDS, slow, sluggish)
+    monkeypatch.setitem(BACKENDS, slow, slow_backend)
     layer, x = Attention(8, 2), torch.randn(1, 4, 8)
     trial = try_backends(layer, lambda: layer(x), [slow, fast])
     assert trial.fastest == fast
     assert trial.seconds[slow] >= 0.03
 
 
-def test_only_what_was_timed_can_be_fastest() -> None:
+def test_only_a_timed_backend_can_be_the_fastest() -> None:
     assert Trial(seconds={"plain": 2.0, "sdpa": 1.0}, failures={"flex": "no"}).fastest == "sdpa"

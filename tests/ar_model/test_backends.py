@@ -1,8 +1,9 @@
-"""Every kernel equals the dense reference, forward and backward, for every mask that the models use."""
+"""Every attention kernel equals the dense reference, forward and backward, for every mask that the models use."""
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ar_model import backends
-from ar_model.backends import BACKENDS, MOST_PIECES, BlockMask, Mask, reference
+from ar_model.backends import BACKENDS, MAX_PIECES, BlockMask, Mask, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 Kernel = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
@@ -29,10 +30,10 @@ KERNELS = [
 ]
 
 
-def cases(number: int = 50) -> list[tuple[Mask, int, int]]:
-    """Masks with lengths of queries and keys between 1 and 513."""
+def mask_cases(count: int = 50) -> list[tuple[Mask, int, int]]:
+    """Return masks with their numbers of queries and keys, between 1 and 513."""
     draw = random.Random(0)
-    found: list[tuple[Mask, int, int]] = [
+    cases: list[tuple[Mask, int, int]] = [
         (None, 1, 1),
         (None, 513, 513),
         (None, 1, 513),
@@ -41,14 +42,14 @@ def cases(number: int = 50) -> list[tuple[Mask, int, int]]:
         (BlockMask(57, 9, 2), 513, 114),
         (BlockMask(7, 1, 73), 7, 511),
     ]
-    while len(found) < number:
+    while len(cases) < count:
         if draw.random() < 0.3:
-            found.append((None, draw.randint(1, 513), draw.randint(1, 513)))
+            cases.append((None, draw.randint(1, 513), draw.randint(1, 513)))
         else:
             blocks = int(math.exp(draw.uniform(0, math.log(513))))
             queries, keys = draw.randint(1, 513 // blocks), draw.randint(1, 513 // blocks)
-            found.append((BlockMask(blocks, queries, keys), blocks * queries, blocks * keys))
-    return found
+            cases.append((BlockMask(blocks, queries, keys), blocks * queries, blocks * keys))
+    return cases
 
 
 def contiguous(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
@@ -56,18 +57,18 @@ def contiguous(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mas
     return kernel(q.contiguous(), k.contiguous(), v.contiguous(), mask)
 
 
-def as_the_layer_makes_them(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
+def as_in_the_layer(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
     return kernel(*split(heads, x, context), mask)
 
 
 def split(heads: int, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of x (B, Q, N * H); keys and values of the context (B, K, 2 * N * H), side by side in memory."""
+    """Return queries, keys and values as views of x (B, Q, N * H) and context (B, K, 2 * N * H), as the layer does."""
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (x, *context.chunk(2, dim=-1)))
     return q, k, v
 
 
 def with_gradients(run: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor], upstream: Tensor) -> list[Tensor]:
-    """Output and the gradients of x, keys and values."""
+    """Return the output and the gradients of x, keys and values."""
     x, context = (x.clone().requires_grad_() for x in inputs)
     out = run(x, context)
     assert out.shape == upstream.shape and out.dtype == upstream.dtype
@@ -75,7 +76,11 @@ def with_gradients(run: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor]
     return [out.detach(), dx, *dcontext.chunk(2, dim=-1)]
 
 
-@pytest.mark.parametrize("layout", [contiguous, as_the_layer_makes_them], ids=["contiguous", "as in the layer"])
+def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
+    assert all(torch.allclose(x, correct, atol=1e-5) for x, correct in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", [contiguous, as_in_the_layer], ids=["contiguous", "as in the layer"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name, device", KERNELS)
 def test_kernel_equals_the_reference_forward_and_backward(
@@ -86,7 +91,8 @@ def test_kernel_equals_the_reference_forward_and_backward(
     if name == "flex":
         pytest.importorskip("triton", reason="FlexAttention is compiled by Triton, which is not installed")
     generator = torch.Generator().manual_seed(1)
-    for mask, queries, keys in cases(12 if name == "flex" else 50):  # flex compiles each shape for itself
+    # flex compiles every shape: fewer cases.
+    for mask, queries, keys in mask_cases(12 if name == "flex" else 50):
         batch, heads, width = 1 + queries % 2, 1 + keys % 3, (16, 32, 8)[queries % (2 if device == "cuda" else 3)]
 
         def draw(length: int, channels: int, batch: int = batch) -> Tensor:
@@ -94,78 +100,69 @@ def test_kernel_equals_the_reference_forward_and_backward(
 
         inputs = [draw(queries, heads * width), draw(keys, 2 * heads * width)]
         upstream = draw(queries, heads * width).unflatten(-1, (heads, -1)).transpose(1, 2)
-        truth = with_gradients(
-            lambda x, context: layout(heads, reference, x, context, mask),  # noqa: B023
-            [x.float() for x in inputs],
-            upstream.float(),
-        )
-        found = with_gradients(lambda x, context: layout(heads, BACKENDS[name], x, context, mask), inputs, upstream)  # noqa: B023
-        for what, expected, got in zip(("out", "dq", "dk", "dv"), truth, found, strict=True):
-            assert got.dtype == dtype and got.shape == expected.shape
-            # A query that sees a single key has no gradient: its rounding errors are measured by what came in.
+        run_reference = partial(layout, heads, reference, mask=mask)
+        expected = with_gradients(run_reference, [x.float() for x in inputs], upstream.float())
+        results = with_gradients(partial(layout, heads, BACKENDS[name], mask=mask), inputs, upstream)
+        for part, correct, result in zip(("out", "dq", "dk", "dv"), expected, results, strict=True):
+            assert result.dtype == dtype and result.shape == correct.shape
+            # A single key gives zero gradients of queries and keys: rounding errors are relative to the upstream gradient.
             floor = upstream.float().norm() if keys == 1 else 0.0
-            error = (got.float() - expected).norm() / max(expected.norm(), floor)
-            assert error <= TOLERANCE[dtype], f"{what} of {mask}, {queries} x {keys}: {float(error):.2e}"
+            error = (result.float() - correct).norm() / max(correct.norm(), floor)
+            assert error <= TOLERANCE[dtype], f"{part} of {mask}, {queries} x {keys}: {float(error):.2e}"
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, MOST_PIECES, 7, 100])
+@pytest.mark.parametrize("pieces", [1, 2, 3, MAX_PIECES, 7, 100])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17])
 def test_plain_equals_the_reference_with_fewer_and_more_blocks_than_pieces(
     monkeypatch: pytest.MonkeyPatch, blocks: int, pieces: int
 ) -> None:
-    monkeypatch.setattr(backends, "MOST_PIECES", pieces)
+    monkeypatch.setattr(backends, "MAX_PIECES", pieces)
     generator = torch.Generator().manual_seed(blocks)
     for queries, keys in [(3, 2), (1, 4), (5, 1)]:
         mask = BlockMask(blocks, queries, keys)
         inputs = [torch.randn(2, blocks * n, c, generator=generator) for n, c in ((queries, 8), (keys, 16))]
         upstream = torch.randn(2, 2, blocks * queries, 4, generator=generator)
-        truth, found = (
-            with_gradients(lambda x, c: as_the_layer_makes_them(2, kernel, x, c, mask), inputs, upstream)  # noqa: B023
+        expected, results = (
+            with_gradients(partial(as_in_the_layer, 2, kernel, mask=mask), inputs, upstream)
             for kernel in (reference, BACKENDS["plain"])
         )
-        assert all(torch.allclose(got, expected, atol=1e-5) for got, expected in zip(found, truth, strict=True))
+        assert_close(results, expected)
 
 
 @pytest.mark.parametrize("tile", [1, 300, 2000])
 @pytest.mark.parametrize("mask", [None, BlockMask(1, 13, 9), BlockMask(5, 3, 2), BlockMask(9, 1, 4)])
-def test_plain_equals_the_reference_where_weights_are_too_many_to_be_kept(
+def test_plain_equals_the_reference_when_weights_are_recomputed_in_tiles(
     monkeypatch: pytest.MonkeyPatch, mask: Mask, tile: int
 ) -> None:
     queries, keys = (13, 9) if mask is None else (mask.blocks * mask.queries, mask.blocks * mask.keys)
     generator = torch.Generator().manual_seed(tile)
     inputs = [torch.randn(3, n, c, generator=generator) for n, c in ((queries, 8), (keys, 16))]
     upstream = torch.randn(3, 2, queries, 4, generator=generator)
-    found = {}
-    for kept in (backends.KEPT, 0):
-        monkeypatch.setattr(backends, "KEPT", kept)
-        monkeypatch.setattr(backends, "TILE", tile)
-        for kernel in (reference, BACKENDS["plain"]):
-            found[kernel, kept] = with_gradients(
-                lambda x, c: as_the_layer_makes_them(2, kernel, x, c, mask),  # noqa: B023
-                inputs,
-                upstream,
-            )
-    truth = found[reference, 0]
-    for got in found.values():
-        assert all(torch.allclose(x, expected, atol=1e-5) for x, expected in zip(got, truth, strict=True))
+    expected = with_gradients(partial(as_in_the_layer, 2, reference, mask=mask), inputs, upstream)
+    monkeypatch.setattr(backends, "TILE_BYTES", tile)
+    for max_saved in (backends.MAX_SAVED_BYTES, 0):
+        monkeypatch.setattr(backends, "MAX_SAVED_BYTES", max_saved)
+        assert_close(
+            with_gradients(partial(as_in_the_layer, 2, BACKENDS["plain"], mask=mask), inputs, upstream), expected
+        )
 
 
-def test_plain_keeps_nothing_of_many_scores() -> None:
-    """48 heads of 1,000 tokens: 92 MiB of weights in bf16; what is kept are queries, keys and values."""
+def test_plain_saves_no_weights_of_large_inputs() -> None:
+    """48 heads of 1,000 tokens have 92 MiB of weights in bf16; only queries, keys and values are saved."""
     q, k, v = (torch.randn(4, 12, 1000, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    kept: list[int] = []
+    saved: list[int] = []
 
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        kept.append(x.numel())
+    def save(x: torch.Tensor) -> torch.Tensor:
+        saved.append(x.numel())
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
         BACKENDS["plain"](q, k, v, None)
-    assert sum(kept) == 3 * q.numel()
+    assert sum(saved) == 3 * q.numel()
 
 
-class Products(TorchDispatchMode):
-    """Numbers in the attention scores that are computed."""
+class ScoreCounter(TorchDispatchMode):
+    """Counts the attention scores that are computed."""
 
     scores = 0
 
@@ -177,25 +174,25 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("blocks, share", [(1, 1), (2, 3 / 4), (4, 10 / 16), (8, 10 / 16), (40, 10 / 16), (5, 17 / 25)])
-def test_plain_leaves_out_keys_that_no_query_of_a_piece_sees(blocks: int, share: float) -> None:
-    """Of four pieces, 63 % is left; five blocks make pieces of one, two and two."""
+def test_plain_skips_keys_that_no_query_of_a_piece_sees(blocks: int, share: float) -> None:
+    """Four pieces leave 63 % of the scores. Five blocks make pieces of one, two and two blocks."""
     x = torch.randn(1, 1, 40, 4)
-    with Products() as made:
+    with ScoreCounter() as counter:
         BACKENDS["plain"](x, x, x, BlockMask(blocks, 40 // blocks, 40 // blocks))
-    assert made.scores == round(share * 40**2)
+    assert counter.scores == round(share * 40**2)
 
 
 def test_the_reference_is_a_softmax_of_scaled_scores_over_visible_keys() -> None:
     q, k, v = torch.randn(3, 1, 1, 6, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     out = reference(q, k, v, BlockMask(3, 2, 2))
     for i in range(6):
-        sees = 2 * (i // 2 + 1)
-        weight = torch.exp(q[0, 0, i] @ k[0, 0, :sees].T / 2)
-        assert torch.allclose(out[0, 0, i], weight @ v[0, 0, :sees] / weight.sum(), atol=1e-6)
+        visible = 2 * (i // 2 + 1)
+        weight = torch.exp(q[0, 0, i] @ k[0, 0, :visible].T / 2)
+        assert torch.allclose(out[0, 0, i], weight @ v[0, 0, :visible] / weight.sum(), atol=1e-6)
 
 
 @pytest.mark.parametrize("mask", [BlockMask(1, 1, 1), BlockMask(4, 1, 1), BlockMask(3, 2, 5), BlockMask(5, 3, 1)])
-def test_a_query_sees_the_runs_up_to_its_own(mask: BlockMask) -> None:
+def test_a_query_sees_the_blocks_up_to_its_own(mask: BlockMask) -> None:
     visible = mask.visible(torch.device("cpu"))
     assert visible.dtype == torch.bool
     assert visible.tolist() == [
@@ -205,7 +202,7 @@ def test_a_query_sees_the_runs_up_to_its_own(mask: BlockMask) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "sdpa"])
-def test_a_mask_first_used_in_inference_mode_serves_training_afterwards(name: str) -> None:
+def test_a_mask_cached_in_inference_mode_works_in_training(name: str) -> None:
     mask = BlockMask(3, 7, 5) if name == "plain" else BlockMask(5, 3, 7)
     q, k = torch.randn(1, 1, mask.blocks * mask.queries, 4), torch.randn(1, 1, mask.blocks * mask.keys, 4)
     with torch.inference_mode():
@@ -218,7 +215,7 @@ def test_a_mask_first_used_in_inference_mode_serves_training_afterwards(name: st
 
 
 @pytest.mark.parametrize("name", ["xformers", "flex"])
-def test_a_kernel_of_cuda_is_refused_by_name_on_a_cpu(name: str) -> None:
+def test_a_cuda_kernel_is_refused_by_name_on_a_cpu(name: str) -> None:
     x = torch.randn(1, 1, 4, 16)
     with pytest.raises(ValueError, match=f"{name}.* CUDA.* cpu"):
         BACKENDS[name](x, x, x, None)

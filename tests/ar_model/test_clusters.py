@@ -1,5 +1,5 @@
-"""Clusters cut the grid into boxes; an order is a permutation of them that only the sample's own seed decides; the tokens
-inside a cluster come shuffled uniformly; the numbers behind both are those of the published SplitMix64."""
+"""Clusters partition the grid into boxes. Their order and the shuffle of their tokens are uniform and depend on the sample's
+seed only. The random numbers are those of the published SplitMix64."""
 
 import math
 from collections import Counter
@@ -24,7 +24,7 @@ MASK64 = 2**64 - 1
 
 
 def coordinates(clusters: ClusterGrid, tokens: Tensor) -> Tensor:
-    """(t, h, w) of tokens numbered in raster order."""
+    """Return (t, h, w) of tokens numbered in raster order."""
     _, h, w = clusters.grid
     return torch.stack([tokens // (h * w), tokens // w % h, tokens % w], dim=-1)
 
@@ -50,8 +50,8 @@ def test_members_partition_the_grid(clusters: ClusterGrid) -> None:
 def test_every_cluster_is_a_box_and_clusters_come_in_raster_order(clusters: ClusterGrid) -> None:
     corners = []
     for row in clusters.members():
-        where = coordinates(clusters, row)
-        low, high = where.amin(0), where.amax(0)
+        tokens = coordinates(clusters, row)
+        low, high = tokens.amin(0), tokens.amax(0)
         assert (high - low + 1).tolist() == list(clusters.box)
         assert (low % torch.tensor(clusters.box)).sum() == 0
         corners.append(tuple(low.tolist()))
@@ -68,7 +68,7 @@ def test_a_box_that_does_not_divide_the_grid_is_refused_with_both_sizes(
 
 
 @pytest.mark.parametrize("box", [(0, 2, 2), (2, -2, 2)])
-def test_a_box_without_extent_is_refused(box: tuple[int, int, int]) -> None:
+def test_a_box_with_a_side_below_one_is_refused(box: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="x".join(map(str, box))):
         ClusterGrid((4, 4, 4), box)
 
@@ -107,50 +107,45 @@ def test_order_and_tokens_depend_on_the_samples_own_seed_only() -> None:
     tokens = tokens_by_rank(clusters.members(), order, SEEDS)
     torch.manual_seed(3)
     for batch in [SEEDS.flip(0), SEEDS[3:5], SEEDS[[2, 2, 6]]]:
-        torch.rand(5)  # the global generator plays no part
-        again = cluster_order(clusters, "random", batch)
-        again_tokens = tokens_by_rank(clusters.members(), again, batch)
+        torch.rand(5)  # the global generator has no effect
+        order_again = cluster_order(clusters, "random", batch)
+        tokens_again = tokens_by_rank(clusters.members(), order_again, batch)
         for row, seed in enumerate(batch.tolist()):
-            alone = SEEDS.tolist().index(seed)
-            assert torch.equal(again[row], order[alone])
-            assert torch.equal(again_tokens[row], tokens[alone])
+            original = SEEDS.tolist().index(seed)
+            assert torch.equal(order_again[row], order[original])
+            assert torch.equal(tokens_again[row], tokens[original])
 
 
+@pytest.mark.parametrize("order, axes", [("spatial-first", (0, 1, 2)), ("temporal-first", (1, 2, 0))])
 @pytest.mark.parametrize("clusters", GRIDS, ids=str)
-def test_spatial_first_finishes_a_slice_of_time_before_the_next(clusters: ClusterGrid) -> None:
-    order = cluster_order(clusters, "spatial-first", SEEDS)
-    corners = coordinates(clusters, clusters.members()[order][:, :, 0])
-    keys = [[tuple(c) for c in sample] for sample in corners.tolist()]
-    assert all(sample == sorted(sample, key=lambda c: (c[0], c[1], c[2])) for sample in keys)
-
-
-@pytest.mark.parametrize("clusters", GRIDS, ids=str)
-def test_temporal_first_finishes_a_place_before_the_next(clusters: ClusterGrid) -> None:
-    order = cluster_order(clusters, "temporal-first", SEEDS)
-    corners = coordinates(clusters, clusters.members()[order][:, :, 0])
-    keys = [[tuple(c) for c in sample] for sample in corners.tolist()]
-    assert all(sample == sorted(sample, key=lambda c: (c[1], c[2], c[0])) for sample in keys)
+def test_fixed_orders_finish_a_time_slice_or_a_location_before_the_next(
+    clusters: ClusterGrid, order: Order, axes: tuple[int, int, int]
+) -> None:
+    ranks = cluster_order(clusters, order, SEEDS)
+    corners = coordinates(clusters, clusters.members()[ranks][:, :, 0])
+    for sample in corners[..., axes].tolist():
+        assert sample == sorted(sample)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("clusters", GRIDS, ids=str)
-def test_tokens_by_rank_holds_each_ranks_cluster_completely(clusters: ClusterGrid, order: Order) -> None:
+def test_tokens_by_rank_holds_all_tokens_of_each_ranks_cluster(clusters: ClusterGrid, order: Order) -> None:
     members = clusters.members()
     ranks = cluster_order(clusters, order, SEEDS)
     tokens = tokens_by_rank(members, ranks, SEEDS)
     assert torch.equal(tokens.sort(dim=2).values, members[ranks].sort(dim=2).values)
 
 
-def test_a_slice_keeps_every_token_equally_often_whatever_the_rank_of_its_cluster() -> None:
+def test_a_slice_keeps_every_token_equally_often_at_every_rank() -> None:
     clusters, samples, kept = ClusterGrid((2, 4, 4), (2, 2, 2)), 4000, 2
     members, seeds = clusters.members(), torch.arange(samples)
     order = cluster_order(clusters, "random", seeds)
-    seen = tokens_by_rank(members, order, seeds)[:, :, :kept]
-    counts = torch.bincount(seen.flatten(), minlength=32)
+    tokens = tokens_by_rank(members, order, seeds)[:, :, :kept]
+    counts = torch.bincount(tokens.flatten(), minlength=32)
     expected = samples * kept / 8
     assert (counts - expected).abs().max() < 5 * math.sqrt(expected * (1 - kept / 8))
     for rank in range(4):
-        counts = torch.bincount(seen[:, rank].flatten(), minlength=32)
+        counts = torch.bincount(tokens[:, rank].flatten(), minlength=32)
         assert (counts - expected / 4).abs().max() < 5 * math.sqrt(expected / 4)
 
 
@@ -185,7 +180,7 @@ def test_streams_and_seeds_share_no_values() -> None:
     assert len(values.unique()) == values.numel()
 
 
-def test_orders_of_known_seeds_stay_what_they_are() -> None:
+def test_orders_of_known_seeds_never_change() -> None:
     clusters = ClusterGrid((2, 4, 4), (1, 2, 2))
     order = cluster_order(clusters, "random", torch.tensor([0, 7]))
     tokens = tokens_by_rank(clusters.members(), order, torch.tensor([0, 7]))

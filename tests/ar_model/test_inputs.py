@@ -1,4 +1,4 @@
-"""Codes are embedded by what they mean."""
+"""Codes are embedded by their geometry: digits or codebook vectors."""
 
 import itertools
 import json
@@ -19,14 +19,14 @@ SPECS = [pytest.param(spec, id=name) for spec, name in [(DIGITS, "digits"), (COD
 
 
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (5, 3, 4), (7,), (3, 3, 3, 3, 3)])
-def test_digits_are_numbered_as_the_fsq_library_numbers_them(levels: tuple[int, ...]) -> None:
+def test_digits_equal_those_of_the_fsq_library(levels: tuple[int, ...]) -> None:
     fsq = FSQ(list(levels))
     codes = torch.arange(fsq.codebook_size)
-    found = digits_of(codes, levels)
-    assert torch.equal(found, fsq.indices_to_level_indices(codes).long())
-    # and by what the quantizer does, not only by what it says: the vector of a code is its digits, rescaled
+    digits = digits_of(codes, levels)
+    assert torch.equal(digits, fsq.indices_to_level_indices(codes).long())
+    # The quantizer itself agrees: the vector of a code is its rescaled digits.
     half = torch.tensor(levels) // 2
-    assert torch.allclose((found - half) / half, fsq.indices_to_codes(codes).float())
+    assert torch.allclose((digits - half) / half, fsq.indices_to_codes(codes).float())
 
 
 def test_digits_keep_the_shape_of_the_codes() -> None:
@@ -51,15 +51,15 @@ def test_rows_of_the_matrix_are_the_vectors_of_the_codes(spec: CodeSpec, by_geom
 
 def test_codes_that_share_digits_share_components() -> None:
     torch.manual_seed(0)
-    matrix = CodeTable(DIGITS, 6).matrix().view(4, 3, 5, 6)  # the highest digit is the slowest
-    # Changing one digit adds the same vector whatever the other digits are.
+    matrix = CodeTable(DIGITS, 6).matrix().view(4, 3, 5, 6)  # the highest digit comes first
+    # Changing one digit adds the same vector for all values of the other digits.
     for axis in range(3):
         steps = matrix.diff(dim=axis).movedim(axis, 0).flatten(1, 2)
         assert torch.allclose(steps, steps[:, :1].expand_as(steps), atol=1e-5)
         assert steps.norm(dim=-1).min() > 1e-2
 
 
-def test_a_digit_is_learned_for_all_codes_that_have_it() -> None:
+def test_a_gradient_step_changes_all_codes_that_share_a_digit() -> None:
     table = CodeTable(DIGITS, 6)
     before = table.matrix().detach().clone()
     table(torch.tensor([7])).sum().backward()
@@ -113,20 +113,20 @@ def test_the_embedding_sees_every_code_of_a_token_in_its_place(patch: tuple[int,
         assert moved.nonzero().tolist() == [[0, 1]]
 
 
-def test_a_geometry_that_does_not_fit_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="59"):
+def test_levels_or_a_codebook_that_do_not_fit_the_vocabulary_are_refused() -> None:
+    with pytest.raises(ValueError, match="59.*60"):
         CodeSpec(shape=(1, 1, 1), vocab_size=59, levels=LEVELS)
-    with pytest.raises(ValueError, match="24.*25"):
+    with pytest.raises(ValueError, match="25.*24"):
         CodeSpec(shape=(1, 1, 1), vocab_size=25, codebook_VC=CODEBOOK.codebook_VC)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("clip", [None, (8, 16, 16)])
-def test_what_is_known_of_codes_survives_json(spec: CodeSpec, clip: tuple[int, int, int] | None) -> None:
-    known = CodeSpec(
+def test_a_code_spec_survives_json(spec: CodeSpec, clip: tuple[int, int, int] | None) -> None:
+    original = CodeSpec(
         shape=spec.shape, vocab_size=spec.vocab_size, levels=spec.levels, codebook_VC=spec.codebook_VC, clip=clip
     )
-    again = CodeSpec.from_json(json.loads(json.dumps(known.to_json())))
-    assert (again.shape, again.vocab_size, again.levels) == (spec.shape, spec.vocab_size, spec.levels)
-    assert again.clip == clip
-    assert again.to_json() == known.to_json()
+    loaded = CodeSpec.from_json(json.loads(json.dumps(original.to_json())))
+    assert (loaded.shape, loaded.vocab_size, loaded.levels) == (spec.shape, spec.vocab_size, spec.levels)
+    assert loaded.clip == clip
+    assert loaded.to_json() == original.to_json()

@@ -1,4 +1,4 @@
-"""Every likelihood over codes is a probability, it sums to one; pixels are compared as VideoMAE compares them."""
+"""Every likelihood of codes sums to one, and the pixel loss has VideoMAE's normalised target."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ LIKELIHOODS = [("joint", DIGITS), ("joint", CODEBOOK), ("joint", PLAIN), ("digit
 
 
 def code_target(spec: CodeSpec, codes_per_token: int, likelihood: str) -> CodeTarget:
-    """With weights unlike the initial ones, which say next to nothing."""
+    """Build a target with large random weights; the initial weights predict almost uniformly."""
     torch.manual_seed(0)
     target = CodeTarget(spec, 6, codes_per_token, likelihood)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -31,7 +31,7 @@ def code_target(spec: CodeSpec, codes_per_token: int, likelihood: str) -> CodeTa
 
 
 def nats(target: CodeTarget, h_D: Tensor, codes: tuple[int, ...]) -> Tensor:
-    """Of all codes of one token together."""
+    """Return the nats of all codes of one token together."""
     loss = target(h_D[None, None], torch.tensor(codes)[None, None])
     assert loss.shape == () and loss.dtype == torch.float32
     return loss.double() * len(codes)
@@ -40,7 +40,7 @@ def nats(target: CodeTarget, h_D: Tensor, codes: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("codes_per_token", [1, 2])
 @pytest.mark.parametrize("likelihood, spec", LIKELIHOODS)
-def test_the_likelihood_sums_to_one_over_everything_that_a_token_can_be(
+def test_the_likelihood_sums_to_one_over_all_values_of_a_token(
     likelihood: str, spec: CodeSpec, codes_per_token: int
 ) -> None:
     target = code_target(spec, codes_per_token, likelihood)
@@ -49,24 +49,25 @@ def test_the_likelihood_sums_to_one_over_everything_that_a_token_can_be(
             [nats(target, h_D, codes) for codes in itertools.product(range(12), repeat=codes_per_token)]
         )
         assert torch.exp(-every).sum().item() == pytest.approx(1, abs=1e-4)
-        assert every.std() > 0.1  # and says something
+        assert every.std() > 0.1  # not uniform
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("likelihood, spec", LIKELIHOODS)
-def test_the_loss_is_the_mean_of_what_each_code_costs_alone(likelihood: str, spec: CodeSpec) -> None:
+def test_the_loss_is_the_mean_over_codes(likelihood: str, spec: CodeSpec) -> None:
     target = code_target(spec, 2, likelihood)
     h_BLD, codes_BLP = torch.randn(2, 5, 6), torch.randint(0, 12, (2, 5, 2))
-    alone = [nats(target, h_BLD[b, i], tuple(codes_BLP[b, i].tolist())) for b in range(2) for i in range(5)]
-    assert target(h_BLD, codes_BLP).item() == pytest.approx(sum(alone).item() / 20, rel=1e-5)
+    per_token = [nats(target, h_BLD[b, i], tuple(codes_BLP[b, i].tolist())) for b in range(2) for i in range(5)]
+    assert target(h_BLD, codes_BLP).item() == pytest.approx(sum(per_token).item() / 20, rel=1e-5)
     h_D = h_BLD[0, 0]
-    for a, b in itertools.product(range(12), repeat=2):  # the codes of a token are independent given the context
+    # The codes of a token are independent given the context.
+    for a, b in itertools.product(range(12), repeat=2):
         mixed = nats(target, h_D, (a, 0)) + nats(target, h_D, (0, b))
         assert torch.isclose(nats(target, h_D, (a, b)) + nats(target, h_D, (0, 0)), mixed, atol=1e-5)
 
 
 @pytest.mark.parametrize("likelihood, spec", LIKELIHOODS)
-def test_the_gradient_of_a_token_is_of_its_own_codes(likelihood: str, spec: CodeSpec) -> None:
+def test_the_gradient_of_a_token_depends_on_its_own_codes_only(likelihood: str, spec: CodeSpec) -> None:
     target = code_target(spec, 2, likelihood)
     h_BLD, codes_BLP = torch.randn(2, 3, 6, requires_grad=True), torch.randint(0, 11, (2, 3, 2))
     (before,) = torch.autograd.grad(target(h_BLD, codes_BLP), h_BLD)
@@ -81,48 +82,48 @@ def test_digits_of_a_code_are_independent_given_the_context() -> None:
     h_D = torch.randn(6)
     every = torch.stack([nats(target, h_D, (code,)) for code in range(12)]).view(4, 3)
     assert torch.allclose(every - every[:1], (every - every[:1])[:, :1].expand(4, 3), atol=1e-5)
-    together = torch.stack([nats(code_target(DIGITS, 1, "joint"), h_D, (code,)) for code in range(12)]).view(4, 3)
-    assert not torch.allclose(together - together[:1], (together - together[:1])[:, :1].expand(4, 3), atol=1e-2)
+    joint = torch.stack([nats(code_target(DIGITS, 1, "joint"), h_D, (code,)) for code in range(12)]).view(4, 3)
+    assert not torch.allclose(joint - joint[:1], (joint - joint[:1])[:, :1].expand(4, 3), atol=1e-2)
 
 
 @pytest.mark.parametrize("spec", [CODEBOOK, PLAIN])
-def test_digits_of_codes_that_have_none_are_refused(spec: CodeSpec) -> None:
+def test_likelihood_digits_is_refused_for_codes_without_digits(spec: CodeSpec) -> None:
     with pytest.raises(ValueError, match="digits"):
         CodeTarget(spec, 6, likelihood="digits")
 
 
 def videomae_target(pixels_BLPC: np.ndarray) -> np.ndarray:
-    """Tubelets in [0, 1] less the mean of each colour of each, divided by its unbiased deviation plus 1e-6 (B, L, P, C)."""
+    """Normalise pixels in [0, 1] by mean and unbiased standard deviation (plus 1e-6) of each channel of each tubelet."""
     x = pixels_BLPC.astype(np.float64) / 255
-    wanted = np.empty_like(x)
-    for b, i, colour in itertools.product(*(range(x.shape[axis]) for axis in (0, 1, 3))):
-        values = x[b, i, :, colour]
+    target = np.empty_like(x)
+    for b, i, channel in itertools.product(*(range(x.shape[axis]) for axis in (0, 1, 3))):
+        values = x[b, i, :, channel]
         mean = values.sum() / len(values)
-        deviation = math.sqrt(((values - mean) ** 2).sum() / (len(values) - 1))
-        wanted[b, i, :, colour] = (values - mean) / (deviation + 1e-6)
-    return wanted
+        std = math.sqrt(((values - mean) ** 2).sum() / (len(values) - 1))
+        target[b, i, :, channel] = (values - mean) / (std + 1e-6)
+    return target
 
 
 @pytest.mark.parametrize("tubelet", [(2, 4, 4), (1, 2, 1)])
-def test_pixels_are_compared_with_videomaes_normalised_target(tubelet: tuple[int, int, int]) -> None:
+def test_the_pixel_loss_is_the_error_to_videomaes_normalised_target(tubelet: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     target, size = PixelTarget(6, tubelet), math.prod(tubelet)
     h_BLD = torch.randn(2, 5, 6)
     pixels_BLPC = torch.randint(0, 256, (2, 5, size, 3), dtype=torch.uint8)
-    pixels_BLPC[..., 1] = 100 + pixels_BLPC[..., 1] // 64  # a colour of little contrast counts as much as the others
+    pixels_BLPC[..., 1] = 100 + pixels_BLPC[..., 1] // 64  # a channel of low contrast weighs as much as the others
     predicted = target.head(h_BLD).detach().double().numpy().reshape(2, 5, size, 3)
     expected = ((predicted - videomae_target(pixels_BLPC.numpy())) ** 2).mean()
     loss = target(h_BLD, pixels_BLPC)
     assert loss.dtype == torch.float32 and loss.shape == ()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        low = target(h_BLD, pixels_BLPC)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(expected, rel=2e-2)
+        autocast_loss = target(h_BLD, pixels_BLPC)
+    assert autocast_loss.dtype == torch.float32
+    assert autocast_loss.item() == pytest.approx(expected, rel=2e-2)
 
 
-def test_the_head_learns_the_target_itself() -> None:
-    """A head that says exactly what is wanted has no loss: colours and pixels have the order of the clip."""
+def test_a_perfect_prediction_has_no_loss() -> None:
+    """The head's outputs have the order of pixels and channels in the clip."""
     pixels_BLPC = torch.randint(0, 256, (1, 1, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     target = PixelTarget(4, (2, 2, 2))
     with torch.no_grad():
@@ -138,15 +139,15 @@ def test_constant_tubelets_have_a_finite_loss(value: int) -> None:
     loss = target(h_BLD, torch.full((2, 3, 128, 3), value, dtype=torch.uint8))
     (gradient,) = torch.autograd.grad(loss, h_BLD)
     assert loss.isfinite() and gradient.isfinite().all()
-    assert loss.item() == pytest.approx(target.head(h_BLD).square().mean().item(), rel=0.05)  # what is wanted is 0
+    assert loss.item() == pytest.approx(target.head(h_BLD).square().mean().item(), rel=0.05)  # the target is 0
 
 
 def test_tubelets_of_one_pixel_are_refused() -> None:
-    with pytest.raises(ValueError, match="one pixel.* code_patch"):
+    with pytest.raises(ValueError, match="one pixel.*code_patch"):
         PixelTarget(6, (1, 1, 1))
 
 
-def test_the_target_fits_the_cut() -> None:
+def test_make_target_fits_the_patching() -> None:
     assert isinstance(make_target(Patching("codes", (2, 1, 1)), DIGITS, 6, "joint"), CodeTarget)
     pixels = make_target(Patching("pixels", (2, 3, 4)), PLAIN, 6, "joint")
     assert isinstance(pixels, PixelTarget)

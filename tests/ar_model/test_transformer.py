@@ -1,6 +1,7 @@
-"""What makes steps smaller or faster leaves the numbers and the names as they are."""
+"""Activation checkpointing and compilation change neither the numbers nor the parameter names; masks are respected."""
 
 import functools
+import itertools
 import shutil
 import weakref
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, compil
 from tests.helpers.small_arvideo import Batch, build, random_batch
 
 
-class Kept(TorchDispatchMode):
-    """Bytes of the tensors that operations made and that something still holds."""
+class LiveMemory(TorchDispatchMode):
+    """Tracks the bytes of all tensors that operations returned and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,33 +36,33 @@ class Kept(TorchDispatchMode):
         return out
 
     def bytes(self) -> int:
-        return sum(size for alive, size in self.storages.values() if alive() is not None)
+        return sum(size for storage, size in self.storages.values() if storage() is not None)
 
 
 def step(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor], int]:
-    """Loss, gradients, and the bytes that are kept between the forward and the backward pass."""
-    with Kept() as kept:
+    """Return the loss, the gradients, and the bytes that are alive between the forward and the backward pass."""
+    with LiveMemory() as memory:
         loss = model(batch)["loss"]
-        size = kept.bytes()
-    return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters()))), size
+        saved = memory.bytes()
+    return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters()))), saved
 
 
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
 @pytest.mark.parametrize(
     "settings", [{}, {"decoder_self": True, "ranks": 0.5, "rope": False}, {"input": "pixels", "target": "pixels"}]
 )
-def test_recomputing_gives_equal_numbers_from_less_memory(settings: dict[str, Any], backend: str) -> None:
+def test_checkpointing_gives_equal_numbers_with_less_memory(settings: dict[str, Any], backend: str) -> None:
     model, batch = build(**settings, depth=4).train(), random_batch(8)
     set_backend(model, backend)
-    loss, gradients, kept = step(model, batch)
+    loss, gradients, saved = step(model, batch)
     recompute_activations(model)
-    loss_again, gradients_again, kept_again = step(model, batch)
+    loss_again, gradients_again, saved_again = step(model, batch)
     assert torch.equal(loss, loss_again)
     assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
-    assert kept_again < kept / 2
+    assert saved_again < saved / 2
 
 
-def test_recomputing_runs_every_block_twice_in_training_and_once_without_gradients() -> None:
+def test_checkpointing_runs_every_block_twice_in_training_and_once_without_gradients() -> None:
     model, batch = build(decoder_self=True).train(), random_batch(2)
     calls: list[nn.Module] = []
     for block in [*model.encoder.blocks, *model.decoder.blocks]:
@@ -90,16 +91,16 @@ def fresh_compiler() -> Any:
 
 def assert_same_step(model: ARVideo, other: ARVideo, batch: Batch) -> None:
     loss, gradients, _ = step(model, batch)
-    again = other(batch)["loss"]
-    assert again.item() == pytest.approx(loss.item(), rel=1e-5)
-    for expected, found in zip(gradients, torch.autograd.grad(again, list(other.parameters())), strict=True):
-        assert torch.allclose(found, expected, atol=1e-5)
+    other_loss = other(batch)["loss"]
+    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for a, b in zip(gradients, torch.autograd.grad(other_loss, list(other.parameters())), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 @needs_compiler
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_model_has_the_same_names_and_numbers_and_loads_as_any_other(tmp_path: Path) -> None:
-    """The encoder alone: the compiler takes ten seconds for each kind of block, unless it finds it in its cache."""
+def test_a_compiled_model_has_the_same_names_and_numbers_and_can_be_loaded(tmp_path: Path) -> None:
+    """Only the encoder is compiled: a kind of block takes ten seconds unless it is in the compiler's cache."""
     plain, compiled, batch = build().train(), build().train(), random_batch(2)
     compile_blocks(compiled.encoder)
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -108,16 +109,16 @@ def test_a_compiled_model_has_the_same_names_and_numbers_and_loads_as_any_other(
     compiled.save(tmp_path / "model")
     loaded = load_objective(tmp_path / "model")
     assert list(loaded.state_dict()) == list(plain.state_dict())
-    assert torch.equal(hidden(loaded, batch), hidden(plain.eval(), batch))
+    assert torch.equal(decoder_output(loaded, batch), decoder_output(plain.eval(), batch))
 
 
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
 @pytest.mark.parametrize("settings", [{}, {"decoder_self": True, "rope": False}])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_blocks_are_traced_whole_and_equal_blocks_once(
+def test_blocks_have_no_graph_breaks_and_equal_blocks_share_a_graph(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], backend: str
 ) -> None:
-    """Else a deep model would run into the limit of compilations of one function. (Traced as for a compiler, not compiled.)"""
+    """Otherwise a deep model would exceed dynamo's recompilation limit. Blocks are traced here, but not compiled."""
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
     plain, compiled = (build(depth=3, decoder_depth=3, **settings).train() for _ in range(2))
     batch = random_batch(2)
@@ -130,14 +131,13 @@ def test_blocks_are_traced_whole_and_equal_blocks_once(
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def hidden(model: Any, batch: Batch) -> Tensor:
-    """The decoder's output, of which logits are made."""
-    found: list[Tensor] = []
-    hook = model.decoder.register_forward_hook(lambda m, args, out: found.append(out))
+def decoder_output(model: Any, batch: Batch) -> Tensor:
+    outputs: list[Tensor] = []
+    hook = model.decoder.register_forward_hook(lambda m, args, out: outputs.append(out))
     with torch.no_grad():
         model(batch)
     hook.remove()
-    return found[0]
+    return outputs[0]
 
 
 def test_every_block_is_compiled_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,41 +147,37 @@ def test_every_block_is_compiled_and_nothing_else(monkeypatch: pytest.MonkeyPatc
     assert compiled == ["Block"] * 3 + ["CrossBlock"] * 2
 
 
-def test_the_decoder_has_self_attention_only_if_asked_for() -> None:
-    names = [name for name in build().state_dict() if "self" in name]
-    assert names == []
-    model = build(decoder_self=True)
-    names = [name for name in model.state_dict() if "self" in name]
+def test_the_decoder_has_self_attention_only_with_decoder_self() -> None:
+    assert not [name for name in build().state_dict() if "self" in name]
+    names = [name for name in build(decoder_self=True).state_dict() if "self" in name]
     layers = ["norm", "attention.q", "attention.kv", "attention.out"]
-    assert sorted(names) == sorted(
-        f"decoder.blocks.{block}.self_{layer}.{part}"
-        for block in range(2)
-        for layer in layers
-        for part in ("weight", "bias")
-    )
+    parts = itertools.product(range(2), layers, ("weight", "bias"))
+    assert sorted(names) == sorted(f"decoder.blocks.{block}.self_{layer}.{part}" for block, layer, part in parts)
 
 
-def reach(run: Callable[[Tensor], Tensor], x_1LD: Tensor) -> Tensor:
-    """Boolean (outputs, inputs): which token of the output depends on which of the input."""
+def dependencies(run: Callable[[Tensor], Tensor], x_1LD: Tensor) -> Tensor:
+    """Return a bool tensor (outputs, inputs): whether an output token depends on an input token."""
     jacobian = torch.autograd.functional.jacobian(run, x_1LD)  # (1, outputs, D, 1, inputs, D)
     assert isinstance(jacobian, Tensor)
     return (jacobian != 0).any(5).any(2)[0, :, 0]
 
 
 @pytest.mark.parametrize("with_self", [False, True])
-def test_the_masks_of_a_decoder_say_what_its_queries_see(with_self: bool) -> None:
+def test_decoder_queries_depend_exactly_on_what_the_masks_allow(with_self: bool) -> None:
     torch.manual_seed(0)
     decoder = CrossDecoder(8, 2, 2, 6, with_self=with_self)
     query, context = torch.randn(1, 6, 8), torch.randn(1, 9, 6)
-    sight = AttentionContext(mask=BlockMask(3, 2, 3), self_mask=BlockMask(3, 2, 2))
-    assert torch.equal(reach(lambda x: decoder(query, x, sight), context), BlockMask(3, 2, 3).visible(context.device))
-    others = BlockMask(3, 2, 2).visible(context.device) if with_self else torch.eye(6, dtype=torch.bool)
-    assert torch.equal(reach(lambda x: decoder(x, context, sight), query), others)
+    mask, self_mask = BlockMask(3, 2, 3), BlockMask(3, 2, 2)
+    attention_context = AttentionContext(mask=mask, self_mask=self_mask)
+    on_context = dependencies(lambda x: decoder(query, x, attention_context), context)
+    assert torch.equal(on_context, mask.visible(context.device))
+    on_queries = dependencies(lambda x: decoder(x, context, attention_context), query)
+    assert torch.equal(on_queries, self_mask.visible(query.device) if with_self else torch.eye(6, dtype=torch.bool))
 
 
-def test_the_mask_of_an_encoder_says_what_its_tokens_see() -> None:
+def test_encoder_tokens_depend_exactly_on_what_the_mask_allows() -> None:
     torch.manual_seed(0)
     encoder, x, mask = Encoder(8, 3, 2), torch.randn(1, 8, 8), BlockMask(4, 2, 2)
     for layer in range(3):
-        assert torch.equal(reach(lambda x: encoder(x, mask)[layer], x), mask.visible(x.device))  # noqa: B023
-    assert reach(lambda x: encoder(x)[0], x).all()
+        assert torch.equal(dependencies(lambda x: encoder(x, mask)[layer], x), mask.visible(x.device))  # noqa: B023
+    assert dependencies(lambda x: encoder(x)[0], x).all()

@@ -1,4 +1,4 @@
-"""Positions of another grid lie over the trained one: the same extent, other steps."""
+"""Positions of another grid are interpolated: they cover the same extent as the trained grid, with other steps."""
 
 import itertools
 import math
@@ -13,23 +13,23 @@ GRIDS: list[Grid] = [(2, 4, 4), (8, 7, 5), (1, 1, 1), (1, 6, 3)]
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_positions_of_a_grid_are_its_indices_in_raster_order(grid: Grid) -> None:
-    expected = [list(place) for place in itertools.product(*(range(n) for n in grid))]
+    expected = [list(position) for position in itertools.product(*(range(n) for n in grid))]
     assert positions_of(grid).tolist() == expected
     assert positions_of(grid, trained=grid).tolist() == expected
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_the_trained_grid_itself_gives_identical_codes_and_angles(grid: Grid) -> None:
+def test_the_trained_grid_itself_gives_identical_encodings_and_angles(grid: Grid) -> None:
     assert torch.equal(sincos_positions(grid, 26), sincos_positions(grid, 26, grid))
     assert torch.equal(rotary_angles(grid, 14), rotary_angles(grid, 14, grid))
     positions = Positions(grid, 24, 2, rope=True)
-    assert positions.laid_over(grid) is positions
+    assert positions.resized(grid) is positions
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("factors", [(2, 1, 1), (1, 3, 2), (2, 2, 2), (4, 5, 1)])
 def test_a_finer_grid_covers_the_same_extent(grid: Grid, factors: Grid) -> None:
-    """The tokens that a trained one is split into lie evenly around its position."""
+    """The parts of a split token are spread evenly around its position."""
     finer = tuple(n * f for n, f in zip(grid, factors, strict=True))
     (t, h, w), (ft, fh, fw) = grid, factors
     split = positions_of(finer, grid).view(t, ft, h, fh, w, fw, 3)
@@ -46,31 +46,31 @@ def test_a_coarser_grid_lies_between_the_trained_positions() -> None:
     ]
 
 
-def test_angles_are_linear_in_positions_whatever_the_grid() -> None:
+def test_angles_are_linear_in_positions() -> None:
     angles = rotary_angles((4, 8, 8), 12, trained=(2, 4, 4)).view(2, 2, 4, 2, 4, 2, 6)
     assert torch.allclose(angles.mean(dim=(1, 3, 5)).view(-1, 6), rotary_angles((2, 4, 4), 12), atol=1e-5)
 
 
-def test_codes_are_sines_and_cosines_of_the_positions() -> None:
-    """Of 14 channels 6 are of time, 4 of rows and 4 of columns; wavelengths from 2 pi to 100 times that."""
-    codes = sincos_positions((4, 2, 2), 14, trained=(2, 2, 2))
+def test_encodings_are_sines_and_cosines_of_the_positions() -> None:
+    """Of 14 channels, time has 6, rows and columns have 4 each; wavelengths range from 2 pi to 100 times that."""
+    encodings = sincos_positions((4, 2, 2), 14, trained=(2, 2, 2))
     for token, (t, h, w) in enumerate(itertools.product([-0.25, 0.25, 0.75, 1.25], [0, 1], [0, 1])):
         expected = []
-        for place, pairs in ((t, 3), (h, 2), (w, 2)):
-            angles = [place * 100 ** (-i / pairs) for i in range(pairs)]
+        for position, pairs in ((t, 3), (h, 2), (w, 2)):
+            angles = [position * 100 ** (-i / pairs) for i in range(pairs)]
             expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert codes[token].tolist() == pytest.approx(expected, abs=1e-6)
+        assert encodings[token].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("rope", [True, False])
-def test_positions_laid_over_another_grid_are_of_the_same_model(rope: bool) -> None:
+def test_resized_positions_are_interpolated_with_the_same_settings(rope: bool) -> None:
     positions = Positions((2, 4, 4), 24, 2, rope)
-    other = positions.laid_over((2, 8, 2))
+    other = positions.resized((2, 8, 2))
     tokens = torch.tensor([[0, 5, 31], [7, 7, 1]])
-    codes, rotation = other(tokens)
-    assert torch.equal(codes, sincos_positions((2, 8, 2), 24, (2, 4, 4))[tokens])
+    encodings, rotation = other(tokens)
+    assert torch.equal(encodings, sincos_positions((2, 8, 2), 24, (2, 4, 4))[tokens])
     assert (rotation is not None) == rope
     if rotation is not None:
         assert torch.equal(rotation.cos[:, 0], rotary_angles((2, 8, 2), 12, (2, 4, 4))[tokens].cos())
         assert torch.equal(rotation.sin[:, 0], rotary_angles((2, 8, 2), 12, (2, 4, 4))[tokens].sin())
-    assert not positions.state_dict()  # made anew, not saved
+    assert not positions.state_dict()  # computed, not saved

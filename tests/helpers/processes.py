@@ -1,4 +1,4 @@
-"""A function in several processes of a group."""
+"""Run a function in several processes of a process group."""
 
 import os
 import time
@@ -10,23 +10,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_PATIENCE = 240.0
+_TIMEOUT = 240.0
+"""Seconds after which the processes count as hanging."""
 Work = Callable[..., dict[str, Any]]
 
 
 def in_processes(
     work: Work, count: int, folder: Path, *arguments: Any, before: Callable[[], Any] | None = None
 ) -> list[dict[str, Any]]:
-    """What `work(rank, count, *arguments)` returns in each of so many processes of a group; a hang is an error.
+    """Return the results of `work(rank, count, *arguments)` of all ranks. A hang is an error.
 
-    What `before` makes in each process before there is a group comes behind the arguments.
+    If `before` is given, each process calls it before it joins the group, and passes its result as a last argument.
     """
     inputs = (work, count, str(folder), before, *arguments)
     context = torch.multiprocessing.spawn(_one, args=inputs, nprocs=count, join=False)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     try:
         while not context.join(timeout=1, grace_period=5):
-            assert time.monotonic() < deadline, f"{count} processes are not done after {_PATIENCE} seconds"
+            assert time.monotonic() < deadline, f"{count} processes still run after {_TIMEOUT} seconds"
     finally:
         for process in context.processes:
             if process.is_alive():
@@ -37,7 +38,8 @@ def in_processes(
 def _one(rank: int, work: Work, count: int, folder: str, before: Callable[[], Any] | None, *arguments: Any) -> None:
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     torch.set_num_threads(1)
-    made = () if before is None else (before(),)
+    if before is not None:
+        arguments = (*arguments, before())
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet",
@@ -45,6 +47,6 @@ def _one(rank: int, work: Work, count: int, folder: str, before: Callable[[], An
         world_size=count,
         timeout=timedelta(seconds=60),
     )
-    torch.save(work(rank, count, *arguments, *made), f"{folder}/{rank}.pt")
+    torch.save(work(rank, count, *arguments), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

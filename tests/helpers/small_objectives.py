@@ -1,4 +1,4 @@
-"""ARVideo's siblings, small, and batches for them."""
+"""Small models of all objectives except ARVideo, and batches for them."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,4 @@
-"""ARVideo predicts each cluster from the clusters before it and from nothing else, whatever the settings; and from those
-it does predict it."""
+"""ARVideo's prediction of a cluster depends on all clusters of lower rank and on nothing else, with all settings."""
 
 import math
 import random
@@ -10,42 +9,45 @@ import torch
 
 from ar_model.attention import set_backend
 from ar_model.objectives import ARVideo
-from tests.helpers.small_arvideo import Grid, build, distinct_batch, locate, spec, trace, with_changed_places
+from tests.helpers.small_arvideo import Grid, build, distinct_batch, locate, spec, trace, with_changed_positions
 
 
 def assert_nothing_leaks(model: ARVideo, shape: Grid, patch: Grid, box: Grid, ranks: int, samples: int) -> None:
-    """Sample b has one place changed; both passes have equal shapes, so what must not change is equal bit by bit."""
+    """Change one position of each sample and assert which outputs change.
+
+    Both passes have equal shapes, so outputs that must not change are bit-equal.
+    """
     batch = distinct_batch(samples, shape)
     before = trace(model, batch)
-    where = locate(before, shape, patch, box, ranks)
-    everyone = torch.arange(samples)
-    place_B = everyone % math.prod(shape)
-    after = trace(model, with_changed_places(batch, place_B))
+    places = locate(before, shape, patch, box, ranks)
+    sample_B = torch.arange(samples)
+    position_B = sample_B % math.prod(shape)
+    after = trace(model, with_changed_positions(batch, position_B))
 
-    mine_B = where.token_of_code[place_B]
-    rank_B = where.rank_BC[everyone, where.cluster_of_token[mine_B]]
-    seen_rank_BS = where.rank_BC.gather(1, where.cluster_of_token[where.seen_BS])
-    wanted_rank_BM = where.rank_BC.gather(1, where.cluster_of_token[where.wanted_BM])
-    kept_B = (where.seen_BS == mine_B[:, None]).any(1)
-    assert kept_B.any(), "no sample has its changed place among those that the encoder gets"
+    token_B = places.token_of_code[position_B]
+    rank_B = places.rank_BC[sample_B, places.cluster_of_token[token_B]]
+    visible_rank_BS = places.rank_BC.gather(1, places.cluster_of_token[places.visible_BS])
+    predicted_rank_BM = places.rank_BC.gather(1, places.cluster_of_token[places.predicted_BM])
+    visible_B = (places.visible_BS == token_B[:, None]).any(1)
+    assert visible_B.any(), "the changed token is visible in no sample"
 
-    may_BS = kept_B[:, None] & ((seen_rank_BS >= rank_B[:, None]) | (not model.causal))
+    allowed_BS = visible_B[:, None] & ((visible_rank_BS >= rank_B[:, None]) | (not model.causal))
     for old, new in zip(before.layers, after.layers, strict=True):
-        moved_BS = (old != new).any(-1)
-        assert not (moved_BS & ~may_BS).any(), "an earlier rank of the encoder saw the token"
-        assert torch.equal(moved_BS.any(1), kept_B)
-    assert moved_BS[may_BS].float().mean() > 0.99, "the last layer did not see what it may see"
+        changed_BS = (old != new).any(-1)
+        assert not (changed_BS & ~allowed_BS).any(), "a lower rank of the encoder depends on the token"
+        assert torch.equal(changed_BS.any(1), visible_B)
+    assert changed_BS[allowed_BS].float().mean() > 0.99, "the last layer does not depend on a token that it may see"
 
-    moved_BM = (before.hidden_BMD != after.hidden_BMD).any(-1)
-    may_BM = kept_B[:, None] & ((wanted_rank_BM > rank_B[:, None]) | (not model.causal))
-    assert not (moved_BM & ~may_BM).any(), "the prediction of a cluster saw the cluster or a later one"
-    assert moved_BM[may_BM].float().mean() > 0.99, "a prediction did not see what it may see"
-    assert model.causal or torch.equal(moved_BM, may_BM)
+    changed_BM = (before.decoded_BMD != after.decoded_BMD).any(-1)
+    allowed_BM = visible_B[:, None] & ((predicted_rank_BM > rank_B[:, None]) | (not model.causal))
+    assert not (changed_BM & ~allowed_BM).any(), "the prediction of a cluster depends on the cluster or a later one"
+    assert changed_BM[allowed_BM].float().mean() > 0.99, "a prediction does not depend on a token that it may see"
+    assert model.causal or torch.equal(changed_BM, allowed_BM)
 
-    itself_BM = where.wanted_BM == mine_B[:, None]
-    moved_BM = (before.costs_BMP != after.costs_BMP).any(-1)
-    assert not (moved_BM & ~may_BM & ~itself_BM).any(), "a prediction is compared with more than its own token"
-    assert moved_BM[itself_BM].all()
+    own_BM = places.predicted_BM == token_B[:, None]
+    changed_BM = (before.losses_BMP != after.losses_BMP).any(-1)
+    assert not (changed_BM & ~allowed_BM & ~own_BM).any(), "a prediction has another token as its target"
+    assert changed_BM[own_BM].all()
 
 
 LEAKS = [
@@ -68,7 +70,7 @@ LEAKS = [
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
 @pytest.mark.parametrize("shape, patch, box, settings", LEAKS)
-def test_a_token_changes_nothing_that_comes_before_it_or_with_it(
+def test_a_token_affects_predictions_of_higher_ranks_only(
     shape: Grid, patch: Grid, box: Grid, settings: dict[str, Any], backend: str, training: bool
 ) -> None:
     model = build(spec(shape), code_patch=patch, clusters=box, **settings).train(training)
@@ -87,7 +89,7 @@ class Case(NamedTuple):
 
 
 def draw_case(number: int) -> Case:
-    """A choice of settings among all that work together."""
+    """Draw a valid combination of settings."""
     draw = random.Random(number)
     shape = draw.choice([(2, 4, 4), (4, 2, 4), (4, 4, 2), (3, 3, 4), (4, 4, 4)])
     patch = (2, 1, 1) if shape[0] % 2 == 0 and draw.random() < 0.3 else (1, 1, 1)
@@ -113,7 +115,7 @@ def draw_case(number: int) -> Case:
 
 
 @pytest.mark.parametrize("number", range(100))
-def test_nothing_leaks_whatever_the_settings(number: int) -> None:
+def test_nothing_leaks_with_random_settings(number: int) -> None:
     case = draw_case(number)
     model = build(spec(case.shape), code_patch=case.patch, clusters=case.box, **case.settings).train(case.training)
     set_backend(model, case.backend)
@@ -122,7 +124,7 @@ def test_nothing_leaks_whatever_the_settings(number: int) -> None:
     assert_nothing_leaks(model, case.shape, case.patch, case.box, ranks, samples=3 * math.prod(case.shape))
 
 
-def test_the_random_settings_reach_every_choice() -> None:
+def test_the_random_settings_include_every_choice() -> None:
     cases = [draw_case(number) for number in range(100)]
     for name, choices in {
         "order": {"random", "spatial-first", "temporal-first"},
@@ -139,41 +141,41 @@ def test_the_random_settings_reach_every_choice() -> None:
 
 
 @pytest.mark.parametrize("input, target", [("codes", "pixels"), ("pixels", "codes")])
-def test_what_is_predicted_is_no_input_where_the_two_are_of_different_content(input: str, target: str) -> None:  # noqa: A002
+def test_predictions_depend_on_the_input_content_only(input: str, target: str) -> None:  # noqa: A002
     model = build(input=input, target=target).train()
     batch, other = distinct_batch(8, (2, 4, 4)), distinct_batch(8, (2, 4, 4))
     name = {"codes": "codes_BTHW", "pixels": "pixels_BTHWC"}
     other[name[target]] = other[name[target]].flip(0, 1, 2, 3) // 2
     before, after = trace(model, batch), trace(model, other)
-    assert torch.equal(before.hidden_BMD, after.hidden_BMD)
+    assert torch.equal(before.decoded_BMD, after.decoded_BMD)
     assert not torch.equal(before.loss, after.loss)
     other = distinct_batch(8, (2, 4, 4))
     other[name[input]] = other[name[input]].flip(0, 1, 2, 3) // 2
-    assert not torch.equal(before.hidden_BMD, trace(model, other).hidden_BMD)
+    assert not torch.equal(before.decoded_BMD, trace(model, other).decoded_BMD)
 
 
 @pytest.mark.parametrize("training, targets, count", [(True, 0.25, 2), (True, 1.0, 5), (False, 0.25, 5)])
 @pytest.mark.parametrize("decoder_self", [False, True])
-def test_without_the_causal_mask_only_dropped_tokens_are_predicted_and_everything_kept_is_seen(
+def test_without_the_causal_mask_dropped_tokens_are_predicted_from_all_visible_ones(
     decoder_self: bool, training: bool, targets: float, count: int
 ) -> None:
     shape, box = (2, 4, 4), (2, 2, 2)
     model = build(clusters=box, causal=False, keep=0.3, targets=targets, decoder_self=decoder_self).train(training)
-    where = locate(trace(model, distinct_batch(32, shape)), shape, (1, 1, 1), box)
-    assert where.wanted_BM.shape[1] == 3 * count
-    assert not (where.seen_BS[:, :, None] == where.wanted_BM[:, None, :]).any()
+    places = locate(trace(model, distinct_batch(32, shape)), shape, (1, 1, 1), box)
+    assert places.predicted_BM.shape[1] == 3 * count
+    assert not (places.visible_BS[:, :, None] == places.predicted_BM[:, None, :]).any()
     assert_nothing_leaks(model, shape, (1, 1, 1), box, ranks=3, samples=32)
 
 
 @pytest.mark.parametrize("decoder_self", [False, True])
 def test_queries_see_queries_of_lower_ranks_only_with_decoder_self(decoder_self: bool) -> None:
-    """Other positions of the queries of one rank reach the later ranks, and the rank itself, through self-attention alone."""
+    """A changed position encoding of one query affects queries of the same and of higher ranks through self-attention only."""
     model = build(decoder_self=decoder_self, rope=False, decoder_depth=1).eval()
-    batch, places = distinct_batch(4, (2, 4, 4)), model.query_positions
+    batch = distinct_batch(4, (2, 4, 4))
     before = trace(model, batch)
-    where = locate(before, (2, 4, 4), (1, 1, 1), (1, 2, 2))
-    token = int(where.wanted_BM[0, 3 * 4])  # a token of the cluster of rank 4 of the first sample
-    places.code_LD[token] += 1.0
-    moved_M = (before.hidden_BMD != trace(model, batch).hidden_BMD).any(-1)[0]
-    rank_M = where.rank_BC.gather(1, where.cluster_of_token[where.wanted_BM])[0]
-    assert torch.equal(moved_M, rank_M >= 4 if decoder_self else where.wanted_BM[0] == token)
+    places = locate(before, (2, 4, 4), (1, 1, 1), (1, 2, 2))
+    token = int(places.predicted_BM[0, 3 * 4])  # a token of the cluster of rank 4 of the first sample
+    model.query_positions.encoding_LD[token] += 1.0
+    changed_M = (before.decoded_BMD != trace(model, batch).decoded_BMD).any(-1)[0]
+    rank_M = places.rank_BC.gather(1, places.cluster_of_token[places.predicted_BM])[0]
+    assert torch.equal(changed_M, rank_M >= 4 if decoder_self else places.predicted_BM[0] == token)

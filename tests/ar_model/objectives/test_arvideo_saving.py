@@ -1,4 +1,4 @@
-"""What is saved is what is loaded."""
+"""ARVideo models load as they were saved, also those of older versions; damaged folders are refused."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from ar_model.objectives import ARVideo, Objective, load_objective
-from tests.helpers.small_arvideo import build, random_batch, spec
+from tests.helpers.small_arvideo import build, random_batch, same_outputs, spec
 
 SAVED = [
     pytest.param("digits", {}, id="joint over digits"),
@@ -22,7 +22,7 @@ SAVED = [
 
 
 def saved(folder: Path, geometry: str, settings: dict[str, Any]) -> ARVideo:
-    """A model with weights unlike its initial ones, written to the folder."""
+    """Write a model whose weights differ from the initial ones, and return it."""
     model = build(spec(geometry=geometry), **settings)
     with torch.no_grad():
         for p in model.parameters():
@@ -32,10 +32,7 @@ def saved(folder: Path, geometry: str, settings: dict[str, Any]) -> ARVideo:
 
 
 def assert_same_outputs(a: Objective, b: Objective) -> None:
-    batch = random_batch(3)
-    with torch.no_grad():
-        assert torch.equal(a(batch)["loss"], b(batch)["loss"])
-        assert all(torch.equal(x, y) for x, y in zip(a.features(batch), b.features(batch), strict=True))
+    assert same_outputs(a, b, random_batch(3))
 
 
 @pytest.mark.parametrize("geometry, settings", SAVED)
@@ -59,7 +56,8 @@ def test_a_loaded_model_has_the_settings_of_the_saved_one(tmp_path: Path) -> Non
     assert (loaded.input, loaded.predicts, loaded.ranks) == (model.input, model.predicts, model.ranks)
 
 
-def test_a_model_saved_before_codes_knew_of_their_clips_loads(tmp_path: Path) -> None:
+def test_a_model_of_an_older_version_loads(tmp_path: Path) -> None:
+    """Older versions saved neither `clip` nor some of the settings."""
     model = saved(tmp_path, "digits", {})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["codes"].pop("clip") == [4, 8, 8]
@@ -84,8 +82,8 @@ def test_loading_untrained_gives_the_same_network_with_new_weights(tmp_path: Pat
 
 
 @pytest.mark.parametrize("geometry", ["digits", "codebook", "none"])
-def test_an_untrained_network_sees_the_codes(tmp_path: Path, geometry: str) -> None:
-    """It is the baseline of the probes: all codes looking alike would make it a straw man."""
+def test_features_of_an_untrained_network_depend_on_the_codes(tmp_path: Path, geometry: str) -> None:
+    """It is the baseline of the probes; equal embeddings of all codes would make it too weak."""
     saved(tmp_path, geometry, {})
     fresh = load_objective(tmp_path, trained=False)
     features = fresh.features(random_batch(2))[-1]

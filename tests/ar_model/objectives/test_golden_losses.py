@@ -1,7 +1,7 @@
-"""Short training runs give the losses that they always gave.
+"""Short training runs reproduce recorded losses.
 
-Tolerance: 1e-6 of the loss. Kernels, instruction sets and numbers of threads differ by 2e-7 here; a change beyond 1e-6 is a
-change of the arithmetic, of the initial weights or of what is drawn, and has to be meant.
+The tolerance is 1e-6 of the loss. Kernels, instruction sets and numbers of threads differ by 2e-7. A larger difference is a
+change of the arithmetic, the initial weights or the random draws, and must be intended.
 """
 
 from typing import Any
@@ -24,29 +24,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 TOLERANCE = {"VIMPAC": 2e-5}
-"""Its batch normalisation magnifies rounding: kernels and threads differ by 4e-6."""
+"""VIMPAC's batch normalisation amplifies rounding errors: kernels and threads differ by 4e-6."""
 
 
-def of(name: str) -> tuple[Objective, list[Batch]]:
-    """A network and twenty batches."""
+def model_and_batches(name: str) -> tuple[Objective, list[Batch]]:
+    """Return a model and twenty batches."""
     if name in SETTINGS:
         return build(**SETTINGS[name]), [random_batch(4, seed=step) for step in range(20)]
     torch.manual_seed(0)
-    clips = 32 if name.startswith("VIMPAC") else 4  # batch normalisation of few clips is unsteady
+    clips = 32 if name.startswith("VIMPAC") else 4  # batch normalisation over few clips is unstable
     return MODELS[name](), [batch_of(clips, seed=step) for step in range(20)]
 
 
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
 @pytest.mark.parametrize("name", [*SETTINGS, *MODELS])
-def test_twenty_steps_of_training_give_the_losses_they_always_gave(name: str, backend: str) -> None:
-    model, batches = of(name)
+def test_twenty_training_steps_reproduce_the_recorded_losses(name: str, backend: str) -> None:
+    model, batches = model_and_batches(name)
     set_backend(model.train(), backend)
     assert train(model, batches) == pytest.approx(LOSSES[name], rel=TOLERANCE.get(name, 1e-6), abs=0)
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *MODELS])
-def test_the_initial_weights_are_those_that_a_seed_always_gave(name: str) -> None:
-    total = sum(p.detach().double().abs().sum().item() for p in of(name)[0].parameters())
+def test_a_seed_reproduces_the_recorded_initial_weights(name: str) -> None:
+    total = sum(p.detach().double().abs().sum().item() for p in model_and_batches(name)[0].parameters())
     assert total == pytest.approx(WEIGHTS[name], rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""VideoMAE is VideoMAE: the same numbers as the public implementation from the same weights, and its masks."""
+"""VideoMAE equals the public implementation, given the same weights, and its masks hide what they should."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec
-from ar_model.masking import masked
+from ar_model.masking import draw_mask
 from ar_model.objectives import VideoMAE
+from tests.helpers.small_arvideo import train
 
 GRID = (4, 4, 4)
 SIZES: dict[str, Any] = {
@@ -38,7 +39,7 @@ def batch(samples: int) -> dict[str, Tensor]:
 
 
 def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' VideoMAEForPreTraining under the names that they have here."""
+    """Rename the weights of transformers' VideoMAEForPreTraining to our names."""
     ours = {}
     embedding = theirs.pop("videomae.embeddings.patch_embeddings.projection.weight")
     ours["embedding.projection.weight"] = rearrange(embedding, "d c t h w -> d (t h w c)")
@@ -49,9 +50,9 @@ def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         ours[f"encoder.norm.{end}"] = theirs.pop(f"videomae.layernorm.{end}")
         ours[f"decoder.norm.{end}"] = theirs.pop(f"decoder.norm.{end}")
         ours[f"target.head.{end}"] = theirs.pop(f"decoder.head.{end}")
-    for prefix, mine in (("videomae.encoder.layer", "encoder.blocks"), ("decoder.decoder_layers", "decoder.blocks")):
+    for prefix, name in (("videomae.encoder.layer", "encoder.blocks"), ("decoder.decoder_layers", "decoder.blocks")):
         for i in range(2):
-            block, to = f"{prefix}.{i}", f"{mine}.{i}"
+            block, to = f"{prefix}.{i}", f"{name}.{i}"
             attention = f"{block}.attention.attention"
             key = theirs.pop(f"{attention}.key.weight")
             ours[f"{to}.attention.kv.weight"] = torch.cat([key, theirs.pop(f"{attention}.value.weight")])
@@ -77,21 +78,22 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
         decoder_intermediate_size=48, decoder_num_hidden_layers=2, layer_norm_eps=1e-6, use_mean_pooling=False,
     )  # fmt: skip
     theirs = transformers.VideoMAEForPreTraining(config).train()
-    for name, parameter in theirs.named_parameters():  # biases and the mask token are not left at zero
+    # Biases and the mask token are zero by default, which would hide mistakes in their names.
+    for name, parameter in theirs.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim == 1 or "token" in name else 0.1)
     ours = build(flat=True, rope=False)
     ours.load_state_dict(as_ours(dict(theirs.state_dict())))
     data = batch(3)
-    mean, deviation = (torch.tensor(x) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    pixels = ((data["pixels_BTHWC"] / 255 - mean) / deviation).permute(0, 1, 4, 2, 3)
-    hidden_BQ = masked("tube", GRID, 0.75, data["seed_B"])[1]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = ((data["pixels_BTHWC"] / 255 - mean) / std).permute(0, 1, 4, 2, 3)
+    hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])[1]
     bool_masked = torch.zeros(3, 64).scatter(1, hidden_BQ, 1).bool()
 
-    wanted = theirs(pixel_values=pixels, bool_masked_pos=bool_masked).loss
-    found = ours(data)["loss"]
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
-    wanted.backward()
-    found.backward()
+    their_loss = theirs(pixel_values=pixels, bool_masked_pos=bool_masked).loss
+    our_loss = ours(data)["loss"]
+    assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
+    their_loss.backward()
+    our_loss.backward()
     gradients = as_ours({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     for name, parameter in ours.named_parameters():
         if not name.endswith("kv.bias"):
@@ -99,63 +101,63 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
 
 
 @pytest.mark.parametrize(("kind", "hidden"), [("tube", 4 * 14), ("frame", 3 * 16), ("random", 57)])
-def test_a_mask_hides_its_share_and_no_token_twice(kind: Any, hidden: int) -> None:
-    visible_BM, hidden_BQ = masked(kind, GRID, 0.9, torch.arange(50))
+def test_a_mask_hides_its_share_and_covers_every_token_once(kind: Any, hidden: int) -> None:
+    visible_BM, hidden_BQ = draw_mask(kind, GRID, 0.9, torch.arange(50))
     assert hidden_BQ.shape == (50, hidden)
     both_BL = torch.cat([visible_BM, hidden_BQ], dim=1).sort(dim=1).values
     assert (both_BL == torch.arange(64)).all()
     assert len(hidden_BQ.unique(dim=0)) > (3 if kind == "frame" else 40)  # samples differ
 
 
-def test_tubes_hide_the_same_places_of_all_slices_and_frames_hide_slices() -> None:
-    places = masked("tube", GRID, 0.9, torch.arange(20))[1].view(20, 4, 14) % 16
-    assert (places == places[:, :1]).all()
-    slices = masked("frame", GRID, 0.5, torch.arange(20))[1].view(20, 2, 16) // 16
+def test_tubes_hide_the_same_locations_in_all_slices_and_frames_hide_slices() -> None:
+    locations = draw_mask("tube", GRID, 0.9, torch.arange(20))[1].view(20, 4, 14) % 16
+    assert (locations == locations[:, :1]).all()
+    slices = draw_mask("frame", GRID, 0.5, torch.arange(20))[1].view(20, 2, 16) // 16
     assert (slices == slices[..., :1]).all()
 
 
-def test_every_place_is_hidden_equally_often() -> None:
-    hidden = masked("random", GRID, 0.5, torch.arange(4000))[1]
+def test_every_token_is_hidden_equally_often() -> None:
+    hidden = draw_mask("random", GRID, 0.5, torch.arange(4000))[1]
     counts = hidden.flatten().bincount(minlength=64) / 4000
     assert (counts - 0.5).abs().max() < 5 * (0.25 / 4000) ** 0.5
 
 
 def test_a_mask_depends_on_the_seed_of_its_sample_only() -> None:
-    together = masked("tube", GRID, 0.9, torch.arange(8))[0]
-    alone = torch.cat([masked("tube", GRID, 0.9, torch.tensor([i]))[0] for i in range(8)])
-    assert (together == alone).all()
+    batch_mask = draw_mask("tube", GRID, 0.9, torch.arange(8))[0]
+    single_masks = torch.cat([draw_mask("tube", GRID, 0.9, torch.tensor([i]))[0] for i in range(8)])
+    assert (batch_mask == single_masks).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ratio": 0.01}, "ratio 0.01 of 16 places of a slice: nothing is hidden"),
-        ({"ratio": 1.0}, "nothing stays visible"),
-        ({"mask": "frame", "ratio": 0.2}, "of 4 slices of time: nothing is hidden"),
-        ({"mask": "block"}, "objective.mask is 'block', but must be one of tube, random, frame"),
+        ({"ratio": 0.01}, "objective.ratio 0.01 of 16 .*hides nothing"),
+        ({"ratio": 1.0}, "objective.ratio 1.0 .*leaves nothing visible"),
+        ({"mask": "frame", "ratio": 0.2}, "objective.ratio 0.2 of 4 .*hides nothing"),
+        ({"mask": "block"}, "objective.mask .*tube, random, frame, .*'block'"),
     ],
 )
-def test_masks_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_masks_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
 
 
-def test_pixels_that_the_cache_does_not_keep_are_refused_with_the_flag_that_keeps_them() -> None:
+def test_a_cache_without_pixels_is_refused_with_the_flag_that_keeps_them() -> None:
     with pytest.raises(ValueError, match="--keep_pixels"):
         VideoMAE(CodeSpec(shape=GRID, vocab_size=64), **SIZES)
 
 
 @pytest.mark.parametrize("content", ["codes", "pixels"])
-def test_what_is_hidden_reaches_the_loss_as_target_only(content: Any) -> None:
-    """The gradient of the loss to the input is zero at hidden places, and is not at visible ones."""
+def test_hidden_tokens_enter_the_loss_as_targets_only(content: Any) -> None:
+    """The encoder gets the visible tokens; the loss depends on visible, but not on hidden pixels of the input."""
     model = build(input=content, target="codes")
     data = batch(4)
-    visible_BM, hidden_BQ = masked("tube", GRID, 0.75, data["seed_B"])
-    seen: list[Tensor] = []
-    model.embedding.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    visible_BM, hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])
+    embedded: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda module, inputs, out: embedded.append(inputs[0]))
     before = model(data)["loss"]
-    cut = model.input.tokens(data)
-    assert torch.equal(seen[0], torch.stack([cut[b, visible_BM[b]] for b in range(4)]))
+    tokens = model.input.tokens(data)
+    assert torch.equal(embedded[0], torch.stack([tokens[b, visible_BM[b]] for b in range(4)]))
     changed = {**data, "pixels_BTHWC": data["pixels_BTHWC"].clone()}
     if content == "pixels":
         rows = rearrange(changed["pixels_BTHWC"], "b (t pt) (h ph) (w pw) c -> b (t h w) pt ph pw c", pt=2, ph=8, pw=8)
@@ -170,14 +172,6 @@ def test_what_is_hidden_reaches_the_loss_as_target_only(content: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"input": "codes", "target": "codes"}, {"flat": True, "rope": False}])
-def test_it_learns_a_batch_by_heart(changes: dict[str, Any]) -> None:
-    model, data = build(**{"ratio": 0.5, **changes}), batch(2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        loss = model(data)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+def test_it_overfits_one_batch(changes: dict[str, Any]) -> None:
+    losses = train(build(**{"ratio": 0.5, **changes}), [batch(2)] * 60, lr=1e-2)
     assert losses[-1] < 0.8 * losses[0]

@@ -47,32 +47,29 @@ def files(folder: Path) -> dict[str, bytes]:
 MISTAKES = [
     ("--objective.clusters [1,2,3]", "clusters of 1x2x3 tokens do not divide the grid of 2x3x3 tokens"),
     ("--objective.clusters [0,3,3]", "clusters of 0x3x3 tokens do not divide"),
-    ("--objective.clusters [2,3,3]", "objective.clusters: one covers the whole clip"),
+    ("--objective.clusters [2,3,3]", "objective.clusters: one cluster covers the whole clip"),
     ("--objective.clusters [1,3]", "clusters: Expected a tuple with 3 elements"),
     *(
         (
             f"--objective.{share} {value}",
-            f"objective.{share} is {float(value.lstrip('.'))}, but must be a share in (0, 1]",
+            f"objective.{share} must be in (0, 1], got {float(value.lstrip('.'))}",
         )
         for share in ("keep", "targets", "ranks")
         for value in ("0", "2", ".nan", "-0.5")
     ),
     *((f"--objective.{share} nan", f"{share}: must be a number, not nan") for share in ("keep", "targets", "ranks")),
-    ("--objective.causal false --objective.keep 1", "keep must leave some"),
+    ("--objective.causal false --objective.keep 1", "objective.keep 1.0 drops none"),
     ("--objective.causal perhaps", "causal"),
-    (
-        "--objective.target pixels",
-        "pixels are wanted, but the cache holds none; make it with --keep_pixels jpeg or raw",
-    ),
-    ("--objective.input pixels", "pixels are wanted, but the cache holds none"),
+    ("--objective.target pixels", "--keep_pixels jpeg or raw"),
+    ("--objective.input pixels", "--keep_pixels jpeg or raw"),
     ("--objective.target colours", "target"),
     ("--objective.order sideways", "order"),
     ("--objective.likelihood digits", "likelihood digits needs codes made of digits"),
-    ("--objective.code_patch [1,2,3]", "(code_patch)"),
+    ("--objective.code_patch [1,2,3]", "objective.code_patch"),
     ("--objective.width 0", "objective.width"),
     ("--objective.depth 0", "depth"),
-    ("--objective.heads 5", "width 24 does not give 5 heads"),
-    ("--objective.decoder_heads 0", "width 24 does not give 0 heads"),
+    ("--objective.heads 5", "width 24 does not split into 5 heads"),
+    ("--objective.decoder_heads 0", "width 24 does not split into 0 heads"),
     ("--attention flash9", "attention"),
     ("--precision fp16", "precision"),
     *((f"--{name} 0", f"{name} is 0") for name in ("steps", "batch_size", "accumulate", "save_every", "lr")),
@@ -97,7 +94,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run here")
 def test_attention_that_does_not_run_here(pretrain: Callable[..., Any], name: str) -> None:
     line = pretrain("--attention", name)
-    assert f"--attention {name} does not run here: attention {name} has kernels for CUDA only, not for cpu" in line
+    assert f"--attention {name} does not run here: attention {name} needs a CUDA device" in line
     assert f'"attention": "{name}"' not in Path("run/choices.json").read_text()
     pretrain("--out", "other")
 
