@@ -94,7 +94,7 @@ def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:
             video = Video(*row)
             if videos.setdefault(video.path, video) != video:
                 difference = f"size, label, group or split of {video.path} differ from those in another cache"
-                raise ValueError(f"{part.address}: {difference}; tokenize one list file instead")
+                raise ValueError(f"{part.address}: {difference}; tokenize one list file with both instead")
     shared = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
     return CacheSpec(
         **{k: first.spec[k] for k in shared},
