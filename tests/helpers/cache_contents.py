@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,26 @@ def expected_codes(path: str, views: int = 2, vocab_size: int = 64) -> np.ndarra
     return rng.integers(vocab_size, size=(views, *SPEC.codes_shape))
 
 
-def flipped(content: bytes, draw: random.Random) -> bytes:
-    """Flip one random bit."""
-    changed = bytearray(content)
-    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
+def find_clip(cache: TokenCache, row: int, view: int = 0) -> tuple[Path, int, int]:
+    """Tar, offset and size of a clip's codes, found by searching for its content."""
+    clip = cache.codes(row)[view].tobytes()
+    tar = Path(cache.address, cache.shards[cache.clips.shard_N[row]].file)
+    content = tar.read_bytes()
+    assert content.count(clip) == 1
+    return tar, content.index(clip), len(clip)
+
+
+def flip_bit(file: Path, offset: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def damage_clip(folder: str | Path, row: int, view: int = 0) -> None:
+    """Flip one bit of a clip's codes."""
+    tar, offset, _ = find_clip(TokenCache.open(folder), row, view)
+    flip_bit(tar, offset)
 
 
 def some_cuts(views: int, real: int = 4) -> ClipCuts:

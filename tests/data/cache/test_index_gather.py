@@ -13,7 +13,7 @@ import pytest
 import data.cache.storage
 from data.cache import DamagedCache, TokenCache
 from data.loading import BatchPlan, TokenDataset
-from tests.helpers.cache_contents import expected_codes
+from tests.helpers.cache_contents import damage_clip, expected_codes, find_clip, flip_bit
 from tests.helpers.caches import MakeCache
 
 
@@ -29,23 +29,6 @@ def expected(cache: TokenCache, rows: list[int], views: list[int]) -> np.ndarray
 
 def gathered(cache: TokenCache, rows: list[int], views: list[int]) -> np.ndarray:
     return cache.clips.gather(np.array(rows, int), np.array(views, int))
-
-
-def find_clip(cache: TokenCache, row: int, view: int) -> tuple[Path, int, int]:
-    """Tar, offset and size of a clip, found by searching for its content."""
-    clip = expected_codes(cache.videos[row].path)[view].astype("<u2").tobytes()
-    tar = Path(cache.address, cache.shards[cache.clips.shard_N[row]].file)
-    content = tar.read_bytes()
-    assert content.count(clip) == 1
-    return tar, content.index(clip), len(clip)
-
-
-def flip(tar: Path, offset: int, bit: int) -> None:
-    with open(tar, "r+b") as file:
-        file.seek(offset)
-        (byte,) = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte ^ 1 << bit]))
 
 
 def test_any_clips_in_any_order_and_several_times(cache: TokenCache) -> None:
@@ -82,19 +65,18 @@ def test_every_flipped_bit_of_a_clip_is_found_and_other_clips_can_be_read(copy: 
         row, view = draw.randrange(10), draw.randrange(2)
         tar, offset, size = find_clip(cache, row, view)
         position, bit = offset + draw.randrange(size), draw.randrange(8)
-        flip(tar, position, bit)
+        flip_bit(tar, position, bit)
         others = [(r, v) for r in range(10) for v in range(2) if (r, v) != (row, view)]
         rows, views = ([pair[i] for pair in others] for i in range(2))
         assert np.array_equal(gathered(cache, rows, views), expected(cache, rows, views))
         with pytest.raises(DamagedCache, match=rf"{tar.name}: view {view} of video {row} .*verify"):
             gathered(cache, [*rows, row], [*views, view])
-        flip(tar, position, bit)
+        flip_bit(tar, position, bit)
 
 
 def test_training_data_set_reports_damage(copy: Path) -> None:
+    damage_clip(copy, 6, 1)
     cache = TokenCache.open(copy)
-    tar, offset, _ = find_clip(cache, 6, 1)
-    flip(tar, offset, 0)
     dataset = TokenDataset(cache, range(10), BatchPlan(samples=10, batch_size=10, seed=0))
     with pytest.raises(DamagedCache, match=r"000001\.tar: view 1 of video 6"):
         for step in range(20):
@@ -102,9 +84,8 @@ def test_training_data_set_reports_damage(copy: Path) -> None:
 
 
 def test_without_checksums_damage_inside_the_vocabulary_is_not_found(copy: Path) -> None:
+    damage_clip(copy, 3)
     cache = TokenCache.open(copy, checksums=False)
-    tar, offset, _ = find_clip(cache, 3, 0)
-    flip(tar, offset, 0)
     codes_Bthw = gathered(cache, [3, 4], [0, 0])
     assert codes_Bthw[0, 0, 0, 0] == expected(cache, [3], [0])[0, 0, 0, 0] ^ 1
     assert np.array_equal(codes_Bthw[1], expected(cache, [4], [0])[0])
@@ -113,7 +94,7 @@ def test_without_checksums_damage_inside_the_vocabulary_is_not_found(copy: Path)
 def test_without_checksums_a_code_outside_the_vocabulary_is_still_refused(copy: Path) -> None:
     cache = TokenCache.open(copy, checksums=False)
     tar, offset, _ = find_clip(cache, 3, 0)
-    flip(tar, offset + 1, 0)  # the high byte: adds or subtracts 256
+    flip_bit(tar, offset + 1)  # the high byte: adds or subtracts 256
     with pytest.raises(DamagedCache, match=r"000000\.tar: view 0 of video 3"):
         gathered(cache, [4, 3], [0, 0])
 

@@ -18,6 +18,7 @@ from data.sources import Video
 from tests.helpers.cache_contents import (
     SPEC,
     all_codes,
+    damage_clip,
     expected_codes,
     files_of,
     in_a_child,
@@ -246,11 +247,8 @@ def test_different_videos_of_the_same_path_are_refused(
 
 def test_damage_of_a_part_ends_the_merge_without_a_manifest(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("disjoint")
-    tar = Path(split[1].address, "shards", "000001.tar")
-    content = bytearray(tar.read_bytes())
-    content[content.index(split[1].codes(5).tobytes())] ^= 1
-    tar.write_bytes(content)
-    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(015\.mp4\), codes\.npy: is damaged"):
+    damage_clip(split[1].address, 5)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(015\.mp4\), codes\.npy"):
         merge(split, tmp_path / "caches", "merged")
     assert not list(tmp_path.glob("caches/*/manifest.json"))
     assert not list(tmp_path.glob("caches/*/shards/*.tmp-*"))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from data.cache import DamagedCache, TokenCache
 from data.cache.stream import stream
-from tests.helpers.cache_contents import expected_codes
+from tests.helpers.cache_contents import damage_clip, expected_codes
 from tests.helpers.caches import MakeCache
 
 ROOT = Path(__file__).parents[3]
@@ -99,12 +99,7 @@ def test_stages_of_webdataset_can_be_appended(many: TokenCache) -> None:
 
 
 def test_stream_ends_at_a_damaged_sample(copy: Path) -> None:
-    tar = copy / "shards" / "000001.tar"
-    cache = TokenCache.open(copy)
-    clip = cache.codes(5).tobytes()
-    content = bytearray(tar.read_bytes())
-    content[content.index(clip)] ^= 1
-    tar.write_bytes(content)
+    damage_clip(copy, 5)
     samples = []
     with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(1/005\.mp4\), codes\.npy"):
         for sample in stream(TokenCache.open(copy)):

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from data.cache import TokenCache
+from data.cache.reader import find_row
 from data.shards import sample_id
 from data.sources import Video
+from tests.helpers.cache_contents import damage_clip
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import ENVIRONMENT, ROOT, Result
 
@@ -48,16 +50,6 @@ def caches(tmp_path: Path, make_cache: MakeCache) -> Path:
     (folder / "made_with.json").write_text('{"videos": "my videos", "tokenizer": "my tokenizer"}')
     make_cache(tmp_path / "caches", 9, name="partial", only_shards=[0], finish=False)
     return tmp_path
-
-
-def damage(folder: Path, video: str) -> None:
-    """Change one byte of the codes of a video."""
-    cache = TokenCache.open(folder)
-    row = [v.path for v in cache.videos].index(video)
-    tar = Path(folder, cache.shards[cache.clips.shard_N[row]].file)
-    changed = bytearray(tar.read_bytes())
-    changed[changed.index(cache.codes(row).tobytes())] ^= 1
-    tar.write_bytes(changed)
 
 
 def test_list_shows_finished_and_unfinished_caches(caches: Path) -> None:
@@ -103,7 +95,7 @@ def test_verify_passes_an_intact_cache_and_names_each_damaged_sample(caches: Pat
     assert "9 videos in 3 shards, no damage" in result.stdout
     folder = next((caches / "caches").glob("whole-*"))
     for video in ("1/003.mp4", "0/008.mp4"):
-        damage(folder, video)
+        damage_clip(folder, find_row(TokenCache.open(folder), video))
     result = tool(caches, "verify", "whole")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
