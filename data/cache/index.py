@@ -54,13 +54,13 @@ def open_shards(
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
-            raise DamagedCache(
-                f"{files.address}/manifest.json: invalid shard name {name!r}, expected 6 to 12 digits and .tar"
-            )
+            problem = f"invalid shard name {name!r}, expected 6 to 12 digits and .tar"
+            raise DamagedCache(f"{files.address}/manifest.json: {problem}")
     record_names = [f"shards/{name[:-4]}.json" for name in names]
     if isinstance(files, Folder):
         contents = [files.read(name) for name in record_names]
-    else:  # threads hide the latency: each record of a remote cache is one request
+    else:
+        # Each record of a remote cache is one request; threads hide the latency.
         with ThreadPoolExecutor(16) as pool:
             contents = list(pool.map(files.read, record_names))
     shards = []
@@ -120,7 +120,8 @@ class ShardIndex:
             raise ValueError("refers to a video that is not in the list")
         self._members = {extension: self._member(columns, count) for extension, columns in record["members"].items()}
         self.checksum_C = np.frombuffer(base64.b64decode(record["clip_xxh3"], validate=True), "V8")
-        if len(self.checksum_C) != sum(self.views_N.tolist()):  # Python's sum does not overflow
+        # Python's sum, because that of NumPy could overflow.
+        if len(self.checksum_C) != sum(self.views_N.tolist()):
             raise ValueError("the number of checksums is not the number of clips")
         self.start_N = self._starts(count)
 
@@ -225,7 +226,7 @@ class ShardIndex:
             except DamagedCache as error:
                 lines.append(str(error))
         where = f"{self._files.address}/{self.file}"
-        return lines or [f"{where}: content has changed since it was written, outside of all samples"]
+        return lines or [f"{where}: content has changed since it was written, outside its samples"]
 
     def verify(self) -> None:
         """Hash the whole tar; DamagedCache for the first damaged sample."""
@@ -303,9 +304,7 @@ class ClipIndex:
         i = int(damaged_B.argmax())
         row, view = int(rows_B[i]), int(views_B[i])
         where = f"{self._files.address}/{self._names[self.shard_N[row]]}"
-        raise DamagedCache(
-            f"{where}: view {view} of video {row} is damaged; run `python -m data.cache verify` for details"
-        )
+        raise DamagedCache(f"{where}: view {view} of video {row} is damaged; see `python -m data.cache verify`")
 
 
 def _causal(frames: int, slices: int) -> bool:

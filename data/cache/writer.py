@@ -36,7 +36,8 @@ class CacheWriter:
         self.spec, self.preimage = spec, spec.preimage()
         self.key = key_of(self.preimage)
         folders = sorted(caches.glob(f"*-{self.key[:12]}"), key=lambda p: (not (p / "manifest.json").exists(), p.name))
-        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")  # file names have at most 255 bytes
+        # File systems allow names of at most 255 bytes.
+        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
         self.folder = folders[0] if folders else caches / f"{short}-{self.key[:12]}"
         self.shards = self.folder / "shards"
         self._requested_size = shard_size
@@ -98,7 +99,8 @@ class CacheWriter:
             claim = Claim(self._tar(number).with_suffix(".claim"))
             if not self.has(number) and claim.take():
                 self._hold(number, claim)
-                if self.has(number):  # another process finished it between the check and the claim
+                # Another process may have finished the shard between the check and the claim.
+                if self.has(number):
                     self.release(number)
                 else:
                     yield number
@@ -218,9 +220,8 @@ class CacheWriter:
             "codebook": self._write_codebook(codebook_VC),
             "bf16": bf16 if self.spec.precision == "bf16" else None,
         }
-        write_json(
-            self.folder / "plan.json", {"shard_size": self.shard_size}
-        )  # the manifest contains the specification
+        # The manifest contains the specification, so the plan does not need it any longer.
+        write_json(self.folder / "plan.json", {"shard_size": self.shard_size})
         write_json(self.folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
 
     def _check_videos(self, number: int, shard: ShardIndex) -> None:
