@@ -154,8 +154,8 @@ class ShardIndex:
 
     def entry(self) -> dict[str, Any]:
         """The manifest's entry of this shard."""
-        whole = {"bytes": self.bytes, "sha256": self.sha256, "record": self._record}
-        return {"file": self.name, "samples": len(self.video_N), **whole}
+        checks = {"bytes": self.bytes, "sha256": self.sha256, "record": self._record}
+        return {"file": self.name, "samples": len(self.video_N), **checks}
 
     def path(self, row: int) -> str:
         """Path of a video, relative to its source."""

@@ -122,10 +122,10 @@ class Remote:
         return self._shard(name)[offset : offset + size]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
-        wanted = list(zip(names, offsets, strict=True))
+        places = list(zip(names, offsets, strict=True))
         # Sorted, so that each shard is fetched at most once even if only one fits into memory.
-        content = {key: self.part(*key, size) for key in sorted(set(wanted))}
-        return [content[key] for key in wanted]
+        content = {key: self.part(*key, size) for key in sorted(set(places))}
+        return [content[key] for key in places]
 
     def chunks(self, name: str) -> Iterator[bytes]:
         yield self._shard(name)
@@ -166,7 +166,7 @@ def open_files(address: str | Path) -> Files:
 
 
 def is_address(name: str) -> bool:
-    """Whether the name of a cache is a remote address, not a local folder."""
+    """Whether the name of a cache is an address; `pipe:` is webdataset's for shell commands, which `open_files` refuses."""
     return "://" in name or name.startswith("pipe:")
 
 

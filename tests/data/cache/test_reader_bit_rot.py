@@ -83,9 +83,9 @@ class Kill:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of an uninterrupted run."""
-    return fill(tmp_path_factory.mktemp("straight"))
+    return fill(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def sha256(path: Path) -> str:
 
 @pytest.mark.parametrize("trial", [*range(20), *(pytest.param(i, marks=pytest.mark.soak) for i in range(20, 200))])
 def test_killed_writer_leaves_no_partial_file_and_the_next_completes_the_cache(
-    straight: Path, extent: Kill, tmp_path: Path, trial: int
+    reference: Path, extent: Kill, tmp_path: Path, trial: int
 ) -> None:
     draw = random.Random(trial)
     for _ in range(draw.choice([1, 1, 2, 3])):  # the second and third writer may be killed too
@@ -139,8 +139,8 @@ def test_killed_writer_leaves_no_partial_file_and_the_next_completes_the_cache(
         for folder in tmp_path.iterdir():
             assert_no_partial_file(folder)
     completed = fill(tmp_path)
-    assert completed.name == straight.name
-    assert files_of(completed) == files_of(straight)
+    assert completed.name == reference.name
+    assert files_of(completed) == files_of(reference)
 
 
 # --- truncations and flipped bits

@@ -32,7 +32,7 @@ def test_folder_without_a_cache_is_refused(tmp_path: Path) -> None:
 
 
 def test_interrupted_cache_is_completed_byte_for_byte(tmp_path: Path, make_cache: MakeCache) -> None:
-    straight = make_cache(tmp_path / "straight")
+    reference = make_cache(tmp_path / "reference")
     partial = make_cache(tmp_path / "partial", only_shards=[0, 1], finish=False)
     (partial / "shards" / "000001.json").unlink()  # killed between the tar and its record
     (partial / "shards" / f"000002.tar.tmp-{machine()}-99999999").write_bytes(b"partial")
@@ -40,7 +40,7 @@ def test_interrupted_cache_is_completed_byte_for_byte(tmp_path: Path, make_cache
     completed = make_cache(tmp_path / "partial", shard_size=5)
     assert completed == partial
     assert (partial / "shards" / "000000.tar").stat().st_mtime_ns == time_of_shard, "a finished shard was made again"
-    assert files_of(partial) == files_of(straight), "files of the killed process are left"
+    assert files_of(partial) == files_of(reference), "files of the killed process are left"
 
 
 def test_missing_lists_only_missing_shards(tmp_path: Path, make_cache: MakeCache) -> None:

@@ -220,20 +220,20 @@ def test_same_content_under_another_name_is_the_same_cache(tmp_path: Path, make_
 
 
 def test_files_do_not_depend_on_the_order_of_shards(tmp_path: Path, make_cache: MakeCache) -> None:
-    straight = make_cache(tmp_path / "straight")
+    reference = make_cache(tmp_path / "reference")
     for shards in ([2], [0], [1]):
         reordered = make_cache(tmp_path / "reordered", only_shards=shards, finish=shards == [1])
-    assert files_of(reordered) == files_of(straight)
+    assert files_of(reordered) == files_of(reference)
 
 
 def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     spec = replace(SPEC, videos=tuple(replace(VIDEOS[0], path=f"{i:02d}.mp4") for i in range(12)))
     codes = [np.full((2, 2, 3, 3), i) for i in range(12)]
-    straight = files_of(filled(tmp_path / "one", spec, codes))
+    reference = files_of(filled(tmp_path / "one", spec, codes))
     children = [in_a_child(lambda: filled(tmp_path / "many", spec, codes)) for _ in range(4)]
     assert [child.wait() for child in children] == [0] * 4
     (folder,) = (tmp_path / "many").iterdir()
-    assert files_of(folder) == straight
+    assert files_of(folder) == reference
 
 
 def test_moved_cache_keeps_its_key(tmp_path: Path, make_cache: MakeCache) -> None:

@@ -63,20 +63,20 @@ def test_more_workers_than_shards_give_every_sample_once(tmp_path: Path, make_ca
 
 
 def test_seed_and_epoch_change_the_order_but_not_the_samples(many: TokenCache) -> None:
-    straight = paths(stream(many))
+    reference = paths(stream(many))
     orders = {(seed, epoch): paths(stream(many, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}
-    assert all(sorted(order) == sorted(straight) for order in orders.values())
+    assert all(sorted(order) == sorted(reference) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 9, "two seeds or epochs have the same order"
-    assert straight not in orders.values()
+    assert reference not in orders.values()
 
 
 def test_same_seed_and_epoch_give_the_same_order(many: TokenCache) -> None:
     pipeline = stream(many, seed=2, epoch=1)
-    straight = paths(pipeline)
-    assert paths(pipeline) == paths(stream(many, seed=2, epoch=1)) == straight
+    reference = paths(pipeline)
+    assert paths(pipeline) == paths(stream(many, seed=2, epoch=1)) == reference
     one, two = (paths(by_workers(pipeline, 2)) for _ in range(2))
     assert one == two
-    assert sorted(one) == sorted(straight)
+    assert sorted(one) == sorted(reference)
 
 
 def test_nodes_split_the_samples(many: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:

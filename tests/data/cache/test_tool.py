@@ -45,8 +45,8 @@ def error_line(result: Result) -> str:
 
 @pytest.fixture
 def caches(tmp_path: Path, make_cache: MakeCache) -> Path:
-    """A folder with a finished cache `whole` of ten videos, one of them skipped, and an unfinished cache `partial`."""
-    folder = make_cache(tmp_path / "caches", name="whole", skip=["0/002.mp4"])
+    """A folder with a finished cache `finished` of ten videos, one of them skipped, and an unfinished cache `partial`."""
+    folder = make_cache(tmp_path / "caches", name="finished", skip=["0/002.mp4"])
     (folder / "made_with.json").write_text('{"videos": "my videos", "tokenizer": "my tokenizer"}')
     make_cache(tmp_path / "caches", 9, name="partial", only_shards=[0], finish=False)
     return tmp_path
@@ -55,15 +55,19 @@ def caches(tmp_path: Path, make_cache: MakeCache) -> Path:
 def test_list_shows_finished_and_unfinished_caches(caches: Path) -> None:
     lines = tool(caches, "list").stdout.splitlines()
     assert len(lines) == 3
-    whole, partial = (next(line for line in lines if line.startswith(name)) for name in ("whole", "partial"))
-    assert "complete" in whole
-    assert "10 (1 skipped)" in whole
-    assert "my videos" in whole
+    finished, partial = (next(line for line in lines if line.startswith(name)) for name in ("finished", "partial"))
+    assert "complete" in finished
+    assert "10 (1 skipped)" in finished
+    assert "my videos" in finished
     assert "1 of 3 shards" in partial
     entries = {entry["name"].partition("-")[0]: entry for entry in content(tool(caches, "list", "--json"))}
-    assert (entries["whole"]["videos"], entries["whole"]["clips"], entries["whole"]["codes"]) == (10, 18, 18 * 18)
+    assert (entries["finished"]["videos"], entries["finished"]["clips"], entries["finished"]["codes"]) == (
+        10,
+        18,
+        18 * 18,
+    )
     assert (entries["partial"]["videos"], entries["partial"]["clips"]) == (9, None)
-    assert entries["whole"]["bytes"] > 10_000
+    assert entries["finished"]["bytes"] > 10_000
 
 
 def test_list_without_caches_names_tokenize(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_list_shows_damaged_caches(caches: Path) -> None:
 
 
 def test_show_names_tokenizer_videos_and_skipped_videos(caches: Path) -> None:
-    text = tool(caches, "show", "whole").stdout
+    text = tool(caches, "show", "finished").stdout
     for part in ("my tokenizer", "my videos", "2 x 3 x 3", "0/002.mp4: damaged for the test", "0: 4, 1: 5"):
         assert part in text
     shown = content(tool(caches, "show", "--json"))
@@ -90,19 +94,19 @@ def test_show_names_tokenizer_videos_and_skipped_videos(caches: Path) -> None:
 
 
 def test_verify_passes_an_intact_cache_and_names_each_damaged_sample(caches: Path) -> None:
-    result = tool(caches, "verify", "whole")
+    result = tool(caches, "verify", "finished")
     assert result.returncode == 0
     assert "9 videos in 3 shards, no damage" in result.stdout
-    folder = next((caches / "caches").glob("whole-*"))
+    folder = next((caches / "caches").glob("finished-*"))
     for video in ("1/003.mp4", "0/008.mp4"):
         damage_clip(folder, find_row(TokenCache.open(folder), video))
-    result = tool(caches, "verify", "whole")
+    result = tool(caches, "verify", "finished")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for video in ("1/003.mp4", "0/008.mp4"):
         assert f"sample {sample_id(video)} ({video})" in result.stdout
     assert len(result.stdout.splitlines()) == 3
-    damage_of = json.loads(tool(caches, "verify", "whole", "--json").stdout)
+    damage_of = json.loads(tool(caches, "verify", "finished", "--json").stdout)
     assert [len(lines) for lines in damage_of.values()] == [2]
 
 
@@ -115,8 +119,8 @@ def test_merge_writes_the_cache_of_all_videos(caches: Path, make_cache: MakeCach
     assert merged.name.startswith("odd+even-")
     assert [video.path for video in merged.videos] == [video.path for video in videos]
     assert merged.made_with == {"videos": "odd + even", "tokenizer": "t"}
-    straight = TokenCache.open(make_cache(caches / "straight", videos))
-    assert merged.manifest == straight.manifest
+    reference = TokenCache.open(make_cache(caches / "reference", videos))
+    assert merged.manifest == reference.manifest
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,8 @@ def test_merge_writes_the_cache_of_all_videos(caches: Path, make_cache: MakeCach
         (["show", "nothing"], "no cache 'nothing' in caches"),
         (["show", "partial"], "no cache 'partial'"),
         (["verify", "file:///etc"], "unsupported scheme 'file'"),
-        (["merge", "whole"], "at least 2 caches, got 1"),
-        (["export", "whole"], "pipelines/export.py"),
+        (["merge", "finished"], "at least 2 caches, got 1"),
+        (["export", "finished"], "pipelines/export.py"),
         (["list", "--all"], "unrecognized arguments: --all"),
     ],
 )
@@ -138,4 +142,4 @@ def test_mistake_is_one_line(caches: Path, flags: list[str], part: str) -> None:
 
 def test_merge_of_different_specifications_is_refused(caches: Path, make_cache: MakeCache) -> None:
     make_cache(caches / "caches", 3, name="other", vocab_size=65)
-    assert "vocab_size is 64 and 65" in error_line(tool(caches, "merge", "whole", "other"))
+    assert "vocab_size is 64 and 65" in error_line(tool(caches, "merge", "finished", "other"))

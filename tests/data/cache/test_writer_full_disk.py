@@ -32,9 +32,9 @@ CODEBOOK = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Files of the cache of an uninterrupted run."""
-    return files_of(filled(tmp_path_factory.mktemp("straight"), DENSE, CODES, CODEBOOK))
+    return files_of(filled(tmp_path_factory.mktemp("reference"), DENSE, CODES, CODEBOOK))
 
 
 @contextmanager
@@ -49,10 +49,10 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def assert_only_finished_files(folder: Path, straight: dict[str, bytes]) -> set[str]:
+def assert_only_finished_files(folder: Path, reference: dict[str, bytes]) -> set[str]:
     """Check that all files but the plan are final and no claim is left; returns the names of the final files."""
     files = files_of(folder)
-    final = {name for name in files if name in straight and files[name] == straight[name]}
+    final = {name for name in files if name in reference and files[name] == reference[name]}
     assert set(files) - final <= {"plan.json"}, set(files) - final
     assert not [name for name in os.listdir(folder / "shards") if name.endswith(".claim")]
     return final
@@ -67,19 +67,19 @@ def test_full_disk_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_shard_that_does_not_fit_leaves_others_intact_and_is_written_by_the_next_run(
-    tmp_path: Path, straight: dict[str, bytes]
+    tmp_path: Path, reference: dict[str, bytes]
 ) -> None:
     start = time.monotonic()
     with file_size_limit(2**14), pytest.raises(OSError, match="File too large"):
         filled(tmp_path, DENSE, CODES, CODEBOOK)
     assert time.monotonic() - start < 10
     (folder,) = tmp_path.iterdir()
-    final = assert_only_finished_files(folder, straight)
+    final = assert_only_finished_files(folder, reference)
     assert final == {f"shards/00000{i}.{suffix}" for i in range(3) for suffix in ("tar", "json")}
     with pytest.raises(DamagedCache, match="unfinished.*tokenize"):
         TokenCache.open(folder)
     before = {name: (folder / name).stat().st_mtime_ns for name in final}
-    assert files_of(filled(tmp_path, DENSE, CODES, CODEBOOK)) == straight
+    assert files_of(filled(tmp_path, DENSE, CODES, CODEBOOK)) == reference
     assert {name: (folder / name).stat().st_mtime_ns for name in final} == before, "a finished shard was written again"
 
 
@@ -108,7 +108,7 @@ def fill_up(path: Path, room: int) -> None:
         file.write(bytes(os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize - room))
 
 
-def test_next_run_completes_the_cache_wherever_the_disk_was_full(disk: Path, straight: dict[str, bytes]) -> None:
+def test_next_run_completes_the_cache_wherever_the_disk_was_full(disk: Path, reference: dict[str, bytes]) -> None:
     outcomes = []
     for room in range(0, 200_000, 4096):
         ballast = disk / "ballast"
@@ -121,11 +121,11 @@ def test_next_run_completes_the_cache_wherever_the_disk_was_full(disk: Path, str
             outcomes.append("full")
             for folder in (disk / "caches").glob("*"):
                 if (folder / "shards").exists():
-                    assert_only_finished_files(folder, straight)
+                    assert_only_finished_files(folder, reference)
                     assert not (folder / "manifest.json").exists()
         ballast.unlink()
         folder = filled(disk / "caches", DENSE, CODES, CODEBOOK)
-        assert files_of(folder) == straight
+        assert files_of(folder) == reference
         TokenCache.open(folder).verify()
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
@@ -142,7 +142,7 @@ def test_merge_on_a_full_disk_is_continued(disk: Path, tmp_path: Path) -> None:
         folder = filled(tmp_path / str(i), replace(SPEC, videos=videos), codes)
         write_json(folder / "made_with.json", {"tokenizer": "t", "videos": str(i)})
         parts.append(TokenCache.open(folder))
-    straight = files_of(merge(parts, tmp_path / "straight", "merged"))
+    reference = files_of(merge(parts, tmp_path / "reference", "merged"))
     fill_up(disk / "ballast", 100_000)
     with pytest.raises(OSError, match="No space left on device"):
         merge(parts, disk / "caches", "merged")
@@ -150,10 +150,10 @@ def test_merge_on_a_full_disk_is_continued(disk: Path, tmp_path: Path) -> None:
     assert len(list(folder.glob("shards/*.json"))) > 3
     (disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-    assert files_of(merge(parts, disk / "caches", "merged")) == straight
+    assert files_of(merge(parts, disk / "caches", "merged")) == reference
 
 
-def test_cache_on_a_read_only_disk_can_be_read(disk: Path, straight: dict[str, bytes]) -> None:
+def test_cache_on_a_read_only_disk_can_be_read(disk: Path, reference: dict[str, bytes]) -> None:
     folder = filled(disk / "caches", DENSE, CODES, CODEBOOK)
     other = disk / "others"
     other.mkdir()
@@ -163,4 +163,4 @@ def test_cache_on_a_read_only_disk_can_be_read(disk: Path, straight: dict[str, b
     assert cache.clips.gather(np.arange(6), np.zeros(6, int)).shape == (6, 2, 3, 3)
     with pytest.raises(OSError, match="Read-only file system"):
         filled(other, DENSE, CODES, CODEBOOK)
-    assert files_of(folder) == straight
+    assert files_of(folder) == reference

@@ -40,15 +40,15 @@ def test_late_writer_changes_nothing(tmp_path: Path, make_cache: MakeCache) -> N
 
 
 def test_writers_that_finish_together_write_one_valid_manifest(tmp_path: Path, make_cache: MakeCache) -> None:
-    whole = TokenCache.open(make_cache(tmp_path / "whole"))
+    complete = TokenCache.open(make_cache(tmp_path / "complete"))
     folder = make_cache(tmp_path / "parts", finish=False)
-    writers = [writer_of(tmp_path / "parts", whole) for _ in range(4)]
+    writers = [writer_of(tmp_path / "parts", complete) for _ in range(4)]
     threads = [threading.Thread(target=writer.finish, args=(None,)) for writer in writers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert files_of(folder) == files_of(Path(whole.address))
+    assert files_of(folder) == files_of(Path(complete.address))
 
 
 def test_finishing_again_does_not_touch_the_manifest(tmp_path: Path, make_cache: MakeCache) -> None:
@@ -100,11 +100,11 @@ def test_video_that_changed_since_listing_is_an_error_not_damage(tmp_path: Path)
 
 
 def test_merging_a_cache_with_its_own_part_changes_nothing(tmp_path: Path, make_cache: MakeCache) -> None:
-    whole = TokenCache.open(make_cache(tmp_path, [Video(f"{i}.mp4", i) for i in range(9)]))
-    part = TokenCache.open(make_cache(tmp_path / "elsewhere", whole.videos[:4]))
-    before = files_of(Path(whole.address))
-    assert merge([whole, part], tmp_path, "merged") == Path(whole.address)
-    assert files_of(Path(whole.address)) == before
+    complete = TokenCache.open(make_cache(tmp_path, [Video(f"{i}.mp4", i) for i in range(9)]))
+    part = TokenCache.open(make_cache(tmp_path / "elsewhere", complete.videos[:4]))
+    before = files_of(Path(complete.address))
+    assert merge([complete, part], tmp_path, "merged") == Path(complete.address)
+    assert files_of(Path(complete.address)) == before
 
 
 def test_videos_with_equal_path_and_size_but_different_codes_are_not_merged(
