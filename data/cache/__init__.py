@@ -1,4 +1,4 @@
-"""The token cache: the codes of a set of videos, written once and read by every later experiment.
+"""The token cache: the codes of a set of videos, written once and read by every later experiment (docs/cache.md).
 
 caches/<name>-<first 12 hex digits of the key>/
   manifest.json           description of the finished cache, written last; the next tokenize run completes a folder without it
@@ -16,8 +16,6 @@ stream.py     a cache as a webdataset pipeline
 catalogue.py  find and list caches
 merge.py      merge caches
 tool.py       python -m data.cache list | show | verify | merge
-
-docs/cache.md describes use, layout and manifest.
 """
 
 from data.cache.catalogue import find_cache

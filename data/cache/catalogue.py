@@ -47,7 +47,8 @@ def last_used(folder: Path) -> float:
 def _key_in(folder: Path) -> str:
     try:
         return str(read_json(Folder(folder), "manifest.json").get("key"))
-    except (DamagedCache, OSError):  # a damaged cache must not prevent finding others
+    except (DamagedCache, OSError):
+        # A damaged cache must not prevent finding others.
         return ""
 
 
@@ -92,7 +93,8 @@ def _entry(folder: Path) -> Entry:
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError:  # another process may delete or rename files meanwhile
+    except OSError:
+        # Another process may delete or rename files meanwhile.
         return None
 
 

@@ -47,8 +47,8 @@ def merge(
                 else:
                     shard.skip(video, reasons[video.path])
             # The manifest sums the counts over all shards, so one shard records those of all parts.
-            for compared in [part.manifest["bf16"] for part in parts]:
-                if number == 0 and compared:
+            if number == 0:
+                for compared in [part.manifest["bf16"] for part in parts if part.manifest["bf16"]]:
                     shard.compare(compared["codes"], compared["differ"])
             shard.commit()
 
@@ -57,7 +57,8 @@ def merge(
             for number in writer.claims():
                 write(number)
                 done(len(writer.videos(number)))
-            if writer.missing():  # other processes are writing the last shards
+            # Wait while other processes write the last shards.
+            if writer.missing():
                 time.sleep(0.5)
     finally:
         writer.release_all()

@@ -163,7 +163,8 @@ class TokenCache:
         """The arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
         try:
             made_with = read_json(self._files, "made_with.json")
-        except DamagedCache:  # the file is information only
+        except DamagedCache:
+            # The file is information only.
             made_with = {}
         return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
 

@@ -257,5 +257,6 @@ def _fetch_fsspec(address: str, size: int) -> bytes:
         raise ValueError(f"{address}: reading {scheme} addresses requires another package: {error}") from None
     except OSError:
         raise
-    except Exception as error:  # stores raise exceptions of their own that share no base class
+    except Exception as error:
+        # Stores raise exceptions of their own that share no base class.
         raise OSError(f"{type(error).__name__}: {error}") from None

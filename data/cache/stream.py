@@ -18,10 +18,8 @@ def stream(cache: TokenCache, *, seed: int | None = None, epoch: int = 0) -> web
     """Return a pipeline of all samples, shard by shard: `__key__`, `codes.npy` (V, t, h, w), `json` (dict), `__url__`.
 
     Shards are split among nodes (torch.distributed) and data workers. Append stages as in
-    `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`.
-
-    Args:
-        seed: draw the order of the shards from (seed, epoch); None: the order of the cache.
+    `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`. The order of the shards is drawn from
+    (seed, epoch), or without a seed it is that of the cache.
 
     Raises:
         DamagedCache: when the pipeline reaches a damaged sample.

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(content) if arguments.json else "\n".join(map(printable, text.splitlines())))
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` closed the pipe; without this Python reports the error again at exit
+    except BrokenPipeError:
+        # `| head` closed the pipe; without this Python reports the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

@@ -1,7 +1,6 @@
 """Caches and shards with given content, and small functions that several test files share."""
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -112,17 +111,6 @@ def clip_checksums(codes_N: Sequence[np.ndarray]) -> dict[str, str]:
     """The entry of a shard's record with the checksums of its clips."""
     sums = [xxh3_64_digest(clip.tobytes()) for codes_Vthw in codes_N for clip in codes_Vthw]
     return {"clip_xxh3": base64.b64encode(b"".join(sums)).decode()}
-
-
-def rewritten_record(folder: Path, number: int, **changes: Any) -> None:
-    """Change a shard's record, and update all checksums."""
-    path = folder / "shards" / f"{number:06d}.json"
-    record = {**json.loads(path.read_text()), **changes}
-    record.pop("checksum")
-    write_json(path, {**record, "checksum": sha256_of(record)})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][number]["record"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    rewritten_manifest(folder, shards=manifest["shards"])
 
 
 def rewritten_manifest(folder: Path, **changes: Any) -> None:

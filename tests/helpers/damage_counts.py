@@ -1,4 +1,4 @@
-"""Counts how much damage of a shard is found, by TokenCache and by plain webdataset.
+"""Counts how much damage of a shard TokenCache finds; pipelines/benchmarks/cache_damage.py compares it with webdataset.
 
 Every function takes the path of a shard of a finished cache, and damages only copies of it.
 """
@@ -13,15 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import webdataset
 
 from data.cache import TokenCache
 from data.shards import DamagedCache
-
-Samples = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,13 @@ def count_cuts(shard: Path, step: int = 64) -> Counter[str]:
 
     Counts:
         cuts: truncations; refused: of them, those with DamagedCache when the cache is opened.
-        webdataset: ...: see `by_webdataset`.
     """
-    intact, counts = samples_of(shard), Counter[str]()
-    content = shard.read_bytes()
+    counts, content = Counter[str](), shard.read_bytes()
     with _copied(shard) as (folder, tar):
         for length in range(0, len(content), step):
             tar.write_bytes(content[:length])
             counts["cuts"] += 1
             counts["refused"] += _refused(lambda: TokenCache.open(folder))
-            counts[by_webdataset(tar, intact)] += 1
     return counts
 
 
@@ -61,10 +54,8 @@ def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
         in_samples: inside of a member; named: of them, those for which `damage` returns one line with the sample's key.
         outside: all others; reported: of them, those for which `damage` says so, and all codes can be read.
         in_codes: inside of codes; codes, gather: of them, those that `TokenCache.codes` and `ClipIndex.gather` refuse.
-        webdataset: ...: see `by_webdataset`.
     """
-    intact, spans, draw = samples_of(shard), spans_of(shard), random.Random(seed)
-    counts: Counter[str] = Counter()
+    counts, spans, draw = Counter[str](), spans_of(shard), random.Random(seed)
     content = bytearray(shard.read_bytes())
     with _copied(shard) as (folder, tar):
         for _ in range(flips):
@@ -76,7 +67,6 @@ def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
             cache = TokenCache.open(folder)
             counts["verified"] += _refused(cache.verify)
             counts.update(_when_read(cache, shard.name, place, spans))
-            counts[by_webdataset(tar, intact)] += 1
     return counts
 
 
@@ -100,23 +90,6 @@ def count_metadata_flips(folder: Path, flips: int, seed: int = 0) -> Counter[str
             counts["refused"] += _refused(lambda: TokenCache.open(copy))
             path.write_bytes(content)
     return counts
-
-
-def by_webdataset(tar: Path, intact: Samples) -> str:
-    """Result of plain webdataset for a damaged shard: `raised` an exception, or silently `fewer` (or more), `changed`, `same`."""
-    try:
-        samples = samples_of(tar)
-    except Exception:
-        return "webdataset: raised"
-    if len(samples) != len(intact):
-        return "webdataset: fewer"
-    return "webdataset: same" if samples == intact else "webdataset: changed"
-
-
-def samples_of(tar: Path) -> Samples:
-    """All samples of a tar, read by plain webdataset."""
-    samples = webdataset.WebDataset(str(tar), shardshuffle=False)
-    return [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in samples]
 
 
 def spans_of(shard: Path) -> list[Span]:

@@ -276,7 +276,8 @@ def _jpeg_of_400_megapixels(f: Forgery) -> None:
     small = io.BytesIO()
     Image.new("L", (16, 16)).save(small, "JPEG")
     frame = bytearray(small.getvalue())
-    size_at = frame.index(b"\xff\xc0") + 5  # height and width in the start-of-frame segment
+    # Position of height and width in the start-of-frame segment.
+    size_at = frame.index(b"\xff\xc0") + 5
     frame[size_at : size_at + 4] = (20_000).to_bytes(2, "big") * 2
     f.put("view00.jpg", bytes(frame))
 

@@ -34,7 +34,8 @@ class Server(ThreadingHTTPServer):
     """`requests`: requested paths; `respond`: sends a response instead of the file, or returns False to send the file."""
 
     daemon_threads = True
-    request_queue_size = 64  # open_shards fetches records from many threads
+    # `open_shards` fetches records from many threads.
+    request_queue_size = 64
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), lambda *args: Handler(*args, directory=str(folder)))  # type: ignore[arg-type]

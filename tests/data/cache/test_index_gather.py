@@ -94,7 +94,8 @@ def test_without_checksums_damage_inside_the_vocabulary_is_not_found(copy: Path)
 def test_without_checksums_a_code_outside_the_vocabulary_is_still_refused(copy: Path) -> None:
     cache = TokenCache.open(copy, checksums=False)
     tar, offset, _ = find_clip(cache, 3, 0)
-    flip_bit(tar, offset + 1)  # the high byte: adds or subtracts 256
+    # The high byte: adds or subtracts 256.
+    flip_bit(tar, offset + 1)
     with pytest.raises(DamagedCache, match=r"000000\.tar: view 0 of video 3"):
         gathered(cache, [4, 3], [0, 0])
 
@@ -104,7 +105,8 @@ def test_without_checksums_a_code_outside_the_vocabulary_is_still_refused(copy: 
 def test_file_that_is_truncated_while_open_is_an_error(folder: Path, checksums: bool, rest: str) -> None:
     cache = TokenCache.open(folder, checksums=checksums)
     rows, views = list(range(10)), [1] * 10
-    gathered(cache, rows, views)  # opens all files
+    # Open all files.
+    gathered(cache, rows, views)
     tar, offset, size = find_clip(cache, 7, 1)
     os.truncate(tar, {"nothing": 0, "half a clip": offset + size // 2, "all but a byte": offset + size - 1}[rest])
     with pytest.raises(DamagedCache, match=r"000007\.tar: view 1 of video 7"):

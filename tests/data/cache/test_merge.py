@@ -178,7 +178,8 @@ def test_a_merge_killed_within_a_shard_is_continued(parts: Parts, tmp_path: Path
 
     class KilledOnRead(TokenCache):
         def codes(self, index: int) -> np.ndarray:
-            if index == 3:  # the seventh video of the merged cache, in its second shard
+            # Video 3 of this part is the seventh of the merged cache, in its second shard.
+            if index == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().codes(index)
 

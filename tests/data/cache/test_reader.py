@@ -82,7 +82,8 @@ def test_slices_with_valid_frames_are_counted(
 
 
 def test_cache_may_contain_a_shard_without_samples(tmp_path: Path, make_cache: MakeCache) -> None:
-    damaged = ["0/004.mp4", "1/005.mp4", "0/006.mp4", "1/007.mp4"]  # the second of three shards
+    # All videos of the second of three shards.
+    damaged = ["0/004.mp4", "1/005.mp4", "0/006.mp4", "1/007.mp4"]
     cache = TokenCache.open(make_cache(tmp_path, 10, skip=damaged))
     assert [video.path[2:5] for video in cache.videos] == ["000", "001", "002", "003", "008", "009"]
     assert [entry["path"] for entry in cache.manifest["skipped"]] == damaged
@@ -99,7 +100,8 @@ def test_documentation_lists_every_field_of_manifest_and_records(tmp_path: Path,
     for title, fields in (("manifest.json", manifest), ("spec", manifest["spec"]), ("Record of a shard", record)):
         table = page.partition(f"### {title}\n")[2].partition("###")[0]
         names = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-        assert set(re.findall(r"\w+", " ".join(names))) - {"compared"} == set(fields)  # compared: in bf16 only
+        # `compared` exists only in bf16.
+        assert set(re.findall(r"\w+", " ".join(names))) - {"compared"} == set(fields)
 
 
 def test_unigram_bits_are_the_entropy_of_the_codes(cache: TokenCache) -> None:
@@ -136,7 +138,8 @@ def test_pixels_of_a_missing_view_are_an_error(tmp_path: Path, make_cache: MakeC
 
 
 def test_jpeg_pixels_are_returned_nearly_and_in_order() -> None:
-    level = np.arange(3 * 4).reshape(3, 4, 1, 1, 1) * 18  # a different grey for every frame of every view
+    # A different grey for every frame of every view.
+    level = np.arange(3 * 4).reshape(3, 4, 1, 1, 1) * 18
     slope = np.arange(16).reshape(1, 1, 1, 16, 1) * 2
     pixels = np.broadcast_to(level + slope, (3, 4, 16, 16, 3)).astype(np.uint8)
     members = {name: content for v in range(3) for name, content in pack_pixels("jpeg", v, pixels[v]).items()}
@@ -148,7 +151,8 @@ def test_jpeg_pixels_are_returned_nearly_and_in_order() -> None:
 
 
 def test_jpeg_refuses_clips_that_are_too_long() -> None:
-    pixels = np.zeros((4200, 16, 16, 3), np.uint8)  # stacked, the frames exceed the 65,500 rows of a JPEG
+    # Stacked, the frames exceed the 65,500 rows of a JPEG.
+    pixels = np.zeros((4200, 16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="4200 .*16 .*65,?500"):
         pack_pixels("jpeg", 0, pixels)
     assert len(pack_pixels("jpeg", 0, pixels[:4000])) == 1
@@ -169,7 +173,8 @@ def test_cache_without_pixels_names_the_flag(tmp_path: Path, make_cache: MakeCac
 
 
 def test_codebook_and_levels_are_returned(tmp_path: Path, make_cache: MakeCache) -> None:
-    vectors = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32).T  # not contiguous
+    # Transposed, so that it is not contiguous.
+    vectors = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32).T
     learned = TokenCache.open(make_cache(tmp_path, 2, codebook_VC=vectors))
     codebook = learned.codebook()
     assert codebook is not None
@@ -191,7 +196,8 @@ def test_facts_and_views_of_a_video_are_returned(cache: TokenCache) -> None:
 
 
 def test_cache_can_be_pickled_for_data_workers(cache: TokenCache) -> None:
-    cache.codes(0)  # opens a file
+    # Open a file.
+    cache.codes(0)
     again = pickle.loads(pickle.dumps(cache))
     assert np.array_equal(all_codes(again), all_codes(cache))
     assert np.array_equal(again.pixels(9, 1), cache.pixels(9, 1))

@@ -9,7 +9,6 @@ import random
 import signal
 import sys
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +129,8 @@ def test_killed_writer_leaves_no_partial_file_and_the_next_completes_the_cache(
     reference: Path, extent: Kill, tmp_path: Path, trial: int
 ) -> None:
     draw = random.Random(trial)
-    for _ in range(draw.choice([1, 1, 2, 3])):  # the second and third writer may be killed too
+    # The second and third writer may be killed too.
+    for _ in range(draw.choice([1, 1, 2, 3])):
         if draw.random() < 0.5:
             kill = Kill(operation=draw.randrange(extent.operations))
         else:
@@ -152,20 +152,14 @@ def shard(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Pa
     return make_cache(tmp_path_factory.mktemp("caches"), keep_pixels="raw") / "shards" / "000001.tar"
 
 
-def print_counts(title: str, counts: Counter[str]) -> None:
-    print(f"{title}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
-
-
 def test_every_truncation_of_a_shard_is_found_when_the_cache_is_opened(shard: Path) -> None:
     counts = count_cuts(shard)
-    print_counts("every 64-byte cut of a shard", counts)
     assert counts["refused"] == counts["cuts"] == shard.stat().st_size // 64
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_every_flipped_bit_of_a_shard_is_found_and_its_sample_named(shard: Path, flips: int) -> None:
     counts = count_flips(shard, flips)
-    print_counts(f"{flips} flipped bits of a shard", counts)
     assert counts["verified"] == counts["flips"] == flips
     assert counts["named"] == counts["in_samples"] > 0
     assert counts["reported"] == counts["outside"] > 0
@@ -175,14 +169,13 @@ def test_every_flipped_bit_of_a_shard_is_found_and_its_sample_named(shard: Path,
 def test_every_flipped_bit_of_codes_is_found_when_they_are_read(
     tmp_path: Path, make_cache: MakeCache, flips: int
 ) -> None:
-    shard = make_cache(tmp_path, codes_shape=(8, 16, 16)) / "shards" / "000001.tar"  # most of the shard are codes
+    # Most of the shard are codes.
+    shard = make_cache(tmp_path, codes_shape=(8, 16, 16)) / "shards" / "000001.tar"
     counts = count_flips(shard, flips)
-    print_counts(f"{flips} flipped bits of a shard of codes", counts)
     assert counts["codes"] == counts["gather"] == counts["in_codes"] > flips / 2
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_every_flipped_bit_of_manifest_and_records_is_found_on_opening(shard: Path, flips: int) -> None:
     counts = count_metadata_flips(shard.parent.parent, flips)
-    print_counts(f"{flips} flipped bits of manifest and records", counts)
     assert counts["refused"] == counts["flips"] == flips

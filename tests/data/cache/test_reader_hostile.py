@@ -68,7 +68,8 @@ def test_forged_cache_is_read_or_refused_without_side_effects(folder: Path, tmp_
 def test_named_pipe_instead_of_a_file_does_not_hang(folder: Path, tmp_path: Path, file: str) -> None:
     forgery = Forgery(folder, tmp_path / "canary")
     if file.endswith("tar"):
-        forgery.empty(0)  # the size of a pipe is 0 bytes
+        # The size of a pipe is 0 bytes.
+        forgery.empty(0)
     forgery.manifest["codebook"] = "0" * 64
     forgery.seal()
     (folder / file).unlink(missing_ok=True)
@@ -139,7 +140,8 @@ def test_hostile_shard_name_is_refused(folder: Path, tmp_path: Path, text: str, 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_hostile_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    for package in ("s3fs", "gcsfs"):  # an installed package would try to connect
+    # If installed, these packages would try to connect.
+    for package in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, package, None)
     address = text.format(canary=tmp_path / "canary")
     with pytest.raises(ValueError):
@@ -299,7 +301,8 @@ def test_random_change_with_valid_checksums_is_harmless_or_refused(
             else:
                 seal(folder, content)
         except (TypeError, AttributeError, KeyError, ValueError, IndexError):
-            continue  # no valid checksums exist for this content
+            # No valid checksums exist for this content.
+            continue
         count -= 1
         began = time.perf_counter()
         for operation, error in run_all(folder):
@@ -354,7 +357,8 @@ def test_damaged_cache_does_not_hide_others(folder: Path, name: str, kind: str) 
     assert entries.keys() == {folder.name, "damaged"}
     assert (entries[folder.name].state, entries[folder.name].videos) == ("complete", 4)
     assert find_cache(folder.parent, folder.name[:8]) == str(folder)
-    if name != "made_with.json":  # otherwise both caches have this key
+    # With a damaged made_with.json both caches have this key.
+    if name != "made_with.json":
         assert find_cache(folder.parent, key[:6]) == str(folder)
 
 

@@ -186,7 +186,8 @@ SAME_VIDEOS: list[Callable[[Path], Path]] = [
 def test_key_is_the_same_for_the_same_videos(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Path]
 ) -> None:
-    monkeypatch.chdir(folder)  # restored after the test; _relative changes it
+    # Restored after the test; _relative changes it.
+    monkeypatch.chdir(folder)
     before = key_from(folder)
     assert key_from(change(folder)) == before
 

@@ -99,7 +99,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if not mounted:
         pytest.skip("mounting a file system is not allowed")
     yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)  # lazy: a failed test may have open files
+    # --lazy: a failed test may have open files.
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def fill_up(path: Path, room: int) -> None:
