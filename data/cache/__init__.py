@@ -1,21 +1,21 @@
-"""The token cache: codes made once, found again by what made them, read by every later experiment.
+"""The token cache: the codes of a set of videos, written once and read by every later experiment (docs/cache.md).
 
-caches/<name>-<first 12 of key>/
-  manifest.json           written last; without it the folder is unfinished work that the next run completes
-  plan.json               the shard size; until there is a manifest also the preimage of the key
-  made_with.json          where the videos and the tokenizer were, the last time they were looked at
-  codebook.safetensors    the tokenizer's code vectors, if it has a learned codebook
-  shards/                 data/shards.py; a <number>.claim link says which process is making a shard
+caches/<name>-<first 12 hex digits of the key>/
+  manifest.json           description of the finished cache, written last; the next tokenize run completes a folder without it
+  plan.json               shard size; until the manifest exists also the specification that is hashed into the key
+  made_with.json          where the videos and the tokenizer were found the last time tokenize ran
+  codebook.safetensors    code vectors of the tokenizer, if its codebook is learned
+  shards/                 tars and their records (data/shards.py); <number>.claim links name the process at work on a shard
 
-spec.py       what decides the content, and its key
-writer.py     filling a cache, by any number of processes
-reader.py     TokenCache, the public door
-index.py      where every clip's codes lie; gathering batches
-storage.py    the files of a folder or behind an address
+spec.py       specification of the content, and its key
+writer.py     CacheWriter: fill a cache, from any number of processes
+reader.py     TokenCache: read a finished cache
+index.py      where the codes of each clip are; gather batches
+storage.py    file access: local folder or remote address
 stream.py     a cache as a webdataset pipeline
-catalogue.py  finding and listing caches
-merge.py      joining caches
-tool.py       python -m data.cache list | show | verify | merge | export
+catalogue.py  find and list caches
+merge.py      merge caches
+tool.py       python -m data.cache list | show | verify | merge
 """
 
 from data.cache.catalogue import find_cache

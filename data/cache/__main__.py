@@ -1,4 +1,4 @@
-"""`python -m data.cache` (tool.py)."""
+"""Entry point of `python -m data.cache`; see tool.py."""
 
 from data.cache.tool import main
 

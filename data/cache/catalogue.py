@@ -1,4 +1,4 @@
-"""Finding caches, and what is to be said of each at a glance."""
+"""Find caches in a folder, and summarise each from its manifest or plan."""
 
 import os
 import stat
@@ -13,109 +13,114 @@ from data.clips import ClipSpec
 from data.shards import DamagedCache
 
 
-def find_cache(caches: Path, wanted: str | None) -> str:
-    """A cache: a folder or address given as such, the only one whose name or key begins with `wanted`, or the newest.
+def find_cache(caches: Path, name: str | None) -> str:
+    """Return the folder or address of a cache.
+
+    Args:
+        caches: folder that contains the caches.
+        name: folder or address of a cache, or the beginning of the name or key of one in `caches`; None: the newest.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if no cache matches, or several do.
     """
-    if wanted and (is_address(wanted) or any(Path(wanted, name).exists() for name in ("manifest.json", "plan.json"))):
-        return wanted
+    if name and (is_address(name) or any(Path(name, file).exists() for file in ("manifest.json", "plan.json"))):
+        return name
     finished = [path.parent for path in caches.glob("*/manifest.json")]
-    if wanted:
-        finished = [path for path in finished if path.name.startswith(wanted) or _key_in(path).startswith(wanted)]
+    if name:
+        finished = [path for path in finished if path.name.startswith(name) or _key_in(path).startswith(name)]
     if not finished:
-        what = f"no cache {wanted!r}" if wanted else "no finished cache"
-        there = f" ({wanted} is a folder, but holds no cache)" if wanted and Path(wanted).is_dir() else ""
-        raise ValueError(f"{what} in {caches}{there}; make one with pipelines/tokenize.py")
-    if wanted and len(finished) > 1:
-        raise ValueError(
-            f"{wanted!r} fits {len(finished)} caches in {caches}: {', '.join(sorted(p.name for p in finished))}"
-        )
+        subject = f"no cache {name!r}" if name else "no finished cache"
+        hint = f" ({name} is a folder without a cache)" if name and Path(name).is_dir() else ""
+        raise ValueError(f"{subject} in {caches}{hint}; make one with pipelines/tokenize.py")
+    if name and len(finished) > 1:
+        matches = ", ".join(sorted(path.name for path in finished))
+        raise ValueError(f"{name!r} matches {len(finished)} caches in {caches}: {matches}")
     return str(max(finished, key=last_used))
 
 
 def last_used(folder: Path) -> float:
-    """When a cache was made, or found again by tokenize, in seconds since 1970; the newest is what commands take."""
-    status = [_status(folder / name) for name in ("manifest.json", "made_with.json", "plan.json")]
-    return max((found.st_mtime for found in status if found), default=0.0)
+    """Return when tokenize last made or reused a cache, in seconds since 1970. Commands take the newest by default."""
+    statuses = [_status(folder / name) for name in ("manifest.json", "made_with.json", "plan.json")]
+    return max((status.st_mtime for status in statuses if status), default=0.0)
 
 
 def _key_in(folder: Path) -> str:
     try:
         return str(read_json(Folder(folder), "manifest.json").get("key"))
-    except (DamagedCache, OSError):  # damage of one cache hinders nobody who looks for another
+    except (DamagedCache, OSError):
+        # A damaged cache must not prevent finding others.
         return ""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table of caches."""
+    """One row of the table of caches. Optional fields are None where they are unknown."""
 
     name: str
     state: str
-    """complete, `3 of 8 shards`, or what is wrong."""
+    """`complete`, `3 of 8 shards`, or the damage."""
     bytes: int
     changed: float
     """Seconds since 1970."""
     videos: int | None = None
-    """None, as all that follows, where it is not known, or not yet."""
     skipped: int | None = None
     clips: int | None = None
     codes: int | None = None
     clip: dict[str, Any] | None = None
+    """Fields of the ClipSpec."""
     made_of: str | None = None
-    """Videos and tokenizer, as they were named."""
+    """Videos, as named on the command line."""
     tokenizer: str | None = None
+    """Tokenizer, as named on the command line."""
 
 
 def list_caches(caches: Path) -> list[Entry]:
-    """All caches below a folder, newest first; nothing but manifests and plans is read."""
+    """List all caches in a folder, newest first. Only manifests and plans are read."""
     folders = {path.parent for name in ("manifest.json", "plan.json") for path in caches.glob(f"*/{name}")}
     return sorted((_entry(folder) for folder in folders), key=lambda entry: -entry.changed)
 
 
 def _entry(folder: Path) -> Entry:
-    sizes = [status for path in folder.rglob("*") if (status := _status(path)) and stat.S_ISREG(status.st_mode)]
-    whole: dict[str, Any] = {
-        "bytes": sum(size.st_size for size in sizes),
-        "changed": last_used(folder),
-    }
+    statuses = [_status(path) for path in folder.rglob("*")]
+    size = sum(status.st_size for status in statuses if status and stat.S_ISREG(status.st_mode))
     try:
-        return Entry(name=folder.name, **_said_of(Folder(folder), folder), **whole)
+        fields = _described(Folder(folder), folder)
     except (*MALFORMED, OSError, ZeroDivisionError) as error:
-        state = f"damaged: {' '.join(str(error).split())}"
-        return Entry(name=folder.name, state=state, **whole)
+        fields = {"state": f"damaged: {' '.join(str(error).split())}"}
+    return Entry(name=folder.name, bytes=size, changed=last_used(folder), **fields)
 
 
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError:  # somebody is at work there
+    except OSError:
+        # Another process may delete or rename files meanwhile.
         return None
 
 
-def _said_of(files: Folder, folder: Path) -> dict[str, Any]:
-    """What manifest or plan tell."""
+def _described(files: Folder, folder: Path) -> dict[str, Any]:
+    """Fields of an Entry, read from manifest or plan."""
     made_with = read_json(files, "made_with.json") if (folder / "made_with.json").exists() else {}
-    made = {"made_of": made_with.get("videos"), "tokenizer": made_with.get("tokenizer")}
+    origin = {"made_of": made_with.get("videos"), "tokenizer": made_with.get("tokenizer")}
     if not (folder / "manifest.json").exists():
         plan = read_json(files, "plan.json")
         if "spec" not in plan:
-            return {"state": "has lost its manifest; run tokenize again", **made}
+            return {"state": "manifest.json is missing; run tokenize again", **origin}
         videos, done = len(plan["spec"]["videos"]), len(list(folder.glob("shards/*.tar")))
         state = f"{done} of {-(-videos // plan['shard_size'])} shards"
-        return {"state": state, "videos": videos, "clip": asdict(ClipSpec(**plan["spec"]["clip"])), **made}
+        return {"state": state, "videos": videos, "clip": asdict(ClipSpec(**plan["spec"]["clip"])), **origin}
     manifest = read_json(files, "manifest.json")
-    entries = [(folder / "shards" / entry["file"], entry["bytes"]) for entry in manifest["shards"]]
-    whole = sum((status := _status(tar)) is not None and status.st_size == size for tar, size in entries)
-    state = "complete" if whole == len(entries) else f"{whole} of {len(entries)} shards; run tokenize again"
+    shards = [(_status(folder / "shards" / entry["file"]), entry["bytes"]) for entry in manifest["shards"]]
+    intact = sum(status is not None and status.st_size == size for status, size in shards)
+    state = "complete" if intact == len(shards) else f"{intact} of {len(shards)} shards; run tokenize again"
+    if manifest["format"] != FORMAT:
+        state = f"format {manifest['format']}, expected {FORMAT}"
     return {
-        "state": state if manifest["format"] == FORMAT else f"of format {manifest['format']}",
+        "state": state,
         "videos": len(manifest["spec"]["videos"]),
         "skipped": len(manifest["skipped"]),
         "clips": int(manifest["clips"]),
         "codes": int(manifest["codes"]),
         "clip": asdict(ClipSpec(**manifest["spec"]["clip"])),
-        **made,
+        **origin,
     }

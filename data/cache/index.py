@@ -1,4 +1,4 @@
-"""Where every clip's codes lie, read from the shards' records. Nothing in a record is believed before it was checked.
+"""Index of the codes of every clip, read from the records of the shards. Every value of a record is checked before use.
 
 Legend: N videos, V views of one video, C clips (all views of all videos), B clips of a batch, t h w the grid of codes.
 """
@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from xxhash import xxh3_64_digest
@@ -22,61 +22,69 @@ from data.files import sha256_of
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
-"""What comes of JSON that is not what it should be."""
+"""Exceptions that malformed JSON content causes when it is used."""
+_MAX_JSON_BYTES = 2**26  # of one sample; the dense views of a video of many hours need less
+_MAX_TAR_BYTES = 2**50  # offsets and sums of them stay far inside of int64
 
 
 def read_manifest(files: Files) -> dict[str, Any]:
-    """The manifest of a finished cache, as it was written.
-
-    Raises:
-        DamagedCache: if it is missing, of another format, or was changed.
-    """
+    """Read a manifest, without its checksum; DamagedCache if it is missing, of another format, or was changed."""
     where = f"{files.address}/manifest.json"
     manifest = read_json(files, "manifest.json")
     checksum = manifest.pop("checksum", None)
     if manifest.get("format") != FORMAT:
-        raise DamagedCache(f"{where}: format {manifest.get('format')!r} is not {FORMAT}")
+        raise DamagedCache(f"{where}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
     if checksum != sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
-        raise DamagedCache(f"{where}: was changed after it was written; its checksum does not fit")
+        raise DamagedCache(f"{where}: was changed after it was written (checksum or key differs)")
     return manifest
 
 
 def open_shards(
     files: Files, names: Sequence[str], preimage: dict[str, Any], records: Sequence[str] | None = None
 ) -> list["ShardIndex"]:
-    """The shards of a cache, in order; `records` are the sha256 that their records must have.
+    """Open the shards of a cache, in order.
+
+    Args:
+        names: file names of the tars.
+        preimage: specification of the cache, `CacheSpec.preimage`.
+        records: expected sha256 of each record; None: not checked.
 
     Raises:
-        DamagedCache: if one is missing, is not what it should be, or holds a video that is in another too.
+        DamagedCache: if a shard or its record is missing or invalid, or videos are repeated or out of order.
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
-            raise DamagedCache(f"{files.address}/manifest.json: {name!r} is no name of a shard")
-    records_of = [f"shards/{name[:-4]}.json" for name in names]
+            problem = f"invalid shard name {name!r}, expected 6 to 12 digits and .tar"
+            raise DamagedCache(f"{files.address}/manifest.json: {problem}")
+    record_names = [f"shards/{name[:-4]}.json" for name in names]
     if isinstance(files, Folder):
-        contents = list(map(files.read, records_of))
-    else:  # behind an address every record costs a journey
+        contents = [files.read(name) for name in record_names]
+    else:
+        # Each record of a remote cache is one request; threads hide the latency.
         with ThreadPoolExecutor(16) as pool:
-            contents = list(pool.map(files.read, records_of))
+            contents = list(pool.map(files.read, record_names))
     shards = []
     last = -1
     for i, (name, content) in enumerate(zip(names, contents, strict=True)):
         if records is not None and hashlib.sha256(content).hexdigest() != records[i]:
-            raise DamagedCache(f"{files.address}/shards/{name[:-4]}.json: is not the record that the manifest names")
+            raise DamagedCache(f"{files.address}/shards/{name[:-4]}.json: sha256 differs from the manifest")
         shard = ShardIndex(files, name, content, preimage)
         files.check_size(shard.file, shard.bytes, shard.sha256)
         if len(shard.video_N) and (shard.video_N[0] <= last or (np.diff(shard.video_N) <= 0).any()):
-            raise DamagedCache(f"{files.address}/{shard.file}: holds a video twice or out of order")
+            raise DamagedCache(f"{files.address}/{shard.file}: videos are repeated or out of order")
         last = int(shard.video_N[-1]) if len(shard.video_N) else last
         shards.append(shard)
     return shards
 
 
 class ShardIndex:
-    """The record of one shard.
+    """The record of one shard: which videos the tar contains, and where their members are.
+
+    `video_N`: rows in the list of videos; `views_N`, `frames_N`: clips and frames of each; `padded_N`: 1 if a clip is
+    padded; `start_N`: offset of its first code in bytes; `checksum_C`: xxh3 of each clip.
 
     Raises:
-        DamagedCache: if it cannot be the record of a shard of this cache.
+        DamagedCache: if the content cannot be the record of a shard of this cache.
     """
 
     def __init__(self, files: Files, name: str, record: bytes, preimage: dict[str, Any]) -> None:
@@ -89,122 +97,119 @@ class ShardIndex:
         try:
             content = json.loads(record)
             if content.pop("checksum") != sha256_of(content):
-                raise ValueError("was changed after it was written")
+                raise ValueError("was changed after it was written: checksum differs")
             self._read(content)
         except MALFORMED as error:
             where = f"{files.address}/{self.file[:-4]}.json"
             raise DamagedCache(f"{where}: is not a shard record ({type(error).__name__}: {error})") from None
 
     def _read(self, record: dict[str, Any]) -> None:
-        self.bytes, self.sha256, self.skipped = int(record["bytes"]), str(record["sha256"]), record["skipped"]
+        self.bytes, self.sha256 = int(record["bytes"]), str(record["sha256"])
+        self.skipped: list[dict[str, str]] = record["skipped"]
         self.compared: dict[str, int] = record.get("compared", {"codes": 0, "differ": 0})
-        if not 0 <= self.bytes < 2**50:
-            raise ValueError("a shard is not as large as that")
+        if not 0 <= self.bytes < _MAX_TAR_BYTES:
+            raise ValueError(f"a tar cannot have {self.bytes} bytes")
         samples = record["samples"]
         self.video_N, self.views_N, self.padded_N, self.frames_N = (
-            _whole_numbers(samples[column]) for column in ("video", "views", "padded", "frames")
+            _integers(samples[column]) for column in ("video", "views", "padded", "frames")
         )
         count = len(self.video_N)
         if {len(self.views_N), len(self.padded_N), len(self.frames_N)} != {count} or (self.views_N < 1).any():
-            raise ValueError("columns differ in length")
+            raise ValueError("columns differ in length, or a video has no view")
         if count and not 0 <= self.video_N.min() <= self.video_N.max() < len(self._videos):
-            raise ValueError("names a video that is not in the list")
-        self._places = {extension: self._place(place, count) for extension, place in record["members"].items()}
+            raise ValueError("refers to a video that is not in the list")
+        self._members = {extension: self._member(columns, count) for extension, columns in record["members"].items()}
         self.checksum_C = np.frombuffer(base64.b64decode(record["clip_xxh3"], validate=True), "V8")
-        if len(self.checksum_C) != sum(self.views_N.tolist()):  # Python's sum does not overflow
-            raise ValueError("has not one checksum for each clip")
+        # Python's sum, because that of NumPy could overflow.
+        if len(self.checksum_C) != sum(self.views_N.tolist()):
+            raise ValueError("the number of checksums is not the number of clips")
         self.start_N = self._starts(count)
 
-    def _place(self, place: dict[str, list[int]], count: int) -> np.ndarray:
-        """Row, offset, size and crc32 of each member, (4, n), all inside the tar."""
-        table = np.stack([_whole_numbers(place[column]) for column in ("row", "offset", "size", "crc")])
+    def _member(self, columns: dict[str, list[int]], count: int) -> np.ndarray:
+        """Row, offset, size and crc32 of the members of one extension, (4, n); checked to be inside the tar."""
+        table = np.stack([_integers(columns[name]) for name in ("row", "offset", "size", "crc")])
         row, offset, size = table[:3]
         if (table < 0).any() or (offset > self.bytes).any() or (size > self.bytes - offset).any():
-            raise ValueError("a member reaches beyond the shard")
+            raise ValueError("a member extends beyond the end of the tar")
         if (np.diff(row) <= 0).any() or (row >= count).any():
             raise ValueError("members are out of order")
         return table
 
     def _starts(self, count: int) -> np.ndarray:
-        """Offset of the first code of each video."""
+        """Offset of the first code of each video, behind the header of its .npy member."""
         if not count:
             return np.zeros(0, np.int64)
-        row, offset, size, _ = self._places["codes.npy"]
-        distinct, which = np.unique(self.views_N, return_inverse=True)
-        headers = np.array([len(npy_header(self._dtype.str, (int(views), *self._shape))) for views in distinct])[which]
-        if len(row) != count or (size != headers + self.views_N * self.clip_bytes).any():
-            raise ValueError("codes are not of the size that the specification says")
-        return offset + headers
+        row, offset, size, _ = self._members["codes.npy"]
+        distinct, inverse_N = np.unique(self.views_N, return_inverse=True)
+        headers = [len(npy_header(self._dtype.str, (int(views), *self._shape))) for views in distinct]
+        header_N = np.array(headers)[inverse_N]
+        if len(row) != count or (size != header_N + self.views_N * self.clip_bytes).any():
+            raise ValueError("the size of codes.npy differs from the specification")
+        return offset + header_N
 
     @property
     def clip_bytes(self) -> int:
+        """Size of the codes of one clip."""
         return self._dtype.itemsize * int(np.prod(self._shape))
 
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of the shard."""
-        whole = {"bytes": self.bytes, "sha256": self.sha256, "record": self._record}
-        return {"file": self.name, "samples": len(self.video_N), **whole}
+        """The manifest's entry of this shard."""
+        checks = {"bytes": self.bytes, "sha256": self.sha256, "record": self._record}
+        return {"file": self.name, "samples": len(self.video_N), **checks}
 
     def path(self, row: int) -> str:
-        """Of the video, as the source names it."""
+        """Path of a video, relative to its source."""
         return self._videos[self.video_N[row]][0]
 
     def key(self, row: int) -> str:
-        """Name of the sample in the tar."""
+        """Name of the sample of a video in the tar."""
         return sample_id(self.path(row))
 
     def extensions(self, row: int) -> list[str]:
-        """Of the members that a video has."""
-        return [extension for extension, place in self._places.items() if row in place[0]]
+        """Extensions of the members of a video."""
+        return [extension for extension, table in self._members.items() if row in table[0]]
 
     def read(self, row: int, extension: str) -> bytes:
-        """Bytes of a member, checked against its crc32.
-
-        Raises:
-            DamagedCache: if its content has changed, or there is no such member.
-        """
-        table = self._places.get(extension, np.zeros((4, 0), np.int64))
+        """Read a member; DamagedCache if its crc32 differs, or the video has no such member."""
+        table = self._members.get(extension, np.zeros((4, 0), np.int64))
         i = int(np.searchsorted(table[0], row))
         if i == table.shape[1] or table[0, i] != row:
-            raise DamagedCache(f"{self._files.address}/{self.file}: {self._named(row)}: has no {extension}")
+            raise DamagedCache(f"{self._sample(row)}: has no {extension}")
         _, offset, size, crc = table[:, i].tolist()
         content = self._files.part(self.file, offset, size)
         if len(content) != size or zlib.crc32(content) != crc:
-            raise DamagedCache(f"{self._files.address}/{self.file}: {self._named(row)}, {extension}: is damaged")
+            raise DamagedCache(f"{self._sample(row)}, {extension}: is damaged")
         return content
 
     def codes(self, row: int) -> np.ndarray:
-        """Codes of all views of a video, (V, t, h, w).
-
-        Raises:
-            DamagedCache: if they fail their checksum or leave the vocabulary.
-        """
+        """Read the codes of a video, (V, t, h, w); DamagedCache if they changed or one is outside the vocabulary."""
         codes_Vthw = from_npy(self.read(row, "codes.npy"), self._dtype, (int(self.views_N[row]), *self._shape))
         if codes_Vthw.max() >= self._vocab_size:
-            raise DamagedCache(f"{self._files.address}/{self.file}: {self._named(row)}: a code beyond the vocabulary")
+            problem = f"code {codes_Vthw.max()} is outside the vocabulary of {self._vocab_size}"
+            raise DamagedCache(f"{self._sample(row)}: {problem}")
         return codes_Vthw
 
     def facts(self, row: int) -> dict[str, Any]:
-        """What is said of a video: path, label, group, split, number of frames and their rate, and its views.
+        """Read the json member of a video: path, size, label, group, split, frames, frame rate, and its views.
 
         Raises:
-            DamagedCache: if it is not that.
+            DamagedCache: if the member is missing, damaged, or describes another video.
         """
         try:
-            if self._places["json"][2].max() > 2**26:
-                raise ValueError("it is too long")
+            if self._members["json"][2].max() > _MAX_JSON_BYTES:
+                raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
             facts = json.loads(self.read(row, "json"))
             if facts["path"] != self.path(row) or len(recorded_views(facts)) != self.views_N[row]:
-                raise ValueError("it speaks of another video")
+                raise ValueError("describes another video")
         except DamagedCache:
             raise
         except MALFORMED as error:
-            where = f"{self._files.address}/{self.file}: {self._named(row)}"
-            raise DamagedCache(f"{where}: is not described ({type(error).__name__}: {error})") from None
+            problem = f"{type(error).__name__}: {error}"
+            raise DamagedCache(f"{self._sample(row)}: invalid json member ({problem})") from None
         return facts
 
     def damage(self) -> list[str]:
-        """One line for each damaged sample; none if the tar is the one that was written."""
+        """Hash the whole tar; return one line for each damaged sample, an empty list if nothing has changed."""
         digest = hashlib.sha256()
         try:
             for chunk in self._files.chunks(self.file):
@@ -213,7 +218,6 @@ class ShardIndex:
             return [str(error)]
         if digest.hexdigest() == self.sha256:
             return []
-        where = f"{self._files.address}/{self.file}"
         lines = []
         for row in range(len(self.video_N)):
             try:
@@ -221,26 +225,28 @@ class ShardIndex:
                     self.read(row, extension)
             except DamagedCache as error:
                 lines.append(str(error))
+        where = f"{self._files.address}/{self.file}"
         return lines or [f"{where}: content has changed since it was written, outside its samples"]
 
     def verify(self) -> None:
-        """Hash the whole tar.
+        """Hash the whole tar; DamagedCache for the first damaged sample."""
+        lines = self.damage()
+        if lines:
+            raise DamagedCache(lines[0])
 
-        Raises:
-            DamagedCache: for the first damaged sample.
-        """
-        for line in self.damage():
-            raise DamagedCache(line)
-
-    def _named(self, row: int) -> str:
-        return f"sample {self.key(row)} ({self.path(row)})"
+    def _sample(self, row: int) -> str:
+        """Tar, sample and video, for messages."""
+        return f"{self._files.address}/{self.file}: sample {self.key(row)} ({self.path(row)})"
 
 
 class ClipIndex:
-    """All clips of a cache; light enough to be sent to data workers."""
+    """Offsets and checksums of all clips of a cache. It lacks the list of videos, so that it is cheap to send to workers.
+
+    `shard_N`: shard of each video; `views_N`: its clips; `first_row`: number of videos before each shard.
+    """
 
     def __init__(self, files: Files, shards: Sequence[ShardIndex], preimage: dict[str, Any], checksums: bool) -> None:
-        self._files, self._checked = files, checksums
+        self._files, self._checksums = files, checksums
         self._names = [shard.file for shard in shards]
         self._shape = tuple(preimage["codes_shape"])
         self._vocab_size = preimage["vocab_size"]
@@ -249,7 +255,7 @@ class ClipIndex:
         self._clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
         sizes = [len(shard.video_N) for shard in shards]
         self.shard_N = np.repeat(np.arange(len(shards)), sizes)
-        self.before = np.cumsum(sizes) - sizes
+        self.first_row = np.cumsum(sizes) - sizes
         self.views_N = np.concatenate([shard.views_N for shard in shards])
         self._frames_N = np.concatenate([shard.frames_N for shard in shards])
         self._start_N = np.concatenate([shard.start_N for shard in shards])
@@ -257,60 +263,61 @@ class ClipIndex:
         self._checksum_C = np.concatenate([shard.checksum_C for shard in shards])
 
     def slices(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Slices of time with codes of frames that the video has, (B,); those behind them repeat its last frame."""
+        """Number of time slices that contain valid frames, (B,); later slices are padded with the last frame of the video."""
         clip, slices = self._clip, self._shape[0]
-        before = views_B * clip.frames if clip.views == "dense" else 0
-        frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - before, 1, clip.frames)
+        earlier_B = views_B * clip.frames if clip.views == "dense" else 0
+        frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - earlier_B, 1, clip.frames)
         if _causal(clip.frames, slices):
             return 1 + -(-(frames_B - 1) * (slices - 1) // max(1, clip.frames - 1))
         return -(-frames_B * slices // clip.frames)
 
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Codes of one view each of some videos, (B, t, h, w), in the type that the cache has.
+        """Read one view each of a batch of videos: codes (B, t, h, w) in the dtype of the cache, writable.
 
         Raises:
             IndexError: if a video has no such view.
-            DamagedCache: if a clip fails its checksum or leaves the vocabulary.
+            DamagedCache: if the checksum of a clip differs or a code is outside the vocabulary.
         """
-        if ((views_B < 0) | (views_B >= self.views_N[rows_B])).any():
-            raise IndexError("no such view")
+        missing_B = (views_B < 0) | (views_B >= self.views_N[rows_B])
+        if missing_B.any():
+            i = int(missing_B.argmax())
+            raise IndexError(f"no such view: video {rows_B[i]} has {self.views_N[rows_B[i]]} views, got {views_B[i]}")
         size = self._clip_bytes
         offsets = (self._start_N[rows_B] + views_B * size).tolist()
         clips = self._files.parts([self._names[shard] for shard in self.shard_N[rows_B].tolist()], offsets, size)
-        content = bytearray().join(clips)  # tensors want memory that can be written to
-        if self._checked:
-            expected = self._checksum_C[self._first_N[rows_B] + views_B]
-            if b"".join(map(xxh3_64_digest, clips)) != expected.tobytes():
-                good = [
-                    xxh3_64_digest(clip) == checksum.tobytes() for clip, checksum in zip(clips, expected, strict=True)
-                ]
-                self._refuse(rows_B, views_B, good)
+        # A bytearray: torch.from_numpy needs writable memory.
+        content = bytearray().join(clips)
+        if self._checksums:
+            expected_B = self._checksum_C[self._first_N[rows_B] + views_B]
+            checksums = [xxh3_64_digest(clip) for clip in clips]
+            if b"".join(checksums) != expected_B.tobytes():
+                self._refuse(rows_B, views_B, np.array(checksums, "V8") != expected_B)
         if len(content) != size * len(rows_B):
-            self._refuse(rows_B, views_B, [len(clip) == size for clip in clips])
+            self._refuse(rows_B, views_B, np.array([len(clip) != size for clip in clips]))
         codes_Bthw = np.frombuffer(content, self._dtype).reshape(len(rows_B), *self._shape)
         if codes_Bthw.size and codes_Bthw.max() >= self._vocab_size:
-            good = codes_Bthw.reshape(len(rows_B), -1).max(1) < self._vocab_size
-            self._refuse(rows_B, views_B, good.tolist())
+            self._refuse(rows_B, views_B, codes_Bthw.reshape(len(rows_B), -1).max(1) >= self._vocab_size)
         return codes_Bthw
 
-    def _refuse(self, rows_B: np.ndarray, views_B: np.ndarray, good: list[bool]) -> None:
-        i = good.index(False)
+    def _refuse(self, rows_B: np.ndarray, views_B: np.ndarray, damaged_B: np.ndarray) -> NoReturn:
+        """Raise DamagedCache for the first damaged clip."""
+        i = int(damaged_B.argmax())
         row, view = int(rows_B[i]), int(views_B[i])
         where = f"{self._files.address}/{self._names[self.shard_N[row]]}"
-        raise DamagedCache(f"{where}: view {view} of video {row} is damaged; `python -m data.cache verify` names it")
+        raise DamagedCache(f"{where}: view {view} of video {row} is damaged; see `python -m data.cache verify`")
 
 
 def _causal(frames: int, slices: int) -> bool:
-    """Whether the first frame has a slice of its own, and the others one for so many frames as a power of two."""
+    """Whether the tokenizer is causal: one slice for the first frame, and one for every 2^n further frames."""
     if frames % slices:
         return True
     stride, rest = divmod(frames - 1, max(1, slices - 1))
     return slices > 1 and rest == 0 and stride.bit_count() == 1
 
 
-def _whole_numbers(values: Any) -> np.ndarray:
-    """A list of integers as int64."""
+def _integers(values: Any) -> np.ndarray:
+    """Convert a list of integers to int64."""
     array = np.array(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError("a column does not hold whole numbers")
+        raise ValueError("a column is not a list of integers")
     return array.astype(np.int64)

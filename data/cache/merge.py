@@ -1,6 +1,6 @@
-"""Joining caches of equal specification: the result is the cache that tokenizing all their videos at once would have made.
+"""Merge caches of equal specification into the cache that tokenizing all their videos together would give.
 
-Byte for byte in fp32; of bf16 the sample that was compared with fp32 is that of the parts together.
+The two are equal byte for byte in fp32. In bf16 the counts of codes compared with fp32 are the sums over the parts.
 """
 
 import time
@@ -20,13 +20,12 @@ from data.sources import Video
 def merge(
     parts: Sequence[TokenCache], caches: Path, name: str, done: Callable[[int], Any] = lambda videos: None
 ) -> Path:
-    """Write the videos of some caches, sorted by path, into one, and return its folder. A killed merge is continued.
+    """Write the videos of several caches into one, sorted by path, and return its folder. A killed merge is continued.
 
-    Args:
-        done: called with a number of videos whenever they have been written.
+    `done` is called after each shard with the number of its videos.
 
     Raises:
-        ValueError: if the caches differ in more than their videos, or hold different videos of the same path.
+        ValueError: if the caches differ in more than their videos, or contain different videos of the same path.
         DamagedCache: if a sample is damaged.
     """
     spec = _joined_spec(parts)
@@ -35,21 +34,22 @@ def merge(
         return writer.folder
     writer.begin()
     _check_other_codes(parts)
-    places = {video.path: (part, i) for part in reversed(parts) for i, video in enumerate(part.videos)}
+    origins = {video.path: (part, i) for part in reversed(parts) for i, video in enumerate(part.videos)}
     reasons = {entry["path"]: entry["reason"] for part in reversed(parts) for entry in part.manifest["skipped"]}
 
     def write(number: int) -> None:
         with writer.open_shard(number) as shard:
             for video in writer.videos(number):
-                if video.path in places:
-                    part, index = places[video.path]
+                if video.path in origins:
+                    part, index = origins[video.path]
                     members, frames, padded = part.members(index)
                     shard.add_members(video, part.codes(index), members, frames, padded)
                 else:
                     shard.skip(video, reasons[video.path])
-            for part in parts if number == 0 else ():
-                if part.manifest["bf16"]:
-                    shard.compare(part.manifest["bf16"]["codes"], part.manifest["bf16"]["differ"])
+            # The manifest sums the counts over all shards, so one shard records those of all parts.
+            if number == 0:
+                for compared in [part.manifest["bf16"] for part in parts if part.manifest["bf16"]]:
+                    shard.compare(compared["codes"], compared["differ"])
             shard.commit()
 
     try:
@@ -57,7 +57,8 @@ def merge(
             for number in writer.claims():
                 write(number)
                 done(len(writer.videos(number)))
-            if writer.missing():  # others are at the last ones
+            # Wait while other processes write the last shards.
+            if writer.missing():
                 time.sleep(0.5)
     finally:
         writer.release_all()
@@ -68,36 +69,36 @@ def merge(
 
 
 def _check_other_codes(parts: Sequence[TokenCache]) -> None:
-    """A list tells videos apart by path and size only; the codes tell more."""
-    seen: dict[str, tuple[TokenCache, int]] = {}
+    """Compare the codes of videos that are in several parts: path and size can be equal for different videos."""
+    first_of: dict[str, tuple[TokenCache, int]] = {}
     for part in parts:
         for index, video in enumerate(part.videos):
-            first, place = seen.setdefault(video.path, (part, index))
-            if first is not part and not np.array_equal(first.codes(place), part.codes(index)):
-                raise ValueError(f"{part.address} and {first.address}: {video.path} is another video in each")
+            first, first_index = first_of.setdefault(video.path, (part, index))
+            if first is not part and not np.array_equal(first.codes(first_index), part.codes(index)):
+                raise ValueError(f"{part.address} and {first.address}: codes of {video.path} differ")
 
 
 def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:
     if len(parts) < 2:
-        raise ValueError("merge needs two caches or more")
+        raise ValueError(f"merge needs at least 2 caches, got {len(parts)}")
     first = parts[0]
     for part in parts[1:]:
-        differ = [k for k in first.spec if k != "videos" and first.spec[k] != part.spec.get(k)]
-        if differ or first.manifest["codebook"] != part.manifest["codebook"]:
-            what = f"{differ[0]} of {first.spec[differ[0]]} and {part.spec.get(differ[0])}" if differ else "codebook"
-            raise ValueError(f"{first.address} and {part.address} cannot be joined: they differ in {what}")
+        for field in first.spec:
+            if field != "videos" and first.spec[field] != part.spec.get(field):
+                values = f"{field} is {first.spec[field]} and {part.spec.get(field)}"
+                raise ValueError(f"cannot merge {first.address} and {part.address}: {values}")
+        if first.manifest["codebook"] != part.manifest["codebook"]:
+            raise ValueError(f"cannot merge {first.address} and {part.address}: their codebook differs")
     videos: dict[str, Video] = {}
     for part in parts:
         for row in part.spec["videos"]:
             video = Video(*row)
             if videos.setdefault(video.path, video) != video:
-                raise ValueError(
-                    f"{part.address}: {video.path} is another video in another of the caches; "
-                    "tokenize a list file of both instead"
-                )
-    same = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
+                difference = f"size, label, group or split of {video.path} differ from those in another cache"
+                raise ValueError(f"{part.address}: {difference}; tokenize one list file with both instead")
+    shared = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
     return CacheSpec(
-        **{k: first.spec[k] for k in same},
+        **{k: first.spec[k] for k in shared},
         codes_shape=first.codes_shape,
         levels=first.levels,
         clip=ClipSpec(**first.spec["clip"]),

@@ -1,4 +1,4 @@
-"""TokenCache: a finished cache, open for reading.
+"""TokenCache: read a finished cache.
 
 Legend: N videos, V views of one video, B clips of a batch, t h w the grid of codes, T H W C pixels.
 """
@@ -20,36 +20,42 @@ from data.shards import DamagedCache, sample_id
 from data.sources import Video
 
 JOINED = " + "
-"""Between the names of several sources, of a cache that was merged."""
+"""Separator between the sources of a merged cache, in made_with.json."""
+_TEXT = {str, type(None)}
 
 
 class TokenCache:
-    """A finished cache: `len(cache)` videos, `cache.codes(i)` of each. Made by `TokenCache.open`."""
+    """A finished cache of `len(cache)` videos, opened by `TokenCache.open`.
+
+    `videos`: path, size, label, group and split of each video that is not skipped; `manifest`, `spec`: see docs/cache.md;
+    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code (FSQ, LFQ).
+    """
 
     @classmethod
     def open(cls, address: str | Path, *, checksums: bool = True) -> "TokenCache":
-        """Open a cache in a folder, or behind an https, http, s3, gs or hf address.
+        """Open a cache in a folder or at an https, http, s3, gs or hf address.
 
-        Manifest, records and sizes are checked here, the checksum of a clip whenever it is read (unless `checksums` is False),
-        whole shards by `verify`, and when they are fetched from an address.
+        This checks manifest, records and file sizes. The checksum of a clip is checked whenever the clip is read, unless
+        `checksums` is False. The hash of a whole shard is checked by `verify`, and when a remote shard is fetched.
 
         Raises:
-            DamagedCache: if it is no finished cache, or anything in it was changed.
+            DamagedCache: if this is not a finished cache, or a file was changed.
             ValueError: for an address of another scheme.
-            OSError: if an address cannot be reached.
+            OSError: if an address cannot be read.
         """
         files = open_files(address)
         if isinstance(files, Folder) and not Path(address, "manifest.json").exists():
             unfinished = Path(address, "plan.json").exists()
-            what = "is unfinished; run tokenize again" if unfinished else "is no cache: no manifest.json"
-            raise DamagedCache(f"{address}: {what}")
+            problem = "is unfinished; run tokenize again" if unfinished else "is not a cache: manifest.json is missing"
+            raise DamagedCache(f"{address}: {problem}")
         manifest = read_manifest(files)
         try:
             return cls(files, manifest, checksums)
         except MALFORMED as error:
             if isinstance(error, DamagedCache):
                 raise
-            raise DamagedCache(f"{address}/manifest.json: is no manifest ({type(error).__name__}: {error})") from None
+            problem = f"is not a valid manifest ({type(error).__name__}: {error})"
+            raise DamagedCache(f"{address}/manifest.json: {problem}") from None
 
     def __init__(self, files: Files, manifest: dict[str, Any], checksums: bool) -> None:
         self._files, self.manifest = files, manifest
@@ -60,91 +66,85 @@ class TokenCache:
         t, h, w = self.spec["codes_shape"]
         self.codes_shape: tuple[int, int, int] = (t, h, w)
         if not all(isinstance(n, int) and 0 < n < 2**32 for n in (t, h, w, self.vocab_size)) or t * h * w > 2**32:
-            raise ValueError("the grid of codes is none")
+            raise ValueError(f"invalid codes_shape {t, h, w} or vocab_size {self.vocab_size}")
         if self.spec["keep_pixels"] not in ("none", "raw", "jpeg") or not isinstance(self.spec["tokenizer"], str):
-            raise ValueError("the specification is none")
+            raise ValueError("invalid keep_pixels or tokenizer")
         self.levels = None if self.spec["levels"] is None else tuple(self.spec["levels"])
         if self.levels is not None and math.prod(map(int, self.levels)) != self.vocab_size:
-            raise ValueError("the levels of its codes do not make its vocabulary")
+            raise ValueError(f"the product of levels {self.levels} is not vocab_size {self.vocab_size}")
         entries = manifest["shards"]
         names, records = [entry["file"] for entry in entries], [entry["record"] for entry in entries]
         self.shards = open_shards(files, names, self.spec, records)
         if [shard.entry() for shard in self.shards] != entries:
-            raise ValueError("does not say of its shards what they say of themselves")
+            raise ValueError("an entry of a shard differs from the shard's record")
         self.clips = ClipIndex(files, self.shards, self.spec, checksums)
         if not len(self) or (len(self), int(self.views_N.sum())) != (manifest["samples"], manifest["clips"]):
-            raise ValueError("does not hold as many videos as it says")
+            raise ValueError("samples or clips differ from the shards' records, or there are none")
         self._codebook_hash: str | None = manifest["codebook"]
         self.videos = [_video(self.spec["videos"][i]) for shard in self.shards for i in shard.video_N.tolist()]
 
     @property
     def address(self) -> str:
-        """Folder or address, as it was opened."""
+        """Folder or address that was opened."""
         return self._files.address
 
     @property
     def remote(self) -> bool:
-        """Whether it is behind an address, so that reading a sample fetches its whole shard."""
+        """Whether the cache has an address instead of a folder: reading a sample then fetches its whole shard."""
         return not isinstance(self._files, Folder)
 
     @property
     def name(self) -> str:
+        """Name of the cache's folder."""
         return Path(self.address).name
 
     def __len__(self) -> int:
         return len(self.clips.views_N)
 
     def _place(self, index: int) -> tuple[ShardIndex, int]:
-        """The shard of a video and its row there."""
+        """Shard of a video, and its row in that shard."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has no video {index}")
+            raise IndexError(f"{self.address}: has {len(self)} videos, got index {index}")
         number = int(self.clips.shard_N[index])
-        return self.shards[number], index - int(self.clips.before[number])
+        return self.shards[number], index - int(self.clips.first_row[number])
 
     @property
     def views_N(self) -> np.ndarray:  # noqa: N802
-        """How many views each video has: the same number of all, unless `--clip.views dense`."""
+        """Number of views of each video, (N,); equal for all videos unless the cache has dense views."""
         return self.clips.views_N
 
     def codes(self, index: int) -> np.ndarray:
-        """Codes of all views of a video, (V, t, h, w).
-
-        Raises:
-            DamagedCache: if they fail their checksum or leave the vocabulary.
-        """
+        """Read the codes of a video, (V, t, h, w), uint16 or uint32; DamagedCache if they are not those written."""
         shard, row = self._place(index)
         return shard.codes(row)
 
     def canonical(self, index: int) -> int:
-        """The view that stands for a video in evaluation: its middle."""
+        """Return the view that evaluation uses: the one from the middle of the video."""
         return int(self.views_N[index] - 1) // 2 if self.clip.views == "dense" else 0
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What is known of a video: path, label, group, split, number of frames and their rate, and its views."""
+        """Read the json member of a video: path, size, label, group, split, frames, frame rate, and its views."""
         shard, row = self._place(index)
         return shard.facts(row)
 
     def members(self, index: int) -> tuple[dict[str, bytes], int, bool]:
-        """All that is kept of a video besides its codes, each checked; its number of frames; whether a clip is padded."""
+        """Read all members of a video but its codes, by extension; and its number of frames, and whether a clip is padded."""
         shard, row = self._place(index)
         members = {name: shard.read(row, name) for name in shard.extensions(row) if name != "codes.npy"}
         return members, int(shard.frames_N[row]), bool(shard.padded_N[row])
 
     def views(self, index: int) -> tuple[View, ...]:
-        """Where the clips of a video were cut."""
+        """Return where the clips of a video were cut."""
         return recorded_views(self.facts(index))
 
     def timeline(self, index: int) -> np.ndarray:
-        """What each clip covers: its first frame and the first behind it, in frames of the video, (V, 2).
-
-        Divided by the `rate` of `facts` these are seconds.
-        """
+        """Return the first frame of each clip and the one after its last, (V, 2); divide by the `rate` of `facts` for seconds."""
         shard, row = self._place(index)
         frames = int(shard.frames_N[row])
         return np.array([(v.start, min(v.start + v.real * v.stride, frames)) for v in self.views(index)])
 
     def pixels(self, index: int, view: int) -> np.ndarray:
-        """Pixels of one view, uint8 (T, H, W, 3).
+        """Read the pixels of one view, uint8 (T, H, W, 3).
 
         Raises:
             ValueError: if the cache was made without `--keep_pixels`.
@@ -152,46 +152,44 @@ class TokenCache:
         """
         keep = self.spec["keep_pixels"]
         if keep == "none":
-            raise ValueError(f"{self.address}: holds no pixels; make it with --keep_pixels raw or jpeg")
+            raise ValueError(f"{self.address}: has no pixels; run tokenize with --keep_pixels raw or jpeg")
         if not 0 <= view < self.views_N[index]:
-            raise IndexError("no such view")
+            raise IndexError(f"no such view: video {index} has {self.views_N[index]} views, got {view}")
         shard, row = self._place(index)
         return unpack_pixels(keep, lambda extension: shard.read(row, extension), self.clip, view)
 
     @property
     def made_with(self) -> dict[str, str]:
-        """Where `videos` and `tokenizer` were found the last time, as they were named on the command line."""
+        """The arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
         try:
             made_with = read_json(self._files, "made_with.json")
-        except DamagedCache:  # no content: a cache is whole without it
+        except DamagedCache:
+            # The file is information only.
             made_with = {}
         return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
-        """Vectors of a learned codebook, (vocab_size, C); None if codes are made of digits.
+        """Read the code vectors of a learned codebook, (vocab_size, C); None if the tokenizer has none (FSQ, LFQ).
 
         Raises:
-            DamagedCache: if they are missing or were changed.
+            DamagedCache: if the file is missing or was changed.
         """
         if self._codebook_hash is None:
             return None
         content = self._files.read("codebook.safetensors")
         if hashlib.sha256(content).hexdigest() != self._codebook_hash:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: was changed")
+            raise DamagedCache(f"{self.address}/codebook.safetensors: was changed after it was written")
         try:
             codebook_VC = load(content)["codebook_VC"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: holds no codebook ({error})") from None
+            raise DamagedCache(f"{self.address}/codebook.safetensors: is not a codebook ({error})") from None
         if codebook_VC.ndim != 2 or len(codebook_VC) != self.vocab_size:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: is not of the shape (vocabulary, width)")
+            problem = f"has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)"
+            raise DamagedCache(f"{self.address}/codebook.safetensors: {problem}")
         return codebook_VC
 
     def verify(self) -> None:
-        """Hash all shards.
-
-        Raises:
-            DamagedCache: for the first damaged sample.
-        """
+        """Check the hash of every shard and of the codebook; DamagedCache for the first damaged sample."""
         for shard in self.shards:
             shard.verify()
         self.codebook()
@@ -199,27 +197,21 @@ class TokenCache:
 
 def _video(row: list) -> Video:
     path, size, label, group, split = row
-    # By hand, for there may be millions.
-    texts = (label is None or type(label) is str) and (group is None or type(group) is str)
-    if not (texts and (split is None or type(split) is str) and type(path) is str and type(size) is int):
-        raise ValueError("a video of the list is none")
-    if type(row) is not list:
-        raise ValueError("a video of the list is none")
+    # Exact types instead of isinstance: a list may have millions of videos.
+    texts = {type(label), type(group), type(split)} <= _TEXT
+    if not (texts and type(path) is str and type(size) is int and type(row) is list):
+        raise ValueError(f"expected [path, size, label, group, split] of a video, got {row!r:.80}")
     return Video(path, size, label, group, split)
 
 
-def find_row(cache: TokenCache, wanted: str) -> int:
-    """The row of a video named by its path, its sample's id, or the row itself.
-
-    Raises:
-        ValueError: if there is none.
-    """
+def find_row(cache: TokenCache, name: str) -> int:
+    """Return the row of a video, given its path, the id of its sample, or the row; ValueError if there is none."""
     for row, video in enumerate(cache.videos):
-        if wanted in (video.path, sample_id(video.path)):
+        if name in (video.path, sample_id(video.path)):
             return row
-    if wanted.isdigit() and int(wanted) < len(cache):
-        return int(wanted)
-    skipped = [entry["reason"] for entry in cache.manifest["skipped"] if entry["path"] == wanted]
-    raise ValueError(
-        f"{wanted}: " + (f"was skipped: {skipped[0]}" if skipped else f"no such sample in {cache.address}")
-    )
+    if name.isdigit() and int(name) < len(cache):
+        return int(name)
+    for entry in cache.manifest["skipped"]:
+        if entry["path"] == name:
+            raise ValueError(f"{name}: was skipped: {entry['reason']}")
+    raise ValueError(f"{name}: no such sample in {cache.address}")

@@ -1,7 +1,7 @@
-"""What decides the content of a cache, and its key: a sha256 over content only.
+"""Specification of a cache's content, and its key: a sha256 of that specification.
 
-Tokenizer, clips, numeric policy, decoder, kept pixels and the list of videos are in it; folders, processes, shard size
-and dates are not.
+The key covers tokenizer, clips, precision, batch size, decoder, kept pixels and the list of videos. Folders, number of
+processes, shard size and dates do not change it.
 """
 
 import json
@@ -17,44 +17,48 @@ from data.pixels import JPEG_QUALITY, KeepPixels
 from data.sources import Video
 
 FORMAT = "arvideo-cache-2"
+"""Version of the file format."""
 CUTTING = f"clips-1 digits-1 jpeg-{JPEG_QUALITY}"
-"""Version of the code that makes pixels of a specification; a change of it makes other caches."""
+"""Version of the code that cuts clips, renders the built-in videos and encodes JPEGs. A new version gives new keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Everything that decides what is in a cache."""
+    """Everything that determines the content of a cache."""
 
     tokenizer: str
     """Fingerprint of the tokenizer."""
     codes_shape: tuple[int, int, int]
+    """Grid of the codes of a clip, (t, h, w)."""
     vocab_size: int
     levels: tuple[int, ...] | None
-    """Values of each digit of a code, lowest first (FSQ, LFQ); None if codes are rows of a codebook."""
+    """Number of values of each digit of a code, lowest digit first (FSQ, LFQ); None if codes are rows of a codebook."""
     clip: ClipSpec
     precision: Literal["fp32", "bf16"]
     encode_batch: int
-    """Clips that go through the tokenizer together, always the same number."""
+    """Number of clips in every batch of the tokenizer."""
     keep_pixels: KeepPixels
     videos: tuple[Video, ...]
     decoder: str = VERSION
     cutting: str = CUTTING
 
     def preimage(self) -> dict[str, Any]:
-        """What the key is the hash of, in JSON form."""
+        """The specification as JSON content; the key is its hash."""
         settings = {k: v for k, v in vars(self).items() if k not in ("clip", "videos")}
-        plain = json.loads(compact({"format": FORMAT, **settings, "clip": asdict(self.clip)}))
-        return {**plain, "videos": [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]}
+        content = json.loads(compact({"format": FORMAT, **settings, "clip": asdict(self.clip)}))
+        return {**content, "videos": [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]}
 
     @property
     def dtype(self) -> np.dtype:
+        """Type of the stored codes."""
         return code_dtype(self.vocab_size)
 
 
 def code_dtype(vocab_size: int) -> np.dtype:
-    """The smaller of two types that holds every code."""
+    """Return uint16, or uint32 where the vocabulary does not fit into it; both little-endian."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def key_of(preimage: dict[str, Any]) -> str:
+    """Return the key of a specification: sha256 of `CacheSpec.preimage`, in hex."""
     return sha256_of(preimage)

@@ -1,7 +1,7 @@
-"""Where the files of a cache are: a folder, or an address. Nothing here runs a program, and names are those of this project.
+"""File access for caches: a local folder or a remote address. File names are chosen by this project, and no program is run.
 
-Remote shards are fetched whole, checked against the size and sha256 in the manifest before one byte of them is used, and
-kept in memory as long as there is room.
+A remote shard is fetched whole and checked against the size and sha256 of its record before any byte of it is used. It
+stays in memory until newer shards need the space.
 """
 
 import hashlib
@@ -18,82 +18,37 @@ import urllib.request
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data.shards import DamagedCache
 
 SCHEMES = ("https", "http", "s3", "gs", "hf")
-"""Addresses that may be opened; the last three through fsspec and the package of that store."""
+"""Schemes of remote caches; s3, gs and hf are read through fsspec and the package of that store."""
 MEMORY = 2**29
-"""Bytes of remote shards that a process keeps."""
-_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-_LARGEST = 2**34  # bytes of a remote shard
-_TRIES = 4
-_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address; blanks and letters beyond ASCII are escaped
-_PATIENCE = 30.0  # seconds without a byte
-
-
-class Files(Protocol):
-    """The files of one cache, by names that this project chose."""
-
-    address: str
-
-    def read(self, name: str) -> bytes: ...
-    def check_size(self, name: str, size: int, sha256: str) -> None: ...
-    def part(self, name: str, offset: int, size: int) -> bytes: ...
-    def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]: ...
-    def chunks(self, name: str) -> Iterator[bytes]: ...
-
-
-def open_files(address: str | Path) -> Files:
-    """The files of a folder or behind an address.
-
-    Raises:
-        ValueError: for an address of any scheme but `SCHEMES`.
-    """
-    text = str(address)
-    if "://" not in text and not text.startswith("pipe:"):
-        return Folder(Path(address))
-    scheme = text.partition(":")[0].lower()
-    if scheme not in SCHEMES:
-        raise ValueError(f"{text}: {scheme}: is no scheme that caches are read from ({', '.join(SCHEMES)})")
-    return Remote(text.rstrip("/"))
-
-
-def is_address(wanted: str) -> bool:
-    """Whether a user's word for a cache is an address, not the name of a folder."""
-    return "://" in wanted or wanted.startswith("pipe:")
-
-
-def read_json(files: Files, name: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        DamagedCache: if it is missing or anything else.
-    """
-    text = files.read(name)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedCache(f"{files.address}/{name}: is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise DamagedCache(f"{files.address}/{name}: is not a JSON object")
-    return content
+"""Bytes of remote shards that a process keeps in memory."""
+# Half of the limit leaves file descriptors to the rest of the process.
+_MAX_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+_MAX_SHARD_BYTES = 2**34  # for remote shards, which are held in memory
+_MAX_FILE_BYTES = 2**28  # for remote manifests, records and codebooks
+_ATTEMPTS = 4
+_TIMEOUT = 30.0  # seconds without a byte
+_UNESCAPED = "%/:=&?~#+!$,;'@()*[]"  # kept in an address; spaces and non-ASCII characters are percent-encoded
 
 
 class Folder:
-    """Files of a local folder. Parts are read, not mapped, so that memory stays flat however large the cache is."""
+    """Files of a local folder. Shards are read with pread instead of mmap, so that resident memory stays constant."""
 
     def __init__(self, path: Path) -> None:
         self.address = str(path)
-        self._open: OrderedDict[str, _Handle] = OrderedDict()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes:
+        """Read a whole file; DamagedCache if it is missing."""
         return b"".join(self.chunks(name))
 
     def check_size(self, name: str, size: int, sha256: str) -> None:
-        """Refuse a file of another size; its content is left to `ShardIndex.verify`."""
+        """Check the size of a shard. `ShardIndex.verify` checks the content."""
         try:
             actual = os.stat(os.path.join(self.address, name)).st_size
         except FileNotFoundError:
@@ -102,121 +57,167 @@ class Folder:
             raise DamagedCache(f"{self.address}/{name}: has {actual} bytes, its record says {size}")
 
     def part(self, name: str, offset: int, size: int) -> bytes:
-        handle = self._open.get(name) or self._handle(name)  # held here, so that no other thread closes it meanwhile
-        return os.pread(handle.number, size, offset)
+        """Read part of a shard; fewer bytes at the end of the file."""
+        # The local reference keeps the file open if another thread drops it from self._open.
+        file = self._open.get(name) or self._opened(name)
+        return os.pread(file.descriptor, size, offset)
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
-        """Parts of one size, of several files."""
-        known, pread = self._open.get, os.pread
-        handles = [known(name) or self._handle(name) for name in names]
-        return [pread(handle.number, size, offset) for handle, offset in zip(handles, offsets, strict=True)]
+        """Read parts of equal size from several shards."""
+        files = [self._open.get(name) or self._opened(name) for name in names]
+        return [os.pread(file.descriptor, size, offset) for file, offset in zip(files, offsets, strict=True)]
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        handle = _Handle(self.address, name)
-        while chunk := os.read(handle.number, 2**20):
+        """Read a whole file piece by piece."""
+        file = _OpenFile(self.address, name)
+        while chunk := os.read(file.descriptor, 2**20):
             yield chunk
 
-    def _handle(self, name: str) -> "_Handle":
-        """Open a file, and let go of the one that was opened longest ago where too many are."""
-        handle = _Handle(self.address, name)
+    def _opened(self, name: str) -> "_OpenFile":
+        """Open a file and keep it open; beyond `_MAX_OPEN_FILES` the file opened first is dropped."""
+        file = _OpenFile(self.address, name)
         with self._lock:
-            self._open[name] = handle
-            while len(self._open) > _OPEN_FILES:
+            self._open[name] = file
+            while len(self._open) > _MAX_OPEN_FILES:
                 self._open.popitem(last=False)
-        return handle
+        return file
 
-    def __getstate__(self) -> dict[str, Any]:  # for data workers that are started afresh
-        return {"address": self.address}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(Path(state["address"]))  # type: ignore[misc]
+    # Data workers that are not forked receive the folder by pickle, without open files.
+    def __reduce__(self) -> tuple[type["Folder"], tuple[Path]]:
+        return Folder, (Path(self.address),)
 
 
-class _Handle:
-    """An open file; closed when nobody holds it any more. Anything that is no plain file is refused, not waited for."""
+class _OpenFile:
+    """An open file, closed with its last reference. O_NONBLOCK: opening a pipe must fail, not wait for a writer."""
 
     def __init__(self, folder: str, name: str) -> None:
         try:
-            self.number = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.descriptor = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise DamagedCache(f"{folder}/{name}: missing") from None
-        if not stat.S_ISREG(os.fstat(self.number).st_mode):
-            raise DamagedCache(f"{folder}/{name}: is no plain file")
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise DamagedCache(f"{folder}/{name}: is not a regular file")
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class Remote:
-    """Files behind an address."""
+    """Files behind an address; the methods are those of `Folder`."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self._expected: dict[str, tuple[int, str]] = {}
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._shards: OrderedDict[str, bytes] = OrderedDict()
 
     def read(self, name: str) -> bytes:
-        return _fetch(f"{self.address}/{name}")
+        return _fetch(f"{self.address}/{name}", _MAX_FILE_BYTES)
 
     def check_size(self, name: str, size: int, sha256: str) -> None:
-        """Remember what the file must be; it is held against that when it is fetched."""
+        """Store size and sha256 of a shard, for the check after its download."""
         self._expected[name] = (size, sha256)
 
     def part(self, name: str, offset: int, size: int) -> bytes:
-        return self.whole(name)[offset : offset + size]
+        return self._shard(name)[offset : offset + size]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
-        wanted = list(zip(names, offsets, strict=True))
-        found = {place: self.part(*place, size) for place in sorted(set(wanted))}  # each file once
-        return [found[place] for place in wanted]
+        places = list(zip(names, offsets, strict=True))
+        # Sorted, so that each shard is fetched at most once even if only one fits into memory.
+        content = {key: self.part(*key, size) for key in sorted(set(places))}
+        return [content[key] for key in places]
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        yield self.whole(name)
+        yield self._shard(name)
 
-    def whole(self, name: str) -> bytes:
-        """A shard, fetched unless it is at hand."""
-        if name not in self._kept:
-            size, sha256 = self._expected[name]
-            if size > _LARGEST:
-                raise DamagedCache(f"{self.address}/{name}: {size} bytes are more than a shard may have")
-            content = _fetch(f"{self.address}/{name}", size)
+    def _shard(self, name: str) -> bytes:
+        """Content of a shard, from memory or fetched and checked."""
+        if name not in self._shards:
+            where, (size, sha256) = f"{self.address}/{name}", self._expected[name]
+            if size > _MAX_SHARD_BYTES:
+                raise DamagedCache(f"{where}: its record says {size} bytes, at most {_MAX_SHARD_BYTES} are allowed")
+            content = _fetch(where, size)
             if len(content) != size:
-                raise DamagedCache(f"{self.address}/{name}: has not the {size} bytes that its record says")
+                raise DamagedCache(f"{where}: does not have the {size} bytes that its record says")
             if hashlib.sha256(content).hexdigest() != sha256:
-                raise DamagedCache(f"{self.address}/{name}: content has changed since it was written")
-            while self._kept and sum(map(len, self._kept.values())) + size > MEMORY:
-                self._kept.popitem(last=False)
-            self._kept[name] = content
-        self._kept.move_to_end(name)
-        return self._kept[name]
+                raise DamagedCache(f"{where}: content has changed since it was written")
+            while self._shards and sum(map(len, self._shards.values())) + size > MEMORY:
+                self._shards.popitem(last=False)
+            self._shards[name] = content
+        self._shards.move_to_end(name)
+        return self._shards[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+        return {**self.__dict__, "_shards": OrderedDict()}
 
 
-def _fetch(address: str, size: int = 2**28) -> bytes:
-    """Content behind an address, at most one byte more than `size`; what fails for a moment is tried again.
+Files = Folder | Remote
+
+
+def open_files(address: str | Path) -> Files:
+    """Return the files of a folder or of a remote address; ValueError if the scheme is not in `SCHEMES`."""
+    text = str(address)
+    if not is_address(text):
+        return Folder(Path(address))
+    scheme = text.partition(":")[0].lower()
+    if scheme not in SCHEMES:
+        raise ValueError(f"{text}: unsupported scheme {scheme!r}, expected one of {', '.join(SCHEMES)}")
+    return Remote(text.rstrip("/"))
+
+
+def is_address(name: str) -> bool:
+    """Whether the name of a cache is an address; `pipe:` is webdataset's for shell commands, which `open_files` refuses."""
+    return "://" in name or name.startswith("pipe:")
+
+
+def json_object(content: bytes, where: str) -> dict[str, Any]:
+    """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
     Raises:
-        DamagedCache: if there is no such file.
+        ValueError: `WHERE: is not JSON (…)`, also where it is nested too deeply, or `WHERE: is not a JSON object`.
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: is not a JSON object")
+    return value
+
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """Read a file of a cache that must be a JSON object; DamagedCache if it is missing or anything else."""
+    content = files.read(name)
+    try:
+        return json_object(content, f"{files.address}/{name}")
+    except ValueError as error:
+        raise DamagedCache(str(error)) from None
+
+
+def _fetch(address: str, size: int) -> bytes:
+    """Fetch at most `size` + 1 bytes from an address; transient failures are retried.
+
+    Raises:
+        DamagedCache: if the file does not exist.
         OSError: if the server cannot be reached or keeps failing.
     """
-    for attempt in range(_TRIES):
+    for attempt in range(_ATTEMPTS):
         try:
             return _fetch_http(address, size) if address.startswith("http") else _fetch_fsspec(address, size)
         except FileNotFoundError:
             raise DamagedCache(f"{address}: missing") from None
         except (OSError, http.client.HTTPException) as error:
-            hopeless = isinstance(error, (PermissionError, http.client.InvalidURL))
-            if attempt + 1 == _TRIES or hopeless:
+            permanent = isinstance(error, (PermissionError, http.client.InvalidURL))
+            if permanent or attempt + 1 == _ATTEMPTS:
                 raise OSError(f"{address}: cannot be read: {error or type(error).__name__}") from None
         time.sleep(0.25 * 4**attempt)
     raise AssertionError
 
 
 def _fetch_http(address: str, size: int) -> bytes:
-    # An opener of these handlers only: a redirection to file: or ftp: finds nobody to follow it.
+    # Not fsspec's HTTP backend: it would save ten lines for aiohttp and its seven packages, but it reads fewer bytes than
+    # asked for before the end, decompresses bodies, retries on its own and takes a malformed answer for status 400.
+    # With these handlers a redirect to file:, ftp: or data: fails.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -229,14 +230,15 @@ def _fetch_http(address: str, size: int) -> bytes:
     ):
         opener.add_handler(handler)
     try:
-        request = urllib.request.Request(urllib.parse.quote(address, safe=_SAFE))
-        with opener.open(request, timeout=_PATIENCE) as response:
+        request = urllib.request.Request(urllib.parse.quote(address, safe=_UNESCAPED))
+        with opener.open(request, timeout=_TIMEOUT) as response:
             content = response.read(size + 1)
             declared = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise FileNotFoundError(address) from None
-        if error.code < 500 and error.code not in (408, 425, 429):  # asking again changes nothing
+        # Of the client errors only a timeout, "too early" and "too many requests" can pass.
+        if error.code < 500 and error.code not in (408, 425, 429):
             raise PermissionError(f"{error.code} {error.reason}") from None
         raise
     if declared is not None and declared.isdigit() and len(content) < min(int(declared), size + 1):
@@ -252,8 +254,9 @@ def _fetch_fsspec(address: str, size: int) -> bytes:
         with fsspec.filesystem(scheme).open(address, "rb") as file:
             return file.read(size + 1)
     except ImportError as error:
-        raise ValueError(f"{address}: {scheme} addresses need another package: {error}") from None
+        raise ValueError(f"{address}: reading {scheme} addresses requires another package: {error}") from None
     except OSError:
         raise
-    except Exception as error:  # every store has errors of its own kind
+    except Exception as error:
+        # Stores raise exceptions of their own that share no base class.
         raise OSError(f"{type(error).__name__}: {error}") from None

@@ -1,7 +1,7 @@
-"""A cache as a webdataset pipeline, for training code that is built on webdataset: checked, and without its openers.
+"""A cache as a webdataset pipeline, for training code that is built on webdataset.
 
-webdataset opens an address by a shell command and unpickles what it finds. Here it only does what it is good at, sharing
-out shards and chaining stages; shards are opened by storage.py and held against the manifest.
+webdataset opens addresses with a shell command and unpickles members. Here it only splits shards among nodes and
+workers and chains stages; storage.py reads the shards, and every sample is checked.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from data.cache.reader import TokenCache
 
 
 def stream(cache: TokenCache, *, seed: int | None = None, epoch: int = 0) -> webdataset.DataPipeline:
-    """All samples, shard by shard: `__key__`, `codes.npy` (array (V, t, h, w)), `json` (dict), `__url__`.
+    """Return a pipeline of all samples, shard by shard: `__key__`, `codes.npy` (V, t, h, w), `json` (dict), `__url__`.
 
-    Shards are shared out among nodes (torch.distributed) and data workers. Their order is that of the cache, or drawn
-    from (seed, epoch). Chain what is wanted behind it, as in
-    `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`.
+    Shards are split among nodes (torch.distributed) and data workers. Append stages as in
+    `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`. The order of the shards is drawn from
+    (seed, epoch), or without a seed it is that of the cache.
 
     Raises:
-        DamagedCache: when a damaged sample is reached.
+        DamagedCache: when the pipeline reaches a damaged sample.
     """
     order = np.arange(len(cache.shards))
     if seed is not None:

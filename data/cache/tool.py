@@ -1,4 +1,4 @@
-"""python -m data.cache: What caches there are, whether they are whole, joining them, looking into them."""
+"""Command line `python -m data.cache`: list, show, verify and merge caches."""
 
 import argparse
 import json
@@ -20,6 +20,9 @@ from data.shards import DamagedCache
 from data.text import printable, size, table
 
 NAME = "python -m data.cache"
+CACHE = "Folder, address, or beginning of the name or key of a cache"
+Answer = tuple[Any, str, int]
+"""What a command returns: JSON content for --json, text for people, exit code."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,64 +31,66 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, work, print; exit code 1 if `verify` finds damage, 2 for a user's mistake."""
+    """Run a command and print its result; exit code 1 if `verify` finds damage, 2 for a user's mistake."""
     arguments = _parser().parse_args(argv)
     try:
-        answer, text, code = arguments.command(arguments)
+        content, text, code = arguments.command(arguments)
     except (ValueError, OSError) as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(130)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names hold anything
-    print(json.dumps(answer) if arguments.json else "\n".join(map(printable, text.splitlines())))
+    # Names of videos may contain characters that the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    print(json.dumps(content) if arguments.json else "\n".join(map(printable, text.splitlines())))
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:
+        # `| head` closed the pipe; without this Python reports the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def _fail(message: str, name: str = NAME) -> int:
-    """One line on stderr; returns the exit code of a user's mistake."""
+    """Print an error in one line on stderr; return the exit code of a user's mistake."""
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=NAME, description=__doc__.partition(": ")[2])
+    parser = _Parser(prog=NAME, description="List, show, verify and merge token caches.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=f"{text}.")
-        sub.add_argument("--caches", type=Path, default=Path("caches"), help="where caches live (default: caches)")
-        sub.add_argument("--json", action="store_true", help="one line of JSON instead of text")
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--caches", type=Path, default=Path("caches"), help="Folder of the caches (default: caches).")
+        sub.add_argument("--json", action="store_true", help="Print one line of JSON instead of text.")
         sub.set_defaults(command=command)
         return sub
 
-    which = "folder or address of a cache, or how its name or key begins (default: the newest)"
-    add("list", _list, "All caches, newest first: what made them, how large they are, whether they are complete")
-    add("show", _show, "Everything about one cache").add_argument("cache", nargs="?", help=which)
-    add("verify", _verify, "Hash every shard and name each damaged sample").add_argument(
-        "cache", nargs="*", default=[None], help=which
-    )
-    sub = add("merge", _merge, "Join caches of equal specification, as if all their videos had been tokenized at once")
-    sub.add_argument("cache", nargs="+", help=which.partition(" (")[0])
-    sub.add_argument("--name", help="name of the joined cache (default: those of the parts)")
-    moved = add("export", _export, "Moved: python pipelines/export.py writes clips of a cache as mp4")
-    moved.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    sub = add("list", _list, "List all caches, newest first, with their origin, size and state.")
+    sub = add("show", _show, "Show the settings of a cache, its counts, and the skipped videos with the reason.")
+    sub.add_argument("cache", nargs="?", help=f"{CACHE} (default: the newest).")
+    sub = add("verify", _verify, "Hash every shard and name each damaged sample.")
+    sub.add_argument("cache", nargs="*", default=[None], help=f"{CACHE} (default: the newest).")
+    sub = add("merge", _merge, "Merge caches of equal specification into the cache that all their videos would give.")
+    sub.add_argument("cache", nargs="+", help=f"{CACHE}; at least two are needed.")
+    sub.add_argument("--name", help="Name of the merged cache (default: the names of its parts, joined by +).")
+    sub = add("export", _export, "Moved to python pipelines/export.py, which writes clips of a cache as mp4.")
+    sub.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
-def _export(arguments: argparse.Namespace) -> tuple[Any, str, int]:
-    raise ValueError("export needs a tokenizer, which this package does not know: use python pipelines/export.py")
+def _export(arguments: argparse.Namespace) -> Answer:
+    # Decoding codes needs a tokenizer, and the package data may not import one.
+    raise ValueError("export has moved: use python pipelines/export.py")
 
 
-def _opened(arguments: argparse.Namespace, wanted: str | None) -> TokenCache:
-    return TokenCache.open(find_cache(arguments.caches, wanted))
+def _opened(arguments: argparse.Namespace, name: str | None) -> TokenCache:
+    return TokenCache.open(find_cache(arguments.caches, name))
 
 
-def _list(arguments: argparse.Namespace) -> tuple[Any, str, int]:
+def _list(arguments: argparse.Namespace) -> Answer:
     entries = list_caches(arguments.caches)
     if not entries:
         return [], f"no caches in {arguments.caches}; make one with pipelines/tokenize.py", 0
@@ -99,21 +104,21 @@ def _row(entry: Entry) -> list[str]:
     skipped = f" ({entry.skipped} skipped)" if entry.skipped else ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
     videos, *counts = ["?" if n is None else f"{n:,}" for n in (entry.videos, entry.clips, entry.codes)]
-    made = [_shortened(entry.made_of), _shortened(entry.tokenizer)]
-    return [entry.name, entry.state, f"{videos}{skipped}", *counts, size(entry.bytes), cut, *made, when]
+    origin = [_shortened(entry.made_of), _shortened(entry.tokenizer)]
+    return [entry.name, entry.state, f"{videos}{skipped}", *counts, size(entry.bytes), cut, *origin, when]
 
 
-def _show(arguments: argparse.Namespace) -> tuple[Any, str, int]:
+def _show(arguments: argparse.Namespace) -> Answer:
     cache = _opened(arguments, arguments.cache)
     manifest = cache.manifest
     stored = sum(shard["bytes"] for shard in manifest["shards"])
-    made_with = cache.made_with
-    answer = {
+    labels, splits = ([str(getattr(video, field)) for video in cache.videos] for field in ("label", "split"))
+    content: dict[str, Any] = {
         "cache": cache.address,
         "key": cache.key,
-        "made_of": made_with.get("videos"),
-        "tokenizer": made_with.get("tokenizer"),
-        **{k: v for k, v in cache.spec.items() if k != "videos" and k != "tokenizer"},
+        "made_of": cache.made_with["videos"],
+        "tokenizer": cache.made_with["tokenizer"],
+        **{name: value for name, value in cache.spec.items() if name not in ("videos", "tokenizer")},
         "tokenizer_fingerprint": cache.spec["tokenizer"],
         "videos": len(cache.spec["videos"]),
         "used": len(cache),
@@ -121,51 +126,39 @@ def _show(arguments: argparse.Namespace) -> tuple[Any, str, int]:
         "shards": len(manifest["shards"]),
         "bytes": stored,
         "bytes_per_code": round(stored / manifest["codes"], 3),
-        **{k: dict(Counter(getattr(video, k) for video in cache.videos)) for k in ("label", "split")},
+        "label": dict(Counter(labels)),
+        "split": dict(Counter(splits)),
         "groups": len({video.group for video in cache.videos} - {None}),
     }
-    shown = {k: v for k, v in answer.items() if k != "skipped"}
-    lines = [[key.replace("_", " "), _said(value)] for key, value in shown.items()]
+    lines = [[name.replace("_", " "), _formatted(value)] for name, value in content.items() if name != "skipped"]
     lines += [["skipped", str(len(manifest["skipped"]))]]
     lines += [["", f"{entry['path']}: {entry['reason']}"] for entry in manifest["skipped"][:20]]
     if len(manifest["skipped"]) > 20:
         lines += [["", f"and {len(manifest['skipped']) - 20} more (--json lists all)"]]
-    for counts in ("label", "split"):
-        answer[counts] = {str(name): count for name, count in answer[counts].items()}
-    return answer, table(None, lines), 0
+    return content, table(None, lines), 0
 
 
-def _verify(arguments: argparse.Namespace) -> tuple[Any, str, int]:
+def _verify(arguments: argparse.Namespace) -> Answer:
     damage: dict[str, list[str]] = {}
     lines = []
-    for address in [find_cache(arguments.caches, wanted) for wanted in arguments.cache]:
-        found, whole = _damage(address)
-        damage[address] = found
-        lines += found or [whole]
-        if found:
-            lines += [f"{address}: delete the damaged shards and make it again; only they are made anew"]
+    for address in [find_cache(arguments.caches, name) for name in arguments.cache]:
+        damage[address] = []
+        try:
+            cache = TokenCache.open(address)
+            for shard in tqdm(cache.shards, desc="verify", unit="shard", disable=None):
+                damage[address] += shard.damage()
+            cache.codebook()
+            summary = f"{len(cache)} videos in {len(cache.shards)} shards, no damage"
+        except DamagedCache as error:
+            damage[address].append(str(error))
+        if damage[address]:
+            summary = "delete the damaged shards and run tokenize again; only they are made again"
+        lines += [*damage[address], f"{address}: {summary}"]
     return damage, "\n".join(lines), 1 if any(damage.values()) else 0
 
 
-def _damage(address: str) -> tuple[list[str], str]:
-    """All damage of a cache, a line for each, and what to say if there is none."""
-    try:
-        cache = TokenCache.open(address)
-        found = []
-        for shard in tqdm(cache.shards, desc="verify", unit="shard", disable=None):
-            found += shard.damage()
-        whole = f"{address}: {len(cache)} videos in {len(cache.shards)} shards, all as they were written"
-        try:
-            cache.codebook()
-        except DamagedCache as error:
-            found.append(str(error))
-        return found, whole
-    except DamagedCache as error:
-        return [str(error)], ""
-
-
-def _merge(arguments: argparse.Namespace) -> tuple[Any, str, int]:
-    parts = [_opened(arguments, wanted) for wanted in arguments.cache]
+def _merge(arguments: argparse.Namespace) -> Answer:
+    parts = [_opened(arguments, name) for name in arguments.cache]
     name = arguments.name or "+".join(dict.fromkeys(part.name.rpartition("-")[0] or part.name for part in parts))
     with tqdm(total=sum(len(part.spec["videos"]) for part in parts), desc="merge", disable=None) as bar:
         folder = merge(parts, arguments.caches, name, bar.update)
@@ -173,9 +166,9 @@ def _merge(arguments: argparse.Namespace) -> tuple[Any, str, int]:
     return {"cache": str(folder), "key": cache.key, "videos": len(cache)}, f"{folder}: {len(cache)} videos", 0
 
 
-def _said(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, dict):
-        shown = [f"{key}: {_said(part)}" for key, part in list(value.items())[:12]]
+        shown = [f"{key}: {_formatted(part)}" for key, part in list(value.items())[:12]]
         return ", ".join(shown) + (f", and {len(value) - 12} more" if len(value) > 12 else "")
     if isinstance(value, list):
         return " x ".join(map(str, value))

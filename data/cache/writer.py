@@ -1,7 +1,7 @@
-"""Filling a cache, shard by shard; any number of processes on any number of machines that share the folder may do so.
+"""Fill a cache shard by shard, from any number of processes on any number of machines that share the folder.
 
-Each claims shards of its own, and whoever comes last writes the manifest. What a shard holds depends on the specification
-and the shard size only, so it does not matter who made it, or when.
+Each process claims shards that no other is writing; one of them writes the manifest at the end. The content of a shard
+depends only on the specification and the shard size, not on the process or the time.
 
 Legend: V views, t h w the grid of codes.
 """
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 from xxhash import xxh3_64_digest
 
 from data.cache.index import MALFORMED, ShardIndex, open_shards, read_manifest
@@ -29,173 +30,180 @@ from data.sources import Video
 
 
 class CacheWriter:
-    """Fills one cache."""
+    """Fill one cache. The folder of a cache with the same key is reused, whatever its name; a finished one first."""
 
     def __init__(self, caches: Path, name: str, spec: CacheSpec, shard_size: int) -> None:
         self.spec, self.preimage = spec, spec.preimage()
         self.key = key_of(self.preimage)
-        found = sorted(caches.glob(f"*-{self.key[:12]}"), key=lambda p: (not (p / "manifest.json").exists(), p.name))
-        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")  # file names end at 255 bytes
-        self.folder = found[0] if found else caches / f"{short}-{self.key[:12]}"
+        folders = sorted(caches.glob(f"*-{self.key[:12]}"), key=lambda p: (not (p / "manifest.json").exists(), p.name))
+        # File systems allow names of at most 255 bytes.
+        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+        self.folder = folders[0] if folders else caches / f"{short}-{self.key[:12]}"
         self.shards = self.folder / "shards"
-        self._wanted_size = shard_size
-        self._held: dict[int, Claim] = {}
-        self._read: tuple[tuple[int, int], dict[str, Any]] = ((0, 0), {})
+        self._requested_size = shard_size
+        self._claims: dict[int, Claim] = {}
+        self._manifest_read: tuple[tuple[int, int], dict[str, Any]] = ((0, 0), {})
         self._idle = threading.Event()
         self._idle.set()
 
     def begin(self) -> None:
-        """Make the folder and write down the plan; that of the process that began first holds, with its shard size."""
+        """Create the folder and the plan, and delete damaged shards. The first process's plan, with its shard size, is used."""
         self.shards.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "manifest.json").exists():
-            plan = {"shard_size": self._wanted_size, "spec": self.preimage}
+            plan = {"shard_size": self._requested_size, "spec": self.preimage}
             write_first(self.folder / "plan.json", compact(plan).encode())
         remove_left_overs(self.shards)
-        for number in self._damaged():
-            for suffix in (".tar", ".json"):
-                (self.shards / f"{number:06d}{suffix}").unlink(missing_ok=True)
-
-    def _damaged(self) -> list[int]:
-        """Numbers of shards that are there but have lost their record or their length; they must be made again."""
-        files, damaged = Folder(self.folder), []
-        for number in range(-(-len(self.spec.videos) // self.shard_size)):
-            if self.has(number):
-                try:
-                    open_shards(files, [f"{number:06d}.tar"], self.preimage)
-                except DamagedCache:
-                    damaged.append(number)
-        return damaged
+        for tar in [self._tar(number) for number in range(self._shard_count) if self.has(number)]:
+            try:
+                open_shards(Folder(self.folder), [tar.name], self.preimage)
+            except DamagedCache:
+                tar.unlink(missing_ok=True)
+                tar.with_suffix(".json").unlink(missing_ok=True)
 
     @cached_property
     def shard_size(self) -> int:
+        """Videos of a shard, from the manifest or the plan."""
         finished = (self.folder / "manifest.json").exists()
         size = (self._manifest() if finished else read_json(Folder(self.folder), "plan.json")).get("shard_size")
         if not isinstance(size, int) or size < 1:
-            raise DamagedCache(f"{self.folder}: does not say how large a shard is")
+            raise DamagedCache(f"{self.folder}: shard_size must be an integer of at least 1, got {size!r}")
         return size
+
+    @property
+    def _shard_count(self) -> int:
+        return -(-len(self.spec.videos) // self.shard_size)
+
+    def _tar(self, shard: int) -> Path:
+        return self.shards / f"{shard:06d}.tar"
 
     def missing(self) -> list[int]:
         """Numbers of the shards that do not exist yet."""
-        count = -(-len(self.spec.videos) // self.shard_size)
-        return [n for n in range(count) if not self.has(n)]
+        return [number for number in range(self._shard_count) if not self.has(number)]
 
     def has(self, shard: int) -> bool:
-        """Whether a shard exists; one that has lost its tar or its record is made again."""
-        tar = self.shards / f"{shard:06d}.tar"
+        """Whether both the tar and the record of a shard exist; otherwise it is made again."""
+        tar = self._tar(shard)
         return tar.exists() and tar.with_suffix(".json").exists()
 
     def videos(self, shard: int) -> tuple[Video, ...]:
-        """The videos that belong to a shard."""
+        """Videos of a shard."""
         return self.spec.videos[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     def claims(self, first: int = 0) -> Iterator[int]:
-        """Missing shards that nobody else is making, each claimed when it is reached, from the `first` missing one on.
+        """Iterate over missing shards, from the `first` missing one on, claiming each unless another process has.
 
-        `commit` of the shard releases the claim; after an error `release_all` does.
+        `CodeShard.commit` releases the claim; after an error `release_all` does.
         """
         missing = self.missing()
         for number in missing[first:] + missing[:first]:
-            claim = Claim(self.shards / f"{number:06d}.claim")
+            claim = Claim(self._tar(number).with_suffix(".claim"))
             if not self.has(number) and claim.take():
-                self._held[number] = claim
-                self._stay_alive()
-                if self.has(number):  # it was finished between the two looks
+                self._hold(number, claim)
+                # Another process may have finished the shard between the check and the claim.
+                if self.has(number):
                     self.release(number)
                 else:
                     yield number
 
-    def _stay_alive(self) -> None:
-        """Show now and then that the claims are held, from a thread, for one video may take hours."""
+    def _hold(self, number: int, claim: Claim) -> None:
+        """Refresh the claim's timestamp from a thread until it is released: encoding one video may take hours."""
+        self._claims[number] = claim
         if not self._idle.is_set():
             return
         self._idle.clear()
 
-        def show() -> None:
+        def refresh() -> None:
             while not self._idle.wait(SIGN_OF_LIFE):
-                for claim in list(self._held.values()):
+                for claim in list(self._claims.values()):
                     claim.keep()
 
-        threading.Thread(target=show, daemon=True).start()
+        threading.Thread(target=refresh, daemon=True).start()
 
     def release(self, shard: int) -> None:
-        claim = self._held.pop(shard, None)
+        """Release the claim of a shard, if this process holds it."""
+        claim = self._claims.pop(shard, None)
         if claim is not None:
             claim.release()
 
     def release_all(self) -> None:
+        """Release all claims of this process."""
         self._idle.set()
-        for shard in list(self._held):
+        for shard in list(self._claims):
             self.release(shard)
 
     def open_shard(self, number: int) -> "CodeShard":
+        """Begin a shard; use the result in a `with` block."""
         return CodeShard(self, number)
 
     def note(self, made_with: dict[str, str]) -> None:
-        """Write down where videos and tokenizer were found this time: no content, so not in the manifest."""
+        """Write made_with.json: where `videos` and `tokenizer` were found this time."""
         write_json(self.folder / "made_with.json", made_with)
         remove_left_overs(self.folder)
         remove_left_overs(self.shards)
 
     def finish(self, codebook_VC: np.ndarray | None) -> None:
-        """Check every shard, count the codes, and write the manifest; of several processes one does.
+        """Check every shard, count the codes, and write the manifest; if several processes call this, one of them does.
+
+        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C).
 
         Raises:
-            ValueError: if not one video could be used.
-            DamagedCache: if a shard is not what its record says.
+            ValueError: if no video could be used.
+            DamagedCache: if a shard differs from its record.
         """
         claim = Claim(self.folder / "manifest.claim")
         while not self.finished:
             if not claim.take():
                 time.sleep(0.5)
                 continue
-            self._held[-1] = claim
-            self._stay_alive()
+            self._hold(-1, claim)
             try:
                 self._finish(codebook_VC)
             finally:
                 self.release(-1)
 
     def _manifest(self) -> dict[str, Any]:
-        """The manifest that is there now; read again when it has changed."""
+        """The current manifest, read again if the file has changed."""
         status = (self.folder / "manifest.json").stat()
         version = (status.st_mtime_ns, status.st_size)
-        if self._read[0] != version:
-            self._read = (version, read_manifest(Folder(self.folder)))
-        return self._read[1]
+        if self._manifest_read[0] != version:
+            self._manifest_read = (version, read_manifest(Folder(self.folder)))
+        return self._manifest_read[1]
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do: there is a manifest, and the shards are those that it names."""
+        """Whether the manifest exists and the records and sizes of all shards match it."""
         try:
-            return all(
-                sha256(tar.with_suffix(".json").read_bytes()).hexdigest() == entry["record"]
-                and tar.stat().st_size == entry["bytes"]
-                for entry in self._manifest()["shards"]
-                for tar in [self.shards / entry["file"]]
-            )
+            for entry in self._manifest()["shards"]:
+                tar = self.shards / entry["file"]
+                record = sha256(tar.with_suffix(".json").read_bytes()).hexdigest()
+                if record != entry["record"] or tar.stat().st_size != entry["bytes"]:
+                    return False
         except (*MALFORMED, OSError):
             return False
+        return True
 
     def _finish(self, codebook_VC: np.ndarray | None) -> None:
         remove_left_overs(self.shards)
         if self.missing():
             raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
-        names = [f"{n:06d}.tar" for n in range(-(-len(self.spec.videos) // self.shard_size))]
+        names = [self._tar(number).name for number in range(self._shard_count)]
         shards = open_shards(Folder(self.folder), names, self.preimage)
+        counts = np.zeros(self.spec.vocab_size, np.int64)
         for number, shard in enumerate(shards):
-            self._check_incomplete(number, shard)
-        counts = sum(
-            (_count(shard, self.spec.vocab_size) for shard in shards), np.zeros(self.spec.vocab_size, np.int64)
-        )
+            self._check_videos(number, shard)
+        for shard in shards:
+            shard.verify()
+            for row in range(len(shard.video_N)):
+                counts += np.bincount(shard.codes(row).ravel(), minlength=self.spec.vocab_size)
         samples = sum(len(shard.video_N) for shard in shards)
         skipped = [entry for shard in shards for entry in shard.skipped]
         if samples == 0:
-            first = skipped[0]
-            raise ValueError(
-                f"none of the {len(skipped)} videos can be used; the first, {first['path']}: {first['reason']} "
-                f"(delete {self.folder} to try them again)"
-            )
+            first = f"the first, {skipped[0]['path']}: {skipped[0]['reason']}"
+            hint = f"delete {self.folder} to try them again"
+            raise ValueError(f"none of the {len(skipped)} videos can be used; {first} ({hint})")
         share = counts[counts > 0] / counts.sum()
+        compared, differ = (sum(shard.compared[key] for shard in shards) for key in ("codes", "differ"))
+        bf16 = {"codes": compared, "differ": differ, "rate": differ / compared if compared else None}
         manifest = {
             "format": FORMAT,
             "key": self.key,
@@ -210,44 +218,28 @@ class CacheWriter:
             "codes_used": int((counts > 0).sum()),
             "unigram_bits": float(-(share * np.log2(share)).sum()),
             "codebook": self._write_codebook(codebook_VC),
-            "bf16": _compared(shards) if self.spec.precision == "bf16" else None,
+            "bf16": bf16 if self.spec.precision == "bf16" else None,
         }
-        write_json(self.folder / "plan.json", {"shard_size": self.shard_size})  # the rest is in the manifest
+        # The manifest contains the specification, so the plan does not need it any longer.
+        write_json(self.folder / "plan.json", {"shard_size": self.shard_size})
         write_json(self.folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
 
-    def _check_incomplete(self, number: int, shard: ShardIndex) -> None:
-        """A shard must hold its videos, all of them: as codes, or with the reason why not."""
-        told = sorted([*map(shard.path, range(len(shard.video_N))), *(entry["path"] for entry in shard.skipped)])
-        if told != sorted(video.path for video in self.videos(number)):
-            raise DamagedCache(f"{self.shards / shard.name}: does not hold the videos that belong to it; delete it")
+    def _check_videos(self, number: int, shard: ShardIndex) -> None:
+        """Check that a shard lists each of its videos once: with codes, or as skipped with the reason."""
+        paths = [shard.path(row) for row in range(len(shard.video_N))] + [entry["path"] for entry in shard.skipped]
+        if sorted(paths) != sorted(video.path for video in self.videos(number)):
+            raise DamagedCache(f"{self.shards / shard.name}: its videos are not those of this shard; delete it")
 
     def _write_codebook(self, codebook_VC: np.ndarray | None) -> str | None:
         if codebook_VC is None:
             return None
-        from safetensors.numpy import save
-
         content = save({"codebook_VC": np.ascontiguousarray(codebook_VC)})
         write_bytes(self.folder / "codebook.safetensors", content)
         return sha256(content).hexdigest()
 
 
-def _count(shard: ShardIndex, vocab_size: int) -> np.ndarray:
-    """How often each code occurs in a shard that is what its record says."""
-    shard.verify()
-    counts = np.zeros(vocab_size, np.int64)
-    for row in range(len(shard.video_N)):
-        counts += np.bincount(shard.codes(row).ravel(), minlength=vocab_size)
-    return counts
-
-
-def _compared(shards: list[ShardIndex]) -> dict[str, Any]:
-    """How many of the codes that were made in fp32 too came out differently."""
-    codes, differ = (sum(shard.compared[key] for shard in shards) for key in ("codes", "differ"))
-    return {"codes": codes, "differ": differ, "rate": differ / codes if codes else None}
-
-
 class CodeShard:
-    """One shard while it is made; leaving the `with` block without `commit` leaves nothing behind."""
+    """A shard that is being written. Leaving the `with` block without `commit` deletes it."""
 
     def __init__(self, writer: CacheWriter, number: int) -> None:
         self._cache, self._number, self._spec = writer, number, writer.spec
@@ -267,14 +259,14 @@ class CodeShard:
         self._writer.__exit__(kind, error, trace)
 
     def skip(self, video: Video, reason: str) -> None:
-        """Say why a video has no codes."""
+        """Record a video without codes, and why it has none."""
         self._skipped.append({"path": video.path, "reason": reason})
 
     def add(self, video: Video, codes_Vthw: np.ndarray, cuts: ClipCuts, pixels: Mapping[str, bytes]) -> None:
-        """Append a video: its codes, where its clips were cut, the members that keep their pixels.
+        """Append a video: its codes, where its clips were cut, and the members with their pixels.
 
         Raises:
-            ValueError: if the codes leave the vocabulary or are not those of the specification.
+            ValueError: if a code is outside the vocabulary, or the shape differs from the specification.
         """
         facts = {k: getattr(video, k) for k in ("path", "size", "label", "group", "split")}
         facts |= {"frames": cuts.frames, "rate": cuts.rate, **describe(cuts.views, self._spec.clip)}
@@ -284,12 +276,14 @@ class CodeShard:
     def add_members(
         self, video: Video, codes_Vthw: np.ndarray, members: Mapping[str, bytes], frames: int, padded: bool
     ) -> None:
-        """Append a video whose other members are there already, from another cache."""
+        """Append a video whose other members exist already, for example in another cache; errors as of `add`."""
         spec = self._spec
         if codes_Vthw.shape[1:] != tuple(spec.codes_shape) or len(codes_Vthw) < 1:
-            raise ValueError(f"codes of shape {codes_Vthw.shape[1:]} do not belong into a cache of {spec.codes_shape}")
-        if codes_Vthw.min() < 0 or codes_Vthw.max() >= spec.vocab_size:
-            raise ValueError(f"the tokenizer gave codes beyond its {spec.vocab_size}")
+            t, h, w = spec.codes_shape
+            raise ValueError(f"codes must have shape (V, {t}, {h}, {w}) with V of at least 1, got {codes_Vthw.shape}")
+        lowest, highest = codes_Vthw.min(), codes_Vthw.max()
+        if lowest < 0 or highest >= spec.vocab_size:
+            raise ValueError(f"codes must be in 0..{spec.vocab_size - 1}, got {lowest}..{highest}")
         packed_Vthw = np.ascontiguousarray(codes_Vthw.astype(spec.dtype))
         self._checksums += [xxh3_64_digest(clip) for clip in packed_Vthw]
         self._writer.add(
@@ -299,16 +293,16 @@ class CodeShard:
         )
 
     def compare(self, codes: int, differ: int) -> None:
-        """Count codes that were made in fp32 too, and those of them that came out differently."""
+        """Add counts of codes that were also computed in fp32, and of those that differ."""
         self._compared["codes"] += codes
         self._compared["differ"] += differ
 
     def commit(self) -> None:
-        """Finish the tar and write its record."""
+        """Finish the tar, write its record and release the claim. A shard that exists already is kept."""
         checksums = base64.b64encode(b"".join(self._checksums)).decode()
         facts: dict[str, Any] = {"clip_xxh3": checksums, "skipped": self._skipped}
         if self._spec.precision == "bf16":
             facts["compared"] = self._compared
-        if not self._cache.has(self._number):  # unless somebody was faster: what is there stays
+        if not self._cache.has(self._number):
             self._writer.commit(**facts)
         self._cache.release(self._number)

@@ -1,10 +1,8 @@
-"""Caches and shards of given content, and small helpers that several test files of caches share."""
+"""Caches and shards with given content, and small functions that several test files share."""
 
 import base64
-import hashlib
 import json
 import os
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,48 +32,66 @@ SPEC = CacheSpec(
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
+    """All files of a folder and its sub-folders: relative path -> content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def all_codes(cache: TokenCache) -> np.ndarray:
+    """Codes of all videos, (N, V, t, h, w)."""
     return np.stack([cache.codes(i) for i in range(len(cache))])
 
 
 def expected_codes(path: str, views: int = 2, vocab_size: int = 64) -> np.ndarray:
-    """What make_cache writes for a video."""
+    """The codes that make_cache writes for a video."""
     rng = np.random.default_rng(int(sample_id(path), 16))
     return rng.integers(vocab_size, size=(views, *SPEC.codes_shape))
 
 
-def flipped(content: bytes, draw: random.Random) -> bytes:
-    changed = bytearray(content)
-    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
+def find_clip(cache: TokenCache, row: int, view: int = 0) -> tuple[Path, int, int]:
+    """Tar, offset and size of a clip's codes, found by searching for its content."""
+    clip = cache.codes(row)[view].tobytes()
+    tar = Path(cache.address, cache.shards[cache.clips.shard_N[row]].file)
+    content = tar.read_bytes()
+    assert content.count(clip) == 1
+    return tar, content.index(clip), len(clip)
+
+
+def flip_bit(file: Path, offset: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def damage_clip(folder: str | Path, row: int, view: int = 0) -> None:
+    """Flip one bit of a clip's codes."""
+    tar, offset, _ = find_clip(TokenCache.open(folder), row, view)
+    flip_bit(tar, offset)
 
 
 def some_cuts(views: int, real: int = 4) -> ClipCuts:
-    """Clips of four frames one behind the other; `real` of the frames of each exist."""
-    cut = [View(start=4 * v, stride=1, real=real, top=0, left=0, size=8, flip=False) for v in range(views)]
-    return ClipCuts(tuple(cut), 4 * views, 25.0)
+    """Consecutive clips of four frames, of which `real` are valid."""
+    clips = [View(start=4 * v, stride=1, real=real, top=0, left=0, size=8, flip=False) for v in range(views)]
+    return ClipCuts(tuple(clips), 4 * views, 25.0)
 
 
 def written_by_hand(
     caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray] | np.ndarray, shards: int | None = None
 ) -> CacheWriter:
-    """A cache of the given codes, one video per shard, the first of them padded; not finished."""
+    """Write the first shards of a cache of given codes, one video per shard, the first video padded; not finished."""
     writer = CacheWriter(caches, "hand", spec, 1)
     writer.begin()
     for number in writer.missing()[:shards]:
         with writer.open_shard(number) as shard:
             for video in writer.videos(number):
                 codes_Vthw = np.asarray(codes_N[number])
-                shard.add(video, codes_Vthw, some_cuts(len(codes_Vthw), real=4 - (number == 0)), {})
+                shard.add(video, codes_Vthw, some_cuts(len(codes_Vthw), real=3 if number == 0 else 4), {})
             shard.commit()
     return writer
 
 
 def filled(caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray], codebook_VC: np.ndarray | None = None) -> Path:
-    """A finished cache of the given codes, one video per shard, made as tokenize does it: shards are claimed."""
+    """Write and finish a cache of given codes, one video per shard. Shards are claimed, as in tokenize."""
     writer = CacheWriter(caches, "filled", spec, 1)
     writer.begin()
     try:
@@ -92,24 +108,13 @@ def filled(caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray], codeboo
 
 
 def clip_checksums(codes_N: Sequence[np.ndarray]) -> dict[str, str]:
-    """What a shard's record says of the clips of its videos."""
+    """The entry of a shard's record with the checksums of its clips."""
     sums = [xxh3_64_digest(clip.tobytes()) for codes_Vthw in codes_N for clip in codes_Vthw]
     return {"clip_xxh3": base64.b64encode(b"".join(sums)).decode()}
 
 
-def rewritten_record(folder: Path, number: int, **changes: Any) -> None:
-    """Change a shard's record, and the manifest with it, so that all checksums fit again."""
-    path = folder / "shards" / f"{number:06d}.json"
-    record = {**json.loads(path.read_text()), **changes}
-    record.pop("checksum")
-    write_json(path, {**record, "checksum": sha256_of(record)})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][number]["record"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    rewritten_manifest(folder, shards=manifest["shards"])
-
-
 def rewritten_manifest(folder: Path, **changes: Any) -> None:
-    """Change a manifest so that key and checksum fit what it says."""
+    """Change a manifest, and update its key and checksum."""
     manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
     manifest.pop("checksum")
     manifest["key"] = key_of(manifest["spec"])
@@ -123,12 +128,12 @@ class Child:
         self.pid = pid
 
     def wait(self) -> int:
-        """Its exit code, minus the signal if one killed it."""
+        """Wait for its end; returns the exit code, or minus the signal that killed it."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def in_a_child(work: Callable[[], object]) -> Child:
-    """Do something in a forked process; it exits with 1 if that fails."""
+    """Run a function in a forked process; its exit code is 1 after an exception."""
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -1,4 +1,4 @@
-"""Tiny caches of random codes, the same in every run."""
+"""Tiny caches of random codes that are the same in every run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +27,16 @@ def make_cache(
     finish: bool = True,
     only_shards: Sequence[int] | None = None,
 ) -> Path:
-    """Codes of a video depend on its path only. `skip`: damaged videos; `only_shards`: which missing ones to make."""
+    """Write a cache and return its folder. The codes of a video depend only on its path.
+
+    `skip`: paths of damaged videos; `only_shards`: numbers of the shards to write, if they are missing.
+    """
     from data.cache import CacheSpec, CacheWriter
-    from data.clips import ClipCuts, ClipSpec, View
+    from data.clips import ClipSpec
     from data.pixels import pack_pixels
     from data.shards import sample_id
     from data.sources import Video
+    from tests.helpers.cache_contents import some_cuts
 
     if isinstance(videos, int):
         videos = [Video(f"{i % 2}/{i:03d}.mp4", 100 + i, label=str(i % 2)) for i in range(videos)]
@@ -63,8 +67,7 @@ def make_cache(
                 codes = rng.integers(vocab_size, size=(count, *codes_shape)).astype(spec.dtype)
                 pixels = rng.integers(256, size=(count, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
                 members = {k: m for v, p in enumerate(pixels) for k, m in pack_pixels(keep_pixels, v, p).items()}
-                cut = [View(start=4 * v, stride=1, real=4, top=0, left=0, size=8, flip=False) for v in range(count)]
-                shard.add(video, codes, ClipCuts(tuple(cut), 4 * count, 25.0), members)
+                shard.add(video, codes, some_cuts(count), members)
             shard.commit()
     if finish:
         writer.finish(codebook_VC)

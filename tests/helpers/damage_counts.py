@@ -1,6 +1,6 @@
-"""How much damage of a shard is noticed, by a cache and by plain webdataset. Pure functions: a shard's path in, counts out.
+"""Counts how much damage of a shard TokenCache finds; pipelines/benchmarks/cache_damage.py compares it with webdataset.
 
-The shard belongs to a finished cache. Only copies of it are damaged.
+Every function takes the path of a shard of a finished cache, and damages only copies of it.
 """
 
 import io
@@ -13,56 +13,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import webdataset
 
 from data.cache import TokenCache
 from data.shards import DamagedCache
 
-Samples = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Span:
-    """Where the content of a member lies in a tar."""
+    """Position of the content of a member in a tar."""
 
     key: str
     first: int
     end: int
     codes: int | None
-    """First byte of the clips' codes, if they are in this member."""
+    """Offset of the first code, if this member contains codes."""
 
 
 def count_cuts(shard: Path, step: int = 64) -> Counter[str]:
-    """Cut a shard after every `step` bytes.
+    """Truncate a shard after every `step` bytes.
 
-    - `cuts`, and of them `refused`: DamagedCache when the cache is opened;
-    - what plain webdataset makes of them: see `by_webdataset`.
+    Counts:
+        cuts: truncations; refused: of them, those with DamagedCache when the cache is opened.
     """
-    whole, counts = samples_of(shard), Counter[str]()
-    content = shard.read_bytes()
+    counts, content = Counter[str](), shard.read_bytes()
     with _copied(shard) as (folder, tar):
         for length in range(0, len(content), step):
             tar.write_bytes(content[:length])
             counts["cuts"] += 1
             counts["refused"] += _refused(lambda: TokenCache.open(folder))
-            counts[by_webdataset(tar, whole)] += 1
     return counts
 
 
 def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
     """Flip one random bit of a shard, `flips` times.
 
-    - `flips`, and of them `verified`: DamagedCache of `TokenCache.verify`;
-    - `in_samples`: those within a member, and of them `named`: `damage` gives one line, with the sample's key;
-    - `outside`: the others, and of them `said`: `damage` says that no sample is damaged, and all can be read;
-    - `in_codes`: those within codes of clips, and of them `codes` and `gather`: refused when they are read that way;
-    - what plain webdataset makes of them: see `by_webdataset`.
+    Counts:
+        flips: all; verified: of them, those with DamagedCache from `TokenCache.verify`.
+        in_samples: inside of a member; named: of them, those for which `damage` returns one line with the sample's key.
+        outside: all others; reported: of them, those for which `damage` says so, and all codes can be read.
+        in_codes: inside of codes; codes, gather: of them, those that `TokenCache.codes` and `ClipIndex.gather` refuse.
     """
-    whole, spans, draw = samples_of(shard), spans_of(shard), random.Random(seed)
-    counts: Counter[str] = Counter()
+    counts, spans, draw = Counter[str](), spans_of(shard), random.Random(seed)
     content = bytearray(shard.read_bytes())
     with _copied(shard) as (folder, tar):
         for _ in range(flips):
@@ -73,15 +66,15 @@ def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
             counts["flips"] += 1
             cache = TokenCache.open(folder)
             counts["verified"] += _refused(cache.verify)
-            counts.update(_at_reading(cache, shard.name, place, spans))
-            counts[by_webdataset(tar, whole)] += 1
+            counts.update(_when_read(cache, shard.name, place, spans))
     return counts
 
 
-def count_flips_beside(folder: Path, flips: int, seed: int = 0) -> Counter[str]:
+def count_metadata_flips(folder: Path, flips: int, seed: int = 0) -> Counter[str]:
     """Flip one random bit of a cache's manifest or of one of its records, `flips` times.
 
-    - `flips`, and of them `refused`: DamagedCache when the cache is opened.
+    Counts:
+        flips: all; refused: of them, those with DamagedCache when the cache is opened.
     """
     draw, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,33 +87,13 @@ def count_flips_beside(folder: Path, flips: int, seed: int = 0) -> Counter[str]:
             changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
             path.write_bytes(changed)
             counts["flips"] += 1
-            counts["refused"] += _refused(lambda: TokenCache.open(copy).verify())
+            counts["refused"] += _refused(lambda: TokenCache.open(copy))
             path.write_bytes(content)
     return counts
 
 
-def by_webdataset(tar: Path, whole: Samples) -> str:
-    """What plain webdataset makes of a damaged shard.
-
-    `raised` an exception; or without a word: `fewer` samples than there were (or more), as many but `changed`, the `same`.
-    """
-    try:
-        found = samples_of(tar)
-    except Exception:
-        return "webdataset: raised"
-    if len(found) != len(whole):
-        return "webdataset: fewer"
-    return "webdataset: same" if found == whole else "webdataset: changed"
-
-
-def samples_of(tar: Path) -> Samples:
-    """What plain webdataset reads."""
-    samples = webdataset.WebDataset(str(tar), shardshuffle=False)
-    return [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in samples]
-
-
 def spans_of(shard: Path) -> list[Span]:
-    """Members of a whole shard, found by Python's tarfile."""
+    """Positions of the members of an intact shard, read by Python's tarfile."""
     spans = []
     with tarfile.open(shard) as archive:
         for member in archive.getmembers():
@@ -132,15 +105,15 @@ def spans_of(shard: Path) -> list[Span]:
     return spans
 
 
-def _at_reading(cache: TokenCache, name: str, place: int, spans: list[Span]) -> Counter[str]:
-    """Whether the damage at a place of a shard is noticed when its samples are read."""
+def _when_read(cache: TokenCache, name: str, place: int, spans: list[Span]) -> Counter[str]:
+    """Counts, see `count_flips`, for damage of the byte at a position of a shard."""
     shard = next(shard for shard in cache.shards if shard.name == name)
     span = next((span for span in spans if span.first <= place < span.end), None)
     lines, rows = shard.damage(), range(len(shard.video_N))
     if span is None:
-        said = len(lines) == 1 and "outside its samples" in lines[0]
+        reported = len(lines) == 1 and "outside" in lines[0]
         readable = not any(_refused(lambda row=row: shard.codes(row)) for row in rows)  # type: ignore[misc]
-        return Counter(outside=1, said=said and readable)
+        return Counter(outside=1, reported=reported and readable)
     counts = Counter(in_samples=1, named=len(lines) == 1 and span.key in lines[0])
     if span.codes is None or place < span.codes:
         return counts
@@ -162,7 +135,7 @@ def _refused(work: Callable[[], object]) -> bool:
 
 @contextmanager
 def _copied(shard: Path) -> Iterator[tuple[Path, Path]]:
-    """A copy of the cache of a shard, and of the shard."""
+    """Copy the cache of a shard; yields the folder of the copy, and the copied tar."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(shutil.copytree(shard.parent.parent, Path(temporary, shard.parent.parent.name)))
         yield folder, folder / "shards" / shard.name

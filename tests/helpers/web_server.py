@@ -1,4 +1,4 @@
-"""A web server on this machine that serves a folder, and counts and spoils its answers as a test wants."""
+"""A local web server for a folder. It records requests, and a test can replace its responses."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Answers one request."""
+    """Handles one request."""
 
     server: "Server"
 
     def do_GET(self) -> None:  # noqa: N802
         self.server.requests.append(self.path)
-        if not self.server.spoil(self):
+        if not self.server.respond(self):
             super().do_GET()
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> bool:
-        """An answer of any kind, `Content_Length` only if it is given; True, so that `spoil` may end with it."""
+        """Send a response, with no other headers than the given ones; returns True, as `Server.respond` must."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -31,30 +31,45 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`requests`: paths that were asked for; `spoil`: may answer in the place of the file, and says whether it did."""
+    """`requests`: requested paths; `respond`: sends a response instead of the file, or returns False to send the file."""
 
     daemon_threads = True
-    request_queue_size = 64  # records are asked for by many threads at once
+    # `open_shards` fetches records from many threads.
+    request_queue_size = 64
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), lambda *args: Handler(*args, directory=str(folder)))  # type: ignore[arg-type]
         self.requests: list[str] = []
-        self.spoil: Callable[[Handler], bool] = lambda handler: False
+        self.respond: Callable[[Handler], bool] = lambda handler: False
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def asked_for(self, suffix: str) -> list[str]:
-        """Names of the files of a kind that were asked for."""
+    def requested(self, suffix: str) -> list[str]:
+        """Names of the requested files with this suffix."""
         return [path.rpartition("/")[2] for path in self.requests if path.endswith(suffix)]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are expected."""
+        """Ignore clients that close the connection."""
+
+
+def failing(times: int, suffix: str, respond: Callable[[Handler], bool]) -> Callable[[Handler], bool]:
+    """A value for `Server.respond` that replaces the first responses for the files with this suffix."""
+    remaining = [times]
+
+    def respond_first(handler: Handler) -> bool:
+        if not handler.path.endswith(suffix) or remaining[0] == 0:
+            return False
+        remaining[0] -= 1
+        return respond(handler)
+
+    return respond_first
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
+    """Serve a folder from a thread until the `with` block ends."""
     with Server(folder) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -1,6 +1,7 @@
-"""R17: every code of every vocabulary comes back as it was written, and one beyond the vocabulary is refused at every door."""
+"""Every code of every vocabulary is read as it was written; one outside the vocabulary is refused when written and read."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +22,16 @@ def spec_of(vocab_size: int) -> CacheSpec:
     return replace(SPEC, vocab_size=vocab_size, levels=None)
 
 
-def codes_to_the_edge(vocab_size: int) -> np.ndarray:
-    """Codes of two videos, (2, V, t, h, w), the first and the last of the vocabulary among them."""
+def extreme_codes(vocab_size: int) -> np.ndarray:
+    """Codes of two videos, (2, V, t, h, w), with the first and the last of the vocabulary."""
     codes = np.random.default_rng(0).integers(max(0, vocab_size - 300), vocab_size, (2, 2, 2, 3, 3))
     codes[:, :, 0, 0, 0], codes[:, :, 1, 2, 2] = 0, vocab_size - 1
     return codes
 
 
-def cache_with_a_code_beyond(tmp_path: Path, vocab_size: int, row: int = 1, view: int = 1) -> TokenCache:
-    """A finished cache whose checksums all fit, one code of which is the first beyond its vocabulary."""
-    codes = codes_to_the_edge(vocab_size)
+def cache_with_code_outside(tmp_path: Path, vocab_size: int, row: int = 1, view: int = 1) -> TokenCache:
+    """A finished cache with valid checksums, in which one code equals the size of the vocabulary."""
+    codes = extreme_codes(vocab_size)
     codes[row, view, 1, 2, 1] = vocab_size
     writer = written_by_hand(tmp_path, spec_of(vocab_size + 1), codes)
     writer.finish(None)
@@ -39,9 +40,9 @@ def cache_with_a_code_beyond(tmp_path: Path, vocab_size: int, row: int = 1, view
     return TokenCache.open(writer.folder)
 
 
-def shard_with_a_code_beyond(writer: CacheWriter, number: int, vocab_size: int) -> None:
-    """A shard that could not have been made by the writer of caches; its record is right in all else."""
-    codes_Vthw = codes_to_the_edge(vocab_size)[number].astype(writer.spec.dtype)
+def shard_with_code_outside(writer: CacheWriter, number: int, vocab_size: int) -> None:
+    """Write a shard that CacheWriter would refuse: one code equals the size of the vocabulary."""
+    codes_Vthw = extreme_codes(vocab_size)[number].astype(writer.spec.dtype)
     codes_Vthw[1, 1, 2, 2] = vocab_size
     (video,) = writer.videos(number)
     facts = {"video": number, "views": 2, "padded": 0, "frames": 8}
@@ -51,8 +52,8 @@ def shard_with_a_code_beyond(writer: CacheWriter, number: int, vocab_size: int) 
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), SIZES)
-def test_every_code_comes_back(tmp_path: Path, vocab_size: int, dtype: str) -> None:
-    codes = codes_to_the_edge(vocab_size)
+def test_every_code_is_read_as_written(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    codes = extreme_codes(vocab_size)
     writer = written_by_hand(tmp_path, spec_of(vocab_size), codes)
     writer.finish(None)
     cache = TokenCache.open(writer.folder)
@@ -65,7 +66,7 @@ def test_every_code_comes_back(tmp_path: Path, vocab_size: int, dtype: str) -> N
 
 @pytest.mark.parametrize("vocab_size", [2**8, 2**16, 2**18])
 def test_every_code_reaches_the_model_as_int64(tmp_path: Path, vocab_size: int) -> None:
-    codes = codes_to_the_edge(vocab_size)
+    codes = extreme_codes(vocab_size)
     writer = written_by_hand(tmp_path, spec_of(vocab_size), codes)
     writer.finish(None)
     cache = TokenCache.open(writer.folder)
@@ -82,47 +83,46 @@ def test_every_code_reaches_the_model_as_int64(tmp_path: Path, vocab_size: int) 
 
 
 @pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16, 2**18])
-@pytest.mark.parametrize("beyond", ["first", "far", "negative", "2**32"])
-def test_code_beyond_the_vocabulary_is_refused_when_it_is_written(tmp_path: Path, vocab_size: int, beyond: str) -> None:
-    codes = codes_to_the_edge(vocab_size)
-    codes[1, 1, 1, 2, 1] = {"first": vocab_size, "far": 2**17 + vocab_size, "negative": -1, "2**32": 2**32}[beyond]
-    with pytest.raises(ValueError, match=f"the tokenizer gave codes beyond its {vocab_size}"):
+@pytest.mark.parametrize("kind", ["first", "far", "negative", "2**32"])
+def test_code_outside_the_vocabulary_is_refused_when_written(tmp_path: Path, vocab_size: int, kind: str) -> None:
+    codes = extreme_codes(vocab_size)
+    code = {"first": vocab_size, "far": 2**17 + vocab_size, "negative": -1, "2**32": 2**32}[kind]
+    codes[1, 1, 1, 2, 1] = code
+    with pytest.raises(ValueError, match=rf"0\.\.{vocab_size - 1}, got .*{code}"):
         written_by_hand(tmp_path, spec_of(vocab_size), codes)
-    assert not list(tmp_path.rglob("000001*")), "nothing of the refused shard is left"
+    assert not list(tmp_path.rglob("000001*")), "files of the refused shard are left"
 
 
 @pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**18])
-def test_code_beyond_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_path: Path, vocab_size: int) -> None:
-    writer = written_by_hand(tmp_path, spec_of(vocab_size), codes_to_the_edge(vocab_size), shards=1)
-    shard_with_a_code_beyond(writer, 1, vocab_size)
-    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(b\.mp4\): a code beyond the vocabulary"):
+def test_code_outside_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_path: Path, vocab_size: int) -> None:
+    writer = written_by_hand(tmp_path, spec_of(vocab_size), extreme_codes(vocab_size), shards=1)
+    shard_with_code_outside(writer, 1, vocab_size)
+    with pytest.raises(DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): code {vocab_size} "):
         writer.finish(None)
     assert not writer.finished
 
 
 @pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16 - 1, 2**18])
-def test_code_beyond_the_vocabulary_is_refused_when_it_is_read(tmp_path: Path, vocab_size: int) -> None:
-    cache = cache_with_a_code_beyond(tmp_path, vocab_size)
-    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(b\.mp4\): a code beyond the vocabulary"):
+def test_code_outside_the_vocabulary_is_refused_when_read(tmp_path: Path, vocab_size: int) -> None:
+    cache = cache_with_code_outside(tmp_path, vocab_size)
+    with pytest.raises(DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): code {vocab_size} "):
         cache.codes(1)
-    assert np.array_equal(cache.codes(0), codes_to_the_edge(vocab_size)[0])
+    assert np.array_equal(cache.codes(0), extreme_codes(vocab_size)[0])
 
 
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16 - 1, 2**18])
-def test_code_beyond_the_vocabulary_is_refused_when_a_batch_is_gathered(
-    tmp_path: Path, vocab_size: int, checksums: bool
-) -> None:
-    cache = TokenCache.open(cache_with_a_code_beyond(tmp_path, vocab_size).address, checksums=checksums)
-    with pytest.raises(DamagedCache, match=r"000001\.tar: view 1 of video 1 is damaged"):
+def test_code_outside_the_vocabulary_is_refused_when_gathered(tmp_path: Path, vocab_size: int, checksums: bool) -> None:
+    cache = TokenCache.open(cache_with_code_outside(tmp_path, vocab_size).address, checksums=checksums)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: view 1 of video 1"):
         cache.clips.gather(np.array([0, 1, 1]), np.array([0, 0, 1]))
-    good = cache.clips.gather(np.array([0, 1]), np.array([1, 0]))
-    assert np.array_equal(good, codes_to_the_edge(vocab_size)[[0, 1], [1, 0]])
+    codes_Bthw = cache.clips.gather(np.array([0, 1]), np.array([1, 0]))
+    assert np.array_equal(codes_Bthw, extreme_codes(vocab_size)[[0, 1], [1, 0]])
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 4), (2, 3, 3), (1, 2, 2, 3, 3), (0, 2, 3, 3)])
-def test_codes_of_another_grid_are_refused_when_they_are_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_codes_of_another_shape_are_refused_when_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
     writer = CacheWriter(tmp_path, "hand", SPEC, 2)
     writer.begin()
-    with pytest.raises(ValueError, match="do not belong into a cache of"), writer.open_shard(0) as shard:
+    with pytest.raises(ValueError, match=re.escape(f"got {shape}")), writer.open_shard(0) as shard:
         shard.add(SPEC.videos[0], np.zeros(shape, np.int64), some_cuts(2), {})

@@ -1,4 +1,4 @@
-"""Merging: byte for byte the cache that all the videos at once would have made, or a refusal that says why."""
+"""Merging gives, byte for byte, the cache of all videos tokenized together, or an error with the reason."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from data.sources import Video
 from tests.helpers.cache_contents import (
     SPEC,
     all_codes,
+    damage_clip,
     expected_codes,
     files_of,
     in_a_child,
@@ -40,7 +41,7 @@ DAMAGED = ["004.mp4", "005.mp4", "006.mp4", "013.mp4"]
 
 
 class Parts:
-    """Caches of some of the videos, as tokenize leaves them."""
+    """Makes caches of some of the videos, with the files that tokenize writes."""
 
     def __init__(self, folder: Path, make_cache: MakeCache) -> None:
         self._folder, self._make = folder, make_cache
@@ -54,9 +55,9 @@ class Parts:
     def split(self, kind: str, **settings: Any) -> list[TokenCache]:
         return [self.of(rows, f"part{i}", **settings) for i, rows in enumerate(SPLITS[kind])]
 
-    def at_once(self, **settings: Any) -> dict[str, bytes]:
-        """All files of the cache of all videos, without what says where they came from."""
-        return content_of(Path(self.of(range(20), "at once", **settings).address))
+    def together(self, **settings: Any) -> dict[str, bytes]:
+        """Files of the cache of all videos, without made_with.json."""
+        return content_of(Path(self.of(range(20), "together", **settings).address))
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -69,16 +70,16 @@ def parts(tmp_path: Path, make_cache: MakeCache) -> Parts:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_merging_gives_what_tokenizing_at_once_gives_byte_for_byte(parts: Parts, tmp_path: Path, kind: str) -> None:
+def test_merged_cache_equals_the_cache_of_all_videos_byte_for_byte(parts: Parts, tmp_path: Path, kind: str) -> None:
     merged = merge(parts.split(kind), tmp_path / "caches", "merged")
-    assert content_of(merged) == parts.at_once()
+    assert content_of(merged) == parts.together()
     assert sorted(os.listdir(tmp_path / "caches")) == [merged.name]
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_skipped_videos_stay_skipped_with_their_reason(parts: Parts, tmp_path: Path, kind: str) -> None:
+def test_skipped_videos_keep_their_reason(parts: Parts, tmp_path: Path, kind: str) -> None:
     merged = merge(parts.split(kind, skip=DAMAGED), tmp_path / "caches", "merged")
-    assert content_of(merged) == parts.at_once(skip=DAMAGED)
+    assert content_of(merged) == parts.together(skip=DAMAGED)
     skipped = TokenCache.open(merged).manifest["skipped"]
     assert skipped == [{"path": path, "reason": "damaged for the test"} for path in DAMAGED]
 
@@ -97,53 +98,53 @@ def test_skipped_videos_stay_skipped_with_their_reason(parts: Parts, tmp_path: P
     ],
     ids=lambda settings: " ".join(settings),
 )
-def test_merging_caches_of_every_kind(parts: Parts, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_caches_of_every_kind_can_be_merged(parts: Parts, tmp_path: Path, settings: dict[str, Any]) -> None:
     merged = merge(parts.split("interleaved", **settings), tmp_path / "caches", "merged")
-    assert content_of(merged) == parts.at_once(**settings)
+    assert content_of(merged) == parts.together(**settings)
 
 
-def test_shards_have_the_size_of_the_first_part(parts: Parts, tmp_path: Path) -> None:
-    few = [parts.of(range(10), "few", shard_size=3), parts.of(range(10, 20), "many", shard_size=9)]
-    assert content_of(merge(few, tmp_path / "caches", "merged")) == parts.at_once(shard_size=3)
+def test_shard_size_is_that_of_the_first_part(parts: Parts, tmp_path: Path) -> None:
+    halves = [parts.of(range(10), "small", shard_size=3), parts.of(range(10, 20), "large", shard_size=9)]
+    assert content_of(merge(halves, tmp_path / "caches", "merged")) == parts.together(shard_size=3)
 
 
-def test_merged_cache_is_whole_and_says_what_it_was_made_of(parts: Parts, tmp_path: Path) -> None:
-    told: list[int] = []
-    cache = TokenCache.open(merge(parts.split("interleaved"), tmp_path / "caches", "merged", told.append))
+def test_merged_cache_passes_verify_and_names_all_sources(parts: Parts, tmp_path: Path) -> None:
+    progress: list[int] = []
+    cache = TokenCache.open(merge(parts.split("interleaved"), tmp_path / "caches", "merged", progress.append))
     cache.verify()
     assert cache.videos == VIDEOS
     assert np.array_equal(all_codes(cache), [expected_codes(video.path) for video in VIDEOS])
     assert cache.made_with == {"tokenizer": "t", "videos": "part0 + part1"}
-    assert told == [4] * 5
+    assert progress == [4] * 5
     assert not list(tmp_path.rglob("*.claim"))
 
 
-def test_parts_are_left_as_they_are(parts: Parts, tmp_path: Path) -> None:
+def test_parts_are_not_changed(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("overlapping")
     before = [files_of(Path(part.address)) for part in split]
     merge(split, tmp_path / "caches", "merged")
     assert [files_of(Path(part.address)) for part in split] == before
 
 
-def test_merging_again_makes_nothing_again(parts: Parts, tmp_path: Path) -> None:
+def test_merging_again_writes_nothing(parts: Parts, tmp_path: Path) -> None:
     merged = merge(parts.split("disjoint"), tmp_path / "caches", "merged")
     before = {path: path.stat().st_mtime_ns for path in (merged / "shards").iterdir()}
-    told: list[int] = []
-    assert merge(parts.split("in another order"), tmp_path / "caches", "other name", told.append) == merged
+    progress: list[int] = []
+    assert merge(parts.split("in another order"), tmp_path / "caches", "other name", progress.append) == merged
     assert {path: path.stat().st_mtime_ns for path in (merged / "shards").iterdir()} == before
-    assert told == []
+    assert progress == []
 
 
 def test_merged_caches_can_be_merged(parts: Parts, tmp_path: Path) -> None:
     one, two, three = parts.split("of three")
     both = TokenCache.open(merge([three, one], tmp_path / "both", "both"))
-    assert content_of(merge([two, both], tmp_path / "caches", "merged")) == parts.at_once()
+    assert content_of(merge([two, both], tmp_path / "caches", "merged")) == parts.together()
 
 
-def test_parts_need_not_say_where_they_came_from(parts: Parts, tmp_path: Path) -> None:
+def test_parts_without_made_with_json_can_be_merged(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("disjoint")
     Path(split[0].address, "made_with.json").unlink()
-    assert content_of(merge(split, tmp_path / "caches", "merged")) == parts.at_once()
+    assert content_of(merge(split, tmp_path / "caches", "merged")) == parts.together()
 
 
 # --- interrupted
@@ -152,11 +153,11 @@ def test_parts_need_not_say_where_they_came_from(parts: Parts, tmp_path: Path) -
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_a_killed_merge_is_continued(parts: Parts, tmp_path: Path, shards: int) -> None:
     split = parts.split("interleaved")
-    told: list[int] = []
+    progress: list[int] = []
 
     def done(videos: int) -> None:
-        told.append(videos)
-        if len(told) == shards:
+        progress.append(videos)
+        if len(progress) == shards:
             os.kill(os.getpid(), signal.SIGKILL)
 
     child = in_a_child(lambda: merge(split, tmp_path / "caches", "merged", done))
@@ -164,32 +165,33 @@ def test_a_killed_merge_is_continued(parts: Parts, tmp_path: Path, shards: int) 
     (folder,) = (tmp_path / "caches").iterdir()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.tar")}
     assert len(before) == shards
-    with pytest.raises(DamagedCache, match="is unfinished"):
+    with pytest.raises(DamagedCache, match="unfinished"):
         TokenCache.open(folder)
-    merged = merge(split, tmp_path / "caches", "merged", told.append)
-    assert told == [4] * (5 - shards)
-    assert content_of(merged) == parts.at_once()
+    merged = merge(split, tmp_path / "caches", "merged", progress.append)
+    assert progress == [4] * (5 - shards)
+    assert content_of(merged) == parts.together()
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.tar")}.items()
 
 
 def test_a_merge_killed_within_a_shard_is_continued(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("interleaved")
 
-    class Deadly(TokenCache):
+    class KilledOnRead(TokenCache):
         def codes(self, index: int) -> np.ndarray:
-            if index == 3:  # the seventh video, of the second shard
+            # Video 3 of this part is the seventh of the merged cache, in its second shard.
+            if index == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().codes(index)
 
-    deadly = Deadly.open(split[0].address)
-    assert in_a_child(lambda: merge([deadly, split[1]], tmp_path / "caches", "merged")).wait() == -signal.SIGKILL
+    killing = KilledOnRead.open(split[0].address)
+    assert in_a_child(lambda: merge([killing, split[1]], tmp_path / "caches", "merged")).wait() == -signal.SIGKILL
     (shards,) = tmp_path.glob("caches/*/shards")
-    left = {name.partition(".tmp-")[0] for name in os.listdir(shards)}
-    assert left == {"000000.json", "000000.tar", "000001.tar", "000001.claim"}
-    assert content_of(merge(split, tmp_path / "caches", "merged")) == parts.at_once()
+    files = {name.partition(".tmp-")[0] for name in os.listdir(shards)}
+    assert files == {"000000.json", "000000.tar", "000001.tar", "000001.claim"}
+    assert content_of(merge(split, tmp_path / "caches", "merged")) == parts.together()
 
 
-def test_processes_that_merge_the_same_at_once_share_the_work(parts: Parts, tmp_path: Path) -> None:
+def test_processes_that_merge_the_same_caches_share_the_work(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("interleaved", shard_size=1)
 
     def done(_: int) -> None:
@@ -199,36 +201,36 @@ def test_processes_that_merge_the_same_at_once_share_the_work(parts: Parts, tmp_
     children = [in_a_child(lambda: merge(split, tmp_path / "caches", "merged", done)) for _ in range(3)]
     assert [child.wait() for child in children] == [0, 0, 0]
     (merged,) = (tmp_path / "caches").iterdir()
-    assert content_of(merged) == parts.at_once(shard_size=1)
-    assert len((tmp_path / "log").read_text().splitlines()) == 20, "no shard is made twice"
+    assert content_of(merged) == parts.together(shard_size=1)
+    assert len((tmp_path / "log").read_text().splitlines()) == 20, "a shard was written twice"
 
 
 # --- refused
 
 
-def test_one_cache_is_nothing_to_merge(parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two caches or more"):
+def test_merging_one_cache_is_an_error(parts: Parts, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2 caches, got 1"):
         merge([parts.of(range(10), "one")], tmp_path / "caches", "merged")
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "difference"),
     [
-        ({"tokenizer": "another one"}, "tokenizer of a tokenizer and another one"),
-        ({"vocab_size": 128}, "vocab_size of 64 and 128"),
+        ({"tokenizer": "another one"}, "tokenizer is a tokenizer and another one"),
+        ({"vocab_size": 128}, "vocab_size is 64 and 128"),
         ({"codes_shape": (2, 3, 4)}, "codes_shape"),
-        ({"views": 3}, "clip of"),
+        ({"views": 3}, "clip is"),
         ({"levels": (8, 8)}, "levels"),
-        ({"keep_pixels": "none"}, "keep_pixels of raw and none"),
+        ({"keep_pixels": "none"}, "keep_pixels is raw and none"),
         ({"codebook_VC": np.ones((64, 2), np.float32)}, "codebook"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_caches_that_differ_in_more_than_their_videos_are_refused_with_what(
-    parts: Parts, tmp_path: Path, settings: dict[str, Any], what: str
+def test_caches_of_different_specifications_are_refused_with_the_difference(
+    parts: Parts, tmp_path: Path, settings: dict[str, Any], difference: str
 ) -> None:
     one, other = parts.of(range(10), "one"), parts.of(range(10, 20), "other", **settings)
-    with pytest.raises(ValueError, match=f"one-.* and .*other-.* cannot be joined: they differ in {what}"):
+    with pytest.raises(ValueError, match=f"one-.* and .*other-.*: .*{difference}"):
         merge([one, other], tmp_path / "caches", "merged")
     assert not (tmp_path / "caches").exists()
 
@@ -239,27 +241,24 @@ def test_different_videos_of_the_same_path_are_refused(
 ) -> None:
     changed = [replace(VIDEOS[9], **change), *VIDEOS[10:]]
     other = TokenCache.open(make_cache(tmp_path / "other", changed, keep_pixels="raw"))
-    with pytest.raises(ValueError, match=r"009\.mp4 is another video in another of the caches"):
+    with pytest.raises(ValueError, match=r"other/toy-.*009\.mp4"):
         merge([parts.of(range(10), "one"), other], tmp_path / "caches", "merged")
     assert not (tmp_path / "caches").exists()
 
 
-def test_damage_of_a_part_is_found_and_goes_into_no_cache(parts: Parts, tmp_path: Path) -> None:
+def test_damage_of_a_part_ends_the_merge_without_a_manifest(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("disjoint")
-    tar = Path(split[1].address, "shards", "000001.tar")
-    content = bytearray(tar.read_bytes())
-    content[content.index(split[1].codes(5).tobytes())] ^= 1
-    tar.write_bytes(content)
-    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(015\.mp4\), codes\.npy: is damaged"):
+    damage_clip(split[1].address, 5)
+    with pytest.raises(DamagedCache, match=r"000001\.tar: sample \w+ \(015\.mp4\), codes\.npy"):
         merge(split, tmp_path / "caches", "merged")
     assert not list(tmp_path.glob("caches/*/manifest.json"))
     assert not list(tmp_path.glob("caches/*/shards/*.tmp-*"))
-    assert not list(tmp_path.glob("caches/*/shards/*.claim")), "nobody waits for us"
+    assert not list(tmp_path.glob("caches/*/shards/*.claim")), "other processes would wait for this claim"
 
 
-def test_bf16_caches_are_merged_with_the_sum_of_what_was_compared(tmp_path: Path) -> None:
-    """Which codes are compared depends on the shards, so there the record of a merged cache is its own."""
-    made = []
+def test_counts_of_codes_compared_in_bf16_are_added(tmp_path: Path) -> None:
+    """tokenize compares one batch of each shard, so the counts of a merged cache are those of its parts."""
+    caches = []
     for i, count in enumerate((100, 50)):
         videos = (Video(f"{i}.mp4", 5),)
         writer: CacheWriter = written_by_hand(tmp_path / str(i), replace(SPEC, precision="bf16", videos=videos), [], 0)
@@ -269,6 +268,6 @@ def test_bf16_caches_are_merged_with_the_sum_of_what_was_compared(tmp_path: Path
             shard.commit()
         writer.finish(None)
         writer.note({"tokenizer": "t", "videos": str(i)})
-        made.append(TokenCache.open(writer.folder))
-    manifest = json.loads((merge(made, tmp_path / "caches", "merged") / "manifest.json").read_text())
+        caches.append(TokenCache.open(writer.folder))
+    manifest = json.loads((merge(caches, tmp_path / "caches", "merged") / "manifest.json").read_text())
     assert manifest["bf16"] == {"codes": 150, "differ": 6, "rate": 0.04}

@@ -1,9 +1,9 @@
-"""The token cache: codes, pixels and what is said of a video come back as they were written, and a cache is found again."""
+"""TokenCache returns codes, pixels and facts of a video as they were written, and find_cache finds a cache."""
 
+import json
 import os
 import pickle
 import re
-import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +29,17 @@ def test_codes_do_not_depend_on_the_shard_size(tmp_path: Path, make_cache: MakeC
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127])
-def test_source_with_the_longest_name_can_have_a_cache(tmp_path: Path, name: str) -> None:
+def test_name_of_255_bytes_is_shortened(tmp_path: Path, name: str) -> None:
     writer = CacheWriter(tmp_path, name, SPEC, 4)
     writer.begin()
     assert writer.folder.is_dir()
     assert writer.folder.name.endswith(f"-{writer.key[:12]}")
 
 
-# --- what is in it
+# --- content
 
 
-def test_codes_and_videos_come_back_in_the_order_of_the_list(cache: TokenCache) -> None:
+def test_codes_and_videos_are_in_the_order_of_the_list(cache: TokenCache) -> None:
     assert [video.path for video in cache.videos] == [f"{i % 2}/{i:03d}.mp4" for i in range(10)]
     assert [video.size for video in cache.videos] == list(range(100, 110))
     for i, video in enumerate(cache.videos):
@@ -66,29 +66,42 @@ def test_manifest_counts_padded_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "stride", "slices", "wanted"),
+    ("frames", "stride", "slices", "expected"),
     [(8, 1, 4, 2), (9, 1, 3, 2), (9, 1, 9, 4), (9, 2, 3, 2), (49, 1, 7, 2), (8, 2, 8, 2), (4, 2, 4, 2), (5, 4, 2, 1)],
 )
-def test_slices_behind_the_end_of_a_video_are_told(
-    tmp_path: Path, frames: int, stride: int, slices: int, wanted: int
+def test_slices_with_valid_frames_are_counted(
+    tmp_path: Path, frames: int, stride: int, slices: int, expected: int
 ) -> None:
-    """Of a video of four frames; a tokenizer whose slices do not divide the frames is causal: the first frame is a slice."""
+    """The video has four frames. Where slices do not divide the frames, the tokenizer is causal: slice 0 is frame 0."""
     clip = ClipSpec(frames=frames, size=8, views=1, stride=stride)
     writer = written_by_hand(
         tmp_path, replace(SPEC, clip=clip, codes_shape=(slices, 3, 3)), np.zeros((2, 1, slices, 3, 3))
     )
     writer.finish(None)
-    assert TokenCache.open(writer.folder).clips.slices(np.array([0, 1]), np.array([0, 0])).tolist() == [wanted] * 2
+    assert TokenCache.open(writer.folder).clips.slices(np.array([0, 1]), np.array([0, 0])).tolist() == [expected] * 2
 
 
-def test_shard_in_which_no_video_could_be_used_is_part_of_the_cache(tmp_path: Path, make_cache: MakeCache) -> None:
-    damaged = ["0/004.mp4", "1/005.mp4", "0/006.mp4", "1/007.mp4"]  # all of the second of three shards
+def test_cache_may_contain_a_shard_without_samples(tmp_path: Path, make_cache: MakeCache) -> None:
+    # All videos of the second of three shards.
+    damaged = ["0/004.mp4", "1/005.mp4", "0/006.mp4", "1/007.mp4"]
     cache = TokenCache.open(make_cache(tmp_path, 10, skip=damaged))
     assert [video.path[2:5] for video in cache.videos] == ["000", "001", "002", "003", "008", "009"]
     assert [entry["path"] for entry in cache.manifest["skipped"]] == damaged
     assert [entry["samples"] for entry in cache.manifest["shards"]] == [4, 0, 2]
     assert np.array_equal(cache.codes(4), expected_codes("0/008.mp4"))
     cache.verify()
+
+
+def test_documentation_lists_every_field_of_manifest_and_records(tmp_path: Path, make_cache: MakeCache) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cache.md").read_text()
+    folder = make_cache(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = json.loads((folder / "shards" / "000000.json").read_text())
+    for title, fields in (("manifest.json", manifest), ("spec", manifest["spec"]), ("Record of a shard", record)):
+        table = page.partition(f"### {title}\n")[2].partition("###")[0]
+        names = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+        # `compared` exists only in bf16.
+        assert set(re.findall(r"\w+", " ".join(names))) - {"compared"} == set(fields)
 
 
 def test_unigram_bits_are_the_entropy_of_the_codes(cache: TokenCache) -> None:
@@ -107,31 +120,7 @@ def test_unigram_bits_of_equally_frequent_codes(tmp_path: Path, count: int, bits
     assert TokenCache.open(writer.folder).manifest["unigram_bits"] == pytest.approx(bits)
 
 
-def test_hostile_paths_come_back_and_never_become_file_names(tmp_path: Path, make_cache: MakeCache) -> None:
-    paths = [
-        "../../a.mp4",
-        "/etc/passwd",
-        "a,b.c.mp4",
-        "new\nline",
-        "x" * 255,
-        "\u00e9",
-        "e\u0301",
-        "\U0001f3ac",
-        "\udcff",
-    ]
-    videos = [Video(path, 1, label=path, group=path) for path in paths]
-    cache = TokenCache.open(make_cache(tmp_path / "caches", videos))
-    assert cache.videos == videos
-    assert len({all_codes(cache)[i].tobytes() for i in range(len(paths))}) == len(paths)
-    tars = list(Path(cache.address, "shards").glob("*.tar"))
-    assert len(tars) == 3
-    for tar in tars:
-        with tarfile.open(tar) as archive:
-            assert all(re.fullmatch(r"[0-9a-f]{16}\.(json|codes\.npy)", name) for name in archive.getnames())
-    assert os.listdir(tmp_path) == ["caches"]
-
-
-def test_raw_pixels_of_every_view_come_back_exactly(cache: TokenCache) -> None:
+def test_raw_pixels_are_returned_exactly(cache: TokenCache) -> None:
     for i, video in enumerate(cache.videos):
         rng = np.random.default_rng(int(sample_id(video.path), 16))
         rng.integers(64, size=(2, 2, 3, 3))
@@ -141,34 +130,35 @@ def test_raw_pixels_of_every_view_come_back_exactly(cache: TokenCache) -> None:
 
 
 @pytest.mark.parametrize("keep", ["raw", "jpeg"])
-def test_pixels_of_a_view_that_is_none_are_an_error(tmp_path: Path, make_cache: MakeCache, keep: str) -> None:
+def test_pixels_of_a_missing_view_are_an_error(tmp_path: Path, make_cache: MakeCache, keep: str) -> None:
     cache = TokenCache.open(make_cache(tmp_path, 2, keep_pixels=keep))
     for view in (2, -1):
-        with pytest.raises(IndexError, match="no such view"):
+        with pytest.raises(IndexError, match=f"video 0 has 2 views, got {view}"):
             cache.pixels(0, view)
 
 
-def test_jpeg_pixels_come_back_nearly_and_each_in_its_place() -> None:
-    level = np.arange(3 * 4).reshape(3, 4, 1, 1, 1) * 18  # every frame of every view has its own grey
+def test_jpeg_pixels_are_returned_nearly_and_in_order() -> None:
+    # A different grey for every frame of every view.
+    level = np.arange(3 * 4).reshape(3, 4, 1, 1, 1) * 18
     slope = np.arange(16).reshape(1, 1, 1, 16, 1) * 2
     pixels = np.broadcast_to(level + slope, (3, 4, 16, 16, 3)).astype(np.uint8)
     members = {name: content for v in range(3) for name, content in pack_pixels("jpeg", v, pixels[v]).items()}
     assert sorted(members) == ["view00.jpg", "view01.jpg", "view02.jpg"]
     for view in range(3):
-        found = unpack_pixels("jpeg", members.__getitem__, ClipSpec(frames=4, size=16, views=3), view)
-        assert found.shape == (4, 16, 16, 3)
-        assert found.dtype == np.uint8
-        assert np.abs(found.astype(int) - pixels[view]).max() <= 4
+        unpacked = unpack_pixels("jpeg", members.__getitem__, ClipSpec(frames=4, size=16, views=3), view)
+        assert (unpacked.shape, unpacked.dtype) == ((4, 16, 16, 3), np.uint8)
+        assert np.abs(unpacked.astype(int) - pixels[view]).max() <= 4
 
 
-def test_jpeg_refuses_clips_that_are_too_long_for_it_by_name() -> None:
-    pixels = np.zeros((4200, 16, 16, 3), np.uint8)  # stacked they are higher than the 65,500 rows of a JPEG
-    with pytest.raises(ValueError, match="4200 frames of 16 pixels exceed the 65,500 rows of a jpeg"):
+def test_jpeg_refuses_clips_that_are_too_long() -> None:
+    # Stacked, the frames exceed the 65,500 rows of a JPEG.
+    pixels = np.zeros((4200, 16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="4200 .*16 .*65,?500"):
         pack_pixels("jpeg", 0, pixels)
     assert len(pack_pixels("jpeg", 0, pixels[:4000])) == 1
 
 
-def test_jpeg_cache_opens_and_a_jpeg_that_is_none_is_damage(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_invalid_jpeg_is_damage(tmp_path: Path, make_cache: MakeCache) -> None:
     cache = TokenCache.open(make_cache(tmp_path, 3, keep_pixels="jpeg"))
     assert cache.pixels(2, 1).shape == (4, 8, 8, 3)
     other_size = pack_pixels("jpeg", 0, np.zeros((4, 16, 8, 3), np.uint8))["view00.jpg"]
@@ -177,13 +167,14 @@ def test_jpeg_cache_opens_and_a_jpeg_that_is_none_is_damage(tmp_path: Path, make
             unpack_pixels("jpeg", {"view00.jpg": content}.__getitem__, ClipSpec(frames=4, size=8), 0)
 
 
-def test_cache_without_pixels_says_how_to_have_them(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_cache_without_pixels_names_the_flag(tmp_path: Path, make_cache: MakeCache) -> None:
     with pytest.raises(ValueError, match="--keep_pixels"):
         TokenCache.open(make_cache(tmp_path, 2)).pixels(0, 0)
 
 
-def test_geometry_of_the_codes_comes_back(tmp_path: Path, make_cache: MakeCache) -> None:
-    vectors = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32).T  # not in order in memory
+def test_codebook_and_levels_are_returned(tmp_path: Path, make_cache: MakeCache) -> None:
+    # Transposed, so that it is not contiguous.
+    vectors = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32).T
     learned = TokenCache.open(make_cache(tmp_path, 2, codebook_VC=vectors))
     codebook = learned.codebook()
     assert codebook is not None
@@ -194,7 +185,7 @@ def test_geometry_of_the_codes_comes_back(tmp_path: Path, make_cache: MakeCache)
     assert digits.levels == (8, 8)
 
 
-def test_facts_and_views_of_a_video_come_back(cache: TokenCache) -> None:
+def test_facts_and_views_of_a_video_are_returned(cache: TokenCache) -> None:
     for i in (0, 7):
         facts = cache.facts(i)
         assert Video(**{key: facts[key] for key in ("path", "size", "label", "group", "split")}) == cache.videos[i]
@@ -204,7 +195,8 @@ def test_facts_and_views_of_a_video_come_back(cache: TokenCache) -> None:
         assert cache.canonical(i) == 0
 
 
-def test_cache_survives_pickling_as_for_data_workers(cache: TokenCache) -> None:
+def test_cache_can_be_pickled_for_data_workers(cache: TokenCache) -> None:
+    # Open a file.
     cache.codes(0)
     again = pickle.loads(pickle.dumps(cache))
     assert np.array_equal(all_codes(again), all_codes(cache))
@@ -212,7 +204,7 @@ def test_cache_survives_pickling_as_for_data_workers(cache: TokenCache) -> None:
     assert again.videos == cache.videos
 
 
-# --- finding one
+# --- find_cache
 
 
 @pytest.fixture
@@ -225,7 +217,7 @@ def two_caches(tmp_path: Path, make_cache: MakeCache) -> tuple[Path, Path]:
     return old, new
 
 
-def test_newest_finished_cache_is_found_without_a_name(two_caches: tuple[Path, Path]) -> None:
+def test_newest_finished_cache_is_the_default(two_caches: tuple[Path, Path]) -> None:
     old, new = two_caches
     assert find_cache(old.parent, None) == str(new)
     os.utime(old / "manifest.json", (3e9, 3e9))
@@ -235,36 +227,36 @@ def test_newest_finished_cache_is_found_without_a_name(two_caches: tuple[Path, P
 def test_cache_is_found_by_beginning_of_name_or_key_or_by_folder(two_caches: tuple[Path, Path], tmp_path: Path) -> None:
     for folder in two_caches:
         key = TokenCache.open(folder).key
-        for wanted in (folder.name, folder.name[:3], folder.name[:-6], key[:6], key[:12], key):
-            assert find_cache(folder.parent, wanted) == str(folder)
+        for name in (folder.name, folder.name[:3], folder.name[:-6], key[:6], key[:12], key):
+            assert find_cache(folder.parent, name) == str(folder)
         assert find_cache(tmp_path / "elsewhere", str(folder)) == str(folder)
 
 
-def test_wanted_that_fits_two_caches_is_refused_with_both_names(two_caches: tuple[Path, Path]) -> None:
+def test_ambiguous_name_is_refused_with_both_matches(two_caches: tuple[Path, Path]) -> None:
     old, new = two_caches
-    with pytest.raises(ValueError, match=rf"'d' fits 2 caches in .*: {new.name}, {old.name}"):
+    with pytest.raises(ValueError, match=rf"'d' .*2 caches .*{new.name}, {old.name}"):
         find_cache(old.parent, "d")
 
 
-@pytest.mark.parametrize("wanted", ["nothing", "unfinished", "igits"])
-def test_unknown_or_unfinished_cache_is_not_found(two_caches: tuple[Path, Path], wanted: str) -> None:
-    with pytest.raises(ValueError, match=rf"no cache '{wanted}'"):
-        find_cache(two_caches[0].parent, wanted)
+@pytest.mark.parametrize("name", ["nothing", "unfinished", "igits"])
+def test_unknown_or_unfinished_cache_is_not_found(two_caches: tuple[Path, Path], name: str) -> None:
+    with pytest.raises(ValueError, match=f"no cache '{name}'"):
+        find_cache(two_caches[0].parent, name)
 
 
-def test_damage_of_another_cache_hinders_nobody(two_caches: tuple[Path, Path]) -> None:
+def test_damaged_cache_does_not_hide_others(two_caches: tuple[Path, Path]) -> None:
     old, new = two_caches
     (old / "manifest.json").write_text("{")
     assert find_cache(new.parent, new.name) == str(new)
     assert find_cache(new.parent, "danc") == str(new)
 
 
-def test_key_that_only_begins_like_that_of_a_cache_is_not_found(two_caches: tuple[Path, Path]) -> None:
+def test_key_that_differs_at_its_end_is_not_found(two_caches: tuple[Path, Path]) -> None:
     key = TokenCache.open(two_caches[0]).key
     with pytest.raises(ValueError, match="no cache"):
         find_cache(two_caches[0].parent, key[:40] + "0123456789abcdef01234567")
 
 
-def test_no_cache_at_all_names_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_without_any_cache_the_error_names_tokenize(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished cache in .*tokenize"):
         find_cache(tmp_path / "none", None)

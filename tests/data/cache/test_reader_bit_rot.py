@@ -1,4 +1,4 @@
-"""A writer may be killed anywhere, and not one cut or flipped bit of a cache goes unnoticed; beside it, plain webdataset."""
+"""A killed writer leaves no partial file, and every truncation and every flipped bit of a cache is found."""
 
 import builtins
 import hashlib
@@ -9,7 +9,6 @@ import random
 import signal
 import sys
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +22,16 @@ from data.pixels import pack_pixels
 from data.sources import Video
 from tests.helpers.cache_contents import SPEC, expected_codes, files_of, in_a_child, some_cuts
 from tests.helpers.caches import MakeCache
-from tests.helpers.damage_counts import count_cuts, count_flips, count_flips_beside
+from tests.helpers.damage_counts import count_cuts, count_flips, count_metadata_flips
 
-# --- killed
+# --- killed writers
 
 
 KILLED = replace(SPEC, keep_pixels="raw", videos=tuple(Video(f"{i:02d}.mp4", i) for i in range(11)))
 
 
 def fill(caches: Path) -> Path:
-    """What tokenize does once videos are codes: complete what is there."""
+    """Complete a cache as tokenize does."""
     writer = CacheWriter(caches, "toy", KILLED, shard_size=3)
     if not writer.finished:
         writer.begin()
@@ -49,18 +48,18 @@ def fill(caches: Path) -> Path:
     return writer.folder
 
 
-class Fate:
-    """Kills this process before a certain operation on files, or within a certain byte that it writes."""
+class Kill:
+    """Kills this process before file operation number `operation`, or after `byte` bytes have been written."""
 
     def __init__(self, operation: int | None = None, byte: int | None = None) -> None:
         self.operations, self.bytes = 0, 0
         self._operation, self._byte = operation, byte
 
-    def rule(self, work: Callable[[], object]) -> None:
-        """For the rest of this process, which should be a forked one."""
-        ordinary = builtins.open
+    def during(self, work: Callable[[], object]) -> None:
+        """Run `work` in this process, which must be a forked one, counting its file operations and bytes."""
+        builtin_open = builtins.open
 
-        class Mortal(io.FileIO):
+        class KillingFile(io.FileIO):
             def write(file, content: Any) -> int:  # noqa: N805
                 if self._byte is not None and self.bytes + len(content) > self._byte:
                     io.FileIO.write(file, content[: self._byte - self.bytes])
@@ -68,14 +67,14 @@ class Fate:
                 self.bytes += len(content)
                 return io.FileIO.write(file, content)
 
-        def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            return Mortal(path, mode) if mode == "wb" else ordinary(path, mode, *args, **kwargs)
+        def killing_open(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            return KillingFile(path, mode) if mode == "wb" else builtin_open(path, mode, *args, **kwargs)
 
-        builtins.open = opened  # type: ignore[assignment]
-        sys.addaudithook(self._heard)
+        builtins.open = killing_open  # type: ignore[assignment]
+        sys.addaudithook(self._count_operation)
         work()
 
-    def _heard(self, event: str, args: tuple[Any, ...]) -> None:
+    def _count_operation(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" or (event.startswith("os.") and event != "os.kill"):
             if self.operations == self._operation:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -83,28 +82,28 @@ class Fate:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an undisturbed run makes."""
-    return fill(tmp_path_factory.mktemp("straight"))
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of an uninterrupted run."""
+    return fill(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module")
-def extent(tmp_path_factory: pytest.TempPathFactory) -> Fate:
-    """How many operations and bytes an undisturbed run has."""
+def extent(tmp_path_factory: pytest.TempPathFactory) -> Kill:
+    """Number of file operations and bytes of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("extent")
-    fate = Fate()
+    kill = Kill()
 
-    def counted() -> None:
-        fate.rule(lambda: fill(folder / "caches"))
-        (folder / "extent").write_text(f"{fate.operations} {fate.bytes}")
+    def count() -> None:
+        kill.during(lambda: fill(folder / "caches"))
+        (folder / "extent").write_text(f"{kill.operations} {kill.bytes}")
 
-    assert in_a_child(counted).wait() == 0
-    fate.operations, fate.bytes = map(int, (folder / "extent").read_text().split())
-    return fate
+    assert in_a_child(count).wait() == 0
+    kill.operations, kill.bytes = map(int, (folder / "extent").read_text().split())
+    return kill
 
 
-def assert_nothing_half(folder: Path) -> None:
-    """Everything under a final name is what its record or the manifest says."""
+def assert_no_partial_file(folder: Path) -> None:
+    """Check that every file under a final name matches its record or the manifest."""
     for tar in folder.glob("shards/*.tar"):
         assert tar.with_suffix(".json").exists(), f"{tar.name} has no record"
         record = json.loads(tar.with_suffix(".json").read_text())
@@ -126,24 +125,25 @@ def sha256(path: Path) -> str:
 
 
 @pytest.mark.parametrize("trial", [*range(20), *(pytest.param(i, marks=pytest.mark.soak) for i in range(20, 200))])
-def test_a_writer_killed_at_any_moment_leaves_nothing_half_and_the_next_completes_it(
-    straight: Path, extent: Fate, tmp_path: Path, trial: int
+def test_killed_writer_leaves_no_partial_file_and_the_next_completes_the_cache(
+    reference: Path, extent: Kill, tmp_path: Path, trial: int
 ) -> None:
     draw = random.Random(trial)
-    for _ in range(draw.choice([1, 1, 2, 3])):  # the one that completes may be killed too
+    # The second and third writer may be killed too.
+    for _ in range(draw.choice([1, 1, 2, 3])):
         if draw.random() < 0.5:
-            fate = Fate(operation=draw.randrange(extent.operations))
+            kill = Kill(operation=draw.randrange(extent.operations))
         else:
-            fate = Fate(byte=draw.randrange(extent.bytes))
-        assert in_a_child(lambda fate=fate: fate.rule(lambda: fill(tmp_path))).wait() in (0, -signal.SIGKILL)  # type: ignore[misc]
+            kill = Kill(byte=draw.randrange(extent.bytes))
+        assert in_a_child(lambda kill=kill: kill.during(lambda: fill(tmp_path))).wait() in (0, -signal.SIGKILL)  # type: ignore[misc]
         for folder in tmp_path.iterdir():
-            assert_nothing_half(folder)
+            assert_no_partial_file(folder)
     completed = fill(tmp_path)
-    assert completed.name == straight.name
-    assert files_of(completed) == files_of(straight)
+    assert completed.name == reference.name
+    assert files_of(completed) == files_of(reference)
 
 
-# --- cut and flipped
+# --- truncations and flipped bits
 
 
 @pytest.fixture(scope="module")
@@ -152,37 +152,30 @@ def shard(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Pa
     return make_cache(tmp_path_factory.mktemp("caches"), keep_pixels="raw") / "shards" / "000001.tar"
 
 
-def printed(what: str, counts: Counter[str]) -> None:
-    print(f"{what}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
-
-
-def test_every_cut_of_a_shard_is_noticed_when_the_cache_is_opened(shard: Path) -> None:
+def test_every_truncation_of_a_shard_is_found_when_the_cache_is_opened(shard: Path) -> None:
     counts = count_cuts(shard)
-    printed("every 64-byte cut of a shard", counts)
     assert counts["refused"] == counts["cuts"] == shard.stat().st_size // 64
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
-def test_every_flipped_bit_of_a_shard_is_noticed_and_its_sample_named(shard: Path, flips: int) -> None:
+def test_every_flipped_bit_of_a_shard_is_found_and_its_sample_named(shard: Path, flips: int) -> None:
     counts = count_flips(shard, flips)
-    printed(f"{flips} flipped bits of a shard", counts)
     assert counts["verified"] == counts["flips"] == flips
     assert counts["named"] == counts["in_samples"] > 0
-    assert counts["said"] == counts["outside"] > 0
+    assert counts["reported"] == counts["outside"] > 0
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
-def test_every_flipped_bit_of_codes_is_noticed_when_they_are_read(
+def test_every_flipped_bit_of_codes_is_found_when_they_are_read(
     tmp_path: Path, make_cache: MakeCache, flips: int
 ) -> None:
-    shard = make_cache(tmp_path, codes_shape=(8, 16, 16)) / "shards" / "000001.tar"  # codes are most of it
+    # Most of the shard are codes.
+    shard = make_cache(tmp_path, codes_shape=(8, 16, 16)) / "shards" / "000001.tar"
     counts = count_flips(shard, flips)
-    printed(f"{flips} flipped bits of a shard of codes", counts)
     assert counts["codes"] == counts["gather"] == counts["in_codes"] > flips / 2
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.soak)])
-def test_every_flipped_bit_of_manifest_and_records_is_noticed_when_the_cache_is_opened(shard: Path, flips: int) -> None:
-    counts = count_flips_beside(shard.parent.parent, flips)
-    printed(f"{flips} flipped bits of manifest and records", counts)
+def test_every_flipped_bit_of_manifest_and_records_is_found_on_opening(shard: Path, flips: int) -> None:
+    counts = count_metadata_flips(shard.parent.parent, flips)
     assert counts["refused"] == counts["flips"] == flips

@@ -1,7 +1,6 @@
-"""Unfinished work is completed, and no change of a finished cache goes unnoticed."""
+"""An unfinished cache is completed by the next run, and every change of a finished cache is found."""
 
 import json
-import random
 import re
 import shutil
 from dataclasses import replace
@@ -15,36 +14,37 @@ from data.cache import CacheWriter, TokenCache
 from data.files import machine
 from data.shards import DamagedCache, sample_id
 from data.sources import Video
-from tests.helpers.cache_contents import SPEC, files_of, flipped, written_by_hand
+from tests.helpers.cache_contents import SPEC, damage_clip, files_of, flip_bit, written_by_hand
 from tests.helpers.caches import MakeCache
 
-# --- unfinished
+# --- unfinished caches
 
 
-def test_unfinished_cache_says_so(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_unfinished_cache_is_refused(tmp_path: Path, make_cache: MakeCache) -> None:
     folder = make_cache(tmp_path, finish=False)
-    with pytest.raises(DamagedCache, match="is unfinished; run tokenize again"):
+    with pytest.raises(DamagedCache, match="unfinished.*tokenize"):
         TokenCache.open(folder)
 
 
-def test_folder_that_is_no_cache_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DamagedCache, match=r"is no cache: no manifest\.json"):
+def test_folder_without_a_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DamagedCache, match=r"manifest\.json is missing"):
         TokenCache.open(tmp_path)
 
 
-def test_interrupted_run_completed_later_is_the_same_byte_for_byte(tmp_path: Path, make_cache: MakeCache) -> None:
-    straight = make_cache(tmp_path / "straight")
-    broken = make_cache(tmp_path / "broken", only_shards=[0, 1], finish=False)
-    (broken / "shards" / "000001.json").unlink()  # killed between the tar and its record
-    (broken / "shards" / f"000002.tar.tmp-{machine()}-99999999").write_bytes(b"torn")
-    kept = (broken / "shards" / "000000.tar").stat().st_mtime_ns
-    completed = make_cache(tmp_path / "broken", shard_size=5)
-    assert completed == broken
-    assert (broken / "shards" / "000000.tar").stat().st_mtime_ns == kept, "a finished shard is not made again"
-    assert files_of(broken) == files_of(straight), "and what a killed process left over is gone"
+def test_interrupted_cache_is_completed_byte_for_byte(tmp_path: Path, make_cache: MakeCache) -> None:
+    reference = make_cache(tmp_path / "reference")
+    partial = make_cache(tmp_path / "partial", only_shards=[0, 1], finish=False)
+    # Killed between the tar and its record.
+    (partial / "shards" / "000001.json").unlink()
+    (partial / "shards" / f"000002.tar.tmp-{machine()}-99999999").write_bytes(b"partial")
+    time_of_shard = (partial / "shards" / "000000.tar").stat().st_mtime_ns
+    completed = make_cache(tmp_path / "partial", shard_size=5)
+    assert completed == partial
+    assert (partial / "shards" / "000000.tar").stat().st_mtime_ns == time_of_shard, "a finished shard was made again"
+    assert files_of(partial) == files_of(reference), "files of the killed process are left"
 
 
-def test_only_missing_shards_are_missing(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_missing_lists_only_missing_shards(tmp_path: Path, make_cache: MakeCache) -> None:
     make_cache(tmp_path, only_shards=[1], finish=False)
     spec = json.loads(next(tmp_path.glob("*/plan.json")).read_text())["spec"]
     videos = tuple(Video(*video) for video in spec["videos"])
@@ -63,14 +63,13 @@ def test_cache_with_missing_shards_cannot_be_finished(tmp_path: Path) -> None:
 
 def test_cache_with_a_damaged_shard_cannot_be_finished(tmp_path: Path, make_cache: MakeCache) -> None:
     folder = make_cache(tmp_path, finish=False)
-    tar = folder / "shards" / "000001.tar"
-    tar.write_bytes(flipped(tar.read_bytes(), random.Random(0)))
+    flip_bit(folder / "shards" / "000001.tar", 1000)
     with pytest.raises(DamagedCache, match=r"000001\.tar"):
         make_cache(tmp_path)
     assert not (folder / "manifest.json").exists()
 
 
-def test_cache_that_lost_its_manifest_is_completed_with_the_same_shards(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_cache_without_manifest_is_completed_with_the_same_shards(tmp_path: Path, make_cache: MakeCache) -> None:
     folder = make_cache(tmp_path)
     before = files_of(folder)
     (folder / "manifest.json").unlink()
@@ -79,8 +78,8 @@ def test_cache_that_lost_its_manifest_is_completed_with_the_same_shards(tmp_path
 
 
 @pytest.mark.parametrize("shard_size", [1, 7])
-def test_finished_cache_needs_no_plan(tmp_path: Path, shard_size: int) -> None:
-    """As one that was downloaded: the manifest says how large the shards are."""
+def test_finished_cache_does_not_need_the_plan(tmp_path: Path, shard_size: int) -> None:
+    """A downloaded cache may lack it; the manifest has the size of the shards."""
     written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3), int)).finish(None)
     (folder,) = tmp_path.iterdir()
     (folder / "plan.json").unlink(missing_ok=True)
@@ -92,10 +91,10 @@ def test_finished_cache_needs_no_plan(tmp_path: Path, shard_size: int) -> None:
 
 
 @pytest.mark.parametrize("shard_size", [1, 3, 4, 100])
-def test_cache_that_lost_its_manifest_and_its_plan_never_loses_a_video(
+def test_cache_without_manifest_and_plan_never_loses_a_video(
     tmp_path: Path, make_cache: MakeCache, shard_size: int
 ) -> None:
-    """With them goes the size of the shards that are there; the next run may ask for another one."""
+    """The size of the existing shards is then unknown, and the next run may request another size."""
     folder = make_cache(tmp_path)
     (folder / "manifest.json").unlink()
     (folder / "plan.json").unlink(missing_ok=True)
@@ -109,14 +108,12 @@ def test_cache_that_lost_its_manifest_and_its_plan_never_loses_a_video(
 
 
 def test_cache_of_damaged_videos_only_is_refused_with_the_first_reason(tmp_path: Path, make_cache: MakeCache) -> None:
-    with pytest.raises(
-        ValueError, match=r"none of the 2 videos can be used; the first, 0/000\.mp4: damaged for the test"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 2 videos .*0/000\.mp4: damaged for the test"):
         make_cache(tmp_path, 2, skip=["0/000.mp4", "1/001.mp4"])
     assert not list(tmp_path.glob("*/manifest.json"))
 
 
-# --- changed
+# --- changed caches
 
 
 @pytest.mark.parametrize(
@@ -141,20 +138,10 @@ def test_edited_manifest_is_refused(copy: Path, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"{}"])
-def test_manifest_that_is_none_is_refused(copy: Path, content: bytes) -> None:
+def test_invalid_manifest_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(DamagedCache, match=r"manifest\.json"):
         TokenCache.open(copy)
-
-
-@pytest.mark.parametrize("file", ["manifest.json", "shards/000001.json"])
-def test_every_flipped_bit_of_manifest_and_records_is_found(copy: Path, file: str) -> None:
-    content = (copy / file).read_bytes()
-    draw = random.Random(0)
-    for _ in range(150):
-        (copy / file).write_bytes(flipped(content, draw))
-        with pytest.raises(DamagedCache):
-            TokenCache.open(copy)
 
 
 @pytest.mark.parametrize("file", ["shards/000001.json", "shards/000001.tar"])
@@ -168,32 +155,25 @@ def test_shard_of_another_cache_is_refused(copy: Path, tmp_path: Path, make_cach
     other = make_cache(tmp_path / "other", [Video(f"{i}", 1) for i in range(10)], keep_pixels="raw")
     for suffix in ("tar", "json"):
         shutil.copy(other / "shards" / f"000001.{suffix}", copy / "shards" / f"000001.{suffix}")
-    with pytest.raises(DamagedCache, match=r"000001\.json: is not the record that the manifest names"):
+    with pytest.raises(DamagedCache, match=r"000001\.json: .*manifest"):
         TokenCache.open(copy)
 
 
 def test_damaged_codes_are_refused_when_read_and_by_verify(copy: Path) -> None:
-    tar = copy / "shards" / "000001.tar"
-    record = json.loads(tar.with_suffix(".json").read_text())
-    place = record["members"]["codes.npy"]
-    content = bytearray(tar.read_bytes())
-    content[place["offset"][2] + place["size"][2] - 1] ^= 1
-    tar.write_bytes(content)
+    damage_clip(copy, 6)
     cache = TokenCache.open(copy)
     cache.codes(5)
-    named = rf"000001\.tar: sample {sample_id('0/006.mp4')} \(0/006\.mp4\), codes\.npy: is damaged"
-    with pytest.raises(DamagedCache, match=named):
+    sample = rf"000001\.tar: sample {sample_id('0/006.mp4')} \(0/006\.mp4\), codes\.npy"
+    with pytest.raises(DamagedCache, match=sample):
         cache.codes(6)
-    with pytest.raises(DamagedCache, match=named):
+    with pytest.raises(DamagedCache, match=sample):
         cache.verify()
 
 
 def test_changed_codebook_is_refused(tmp_path: Path, make_cache: MakeCache) -> None:
     folder = make_cache(tmp_path, 2, codebook_VC=np.ones((64, 6), np.float32))
     path = folder / "codebook.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(content)
+    flip_bit(path, path.stat().st_size - 2)
     with pytest.raises(DamagedCache, match=r"codebook\.safetensors"):
         TokenCache.open(folder).codebook()
 
@@ -205,5 +185,5 @@ def test_missing_codebook_is_named(tmp_path: Path, make_cache: MakeCache) -> Non
         TokenCache.open(folder).codebook()
 
 
-def test_whole_cache_passes_verify_wherever_it_lies(copy: Path) -> None:
+def test_intact_copy_of_a_cache_passes_verify(copy: Path) -> None:
     TokenCache.open(copy).verify()

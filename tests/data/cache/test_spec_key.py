@@ -1,4 +1,4 @@
-"""R14: everything that decides the content of a cache changes its key, and nothing else does."""
+"""The key of a cache changes with everything that determines its content, and with nothing else."""
 
 import os
 import shutil
@@ -50,9 +50,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_key_changes_with_every_part_of_the_content(what: str) -> None:
-    assert key_of(replace(SPEC, **CHANGES[what]).preimage()) != key_of(SPEC.preimage())
+@pytest.mark.parametrize("change", CHANGES)
+def test_key_changes_with_every_part_of_the_content(change: str) -> None:
+    assert key_of(replace(SPEC, **CHANGES[change]).preimage()) != key_of(SPEC.preimage())
 
 
 def test_keys_of_all_changes_differ_from_each_other() -> None:
@@ -71,28 +71,28 @@ def test_key_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key_of(SPEC.preimage()) != before
 
 
-def test_the_decoder_of_this_machine_is_in_the_key_by_default() -> None:
+def test_key_contains_the_version_of_the_decoder() -> None:
     assert av.__version__ in SPEC.preimage()["decoder"]
 
 
 def test_key_of_a_specification_never_changes() -> None:
-    """A key that changes without need makes every cache that exists useless; where it must, FORMAT says so."""
+    """Another key makes all existing caches useless. A necessary change of it must also change FORMAT."""
     fixed = replace(SPEC, decoder="pyav-14.0.0", cutting="clips-1 digits-1 jpeg-92").preimage()
     golden = "4d46455ae620c856621e9a0bc4f3df4703a2d3b6c45adc45f6cf62d0576d66f9"
     assert (fixed["format"], key_of(fixed)) == ("arvideo-cache-2", golden)
 
 
-# --- what is no content
+# --- what does not change the key
 
 
 def key_from(videos: str | Path) -> str:
-    """Key of a cache of what `--videos` names."""
+    """Key of a cache of the videos that a `--videos` argument names."""
     return key_of(replace(SPEC, videos=load_source(str(videos)).videos).preimage())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three videos of two classes, and a list file of them that names the same classes."""
+    """Three videos of two classes, and a list file with the same videos and classes."""
     for path in ("run/a.mp4", "run/b c.mp4", "jump/d.mp4"):
         (tmp_path / "set" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / path).write_bytes(path.encode())
@@ -111,7 +111,7 @@ def _touched(folder: Path) -> Path:
 
 
 def _copied(folder: Path) -> Path:
-    """Into a folder that lists its files in another order."""
+    """Copy in reverse, so that the new folder lists its files in another order."""
     other = folder.parent / "copy"
     for path in sorted(folder.rglob("*.mp4"), reverse=True):
         target = other / path.relative_to(folder)
@@ -130,7 +130,7 @@ def _relative(folder: Path) -> Path:
     return Path("set")
 
 
-def _roundabout(folder: Path) -> Path:
+def _with_dots_in_the_path(folder: Path) -> Path:
     return folder.parent / "." / "set" / ".." / "set"
 
 
@@ -166,13 +166,13 @@ def _as_a_list_of_absolute_paths(folder: Path) -> Path:
     return folder / "d.txt"
 
 
-NO_CONTENT: list[Callable[[Path], Path]] = [
+SAME_VIDEOS: list[Callable[[Path], Path]] = [
     _moved,
     _touched,
     _copied,
     _behind_a_link,
     _relative,
-    _roundabout,
+    _with_dots_in_the_path,
     _beside_other_files,
     _read_only,
     _as_a_list,
@@ -182,16 +182,17 @@ NO_CONTENT: list[Callable[[Path], Path]] = [
 ]
 
 
-@pytest.mark.parametrize("change", NO_CONTENT, ids=lambda change: change.__name__.strip("_"))
-def test_key_stays_when_the_same_videos_are_found_in_another_way(
+@pytest.mark.parametrize("change", SAME_VIDEOS, ids=lambda change: change.__name__.strip("_"))
+def test_key_is_the_same_for_the_same_videos(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Path]
 ) -> None:
-    monkeypatch.chdir(folder)  # and back
+    # Restored after the test; _relative changes it.
+    monkeypatch.chdir(folder)
     before = key_from(folder)
     assert key_from(change(folder)) == before
 
 
-def test_key_does_not_depend_on_variables_of_the_environment(folder: Path) -> None:
+def test_key_does_not_depend_on_environment_variables(folder: Path) -> None:
     variables = {"LOGLEVEL": "DEBUG", "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}
     code = "import sys; from tests.data.cache.test_spec_key import key_from; print(key_from(sys.argv[1]))"
     output = subprocess.run(
@@ -219,24 +220,24 @@ def test_same_content_under_another_name_is_the_same_cache(tmp_path: Path, make_
     assert os.listdir(tmp_path) == [folder.name]
 
 
-def test_order_in_which_shards_were_made_leaves_no_trace(tmp_path: Path, make_cache: MakeCache) -> None:
-    straight = make_cache(tmp_path / "straight")
+def test_files_do_not_depend_on_the_order_of_shards(tmp_path: Path, make_cache: MakeCache) -> None:
+    reference = make_cache(tmp_path / "reference")
     for shards in ([2], [0], [1]):
-        crooked = make_cache(tmp_path / "crooked", only_shards=shards, finish=shards == [1])
-    assert files_of(crooked) == files_of(straight)
+        reordered = make_cache(tmp_path / "reordered", only_shards=shards, finish=shards == [1])
+    assert files_of(reordered) == files_of(reference)
 
 
-def test_number_of_processes_leaves_no_trace(tmp_path: Path) -> None:
+def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     spec = replace(SPEC, videos=tuple(replace(VIDEOS[0], path=f"{i:02d}.mp4") for i in range(12)))
     codes = [np.full((2, 2, 3, 3), i) for i in range(12)]
-    straight = files_of(filled(tmp_path / "one", spec, codes))
+    reference = files_of(filled(tmp_path / "one", spec, codes))
     children = [in_a_child(lambda: filled(tmp_path / "many", spec, codes)) for _ in range(4)]
     assert [child.wait() for child in children] == [0] * 4
     (folder,) = (tmp_path / "many").iterdir()
-    assert files_of(folder) == straight
+    assert files_of(folder) == reference
 
 
-def test_a_cache_that_was_moved_keeps_its_key_and_is_found_by_it(tmp_path: Path, make_cache: MakeCache) -> None:
+def test_moved_cache_keeps_its_key(tmp_path: Path, make_cache: MakeCache) -> None:
     folder = make_cache(tmp_path)
     key = TokenCache.open(folder).key
     moved = folder.rename(tmp_path / "renamed")
