@@ -57,7 +57,7 @@ MISTAKES = [
         for share in ("keep", "targets", "ranks")
         for value in ("0", "2", ".nan", "-0.5")
     ),
-    *((f"--objective.{share} nan", f"{share}: must be a number, not nan") for share in ("keep", "targets", "ranks")),
+    *((f"--objective.{share} nan", f"{share}: must be a number, got nan") for share in ("keep", "targets", "ranks")),
     ("--objective.causal false --objective.keep 1", "keep must leave some"),
     ("--objective.causal perhaps", "causal"),
     (
@@ -75,12 +75,12 @@ MISTAKES = [
     ("--objective.decoder_heads 0", "width 24 does not give 0 heads"),
     ("--attention flash9", "attention"),
     ("--precision fp16", "precision"),
-    *((f"--{name} 0", f"{name} is 0") for name in ("steps", "batch_size", "accumulate", "save_every", "lr")),
-    ("--accumulate 3", "batch_size 4 cannot be cut into accumulate 3 equal parts"),
-    ("--warmup -1", "warmup is -1"),
-    ("--seed -1", "seed is -1"),
-    ("--lr nan", "lr: must be a number, not nan"),
-    *((f"--{name} {value}", f"{name} is {value[1:]}") for name in ("lr", "weight_decay") for value in (".nan", ".inf")),
+    *((f"--{name} 0", f"{name} must be ") for name in ("steps", "batch_size", "accumulate", "save_every", "lr")),
+    ("--accumulate 3", "batch_size 4 must be a multiple of accumulate, got 3"),
+    ("--warmup -1", "warmup must be finite and at least 0, got -1"),
+    ("--seed -1", "seed must be from 0 to 2147483647, got -1"),
+    ("--lr nan", "lr: must be a number, got nan"),
+    *((f"--{name} {value}", f", got {value[1:]}") for name in ("lr", "weight_decay") for value in (".nan", ".inf")),
 ]
 
 

@@ -167,7 +167,7 @@ def test_a_cache_with_a_codebook_and_pixels(call: Call, tmp_path: Path, make_cac
 def test_what_the_run_refuses_is_refused(call: Call, here: Path) -> None:
     before = written(here)
     flags = ["pretrain_ar", "--plan", *SMALL]
-    assert "cannot be cut into accumulate 3 equal parts" in call(*flags, "--accumulate", "3")
+    assert "batch_size 4 must be a multiple of accumulate, got 3" in call(*flags, "--accumulate", "3")
     assert "clusters of 2x3x3 tokens do not divide" in call(*flags, "--objective.clusters", "[2,3,3]")
     assert "the cache holds none" in call(*flags, "--objective.input", "pixels")
     assert "--attention flex does not run here" in call(*flags, "--attention", "flex")
