@@ -47,7 +47,7 @@ class Trained:
         """The state, and what is said of those that are passed over."""
         said: list[str] = []
         extra_modules = {"average": self.average}
-        state = checkpoints.load(folder, self.module, self.optimizer, extra_modules=extra_modules, tell=said.append)
+        state = checkpoints.load(folder, self.module, self.optimizer, extra_modules=extra_modules, warn=said.append)
         return state, said
 
     def picture(self) -> list[torch.Tensor]:
@@ -211,7 +211,7 @@ def test_a_damaged_later_one_does_not_cost_the_one_that_is_saved(tmp_path: Path)
     trained.save(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["step_000002", "step_000009"]
     step, (line,) = loaded(tmp_path, pictures)
-    assert step == 2 and "step_000009: passed over" in line
+    assert step == 2 and "step_000009: skipped" in line
 
 
 # --- something happens to what is written
@@ -239,7 +239,7 @@ def assert_noticed(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str,
         file.write_bytes(content)
     assert step == 1, f"{name}, {what}: unnoticed"
     (line,) = said
-    assert line.startswith(f"{folder / 'step_000002'}: passed over, it cannot be read (")
+    assert line.startswith(f"{folder / 'step_000002'}: skipped, it cannot be read (")
     assert "\n" not in line and len(line) < len(str(folder)) + 300
 
 

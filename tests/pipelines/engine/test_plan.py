@@ -136,7 +136,7 @@ def test_processes_share_the_batch(here: Path, capsys: pytest.CaptureFixture[str
     validation = two["memory"]["validation"] - copied
     assert half["memory"]["weights"] < validation < half["memory"]["validation"], "each has one clip, not both"
     lines = capsys.readouterr().out.splitlines()
-    assert ["by 2 processes" in line for line in lines].count(True) == 2, "of the arithmetic and of the fastest product"
+    assert ["on 2 processes" in line for line in lines].count(True) == 2, "of the arithmetic and of the fastest product"
     assert [line.startswith("  buckets") for line in lines].count(True) == 1, "of the second of three plans"
     with pytest.raises(ValueError, match="batch_size 64 does not divide evenly among 3 processes"):
         planned(here, 3, batch_size=64)
@@ -186,7 +186,7 @@ def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_fastest_product_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}  # wider ones are not asked for
-    monkeypatch.setattr("pipelines.engine.attention_choice._seconds", lambda a, b, device: seconds[len(a)].pop())
+    monkeypatch.setattr("pipelines.engine.device._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05
 
 

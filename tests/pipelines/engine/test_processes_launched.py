@@ -219,9 +219,7 @@ def test_nodes_that_do_not_share_the_folder_of_the_run_are_stopped(
     monkeypatch.chdir(folder)
     monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, start: torch.cat([start, start + 250]))
     line = call("pretrain_ar", *FLAGS, "--out", str(tmp_path / "run"))
-    assert (
-        "the processes find different checkpoints there (of steps [0, 250]); all nodes must share this folder" in line
-    )
+    assert "the ranks found different checkpoints, of steps [0, 250]; all nodes must share this folder" in line
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
     module, optimizer = _trained(0)
-    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, beside={}, keep=2)
+    checkpoints.save(tmp_path, module, optimizer, {"step": 3, "seconds": 1.5}, extra_modules={}, keep=2)
     other, other_optimizer = _trained(1)
-    assert checkpoints.load(tmp_path, other, other_optimizer, beside={}) == {"step": 3, "seconds": 1.5}
+    assert checkpoints.load(tmp_path, other, other_optimizer, extra_modules={}) == {"step": 3, "seconds": 1.5}
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(_state(optimizer), _state(other_optimizer), strict=True))
 
@@ -124,14 +124,14 @@ def test_a_checkpoint_restores_weights_and_moments(tmp_path: Path) -> None:
 def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_passed_over(tmp_path: Path) -> None:
     module, optimizer = _trained(0)
     for step in (1, 2, 3):
-        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, beside={}, keep=2)
+        checkpoints.save(tmp_path, module, optimizer, {"step": step, "seconds": 0.0}, extra_modules={}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
     broken = tmp_path / "step_000003" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:50])
-    assert checkpoints.load(tmp_path, module, optimizer, beside={}) == {"step": 2, "seconds": 0.0}
+    assert checkpoints.load(tmp_path, module, optimizer, extra_modules={}) == {"step": 2, "seconds": 0.0}
     (tmp_path / "step_000002" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="none of its 2 checkpoints can be read"):
-        checkpoints.load(tmp_path, module, optimizer, beside={})
+        checkpoints.load(tmp_path, module, optimizer, extra_modules={})
 
 
 def test_the_next_start_deletes_what_a_killed_save_did_not(finished_project: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_next_start_deletes_what_a_killed_save_did_not(finished_project: Pat
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / ".step_000009.tmp").mkdir(parents=True)
     module, optimizer = _trained(0)
-    assert checkpoints.load(tmp_path, module, optimizer, beside={}) is None
+    assert checkpoints.load(tmp_path, module, optimizer, extra_modules={}) is None
 
 
 # --- tokenizers
