@@ -133,7 +133,7 @@ def test_the_folder_of_a_run_on_another_cache(pretrain: Callable[..., Any], othe
     pretrain()
     before = files(Path("run"))
     line = pretrain(cache=other)
-    assert "--out run: holds a run " in line and "choose another --out" in line
+    assert "--out run: contains a run " in line and "choose another --out" in line
     (Path("run") / "summary.json").unlink()
     assert pretrain(cache=other) == line
     assert files(Path("run")) == {name: content for name, content in before.items() if name != "summary.json"}
@@ -150,7 +150,7 @@ def test_the_newest_cache_is_another_one_when_a_run_is_continued(
     shutil.rmtree("caches")
     shutil.copytree(caches["other grid"], tmp_path / "caches" / Path(caches["other grid"]).name)
     line = call("pretrain_ar", *flags)
-    assert "--out run: holds a run on other videos, another cache or other entries; choose another --out" in line
+    assert "--out run: contains a run on other videos, another cache or other entries; choose another --out" in line
 
 
 def test_checkpoints_of_another_model(pretrain: Callable[..., Any]) -> None:

@@ -101,7 +101,7 @@ def test_a_run_of_another_tokenizer_is_not_continued(call: Call, tmp_path: Path)
     call("train_tokenizer", *TINIEST, "--out", str(tmp_path / "run"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for flags in (["--model.name", "vq3d-2x8x8-fsq240"], ["--average", "0.5"], ["--loss.pixels", "l1"]):
-        assert "holds a run of another configuration" in call(
+        assert "contains a run with other settings" in call(
             "train_tokenizer", *TINIEST, *flags, "--out", str(tmp_path / "run")
         )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
