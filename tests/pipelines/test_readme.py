@@ -1,4 +1,4 @@
-"""What the README says can be typed."""
+"""The Python snippets of the README run."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def test_python_of_the_readme_runs(snippet: str, finished_project: Path, answers
     assert "(1, 8, 8, 8)" in result.stdout
 
 
-def test_webdataset_takes_six_lines() -> None:
+def test_the_webdataset_snippet_has_six_lines_and_does_not_import_this_project() -> None:
     (plain,) = [snippet for snippet in SNIPPETS if "webdataset" in snippet]
     assert len([line for line in plain.splitlines() if line]) == 6
     assert "arvideo" not in plain
