@@ -7,13 +7,11 @@ if not __package__:
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.benchmark import Benchmark
 
 
-def main(config: Benchmark, settings: str) -> dict[str, Any]:
+def main(config: Benchmark, settings: str) -> dict:
     # Imported after the flags are parsed: --help needs no torch.
     from pipelines.benchmarks.suite import main as run_command
 

@@ -7,13 +7,11 @@ if not __package__:
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.train_tokenizer import TrainTokenizer
 
 
-def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
+def main(config: TrainTokenizer, settings: str) -> dict:
     # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.train_tokenizer import main as run_command
 

@@ -7,6 +7,7 @@ import difflib
 import re
 import shutil
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -51,11 +52,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Any) -> str:
         text, default = action.help or "", action.default
-        if (
-            action.dest in ("help", "config")
-            or isinstance(default, dict | type)
-            or default in (None, [], "==SUPPRESS==")
-        ):
+        if isinstance(default, dict | type) or default in (None, [], SUPPRESS):
             return text
         return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"
 
@@ -143,12 +140,7 @@ def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Se
                 parser.add_argument(f"--{field.name}", type=types[field.name], default=_default(field), help=text)
             else:
                 _add_flag(group, field, types[field.name], text)
-    _describe_generated_flags(parser)
-    return parser
-
-
-def _describe_generated_flags(parser: _Parser) -> None:
-    """Describe the flags that jsonargparse adds by itself."""
+    # Flags that jsonargparse adds by itself.
     for action in parser._actions:
         if "--print_config" in action.option_strings:
             action.metavar, action.help = (
@@ -157,6 +149,7 @@ def _describe_generated_flags(parser: _Parser) -> None:
             )
         elif action.metavar == "CONFIG":
             action.metavar, action.help = "FILE", "YAML file with the settings of this group"
+    return parser
 
 
 def _groups(schema: type) -> Iterator[tuple[str, list[tuple[Field[Any], str]]]]:

@@ -239,59 +239,45 @@ def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str
 def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[str]]:
     """Format the numbers as rows of a table: name, value, note."""
     memory, parameters, precision = numbers["memory"], numbers["parameters"], numbers["precision"]
-    videos, several = numbers["videos"], numbers["processes"] > 1
-    processes = f" on {numbers['processes']} processes" if several else ""
-    parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
-    recomputed = ", including recomputation" if model.recompute else ""
-    kernel = numbers["attention"]
-    if kernel not in _TRACED_KERNELS:
-        kernel = f"{kernel}, counted as sdpa"
+    kernel, videos = numbers["attention"], numbers["videos"]
+    several = numbers["processes"] > 1
+    batch = f"{config.batch_size} clips"
+    if several:
+        batch += f" on {numbers['processes']} processes"
+    if config.accumulate > 1:
+        batch += f", in {config.accumulate} parts"
+    passes = "forward and backward" + (", including recomputation" if model.recompute else "")
+    counted = "" if kernel in _TRACED_KERNELS else ", counted as sdpa"
     uncompiled = "; traced without --compile, which changes it" if model.compiled else ""
-    each = " per process" if several else ""
-    if numbers["sharded"]:
-        each += " with FSDP"
+    arithmetic = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
+    peak = f"{precision}, peak" + (" per process" if several else "") + (" with FSDP" if numbers["sharded"] else "")
+    data = f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out"
+    product = f"measured with {precision} matrices" + (f" on {numbers['processes']} processes" if several else "")
     rows = [["parameters", _short(parameters["total"]), numbers["objective"]]]
     rows += [[f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")]
     rows += [[f"tokens {name}", f"{count:,}", "per clip in a step"] for name, count in numbers["tokens"].items()]
     rows += [
-        [
-            "arithmetic of a step",
-            f"{_short(numbers['flop_per_step'])}FLOP",
-            f"{config.batch_size} clips{processes}{parts}, forward and backward{recomputed}; attention {kernel}{uncompiled}",
-        ],
-        [
-            "memory of a step",
-            size(memory["peak"]),
-            f"{precision}, peak{each}; gradients appear while activations are freed",
-        ],
+        ["arithmetic of a step", f"{_short(numbers['flop_per_step'])}FLOP", arithmetic],
+        ["memory of a step", size(memory["peak"]), f"{peak}; gradients appear while activations are freed"],
         ["  weights", size(memory["weights"]), ""],
         ["  gradients", size(memory["gradients"]), ""],
-    ]
-    if memory["buckets"]:
-        rows.append(["  buckets", size(memory["buckets"]), "copies of the gradients for the all-reduce"])
-    rows += [
+        ["  buckets", size(memory["buckets"]), "copies of the gradients for the all-reduce"],
         ["  optimizer", size(memory["optimizer"]), ""],
         ["  others", size(memory["others"]), f"activations and temporaries, at their peak{uncompiled}"],
-    ]
-    if numbers["libraries"] is not None:
-        rows.append(["  libraries", size(numbers["libraries"]), "Python and its libraries, measured in this process"])
-    rows += [
+        ["  libraries", size(numbers["libraries"] or 0), "Python and its libraries, measured in this process"],
         ["memory of a validation", size(memory["validation"]), f"{numbers['validations']} validations in the run"],
-        [
-            "passes over the data",
-            f"{numbers['epochs']:,.1f}",
-            f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out",
-        ],
+        ["passes over the data", f"{numbers['epochs']:,.1f}", data],
         ["cache", size(numbers["cache_bytes"]), numbers["cache"]],
         ["arithmetic of the run", f"{_short(numbers['flop'])}FLOP", "including validations"],
-        [
-            "fastest product",
-            f"{_short(numbers['matrix_peak'])}FLOP/s",
-            f"measured with {precision} matrices{processes}: {numbers['device']}",
-        ],
+        ["fastest product", f"{_short(numbers['matrix_peak'])}FLOP/s", f"{product}: {numbers['device']}"],
         ["time of the run", _duration(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of the fastest product"],
     ]
-    return rows
+    hidden = set()
+    if not memory["buckets"]:
+        hidden.add("  buckets")
+    if numbers["libraries"] is None:
+        hidden.add("  libraries")
+    return [row for row in rows if row[0] not in hidden]
 
 
 def _short(count: float) -> str:

@@ -62,7 +62,7 @@ def test_each_module_is_clipped_by_its_own_norm_and_checked_before_the_update() 
         raise FloatingPointError("no update")
 
     def batches() -> Iterator[Batch]:
-        yield {"x_B3": torch.full((2, 3), 100.0)}
+        yield {"x_B3": torch.tensor([[1.0, 2.0, 0.5], [-1.0, 0.5, 1.0]])}
 
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     with pytest.raises(FloatingPointError):
@@ -72,13 +72,13 @@ def test_each_module_is_clipped_by_its_own_norm_and_checked_before_the_update() 
             optimizer,
             batches(),
             clipped=[module.layers[0], module.layers[2]],
-            max_norm=0.5,
+            max_norm=0.01,
             check_gradient=refuse,
         )
     assert norms[0].shape == (2,)
     for layer in (module.layers[0], module.layers[2]):
         total = torch.stack([p.grad.norm() for p in layer.parameters() if p.grad is not None]).norm()
-        assert float(total) == pytest.approx(0.5, rel=1e-3)
+        assert float(total) == pytest.approx(0.01, rel=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
