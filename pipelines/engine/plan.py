@@ -1,7 +1,8 @@
 """Estimated cost of a pre-training run before it starts: table and numbers of `pretrain_ar --plan`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -162,24 +163,19 @@ def _training(
 ) -> Build:
     """Build an optimizer step like that of a run, with at most `_TRACED_PARTS` parts."""
 
-    def build() -> tuple[nn.Module, Callable[[], None]]:
+    parts, max_norm = min(config.accumulate, _TRACED_PARTS), config.clip_gradient
+
+    def build() -> tuple[nn.Module, Callable[[], object]]:
         objective = make().train()
         _collect_facts(objective, facts)
         optimizer = make_optimizer(objective, config)
-
-        def batches() -> Iterator[Batch]:
-            for _ in range(min(config.accumulate, _TRACED_PARTS)):
-                yield example_batch(cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
+        batch = partial(example_batch, cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
 
         def step() -> None:
+            batches = (batch() for _ in range(parts))
+            accumulate, clipped = config.accumulate, [objective]
             train_step(
-                backend,
-                objective,
-                optimizer,
-                batches(),
-                accumulate=config.accumulate,
-                clipped=[objective],
-                max_norm=config.clip_gradient,
+                backend, objective, optimizer, batches, accumulate=accumulate, clipped=clipped, max_norm=max_norm
             )
 
         return objective, step
@@ -210,11 +206,14 @@ def _collect_facts(objective: Objective, facts: _Facts) -> None:
     total = sum(p.numel() for p in objective.parameters())
     facts.parameters |= {"rest": total - sum(facts.parameters.values()), "total": total}
 
-    def watch(part: nn.Module, name: str) -> None:
-        part.register_forward_pre_hook(lambda _, inputs: facts.tokens.update({name: inputs[0].shape[1]}))
+    def record_length(part: nn.Module, name: str) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            facts.tokens[name] = inputs[0].shape[1]
 
-    watch(getattr(objective, "encoder", nn.Module()), "seen")
-    watch(getattr(objective, "target", nn.Module()), "predicted")
+        part.register_forward_pre_hook(hook)
+
+    record_length(getattr(objective, "encoder", nn.Module()), "seen")
+    record_length(getattr(objective, "target", nn.Module()), "predicted")
 
 
 def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str, int]:

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -243,10 +244,7 @@ def _step(
             batch = {**part, "step": step}
             watch(batch)
             rows.extend(batch["row_B"].tolist())
-            yield {
-                key: value.to(accelerator.device, non_blocking=True) if torch.is_tensor(value) else value
-                for key, value in batch.items()
-            }
+            yield send_to_device(batch, accelerator.device, non_blocking=True)
 
     def check_gradient(norms: torch.Tensor, losses: Losses) -> None:
         if not torch.isfinite(norms).all():
