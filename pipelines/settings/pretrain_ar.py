@@ -35,7 +35,7 @@ class Pretrain(Training):
     """Folder of all token caches."""
     objective: MakeObjective = class_setting(
         _objective,
-        "Training objective: ARVideo, VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
+        "Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
     )
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
     """Kernel of all attention layers; auto measures which one is fastest on the shapes of this run."""
