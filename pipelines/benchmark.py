@@ -1,21 +1,21 @@
-"""Measure this project beside the alternative, as ratios within one run."""
+"""Benchmark this project against an alternative, and report the ratios measured within one run."""
 
-if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+# Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
+if not __package__:
     import os
     import sys
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.benchmark import Benchmark
 
 
-def main(config: Benchmark, settings: str) -> dict[str, Any]:
-    from pipelines.benchmarks.suite import main as work  # after the flags are read: --help needs no torch
+def main(config: Benchmark, settings: str) -> dict:
+    # Imported after the flags are parsed: --help needs no torch.
+    from pipelines.benchmarks.suite import main as run_command
 
-    return work(config, settings)
+    return run_command(config, settings)
 
 
 if __name__ == "__main__":

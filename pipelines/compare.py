@@ -1,21 +1,21 @@
-"""Which objective, on these videos, for this budget: several objectives and seeds on one cache, probed alike, on one page."""
+"""Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
 
-if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+# Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
+if not __package__:
     import os
     import sys
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.compare import Compare
 
 
-def main(config: Compare, settings: str) -> dict[str, Any]:
-    from pipelines.commands.compare import main as work  # after the flags are read: --help needs no torch
+def main(config: Compare, settings: str) -> dict:
+    # Imported after the flags are parsed: --help needs no torch.
+    from pipelines.commands.compare import main as run_command
 
-    return work(config, settings)
+    return run_command(config, settings)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Write clips of a cache as mp4: their pixels beside what their codes decode to."""
+"""Write clips of a token cache as mp4: the original pixels next to the decoded codes."""
 
-if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+# Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
+if not __package__:
     import os
     import sys
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.export import Export
 
 
-def main(config: Export, settings: str) -> dict[str, Any]:
-    from pipelines.commands.export import main as work  # after the flags are read: --help needs no torch
+def main(config: Export, settings: str) -> dict:
+    # Imported after the flags are parsed: --help needs no torch.
+    from pipelines.commands.export import main as run_command
 
-    return work(config, settings)
+    return run_command(config, settings)
 
 
 if __name__ == "__main__":

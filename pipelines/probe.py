@@ -1,21 +1,21 @@
-"""Frozen evaluation of a pre-trained model, beside the same probe on baselines that know nothing of pre-training."""
+"""Evaluate a frozen pre-trained model with probes, next to the same probes on baselines without pre-training."""
 
-if not __package__:  # started as a file: put the repository first, not pipelines/, whose tokenize.py hides Python's own
+# Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
+if not __package__:
     import os
     import sys
 
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from typing import Any
-
 from pipelines.engine.launch import command
 from pipelines.settings.probe import Probe
 
 
-def main(config: Probe, settings: str) -> dict[str, Any]:
-    from pipelines.commands.probe import main as work  # after the flags are read: --help needs no torch
+def main(config: Probe, settings: str) -> dict:
+    # Imported after the flags are parsed: --help needs no torch.
+    from pipelines.commands.probe import main as run_command
 
-    return work(config, settings)
+    return run_command(config, settings)
 
 
 if __name__ == "__main__":

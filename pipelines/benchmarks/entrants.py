@@ -24,6 +24,7 @@ from ar_model.objectives import ARVideo, Objective
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
 from pipelines.engine.device import wait
 from pipelines.engine.memory import Resident
+from pipelines.engine.step import SingleProcess, train_step
 
 Batch = dict[str, Tensor]
 AS_FAST = 1.05
@@ -84,16 +85,14 @@ class Entrant:
             model.parameters(), lr=1e-4, weight_decay=0.05, betas=(0.9, 0.95), fused=True
         )
 
-    def forward_backward(self, batch: Batch) -> None:
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
         # Blocks are compiled in their first step, and again after a reset: each side under its own budget.
-        with functorch.patch(activation_memory_budget=self._budget), torch.autocast(self.device.type, torch.bfloat16):
-            loss = self._loss(self.model, batch)
-        loss.backward()
+        with functorch.patch(activation_memory_budget=self._budget):
+            return {"loss": self._loss(self.model, batch)}
 
     def step(self, batch: Batch | None = None) -> None:
-        self.forward_backward(self.batch if batch is None else batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        backend = SingleProcess(self.device, bf16=True)
+        train_step(backend, self._forward, self.optimizer, [self.batch if batch is None else batch])
 
     def seconds(self) -> float:
         """Time one step."""

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
+from data.loading import Batch
 from data.source_clips import held_out_clips
 from data.sources import Source, hold_out
 from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.peer import BATCH, LR, Peer
 from pipelines.engine.device import resolve_precision, wait
+from pipelines.engine.step import SingleProcess, train_step
 from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VQ3D
 from tokenizer.base import to_uint8
@@ -131,7 +133,11 @@ def _fit(
 ) -> None:
     """Train for the given time and call `after_quarter` after each quarter of it; these calls do not count as time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    bf16 = resolve_precision("auto") == "bf16"
+    backend = SingleProcess(device, bf16=resolve_precision("auto") == "bf16")
+
+    def forward(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": loss(batch["pixels_BTHWC"], batch["step"])}
+
     model.train()
     spent, step, quarter = 0.0, 0, 1
     while quarter <= 4:
@@ -142,12 +148,8 @@ def _fit(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = loss(clips_NTHWC[rows].to(device), step)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        batch = {"pixels_BTHWC": clips_NTHWC[rows].to(device), "step": step}
+        train_step(backend, forward, optimizer, [batch], clipped=[model], max_norm=1.0)
         wait(device)
         spent, step = spent + time.perf_counter() - began, step + 1
         if spent >= seconds * quarter / 4:

@@ -1,4 +1,4 @@
-"""What computes: the attention kernel for this run, whether there is a compiler, how fast matrix products are."""
+"""Choice of the attention kernel of a run, by measurement."""
 
 from collections import defaultdict
 
@@ -12,40 +12,46 @@ from ar_model.objectives import Objective
 from pipelines.engine.console import boxed, say
 
 CANDIDATES = defaultdict(lambda: ["plain", "sdpa"], cuda=["xformers", "flex", "sdpa", "plain"])
-"""Kernels that a trial compares, by device."""
+"""Kernels that a trial compares, by device type."""
 
 
-def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict[str, Tensor], wanted: str) -> str:
-    """The wanted attention kernel, or for `auto` the fastest, forward and backward, on the shapes that a batch gives.
+def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict[str, Tensor], requested: str) -> str:
+    """Return the requested attention kernel, or for `auto` the fastest on the shapes of a batch, forward and backward.
 
-    What was measured is said in one line; a box says so where a slower kernel than the best is used.
+    Prints the measured times in one line, and a box if the chosen kernel is slower than another one.
 
     Raises:
-        ValueError: if the wanted one does not run here.
+        ValueError: if the requested kernel does not run here.
     """
     candidates = CANDIDATES[accelerator.device.type]
-    if wanted not in ("auto", *candidates):
-        candidates = [wanted, *candidates]
-    set_backend(objective, "plain")  # runs everywhere
+    if requested not in ("auto", *candidates):
+        candidates = [requested, *candidates]
+    # The objective first runs with the kernel that works everywhere.
+    set_backend(objective, "plain")
     with accelerator.autocast():
         trial = try_backends(objective, lambda: objective(batch), candidates)
-    if wanted in trial.failures:
-        raise ValueError(f"--attention {wanted} does not run here: {trial.failures[wanted]}")
-    chosen = trial.fastest if wanted == "auto" else wanted
+    if requested in trial.failures:
+        raise ValueError(f"--attention {requested} does not run here: {trial.failures[requested]}")
+    chosen = trial.fastest if requested == "auto" else requested
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in trial.seconds.items())
-    say(accelerator, f"attention {chosen}; all attention of a step, forward and backward: {times}")
-    slow = _slower(trial, chosen, accelerator.device)
-    if slow:
-        say(accelerator, boxed(slow))
+    say(accelerator, f"attention kernel {chosen}; time of all attention in a step, forward and backward: {times}")
+    warning = _warning(trial, chosen, accelerator.device)
+    if warning:
+        say(accelerator, boxed(warning))
     return chosen
 
 
-def _slower(trial: Trial, chosen: str, device: torch.device) -> str | None:
-    """What to say of a kernel that is not the best there is."""
+def _warning(trial: Trial, chosen: str, device: torch.device) -> str | None:
+    """Return a warning if a faster kernel exists or may exist."""
     ratio = trial.seconds[chosen] / trial.seconds[trial.fastest]
+    # Differences of up to 10 % are noise of the measurement.
     if ratio > 1.1:
-        return f"attention {chosen} takes {ratio:.1f} times as long here as {trial.fastest}: leave out --attention"
+        return (
+            f"attention kernel {chosen} takes {ratio:.1f} times as long as {trial.fastest} here; leave out --attention"
+        )
     if device.type == "cuda" and "xformers" in trial.failures:
         reason = trial.failures["xformers"]
-        return f"attention {chosen}: xformers' fused kernel, often the fastest, does not run here ({reason})"
+        return (
+            f"attention kernel {chosen}: the fused kernel of xformers, often the fastest, does not run here ({reason})"
+        )
     return None

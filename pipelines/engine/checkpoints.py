@@ -1,13 +1,13 @@
-"""Checkpoints: safetensors and JSON only, written to another name and renamed, the old ones deleted last.
+"""Checkpoints: safetensors and JSON only, written under a temporary name, then renamed. Old ones are deleted last.
 
     checkpoints/step_000500/
       model.safetensors       parameters and buffers
       optimizer.safetensors   <parameter>.<state>
-      <name>.safetensors      what else is kept beside the model, as its average
-      state.json              step, seconds, xxh3 of each file above, and a checksum of all this
+      <name>.safetensors      further modules, for example the average of the weights
+      state.json              step, seconds, xxh3 of each file above, and a checksum of this file
 
-A folder of this name is complete. Where the last one cannot be read, or was changed, the one before it is used. Tensors
-are whole, whether the run was sharded (FSDP) or not, so any number of processes can go on from any checkpoint.
+A folder of this name is complete. If the newest checkpoint is unreadable or was changed, the previous one is used.
+Tensors are stored whole, with FSDP too, so that any number of ranks can continue from any checkpoint.
 """
 
 import json
@@ -29,6 +29,9 @@ from data.files import sha256_of, sync_folder, write_json
 from pipelines.engine.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
+_READ_BYTES = 2**22
+_UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
+"""Errors from reading a checkpoint; state.json may contain any JSON."""
 
 
 def save(
@@ -41,18 +44,22 @@ def save(
     keep: int,
     write: bool = True,
 ) -> None:
-    """Write a checkpoint of `state['step']`, with other modules `beside` the model, then delete all but the newest `keep`.
+    """Write a checkpoint of `state['step']`, then delete all but the newest `keep` checkpoints.
 
-    All processes call this, for a sharded module is gathered from them; one is to `write`.
+    All ranks call this, because a sharded module is gathered from all of them.
+
+    Args:
+        extra_modules: further modules, saved under their names.
+        write: whether this rank writes the files; true on one rank.
     """
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
     if write:
         _clear(folder)
         temporary.mkdir(parents=True)
-    # The modules first: to ask for its state dictionary makes a sharded one let go of what an evaluation has gathered.
-    for name, kept in {"model": module, **extra_modules}.items():
-        tensors = gathered(kept.state_dict(), write)
+    # Modules before the optimizer: state_dict() makes FSDP free the parameters that an evaluation has gathered.
+    for name, saved_module in {"model": module, **extra_modules}.items():
+        tensors = gathered(saved_module.state_dict(), write)
         if write:
             save_file(tensors, temporary / f"{name}.safetensors")
     tensors = gathered(_optimizer_tensors(module, optimizer), write)
@@ -72,9 +79,9 @@ def save(
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Delete what is left of unfinished checkpoints, and of those up to `step` all but the newest `keep`.
+    """Delete unfinished checkpoints, and all but the newest `keep` of those up to `step`.
 
-    A later one was passed over, so it counts for nothing.
+    Later checkpoints were skipped as unreadable, so they do not count.
     """
     _clear(folder)
     for old in [path for path in _complete(folder) if _step(path) <= step][:-keep]:
@@ -82,14 +89,14 @@ def prune(folder: Path, step: int, keep: int) -> None:
 
 
 def _clear(folder: Path) -> None:
-    for left_over in folder.glob(".step_*.tmp"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for temporary in folder.glob(".step_*.tmp"):
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _hash(file: Path) -> str:
     digest = xxhash.xxh3_128()
     with open(file, "rb") as handle:
-        while part := handle.read(2**22):
+        while part := handle.read(_READ_BYTES):
             digest.update(part)
     return digest.hexdigest()
 
@@ -100,53 +107,50 @@ def load(
     optimizer: torch.optim.Optimizer,
     *,
     extra_modules: Modules,
-    tell: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
-    """Restore the newest readable checkpoint; returns its state, or None if there is none.
+    """Restore the newest readable checkpoint; return its state, or None if there is no checkpoint.
 
-    `tell` is called with a line for each that is passed over.
+    `warn` gets one line for each checkpoint that is skipped.
 
     Raises:
-        ValueError: if checkpoints exist but none can be read, or it is of another model.
+        ValueError: if no existing checkpoint is readable, or it belongs to another model.
     """
-    found = _complete(folder)
+    folders = _complete(folder)
     parameters = _parameters(module)
     modules = {"model": module, **extra_modules}
-    for path in reversed(found):
+    for path in reversed(folders):
         try:
             state = _read_state(path, [f"{name}.safetensors" for name in (*modules, "optimizer")])
             weights = {
-                name: _read(path / f"{name}.safetensors", kept.state_dict().get) for name, kept in modules.items()
+                name: _read(path / f"{name}.safetensors", target.state_dict().get) for name, target in modules.items()
             }
             moments = _read(path / "optimizer.safetensors", lambda key: parameters.get(key.rpartition(".")[0]))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-            RecursionError,
-            SafetensorError,
-        ) as error:  # any JSON may be there
-            tell(f"{path}: passed over, it cannot be read ({' '.join(str(error).split())[:200]})")
+        except _UNREADABLE as error:
+            warn(f"{path}: skipped, it cannot be read ({_one_line(error)})")
             continue
-        for name, kept in modules.items():
+        for name, target in modules.items():
             try:
-                kept.load_state_dict(weights[name], strict=True)
+                target.load_state_dict(weights[name], strict=True)
             except RuntimeError as error:
-                raise ValueError(f"{path}: is of another model ({' '.join(str(error).split())[:200]})") from None
+                raise ValueError(f"{path}: belongs to another model ({_one_line(error)})") from None
         _restore_optimizer(module, optimizer, moments)
         return state
-    if found:
-        raise ValueError(f"{folder}: none of its {len(found)} checkpoints can be read")
+    if folders:
+        raise ValueError(f"{folder}: none of its {len(folders)} checkpoints can be read")
     return None
 
 
+def _one_line(error: Exception) -> str:
+    """Return the start of an error message as one line."""
+    return " ".join(str(error).split())[:200]
+
+
 def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
-    """What was saved beside the tensors. Whatever JSON is there instead gives one of the errors that `load` catches.
+    """Read the state of a checkpoint and verify the checksums. Unexpected JSON raises one of `_UNREADABLE`.
 
     Raises:
-        ValueError: if it was changed, or one of the files.
+        ValueError: if state.json or one of the files was changed.
     """
     state = json.loads((path / "state.json").read_text())
     if state.pop("checksum") != sha256_of(state) or path.name != f"step_{state['step']:06d}":
@@ -159,8 +163,8 @@ def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
-    return sorted(found, key=_step)
+    """Return the folders of finished checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), key=_step)
 
 
 def _step(path: Path) -> int:
@@ -168,27 +172,31 @@ def _step(path: Path) -> int:
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Whole, contiguous tensors; those of a sharded module are gathered one after another, and dropped unless `keep`."""
+    """Return whole, contiguous tensors; an empty dictionary unless `keep`.
+
+    Tensors of a sharded module are gathered one after another, and dropped at once unless `keep`.
+    """
     kept = {}
     for name, tensor in tensors.items():
         value = whole(tensor)
         if keep:
+            # A gathered tensor is a copy; it waits on the CPU.
             kept[name] = (value if value is tensor else value.cpu()).contiguous()
     return kept
 
 
 def _read(file: Path, owner: Callable[[str], torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    """The tensors of a file; of one whose owner is sharded, and equally large, what belongs to this process."""
+    """Read the tensors of a file. If the owner of a tensor is sharded and of the same shape, keep this rank's shard only."""
     tensors = {}
     with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118  # it is no dictionary
+        for name in opened.keys():  # noqa: SIM118
             value, like = opened.get_tensor(name), owner(name)
             tensors[name] = value if like is None or like.shape != value.shape else share_of(value, like)
     return tensors
 
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """By their names in the state dictionary."""
+    """Return the parameters by their names in the state dictionary."""
     return fsdp2_canonicalize_names(dict(module.named_parameters()))
 
 
@@ -203,13 +211,13 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     parameters = _parameters(module)
     for key, value in tensors.items():
-        name, _, what = key.rpartition(".")
+        name, _, state_key = key.rpartition(".")
         if name in parameters:
-            optimizer.state[parameters[name]][what] = _beside(value, parameters[name])
+            optimizer.state[parameters[name]][state_key] = _placed_like(value, parameters[name])
 
 
-def _beside(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A value of the fused optimizer, which wants counters on the parameter's device and moments in its memory layout."""
+def _placed_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Move a value for the fused optimizer: a counter to the device of the parameter, a moment to its memory layout too."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     return torch.empty_like(parameter, requires_grad=False).copy_(value)

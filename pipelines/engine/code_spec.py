@@ -1,4 +1,4 @@
-"""What a cache says of its codes, as stage two takes it."""
+"""Description of the codes in a cache, as the objectives need it."""
 
 import torch
 
@@ -7,7 +7,7 @@ from data.cache import TokenCache
 
 
 def code_spec(cache: TokenCache) -> CodeSpec:
-    """What stage two has to know of the codes."""
+    """Return shape, vocabulary, codebook and clip size of the codes in a cache."""
     codebook_VC, clip = cache.codebook(), cache.clip
     return CodeSpec(
         shape=cache.codes_shape,

@@ -1,15 +1,18 @@
-"""Command lines: a typed dataclass, YAML files, dotted overrides.
+"""Parsing of flags and YAML files into a dataclass of settings.
 
-Nothing here imports torch, so that `--help` and a mistyped flag are answered at once.
+Nothing here imports torch, so that `--help` and an unknown flag are answered at once.
 """
 
 import difflib
 import re
+import shutil
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -21,51 +24,77 @@ T = TypeVar("T")
 
 _REWORDED = {
     r'Parser key "(.+?)":': r"\1:",
-    r"Expected a <class 'int'>\. Got value: (.*)": r"must be a whole number, not \1",
-    r"Expected a <class 'float'>\. Got value: (.*)": r"must be a number, not \1",
-    r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, not \1",
-    r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, not \2",
-    r"Expected a dot import path string:": "there is no such class:",
-    r"Option '(.+?)' is not accepted": r"the chosen class has no setting '\1'; the .help of its flag, with its name, lists them",
+    r"Expected a <class 'int'>\. Got value: (.*)": r"must be a whole number, got \1",
+    r"Expected a <class 'float'>\. Got value: (.*)": r"must be a number, got \1",
+    r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, got \1",
+    r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, got \2",
+    r"Expected a dot import path string:": "unknown class:",
+    r"Option '(.+?)' is not accepted": r"unknown setting '\1'; for a chosen class, its .help flag lists them",
+    r"(?s)Does not validate against any of the Union subtypes.*Given value: (.*)": r"invalid value \1",
 }
-"""Messages of jsonargparse, as patterns, and the plainer ones that replace them."""
+"""Messages of jsonargparse, as patterns, and plainer replacements."""
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "true|false", dict: "MAPPING", ...: "..."}
+"""Placeholders for values in `--help`, by type."""
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Help with the default of each flag, without Python types."""
+    """Help of up to 120 columns with the default of each flag, without Python types."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(120, shutil.get_terminal_size().columns) - 2)
+
+    def _metavar_formatter(self, action: Any, default_metavar: str) -> Any:
+        name = _metavar(getattr(action, "_typehint", action.type))
+        if name is None:
+            return super()._metavar_formatter(action, default_metavar)
+        return lambda size: (name,) * size
 
     def _get_help_string(self, action: Any) -> str:
-        text = (action.help or "").replace("%", "%%")
-        if action.dest in ("help", "config") or action.help is None:
+        text, default = action.help or "", action.default
+        if isinstance(default, dict | type) or default in (None, [], SUPPRESS):
             return text
-        default = action.default
-        if isinstance(default, dict | type) or default in (None, [], "==SUPPRESS=="):
-            return text
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
-        return f"{text} (default: {shown.replace('%', '%%')})"
+        return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"
+
+
+def _metavar(kind: Any) -> str | None:
+    """Return the placeholder for values of a type, for example `N` for `int | None`; None if the type has none."""
+    origin, parts = get_origin(kind), [part for part in get_args(kind) if part is not NoneType]
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin in (Union, UnionType, tuple):
+        names = [str(_metavar(part)) for part in parts]
+        return f"[{','.join(names)}]" if origin is tuple else "|".join(names)
+    return _METAVARS.get(origin or kind)
 
 
 class _Parser(ArgumentParser):
-    speaker: str
-    """Name that starts an error line. A class attribute: jsonargparse makes the parsers of chosen classes from the class."""
+    command: str
+    """Name at the start of an error line. A class attribute, because jsonargparse creates the parser of a chosen class from
+    the parser's type alone."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        usage = "%(prog)s [--config FILE] [--flag value ...]"
+        super().__init__(*args, **{"usage": usage, "formatter_class": _HelpFormatter, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line for a user's mistake and exit with code 2."""
         for pattern, plain in _REWORDED.items():
             message = re.sub(pattern, plain, message)
-        raise SystemExit(fail(self.speaker.removesuffix(".py"), f"{message} (--help lists the flags)"))
+        raise SystemExit(fail(self.command.removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 
 def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T, str]:
-    """Parse files (`--config`, later ones win) and flags (which win over files) into a settings object, and dump it as YAML.
+    """Parse YAML files (`--config`, later files win) and flags (which win over files); return settings and a YAML dump.
 
     Args:
-        schema: dataclass of settings; a base class and a nested dataclass each give a group of `--help`. A field made
-            by `class_setting` takes a class and that class's own settings.
-        prog: name that starts an error line; the command's by default.
+        schema: dataclass of settings. Each base class and each nested dataclass is a group of `--help`. A field made by
+            `class_setting` takes a class and the settings of that class.
+        argv: flags; by default those of this process.
+        prog: name at the start of an error line; by default that of the command.
 
     Raises:
-        SystemExit: with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema refuses.
+        SystemExit: with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema rejects.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     argv = sys.argv[1:] if argv is None else argv
@@ -86,20 +115,18 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
 def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Sequence[str] = ()) -> _Parser:
     """Build the parser of a schema. Class settings need torch: without `with_classes` they are plain flags.
 
-    Names in `argv` that the schema does not have are refused before a class setting imports anything.
+    Unknown names in `argv` are rejected before a class setting imports anything.
     """
-    make = type("_Parser", (_Parser,), {"speaker": prog or Path(sys.argv[0]).name})
-    parser: _Parser = make(
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--flag value ...]",
-        description=schema.__doc__,
-        formatter_class=_HelpFormatter,
-    )
+
+    class CommandParser(_Parser):
+        command = prog or Path(sys.argv[0]).name
+
+    parser = CommandParser(prog=prog, description=schema.__doc__)
     parser.add_argument(
         "--config",
         action="config",
         metavar="FILE",
-        help="YAML file of settings; may be given several times, later ones win",
+        help="YAML file of settings; may be given several times, later files win",
     )
     _check_names(parser, schema, argv)
     types = get_type_hints(schema)
@@ -113,20 +140,33 @@ def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Se
                 parser.add_argument(f"--{field.name}", type=types[field.name], default=_default(field), help=text)
             else:
                 _add_flag(group, field, types[field.name], text)
+    # Flags that jsonargparse adds by itself.
+    for action in parser._actions:
+        if "--print_config" in action.option_strings:
+            action.metavar, action.help = (
+                "[=skip_default]",
+                "Print the settings as YAML, or only changed ones, and exit",
+            )
+        elif action.metavar == "CONFIG":
+            action.metavar, action.help = "FILE", "YAML file with the settings of this group"
     return parser
 
 
 def _groups(schema: type) -> Iterator[tuple[str, list[tuple[Field[Any], str]]]]:
-    """Group the fields of a schema by the class that defines them first, derived classes first; with each field's help."""
+    """Yield a title and the fields with their help for each class of a schema, derived classes first.
+
+    A field that a derived class redefines stays in the group of its base class.
+    """
     classes = [cls for cls in schema.__mro__ if is_dataclass(cls)]
     texts: dict[str, str] = {}
+    owners: dict[str, type] = {}
     for cls in reversed(classes):
-        texts |= {
-            p.arg_name: " ".join((p.description or "").split()) for p in docstring_parser.parse_from_object(cls).params
-        }
-    home = {field.name: cls for cls in classes for field in fields(cls)}  # type: ignore[arg-type]
+        for parameter in docstring_parser.parse_from_object(cls).params:
+            texts[parameter.arg_name] = " ".join((parameter.description or "").split())
+        for field in fields(cls):  # type: ignore[arg-type]
+            owners.setdefault(field.name, cls)
     for cls in classes:
-        own = [field for field in fields(schema) if home[field.name] is cls]  # type: ignore[arg-type]
+        own = [field for field in fields(schema) if owners[field.name] is cls]  # type: ignore[arg-type]
         title = "settings" if cls is schema else " ".join(re.findall("[A-Z][a-z]+", cls.__name__)).lower()
         yield title, [(field, field.metadata.get("help", texts.get(field.name, ""))) for field in own]
 
@@ -140,7 +180,8 @@ def _add_flag(group: Any, field: Field[Any], kind: Any, text: str) -> None:
         group.add_argument(field.name, type=kind, help=text)
     else:
         action = group.add_argument(f"--{field.name}", type=kind, default=_default(field), help=text)
-        if kind is bool:  # --trust alone means --trust true
+        # --trust alone means --trust true.
+        if kind is bool:
             action.nargs, action.const = "?", True
 
 
@@ -149,24 +190,27 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
-    """Refuse flags that the schema does not have, abbreviations included."""
-    types, known, open_ended = get_type_hints(schema), ["config", "print_config", "help"], []
+    """Reject flags that the schema does not have, including abbreviations."""
+    types = get_type_hints(schema)
+    known = ["config", "print_config", "help"]
+    class_settings = []
     for field in fields(schema):  # type: ignore[arg-type]
         known.append(field.name)
         if is_dataclass(types[field.name]):
             known += [f"{field.name}.{part.name}" for part in fields(types[field.name])]
         if "load" in field.metadata:
-            open_ended.append(field.name)
+            class_settings.append(field.name)
     for word in argv:
         name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name.rstrip("+") in known or name.split(".")[0] in open_ended:
+        if not word.startswith("--") or name.rstrip("+") in known or name.split(".")[0] in class_settings:
             continue
-        near = difflib.get_close_matches(name, known, 1)
-        parser.error(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
+        suggestions = difflib.get_close_matches(name, known, 1)
+        hint = f", did you mean --{suggestions[0]}?" if suggestions else ""
+        parser.error(f"unknown flag --{name}{hint}")
 
 
 def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:
-    """Make each chosen class the default of its flag, and return whether one was not.
+    """Make each chosen class the default of its flag; return whether any default changed.
 
     Otherwise a chosen class inherits the settings of the default class.
     """
@@ -179,7 +223,7 @@ def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> b
 
 
 def load_settings(text: str) -> dict[str, Any]:
-    """Settings in YAML text as plain values."""
+    """Parse the settings in a YAML text into plain values."""
     return yaml.safe_load(text)
 
 
@@ -187,12 +231,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of an earlier run.
 
     Raises:
-        ValueError: if the file is missing or holds no settings.
+        ValueError: if the file is missing or contains no settings.
     """
     try:
         settings = load_settings(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: cannot be read: no settings")
+        raise ValueError(f"{path}: cannot be read: expected settings, got {type(settings).__name__}")
     return settings

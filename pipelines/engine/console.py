@@ -1,4 +1,4 @@
-"""What a person sees on stderr: progress bars, messages, one line for an error."""
+"""Output for people on stderr: progress bars, messages, boxes, one-line errors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def fail(name: str, message: str) -> int:
-    """Print one line to stderr; returns the exit code of a user's mistake."""
+    """Print an error as one line on stderr; return 2, the exit code for a user's mistake."""
     print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
 
-def progress(accelerator: Accelerator, total: int, what: str, start: int = 0) -> tqdm:
-    """A progress bar on stderr, of the main process only; a line every ten seconds where stderr is no terminal."""
-    lines = not sys.stderr.isatty()
+def progress(accelerator: Accelerator, total: int, title: str, start: int = 0) -> tqdm:
+    """Create a progress bar on stderr, on the main process only; if stderr is no terminal, it prints a line every 10 s."""
+    terminal = sys.stderr.isatty()
     return tqdm(
-        file=_Lines() if lines else sys.stderr,
+        file=sys.stderr if terminal else _LineWriter(),
         total=total,
         initial=start,
-        desc=what,
-        mininterval=10 if lines else 0.2,
-        ascii=lines,
-        dynamic_ncols=not lines,
+        desc=title,
+        mininterval=0.2 if terminal else 10,
+        ascii=not terminal,
+        dynamic_ncols=terminal,
         disable=not accelerator.is_main_process,
     )
 
 
-class _Lines:
-    """stderr for logs: what a bar would draw over itself becomes lines."""
+class _LineWriter:
+    """stderr for log files: each redraw of a progress bar becomes a line."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -45,13 +45,13 @@ class _Lines:
 
 
 def say(accelerator: Accelerator, text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line on stderr, on the main process only, without breaking a progress bar."""
     if accelerator.is_main_process:
         tqdm.write(text, file=sys.stderr)
 
 
 def boxed(text: str) -> str:
-    """The text in a box, for what should not be overlooked."""
+    """Return a warning in a box, wrapped to 100 columns."""
     lines = textwrap.wrap(text, 100)
     width = max(map(len, lines))
     edge = f"+{'-' * (width + 2)}+"

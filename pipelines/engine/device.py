@@ -1,4 +1,4 @@
-"""The device of a run: process group, precision, cores, compiler, speed of matrix products."""
+"""Device of a run: process group, precision, cores, compiler check, peak speed of matrix products."""
 
 import os
 import platform
@@ -18,36 +18,39 @@ from pipelines.settings.training import Precision
 
 
 def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
-    """Process group, device and precision. Nobody is given up for waiting while one process checks a large cache."""
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    """Start the process group and choose the device and autocast precision; `settings` are further flags of Accelerator."""
+    # Long timeout: one process may check a large cache while the others wait.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(days=7))
     mixed = "bf16" if precision == "bf16" else "no"
     sharding = configured_sharding()
-    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[patience], fsdp_plugin=sharding, **settings)
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[timeout], fsdp_plugin=sharding, **settings)
     if sharding is not None:
         shard_on_cpu(accelerator, sharding)
-    if accelerator.device.type == "cpu":  # launchers set one thread per process, which halves a small machine
+    # Launchers set one thread per process, which leaves cores idle.
+    if accelerator.device.type == "cpu":
         torch.set_num_threads(cores(accelerator))
     return accelerator
 
 
 def cores(accelerator: Accelerator) -> int:
-    """Cores that this process may call its own."""
+    """Return the number of CPU cores per process of this machine, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
 
 
 def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
-    """bf16 where it is faster: on GPUs that have it and on CPUs with matrix instructions for it."""
+    """Resolve `auto`: bf16 on GPUs with native bf16 and on CPUs with bf16 matrix instructions, else fp32."""
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
-    return "bf16" if any(has) else "fp32"
+    # Private functions, missing in some versions of torch.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in names) else "fp32"
 
 
 def device_name(device: torch.device) -> str:
-    """What a number was measured on."""
+    """Return the name of the hardware, to be recorded with measurements."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
 
 
@@ -62,13 +65,14 @@ def check_compiler(device: torch.device) -> None:
     """Raise a ValueError if torch.compile does not work on this machine."""
     try:
         torch.compile(lambda x: (x + 1).sin())(torch.ones(4, device=device))
-    except Exception as error:  # whatever the toolchain says, it means the same to the user
+    # A missing or broken toolchain raises many types of errors.
+    except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"--compile does not work here: {reason}") from None
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the fastest product of square matrices, up to 8192 wide or a tenth of a second."""
+    """Measure the peak FLOP/s over products of square matrices, from 512 wide to 8192 wide or to 0.1 s per product."""
     best, side, seconds = 0.0, 512, 0.0
     while side <= 8192 and seconds < 0.1:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -79,7 +83,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until all that was started on the device is done."""
+    """Wait until all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,6 +1,6 @@
-"""Clips -> codes, in batches of one fixed size, so that a video's codes do not depend on its neighbours.
+"""Encoding of clips to codes in batches of a fixed size, so that the codes of a video do not depend on other videos.
 
-Legend: B clips of a batch, T H W C frames, height, width, colours; V views of a video; t h w the grid of codes.
+Legend: B clips of a batch, T H W C frames, height, width, colours; t h w the grid of codes.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from tokenizer import VideoTokenizer
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """One view of a video: its pixels, and the shard member that keeps them, if they are kept."""
+    """One view of a video: its pixels, and the shard member with the stored pixels (empty if none are stored)."""
 
     pixels_THWC: np.ndarray
     member: dict[str, bytes]
@@ -30,7 +30,7 @@ Decoded = DecodedClip | ClipCuts | DamagedVideo
 
 
 def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> Iterator[Decoded]:
-    """The views of a video one after the other, then where they were cut; or, at any point, why it cannot be used."""
+    """Yield the views of a video, then their cuts; or, at any point, the reason why the video cannot be used."""
     try:
         for view, item in enumerate(iter_clips(source, video, clip)):
             yield item if isinstance(item, ClipCuts) else DecodedClip(item, pack_pixels(keep, view, item))
@@ -40,15 +40,17 @@ def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> It
 
 @dataclass
 class EncodedVideo:
-    """A video on its way through the tokenizer."""
+    """A video and its codes, filled in while its clips pass through the tokenizer."""
 
     video: Video
     codes: list[np.ndarray] = field(default_factory=list)
-    """(t, h, w) of each view."""
+    """Codes of each view, (t, h, w)."""
     pixels: dict[str, bytes] = field(default_factory=dict)
+    """Shard members with stored pixels."""
     clips: int = 0
+    """Number of decoded views."""
     end: ClipCuts | DamagedVideo | None = None
-    """How it ended: well, or with damage."""
+    """Cuts of the views or the damage, once the video is decoded."""
 
     @property
     def complete(self) -> bool:
@@ -56,10 +58,10 @@ class EncodedVideo:
 
 
 class Encoder:
-    """Sends clips through a tokenizer, always `batch` at a time, the last ones filled up with black.
+    """Encoder of clips, always `batch` at a time; the last batch is filled up with black clips.
 
-    Codes are the same in any batch, on any number of processes: one CPU thread (sums depend on how many threads share
-    them; parallel work is for processes), no TF32, no kernel chosen by trial.
+    Codes are the same in any batch and on any number of processes. To that end it uses one CPU thread, because sums depend on
+    the number of threads (use several processes instead), no TF32, and no kernels chosen by benchmark.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, batch: int, precision: str) -> None:
@@ -69,9 +71,12 @@ class Encoder:
     def videos(
         self,
         decoded: Iterable[tuple[Video, Iterator[Decoded]]],
-        compare: Callable[[int, int], None] = lambda codes, differ: None,
+        compare: Callable[[int, int], None] = lambda codes, mismatches: None,
     ) -> Iterator[EncodedVideo]:
-        """The codes of each video, in order; `compare` is told of bf16 how many codes of how many fp32 makes otherwise."""
+        """Yield the videos with their codes, in order.
+
+        In bf16 `compare` gets the number of codes in the first batch and how many of them differ in fp32.
+        """
         waiting: deque[EncodedVideo] = deque()
         clips: list[tuple[EncodedVideo, np.ndarray]] = []
         first = True
@@ -119,7 +124,7 @@ class Encoder:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Within, a network gives the same floats whatever else runs, as far as kernels can: see Encoder."""
+    """Context in which a network computes the same floats every time, as far as the kernels allow it; see Encoder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     exact_cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

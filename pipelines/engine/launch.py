@@ -1,4 +1,4 @@
-"""Start of a command: parse its settings, start its processes, run it, print its summary."""
+"""Start of a command: parse settings, start processes, run the command, print its summary."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from safetensors import SafetensorError
 
@@ -17,31 +17,31 @@ T = TypeVar("T")
 
 
 def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
-    """Run a pipeline from the command line: parse, work, print the summary as the last line of stdout.
+    """Run a command: parse its flags, call `body(config, settings)`, print the summary as the last line of stdout.
 
-    A mistake of the user ends with one line on stderr and exit code 2. Set ARVIDEO_TRACEBACK=1 to see where it came from.
+    A user's mistake ends with one line on stderr and exit code 2, a non-finite loss with exit code 1.
+    ARVIDEO_TRACEBACK=1 in the environment shows the traceback of a mistake instead.
     """
     name = Path(sys.argv[0]).stem
     config, settings = parse(schema)
-    from pipelines.engine.processes import start_cpu_processes  # after the flags are read: accelerate imports torch
+    # Imported after the flags are parsed: accelerate imports torch.
+    from pipelines.engine.processes import start_cpu_processes
 
     start_cpu_processes()
+    show_traceback = bool(os.environ.get("ARVIDEO_TRACEBACK"))
     try:
         summary = body(config, settings)
-    except (ValueError, OSError, SafetensorError) as error:  # the last is what a full disk gives there
-        if os.environ.get("ARVIDEO_TRACEBACK"):
+    # safetensors reports a full disk as SafetensorError.
+    except (ValueError, OSError, SafetensorError) as error:
+        if show_traceback:
             raise
-        _let_main_process_speak()
-        sys.exit(fail(name, str(error)))
+        _exit(name, str(error), 2)
     except FloatingPointError as error:
-        _let_main_process_speak()
-        fail(name, str(error))
-        sys.exit(1)
+        _exit(name, str(error), 1)
     except RuntimeError as error:
-        if type(error).__module__ != "torch._dynamo.exc" or os.environ.get("ARVIDEO_TRACEBACK"):
+        if type(error).__module__ != "torch._dynamo.exc" or show_traceback:
             raise
-        _let_main_process_speak()
-        sys.exit(fail(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; leave it out"))
+        _exit(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; leave it out", 2)
     except KeyboardInterrupt:
         fail(name, "interrupted; run the same command again to continue")
         sys.exit(130)
@@ -54,7 +54,9 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _let_main_process_speak() -> None:
-    """What ends one process mostly ends them all: whoever started them ends the others when the main process has said it."""
+def _exit(name: str, message: str, code: int) -> NoReturn:
+    """Print an error and exit. Other ranks wait 3 s so that rank 0 can print its error before the launcher kills the group."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
+    fail(name, message)
+    sys.exit(code)

@@ -1,4 +1,4 @@
-"""The memory of a process, watched from within."""
+"""Measurement of the memory of this process."""
 
 import re
 import resource
@@ -11,11 +11,14 @@ import psutil
 import torch
 
 _STATUS = Path("/proc/self/status")
-"""What Linux says of this process."""
+"""Facts about this process on Linux."""
 
 
 class Resident:
-    """Within, a thread looks every millisecond how many bytes of the process are resident."""
+    """Context in which a thread samples the resident memory of the process every millisecond.
+
+    `before` is the value at its start, `most` the peak, both in bytes.
+    """
 
     def __enter__(self) -> "Resident":
         self._over, self._process = threading.Event(), psutil.Process()
@@ -36,10 +39,13 @@ class Resident:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: of tensors on a CUDA device, else of the whole process."""
+    """Return the peak memory so far in bytes: of tensors on a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Preferred to getrusage, which includes the peak of the parent process.
     own = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
-    if own:  # getrusage tells a process also of what the one that started it had
+    if own:
         return 1024 * int(own[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # macOS reports bytes, other systems KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

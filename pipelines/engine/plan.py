@@ -1,13 +1,14 @@
-"""What a pre-training run would cost, said before it is started: the table and the numbers of `pretrain_ar --plan`."""
+"""Estimated cost of a pre-training run before it starts: table and numbers of `pretrain_ar --plan`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ar_model.attention import set_backend
 from ar_model.attention_trial import CANNOT_RUN, reason
@@ -16,42 +17,46 @@ from ar_model.costs import Build, Cost, cost_of
 from ar_model.objectives import Objective
 from ar_model.transformer import recompute_activations
 from data.cache import TokenCache
-from data.loading import blocks_of
+from data.loading import Batch, blocks_of
 from data.sources import hold_out
 from data.text import size, table
 from pipelines.engine.device import check_compiler, device_name, matrix_peak
+from pipelines.engine.step import SingleProcess, train_step
 from pipelines.engine.training import make_optimizer, plan_parts
 from pipelines.settings.training import Training
 
 UTILISATION = 0.5
-"""Share of the matrix-product peak at which the time is told."""
-_TRACED = ("plain", "sdpa", "reference")
-"""Kernels that are plain PyTorch; the others are as fused as sdpa, and counted as it."""
+"""Assumed share of the measured matrix-product peak, from which the wall time is estimated."""
+_TRACED_KERNELS = ("plain", "sdpa", "reference")
+"""Attention kernels that are plain PyTorch and can be traced. The others are fused like sdpa and are traced as sdpa."""
+_TRACED_PARTS = 2
+"""Parts of a step that are traced: each further part costs the same as the second."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained."""
+    """Model to plan for."""
 
     make: Callable[[], Objective]
     attention: str
-    """Kernel, or `auto`."""
+    """Attention kernel, or `auto`."""
     recompute: bool
+    """Whether activation checkpointing is on."""
     compiled: bool
-    """The trace is never compiled."""
+    """Whether the run is compiled; the trace never is."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What is validated at a time: clips at the most, and how many of them in a batch."""
+    """Size of a validation."""
 
-    most: int
-    batch: int
+    max_clips: int
+    batch_size: int
 
 
 @dataclass
 class _Facts:
-    """What is known of the model when it has been traced."""
+    """Facts about the model, filled in while it is traced."""
 
     objective: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
@@ -61,10 +66,10 @@ class _Facts:
 def plan(
     accelerator: Accelerator, config: Training, cache: TokenCache, model: Model, validation: Validation
 ) -> dict[str, Any]:
-    """Trace a step and a validation of the run, print the table, return the numbers. Bytes are of each process.
+    """Trace one step and one validation batch, print a table of costs and return the numbers. Bytes are per process.
 
     Raises:
-        ValueError: for what the run itself would refuse.
+        ValueError: if the run itself would fail with this error.
     """
     world, bf16, sharded = accelerator.num_processes, accelerator.mixed_precision == "bf16", accelerator.is_fsdp2
     train, held_out = hold_out(cache.videos)
@@ -75,19 +80,20 @@ def plan(
 
     def make() -> Objective:
         objective = model.make()
-        set_backend(objective, kernel if kernel in _TRACED else "sdpa")
+        set_backend(objective, kernel if kernel in _TRACED_KERNELS else "sdpa")
         if model.recompute:
             recompute_activations(objective)
         return objective
 
     facts = _Facts()
-    step, parts = cost_of(_training(make, config, cache, share, bf16, facts)), min(config.accumulate, 2)
-    flop_per_step = step.flop * config.accumulate // parts * world
-    clips = min(len(held_out or train), validation.most)
-    batch = min(validation.batch, -(-clips // world))
-    validating = cost_of(_validation(make, cache, batch, bf16))
+    backend = SingleProcess(torch.device("cpu"), bf16)
+    step = cost_of(_training(make, config, cache, share, backend, facts))
+    flop_per_step = step.flop * config.accumulate // min(config.accumulate, _TRACED_PARTS) * world
+    clips = min(len(held_out or train), validation.max_clips)
+    batch_size = min(validation.batch_size, -(-clips // world))
+    validating = cost_of(_validation(make, cache, batch_size, backend))
     validations = (config.steps - 1) // config.validate_every + 1
-    flop = config.steps * flop_per_step + validations * validating.flop * clips // batch
+    flop = config.steps * flop_per_step + validations * validating.flop * clips // batch_size
     libraries = psutil.Process().memory_info().rss if accelerator.device.type == "cpu" else None
     peak = matrix_peak(accelerator.device, torch.bfloat16 if bf16 else torch.float32) * world
 
@@ -121,84 +127,101 @@ def plan(
     return numbers
 
 
-def _kernel(wanted: str, device: torch.device, bf16: bool) -> str:
-    """The attention kernel that is planned with; a wanted one must run here."""
-    if wanted == "auto":
+def _kernel(requested: str, device: torch.device, bf16: bool) -> str:
+    """Return the attention kernel to plan with; a kernel that was requested by name must run on this device."""
+    if requested == "auto":
         return "plain" if device.type == "cpu" else "sdpa"
     q = torch.zeros(1, 1, 16, 32, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     try:
-        BACKENDS[wanted](q, q, q, None)
+        BACKENDS[requested](q, q, q, None)
     except CANNOT_RUN as error:
-        raise ValueError(f"--attention {wanted} does not run here: {reason(error)}") from None
-    return wanted
+        raise ValueError(f"--attention {requested} does not run here: {reason(error)}") from None
+    return requested
+
+
+def example_batch(cache: TokenCache, clips: int, *, pixels: bool, pairs: bool) -> Batch:
+    """Return a batch of zeros with the keys, shapes and dtypes of `TokenDataset`; no video is padded."""
+    numbers_B = torch.zeros(clips, dtype=torch.int64)
+    codes_BTHW = torch.zeros(clips, *cache.codes_shape, dtype=torch.int64)
+    slices_B = torch.full_like(numbers_B, cache.codes_shape[0])
+    batch = {"codes_BTHW": codes_BTHW, "slices_B": slices_B, "seed_B": numbers_B, "row_B": numbers_B.clone()}
+    if pairs:
+        batch |= {"pair_BTHW": codes_BTHW.clone(), "pair_slices_B": slices_B.clone()}
+    if pixels:
+        clip = cache.clip
+        batch["pixels_BTHWC"] = torch.zeros(clips, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
+    return batch
 
 
 def _training(
-    make: Callable[[], Objective], config: Training, cache: TokenCache, clips: int, bf16: bool, facts: _Facts
+    make: Callable[[], Objective],
+    config: Training,
+    cache: TokenCache,
+    clips: int,
+    backend: SingleProcess,
+    facts: _Facts,
 ) -> Build:
-    """A step as pipelines/training.py does it, of at most two of its parts: further ones cost the same again."""
+    """Build an optimizer step like that of a run, with at most `_TRACED_PARTS` parts."""
 
-    def build() -> tuple[nn.Module, Callable[[], None]]:
+    parts, max_norm = min(config.accumulate, _TRACED_PARTS), config.clip_gradient
+
+    def build() -> tuple[nn.Module, Callable[[], object]]:
         objective = make().train()
-        _look(objective, facts)
+        _collect_facts(objective, facts)
         optimizer = make_optimizer(objective, config)
+        batch = partial(example_batch, cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
 
         def step() -> None:
-            for _ in range(min(config.accumulate, 2)):
-                loss = _forward(objective, cache, clips, bf16)
-                (loss / config.accumulate).backward()
-            nn.utils.clip_grad_norm_(objective.parameters(), config.clip_gradient)
-            optimizer.step()
-            optimizer.zero_grad()
+            batches = (batch() for _ in range(parts))
+            accumulate, clipped = config.accumulate, [objective]
+            train_step(
+                backend, objective, optimizer, batches, accumulate=accumulate, clipped=clipped, max_norm=max_norm
+            )
 
         return objective, step
 
     return build
 
 
-def _validation(make: Callable[[], Objective], cache: TokenCache, clips: int, bf16: bool) -> Build:
+def _validation(make: Callable[[], Objective], cache: TokenCache, clips: int, backend: SingleProcess) -> Build:
+    """Build the forward pass of one validation batch."""
+
     def build() -> tuple[nn.Module, Callable[[], None]]:
         objective = make().eval()
 
         def step() -> None:
-            with torch.no_grad():
-                _forward(objective, cache, clips, bf16)
+            with torch.no_grad(), backend.autocast():
+                objective(example_batch(cache, clips, pixels=objective.needs_pixels, pairs=False))
 
         return objective, step
 
     return build
 
 
-def _forward(objective: Objective, cache: TokenCache, clips: int, bf16: bool) -> Tensor:
-    """The loss of a batch of the shapes and types that TokenDataset gives."""
-    codes_BTHW = torch.zeros(clips, *cache.codes_shape, dtype=torch.long)
-    batch = {"codes_BTHW": codes_BTHW, "seed_B": torch.zeros(clips, dtype=torch.long)}
-    if objective.needs_pixels:
-        side = cache.clip.size
-        batch["pixels_BTHWC"] = torch.zeros(clips, cache.clip.frames, side, side, 3, dtype=torch.uint8)
-    if objective.needs_pairs and objective.training:
-        batch["pair_BTHW"] = torch.zeros_like(codes_BTHW)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return objective(batch)["loss"]
-
-
-def _look(objective: Objective, facts: _Facts) -> None:
-    """Note the parameters, and how many tokens of a clip the encoder sees and the target predicts when it is run."""
+def _collect_facts(objective: Objective, facts: _Facts) -> None:
+    """Count parameters now, and the encoder's and target's tokens per clip in the next forward pass."""
     facts.objective = type(objective).__name__
     for name in ("encoder", "decoder"):
         facts.parameters[name] = sum(p.numel() for p in getattr(objective, name, nn.Module()).parameters())
     total = sum(p.numel() for p in objective.parameters())
     facts.parameters |= {"rest": total - sum(facts.parameters.values()), "total": total}
 
-    def watch(part: nn.Module, name: str) -> None:
-        part.register_forward_pre_hook(lambda _, inputs: facts.tokens.update({name: inputs[0].shape[1]}))
+    def record_length(part: nn.Module, name: str) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            facts.tokens[name] = inputs[0].shape[1]
 
-    watch(getattr(objective, "encoder", nn.Module()), "seen")
-    watch(getattr(objective, "target", nn.Module()), "predicted")
+        part.register_forward_pre_hook(hook)
+
+    record_length(getattr(objective, "encoder", nn.Module()), "seen")
+    record_length(getattr(objective, "target", nn.Module()), "predicted")
 
 
 def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str, int]:
-    """FSDP gives each process its share of what lasts; DistributedDataParallel has a copy of the gradients."""
+    """Return bytes per process, by use.
+
+    FSDP divides weights, gradients and moments among the ranks. DistributedDataParallel keeps a copy of the gradients
+    in its buckets.
+    """
     shares = world if sharded else 1
     buckets = step.gradients if world > 1 and not sharded else 0
     return {
@@ -213,61 +236,60 @@ def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str
 
 
 def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[str]]:
-    """The table for people."""
+    """Format the numbers as rows of a table: name, value, note."""
     memory, parameters, precision = numbers["memory"], numbers["parameters"], numbers["precision"]
-    videos, steps = numbers["videos"], numbers["steps"]
-    processes = f" by {numbers['processes']} processes" if numbers["processes"] > 1 else ""
-    split = f", in {config.accumulate} parts one after another" if config.accumulate > 1 else ""
-    kernel = numbers["attention"] if numbers["attention"] in _TRACED else f"{numbers['attention']}, counted as sdpa"
-    notes = "; without --compile, which changes it" if model.compiled else ""
-    each = " of each process" if processes else ""
-    each += " under FSDP" if numbers["sharded"] else ""
-    rows = [
-        ["parameters", _short(parameters["total"]), numbers["objective"]],
-        *([f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")),
-        *([f"tokens {name}", f"{count:,}", "of a clip, in a step"] for name, count in numbers["tokens"].items()),
-        [
-            "arithmetic of a step",
-            f"{_short(numbers['flop_per_step'])}FLOP",
-            f"{config.batch_size} clips{processes}{split}, forward and backward"
-            f"{', with what is recomputed' if model.recompute else ''}; attention {kernel}{notes}",
-        ],
-        ["memory of a step", size(memory["peak"]), f"{precision}, at the peak{each}; gradients come as activations go"],
+    kernel, videos = numbers["attention"], numbers["videos"]
+    several = numbers["processes"] > 1
+    batch = f"{config.batch_size} clips"
+    if several:
+        batch += f" on {numbers['processes']} processes"
+    if config.accumulate > 1:
+        batch += f", in {config.accumulate} parts"
+    passes = "forward and backward" + (", including recomputation" if model.recompute else "")
+    counted = "" if kernel in _TRACED_KERNELS else ", counted as sdpa"
+    uncompiled = "; traced without --compile, which changes it" if model.compiled else ""
+    arithmetic = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
+    peak = f"{precision}, peak" + (" per process" if several else "") + (" with FSDP" if numbers["sharded"] else "")
+    data = f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out"
+    product = f"measured with {precision} matrices" + (f" on {numbers['processes']} processes" if several else "")
+    rows = [["parameters", _short(parameters["total"]), numbers["objective"]]]
+    rows += [[f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")]
+    rows += [[f"tokens {name}", f"{count:,}", "per clip in a step"] for name, count in numbers["tokens"].items()]
+    rows += [
+        ["arithmetic of a step", f"{_short(numbers['flop_per_step'])}FLOP", arithmetic],
+        ["memory of a step", size(memory["peak"]), f"{peak}; gradients appear while activations are freed"],
         ["  weights", size(memory["weights"]), ""],
         ["  gradients", size(memory["gradients"]), ""],
-        ["  buckets", size(memory["buckets"]), "in which gradients travel between processes"],
+        ["  buckets", size(memory["buckets"]), "copies of the gradients for the all-reduce"],
         ["  optimizer", size(memory["optimizer"]), ""],
-        ["  all else", size(memory["others"]), f"activations, temporaries; at their peak{notes}"],
-        ["  besides", size(numbers["libraries"] or 0), "Python and its libraries, as they are in this process"],
-        ["memory of a validation", size(memory["validation"]), f"{numbers['validations']} times in the run"],
-        [
-            "passes over the data",
-            f"{numbers['epochs']:,.1f}",
-            f"{steps:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out",
-        ],
+        ["  others", size(memory["others"]), f"activations and temporaries, at their peak{uncompiled}"],
+        ["  libraries", size(numbers["libraries"] or 0), "Python and its libraries, measured in this process"],
+        ["memory of a validation", size(memory["validation"]), f"{numbers['validations']} validations in the run"],
+        ["passes over the data", f"{numbers['epochs']:,.1f}", data],
         ["cache", size(numbers["cache_bytes"]), numbers["cache"]],
-        ["arithmetic of the run", f"{_short(numbers['flop'])}FLOP", "with validations"],
-        [
-            "fastest product",
-            f"{_short(numbers['matrix_peak'])}FLOP/s",
-            f"of {precision} matrices, measured{processes}: {numbers['device']}",
-        ],
-        ["time of the run", _span(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of that"],
+        ["arithmetic of the run", f"{_short(numbers['flop'])}FLOP", "including validations"],
+        ["fastest product", f"{_short(numbers['matrix_peak'])}FLOP/s", f"{product}: {numbers['device']}"],
+        ["time of the run", _duration(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of the fastest product"],
     ]
-    absent = {"  buckets": not memory["buckets"], "  besides": numbers["libraries"] is None}
-    return [row for row in rows if not absent.get(row[0])]
+    hidden = set()
+    if not memory["buckets"]:
+        hidden.add("  buckets")
+    if numbers["libraries"] is None:
+        hidden.add("  libraries")
+    return [row for row in rows if row[0] not in hidden]
 
 
 def _short(count: float) -> str:
-    """1,234,567 is `1.23 M`."""
-    units = iter(("", "k", "M", "G", "T", "P", "E"))
-    while count >= 999.5:
+    """Format a number with three digits and a prefix: 1,234,567 is `1.23 M`."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        # From 999.5 on, three digits would round to 1000.
+        if count < 999.5:
+            return f"{count:.3g} {prefix}"
         count /= 1000
-        next(units)
-    return f"{count:.3g} {next(units)}"
+    return f"{count:.3g} E"
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,14 +1,14 @@
-"""A run: its folder, what it was started with, what it measured, what it says at the end.
+"""Run folders: settings, environment, choices, metrics and summary of one run.
 
-runs/<pipeline>-<hash of the configuration>/
-  config.yaml        everything that decides the result; a valid --config
-  environment.json   versions, device, command
-  choices.json       what the settings leave open: key of the newest cache, precision and attention for this hardware
+runs/<command>-<hash of the settings>/
+  config.yaml        all settings; a valid --config
+  environment.json   versions, device, command line
+  choices.json       choices left open by the settings: key of the newest cache, precision and attention kernel
   metrics.jsonl      one line per logged step
-  checkpoints/       pipelines/checkpoints.py
-  model/             from_pretrained
+  checkpoints/       see pipelines/engine/checkpoints.py
+  model/             a folder for from_pretrained
   samples/           pictures
-  summary.json       the last line of stdout again; with it the run is finished
+  summary.json       last line of stdout; its existence marks a finished run
 """
 
 import hashlib
@@ -30,21 +30,24 @@ from pipelines.engine.device import device_name
 
 RUNS = Path("runs")
 FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
-"""Settings that may differ when a run is continued: they do not change its numbers."""
+"""Settings that may change when a run is continued, because they do not affect its numbers."""
+_PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"]
+"""Packages whose versions environment.json records."""
 
 
 class Run:
-    """The folder of one run. Opening the folder of an earlier run with the same configuration continues it.
-
-    Raises:
-        ValueError: if the folder holds a run of another configuration.
-    """
+    """Folder of one run. Starting again in a folder with the same settings continues the run."""
 
     def __init__(self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS) -> None:
-        """`about` is what the configuration does not say but the result depends on: the cache's key, the list of videos."""
+        """Choose the folder: `config.out`, or a name in `parent` that contains a hash of settings and `about`.
+
+        Args:
+            settings: YAML dump of `config`.
+            about: identity of the inputs that the settings do not fix, such as the cache key or a digest of the videos.
+        """
         self.pipeline = pipeline
-        chosen = {k: v for k, v in load_settings(settings).items() if k not in FREE}
-        identity = hashlib.sha256(json.dumps([pipeline, about, chosen], sort_keys=True).encode()).hexdigest()[:8]
+        fixed = {key: value for key, value in load_settings(settings).items() if key not in FREE}
+        identity = hashlib.sha256(json.dumps([pipeline, about, fixed], sort_keys=True).encode()).hexdigest()[:8]
         self.folder: Path = config.out or parent / f"{pipeline}-{identity}"
         self._settings, self._about = settings, about
         self._choices = self.folder / "choices.json"
@@ -55,21 +58,26 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     def begin(self, accelerator: Accelerator) -> None:
-        """Make the folder and write down what is started; of a finished run nothing is changed."""
+        """Create the folder and record settings and environment. The folder of a finished run is not changed.
+
+        Raises:
+            ValueError: if the folder contains a run with other settings or other inputs.
+        """
         if (self.folder / "config.yaml").exists():
-            self._check_other(read_settings(self.folder / "config.yaml"))
+            self._check_same(read_settings(self.folder / "config.yaml"))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_left_overs(self.folder)
-            for left_over in self.folder.glob("model/.tmp*"):  # so safetensors names what it is writing
-                left_over.unlink(missing_ok=True)
+            # Unfinished files of safetensors.
+            for temporary in self.folder.glob("model/.tmp*"):
+                temporary.unlink(missing_ok=True)
             write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
         self.choose(accelerator, "about", lambda: self._about)
 
     def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
-        """A choice that the settings leave open: made once, written down, and kept when the run is continued."""
+        """Return a choice that the settings leave open. It is made once, recorded, and kept when the run is continued."""
         choices = self._read_choices()
         if name not in choices:
             choices[name] = decide()
@@ -79,128 +87,126 @@ class Run:
         return choices[name]
 
     def chosen(self, name: str, default: str) -> str:
-        """What an earlier start of this run chose."""
+        """Return the recorded choice of an earlier start of this run, or the default."""
         return self._read_choices().get(name, default)
 
     def _read_choices(self) -> dict[str, str]:
         return read_json(self._choices) if self._choices.exists() else {}
 
-    def _check_other(self, earlier: dict[str, Any]) -> None:
+    def _check_same(self, earlier: dict[str, Any]) -> None:
         if self.chosen("about", self._about) != self._about:
             raise ValueError(
-                f"--out {self.folder}: holds a run on other videos, another cache or other entries; choose another --out"
+                f"--out {self.folder}: contains a run on other videos, another cache or other entries; choose another --out"
             )
-        now = load_settings(self._settings)
-        differ = [k for k in {**earlier, **now} if k not in FREE and earlier.get(k) != now.get(k)]
-        if differ:
-            key = sorted(differ)[0]
-            raise ValueError(
-                f"--out {self.folder}: holds a run of another configuration "
-                f"({key} was {earlier.get(key)}, is {now.get(key)}); choose another --out"
-            )
+        current = load_settings(self._settings)
+        for key in sorted({*earlier, *current} - FREE):
+            if earlier.get(key) != current.get(key):
+                raise ValueError(
+                    f"--out {self.folder}: contains a run with other settings "
+                    f"({key} was {earlier.get(key)}, is now {current.get(key)}); choose another --out"
+                )
 
     def log(self, accelerator: Accelerator, step: int, values: dict[str, float]) -> None:
-        """Append to metrics.jsonl, and to the tracker if there is one."""
+        """Append numbers of a step to metrics.jsonl, and to the tracker if there is one."""
         accelerator.log(values, step=step)
         if accelerator.is_main_process:
             with open(self._metrics, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def rewind(self, step: int, steps: int) -> None:
-        """Forget what was logged after a step: the run continues from there. The validation after the last step is done again."""
+        """Remove log lines after `step`, from which the run continues.
+
+        After the last of `steps` steps the final validation runs again, so its line is removed too.
+        """
         kept = [line for line in metrics_of(self.folder) if line["step"] <= step]
         if step == steps:
-            kept = [line for line in kept if line["step"] < steps or "val_loss" not in line and "val_psnr" not in line]
+            kept = [line for line in kept if line["step"] < steps or not {"val_loss", "val_psnr"} & line.keys()]
         if self._metrics.exists():
             write_bytes(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def finish(self, accelerator: Accelerator, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the summary, which marks the run as finished, and return it."""
         if accelerator.is_main_process:
             write_json(self.folder / "summary.json", summary)
         accelerator.wait_for_everyone()
         return summary
 
     def summary(self) -> dict[str, Any]:
-        """What the finished run said."""
+        """Return the summary of the finished run."""
         return summary_of(self.folder)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What a finished run said."""
+    """Return the summary of a finished run."""
     return read_json(folder / "summary.json")
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """All that a run logged; a line that was being written when the run was killed is left out."""
+    """Return all log lines of a run, without an incomplete last line of a killed run.
+
+    Raises:
+        ValueError: if a line is not JSON or has no step.
+    """
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    logged = [_object(file, line) for line in lines if line.endswith(b"\n")]
+    logged = [_parse_object(file, line) for line in lines if line.endswith(b"\n")]
     if not all("step" in line for line in logged):
         raise ValueError(f"{file}: cannot be read: a line has no step")
     return logged
 
 
 def environment_of(folder: Path) -> dict[str, Any]:
-    """Where and how a run was last started."""
+    """Return versions, device and command line of the last start of a run."""
     return read_json(folder / "environment.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a run folder.
+    """Read a JSON object from a run folder.
 
     Raises:
-        ValueError: if the file holds anything else.
+        ValueError: if the file contains anything else.
     """
-    return _object(file, file.read_bytes())
+    return _parse_object(file, file.read_bytes())
 
 
-def _object(file: Path, content: bytes) -> dict[str, Any]:
+def _parse_object(file: Path, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{file}: cannot be read: no JSON object")
+        raise ValueError(f"{file}: cannot be read: expected a JSON object, got {type(value).__name__}")
     return value
 
 
-def find_run(wanted: Path | None, pipeline: str) -> Path:
-    """The run folder given, or the newest finished one of a pipeline.
+def find_run(folder: Path | None, pipeline: str) -> Path:
+    """Return the given run folder, or the newest finished run of a command.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such run.
     """
-    if wanted is not None:
-        if not (wanted / "environment.json").exists():
-            raise ValueError(f"--run {wanted}: is no run folder")
-        found = environment_of(wanted).get("pipeline")
-        if found != pipeline:
-            raise ValueError(f"--run {wanted}: is a run of {found}, not of {pipeline}")
-        if not (wanted / "summary.json").exists():
-            raise ValueError(f"--run {wanted}: is not finished; run its command again to continue it")
-        return wanted
+    if folder is not None:
+        if not (folder / "environment.json").exists():
+            raise ValueError(f"--run {folder}: not a run folder, it has no environment.json")
+        actual = environment_of(folder).get("pipeline")
+        if actual != pipeline:
+            raise ValueError(f"--run {folder}: must be a run of {pipeline}, got a run of {actual}")
+        if not (folder / "summary.json").exists():
+            raise ValueError(f"--run {folder}: not finished; start its command again to continue it")
+        return folder
     finished = [
         path.parent for path in RUNS.glob("*/summary.json") if environment_of(path.parent).get("pipeline") == pipeline
     ]
     if not finished:
         raise ValueError(
-            f"no finished run of {pipeline} in {RUNS}/; start one with pipelines/{pipeline}.py, or name a folder with --run"
+            f"no finished run of {pipeline} in {RUNS}/; start pipelines/{pipeline}.py, or name a run folder with --run"
         )
     return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime)
 
 
 def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
-    for package in (
-        "torch",
-        "accelerate",
-        "vector-quantize-pytorch",
-        "webdataset",
-        "av",
-        "numpy",
-        "scikit-learn",
-        "xformers",
-    ):
+    for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

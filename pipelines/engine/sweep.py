@@ -1,4 +1,4 @@
-"""Many trainings and probes: on CPUs side by side on its cores, else one after the other."""
+"""Many trainings and probes: in parallel on the cores of a CPU, else one after the other."""
 
 import os
 import shutil
@@ -21,13 +21,13 @@ from data.cache import TokenCache
 from pipelines.engine.console import progress
 from pipelines.engine.run import summary_of
 
-MOST_AT_ONCE = 4
-"""Calls of `run_in_parallel` that run at once: each may need gigabytes."""
+_MAX_PARALLEL = 4
+"""Maximum number of parallel calls of `run_in_parallel`: each call may need gigabytes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training: what people call it, its folder, its length and seed, and the flags that make it what it is."""
+    """A training: name for messages, run folder, length, seed and further flags of pretrain_ar."""
 
     name: str
     out: Path
@@ -40,35 +40,37 @@ class Job:
         return (self.out / "summary.json").exists() and summary_of(self.out)["step"] == self.steps
 
 
-def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, what: str = "trainings") -> None:
-    """Run pretrain_ar.py for all that are not finished, on CPUs on one core each. Models stay, checkpoints do not.
+def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "trainings") -> None:
+    """Run pretrain_ar.py for all unfinished jobs, on CPUs with one core each. Models are kept, checkpoints are deleted.
 
     Raises:
-        ValueError: if a training fails; says what it said.
+        ValueError: if a training fails; contains its last line on stderr.
     """
-    places: Queue[list[str]] = Queue()
-    for core in _cores() if device.type == "cpu" and shutil.which("taskset") else []:
-        places.put(["taskset", "-c", str(core)])
-    if places.empty():
-        places.put([])
-    bar = progress(Accelerator(), len(jobs), what)
+    # Prefixes of commands that pin a training to a core; one training per prefix runs at a time.
+    prefixes: Queue[list[str]] = Queue()
+    if device.type == "cpu" and shutil.which("taskset"):
+        for core in _cores():
+            prefixes.put(["taskset", "-c", str(core)])
+    if prefixes.empty():
+        prefixes.put([])
+    bar = progress(Accelerator(), len(jobs), title)
 
     def start(job: Job) -> None:
         if not job.finished:
-            place = places.get()
+            prefix = prefixes.get()
             try:
                 result = subprocess.run(
-                    [*place, *_command(job, cache, device)], capture_output=True, text=True, check=False
+                    [*prefix, *_command(job, cache, device)], capture_output=True, text=True, check=False
                 )
             finally:
-                places.put(place)
+                prefixes.put(prefix)
             if result.returncode:
-                said = result.stderr.strip().splitlines() or [f"ended with code {result.returncode}"]
-                raise ValueError(f"{job.name}, seed {job.seed}: {said[-1]}")
+                lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+                raise ValueError(f"{job.name}, seed {job.seed}: {lines[-1]}")
             shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
         bar.update()
 
-    with ThreadPoolExecutor(places.qsize()) as pool:
+    with ThreadPoolExecutor(prefixes.qsize()) as pool:
         try:
             for done in as_completed([pool.submit(start, job) for job in jobs]):
                 done.result()
@@ -79,21 +81,22 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, what: st
 
 
 def run_in_parallel(
-    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], device: torch.device, what: str
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], device: torch.device, title: str
 ) -> None:
-    """`work(*call)` of all calls, in processes that share out the cores; on other devices in one process."""
+    """Run `work(*call)` for all calls, on CPUs in processes that divide the cores among them, else in one process."""
     context = get_context("spawn")
-    cores, places = _cores(), context.SimpleQueue()
-    count = max(1, min(len(cores), MOST_AT_ONCE, len(calls))) if device.type == "cpu" else 1
+    cores, shares = _cores(), context.SimpleQueue()
+    count = max(1, min(len(cores), _MAX_PARALLEL, len(calls))) if device.type == "cpu" else 1
     for number in range(count):
-        places.put(cores[number::count])
-    bar = progress(Accelerator(), len(calls), what)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_settle, initargs=(places,))
+        shares.put(cores[number::count])
+    bar = progress(Accelerator(), len(calls), title)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_initialise_worker, initargs=(shares,))
     try:
         for done in as_completed([pool.submit(work, *call) for call in calls]):
             done.result()
             bar.update()
-    except BaseException:  # nobody waits for minutes of work that is wanted no more
+    # Do not wait for minutes of work whose result is not needed.
+    except BaseException:
         for process in active_children():
             process.kill()
         raise
@@ -102,10 +105,10 @@ def run_in_parallel(
         bar.close()
 
 
-def _settle(places: Any) -> None:
-    """Stay on some cores, with a thread for each; leave Ctrl-C to the process that started this one."""
+def _initialise_worker(shares: Any) -> None:
+    """Pin this process to a share of the cores, with one thread each; leave Ctrl-C to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cores = places.get()
+    cores = shares.get()
     if cores:
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(len(cores))
@@ -113,7 +116,7 @@ def _settle(places: Any) -> None:
 
 
 def _cores() -> list[int]:
-    """Those that this process may use; none where the system does not say."""
+    """Return the cores that this process may use; an empty list if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
@@ -123,7 +126,8 @@ def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
         *(sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py")),
         *("--validate_every", steps, "--save_every", steps),
         *("--attention", "plain" if device.type == "cpu" else "auto"),
-        *job.flags,  # a settings file among them has no say in what follows
+        *job.flags,
+        # Last, so that a settings file among the flags cannot override them.
         *("--out", str(job.out), "--cache", cache.address, "--seed", str(job.seed), "--steps", steps),
         *("--plan", "false"),
     ]

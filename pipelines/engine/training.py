@@ -1,22 +1,22 @@
-"""The training loop. It knows batches, losses and checkpoints; it cannot tell one objective from another.
+"""The training loop, independent of the objective: batches, losses, validation, checkpoints.
 
-All randomness of a step comes from (seed, step): the batch and its seeds are drawn so by data/loading.py, and the global
-generator, which some quantizers use, is seeded anew for each step.
+All randomness of a step is a function of (seed, step). data/loading.py draws the batch and its seeds that way, and the
+global generator, which some quantizers use, is seeded again before each step.
 """
 
+import itertools
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -26,17 +26,21 @@ from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run
-from pipelines.engine.sharding import name_layers, whole
+from pipelines.engine.sharding import name_layers
+from pipelines.engine.step import Losses, train_step
 from pipelines.settings.training import Training
 
-Precision = Literal["auto", "fp32", "bf16"]
 _LOG_EVERY = 10
+"""Steps between two log lines."""
 _KEEP = 2
-"""Checkpoints of a run that are kept."""
+"""Number of checkpoints kept per run."""
 
 
 def lr_at(step: int, config: Training) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to a hundredth. Nothing about it is ever saved."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to 1 % of the peak.
+
+    A pure function of the step, so that checkpoints need no scheduler state.
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -44,7 +48,7 @@ def lr_at(step: int, config: Training) -> float:
 
 
 def make_accelerator(config: Training, run: Run) -> Accelerator:
-    """Process group, device and precision; made before any module, since quantizers ask for the group when they are built."""
+    """Start the process group, device and precision; call it before building quantizers, which look up the process group."""
     tracker = None if config.tracker == "none" else config.tracker
     precision = run.chosen("precision", resolve_precision(config.precision))
     return start_accelerator(precision, log_with=tracker, project_dir=run.folder)
@@ -53,7 +57,7 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
 def plan_parts(
     accelerator: Accelerator, config: Training, samples: int, blocks_N: np.ndarray | None = None
 ) -> BatchPlan:
-    """The batches of this process, `config.accumulate` to a step; `blocks_N` as in BatchPlan."""
+    """Plan the batches of this process, `config.accumulate` per step; `blocks_N` as in BatchPlan."""
     return BatchPlan(
         samples=samples,
         batch_size=config.batch_size // config.accumulate,
@@ -65,7 +69,7 @@ def plan_parts(
 
 
 def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (biases, norms) do not."""
+    """Build AdamW with weight decay on matrices, not on vectors (biases, norms)."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -76,11 +80,12 @@ def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
 
 @dataclass
 class Fit:
-    """What a finished training knows."""
+    """Result of a finished training."""
 
     losses: dict[str, float]
-    """Last validation."""
+    """Numbers of the last validation."""
     seconds: float
+    """Wall time of all steps, including those before an interruption."""
     samples_per_second: float
 
 
@@ -94,31 +99,32 @@ def fit(
     watch: Callable[[Batch], None] = lambda batch: None,
     average: WeightAverage | None = None,
 ) -> Fit:
-    """Train from the newest checkpoint, or from the start, to `config.steps`.
+    """Train up to `config.steps`, from the newest checkpoint if there is one.
 
     Args:
-        module: batch, with its `step` -> {"loss": ..., numbers to log}; already on the device. If it has `networks`,
-            modules that are trained against each other, the gradient of each is clipped by itself.
-        dataset: part of a step -> batch; parts are numbered through, `config.accumulate` to a step.
-        validate: step -> numbers; called by all processes with the module in evaluation mode.
-        watch: sees every batch before it is used.
-        average: of the weights of the module or of a part of it; kept in the checkpoints too.
+        module: maps a batch, with its `step`, to losses: `loss` and numbers to log. It is already on the device. An optional
+            attribute `networks` lists modules that are trained against each other; each gradient is clipped on its own.
+        dataset: maps the number of a part to its batch; each step uses `config.accumulate` consecutive parts.
+        validate: maps a step to numbers; called on all ranks with the module in evaluation mode.
+        watch: called with every batch before it is used.
+        average: moving average of the weights of the module or of a part of it; saved in the checkpoints too.
 
     Raises:
-        FloatingPointError: if a loss or gradient is not finite; nothing was learned from it, and no checkpoint has it.
-        ValueError: if the processes find different checkpoints.
+        FloatingPointError: if a loss or gradient is not finite. The step is not applied, and no checkpoint contains it.
+        ValueError: if the ranks find different checkpoints.
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     networks = getattr(module, "networks", [module])
     extra_modules = {} if average is None else {"average": average.state}
     name_layers(module)
-    model, optimizer = accelerator.prepare(module, make_optimizer(module, config))  # FSDP cuts the module itself
+    # FSDP shards the module in place.
+    model, optimizer = accelerator.prepare(module, make_optimizer(module, config))
     folder = run.folder / "checkpoints"
-    tell = partial(say, accelerator)
-    saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra_modules, tell=tell)
+    warn = partial(say, accelerator)
+    saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra_modules, warn=warn)
     state = saved or {"step": 0, "seconds": 0.0}
     start = state["step"]
-    _agreed(run, accelerator, start)
+    _check_same_start(run, accelerator, start)
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
         checkpoints.prune(folder, start, _KEEP)
@@ -130,12 +136,17 @@ def fit(
     parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
     bar = progress(accelerator, config.steps, run.pipeline, start)
     began = time.perf_counter() - state["seconds"]
-    interrupted = _Interrupt(accelerator)
+    interrupt = _Interrupt(accelerator)
 
     def save(done: int) -> None:
-        state, main = {"step": done, "seconds": time.perf_counter() - began}, accelerator.is_main_process
         checkpoints.save(
-            folder, module, optimizer.optimizer, state, extra_modules=extra_modules, keep=_KEEP, write=main
+            folder,
+            module,
+            optimizer.optimizer,
+            {"step": done, "seconds": time.perf_counter() - began},
+            extra_modules=extra_modules,
+            keep=_KEEP,
+            write=accelerator.is_main_process,
         )
         accelerator.wait_for_everyone()
 
@@ -154,50 +165,53 @@ def fit(
             seconds = round(time.perf_counter() - began, 3)
             run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
         if done % config.validate_every == 0 and done < config.steps:
-            _validated(run, accelerator, module, validate, done)
-        if done % config.save_every == 0 or done == config.steps or interrupted.asked:
+            _validate_and_log(run, accelerator, module, validate, done)
+        if done % config.save_every == 0 or done == config.steps or interrupt.requested:
             save(done)
-        if interrupted.asked:
+        if interrupt.requested:
             bar.close()
             raise KeyboardInterrupt
-    interrupted.restore()
+    interrupt.restore()
     bar.close()
-    taken = time.perf_counter() - began
-    final = _validated(run, accelerator, module, validate, config.steps)
-    for tracker in accelerator.trackers:  # end_training would end the process group too
+    seconds = time.perf_counter() - began
+    final = _validate_and_log(run, accelerator, module, validate, config.steps)
+    # Accelerator.end_training would also destroy the process group, which is still needed.
+    for tracker in accelerator.trackers:
         tracker.finish()
-    return Fit(final, taken, config.steps * config.batch_size / max(taken, 1e-9))
+    return Fit(final, seconds, config.steps * config.batch_size / max(seconds, 1e-9))
 
 
-def _agreed(run: Run, accelerator: Accelerator, start: int) -> None:
-    """Refuse to go on from different steps, as nodes would that do not share the run's folder."""
+def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
+    """Raise a ValueError if ranks would continue from different steps, as on nodes that do not share the run folder."""
     starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
     if len(set(starts)) > 1:
         raise ValueError(
-            f"--out {run.folder}: the processes find different checkpoints there (of steps {starts}); all nodes must "
-            f"share this folder"
+            f"--out {run.folder}: the ranks found different checkpoints, of steps {starts}; all nodes must share this folder"
         )
 
 
 class _Interrupt:
-    """Ctrl-C ends the step that runs and saves before it ends the run; with several processes, or twice, it ends at once."""
+    """Handler of Ctrl-C: finish the current step and save before the run ends.
+
+    A second Ctrl-C, or one with several ranks, ends the run at once.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.asked = False
-        self._before = signal.getsignal(signal.SIGINT)
+        self.requested = False
+        self._previous = signal.getsignal(signal.SIGINT)
         if accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._ask)
+            signal.signal(signal.SIGINT, self._request)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _request(self, *_: object) -> None:
+        self.requested = True
         self.restore()
 
     def restore(self) -> None:
-        if signal.getsignal(signal.SIGINT) == self._ask:
-            signal.signal(signal.SIGINT, self._before)
+        if signal.getsignal(signal.SIGINT) == self._request:
+            signal.signal(signal.SIGINT, self._previous)
 
 
-def _validated(
+def _validate_and_log(
     run: Run, accelerator: Accelerator, module: nn.Module, validate: Callable[[int], dict[str, float]], step: int
 ) -> dict[str, float]:
     module.eval()
@@ -217,31 +231,36 @@ def _step(
     watch: Callable[[Batch], None],
     step: int,
     networks: Sequence[nn.Module],
-) -> dict[str, torch.Tensor]:
-    """One optimizer step; the mean over its parts of what the module returned."""
-    total: dict[str, torch.Tensor] = {}
-    seen: list[Any] = []
+) -> Losses:
+    """Run one optimizer step on the next `config.accumulate` parts; return the mean losses.
+
+    Raises:
+        FloatingPointError: if the gradient is not finite.
+    """
+    rows: list[int] = []
+
+    def device_batches() -> Iterator[Batch]:
+        for part in itertools.islice(parts, config.accumulate):
+            batch = {**part, "step": step}
+            watch(batch)
+            rows.extend(batch["row_B"].tolist())
+            yield send_to_device(batch, accelerator.device, non_blocking=True)
+
+    def check_gradient(norms: torch.Tensor, losses: Losses) -> None:
+        if not torch.isfinite(norms).all():
+            raise FloatingPointError(
+                f"step {step + 1}: the gradient is not finite (loss {losses['loss'].item()}); the step was not applied, the "
+                f"last checkpoint is unchanged; samples of the step (rows of the list): {', '.join(map(str, rows))}"
+            )
+
     model.train()
-    for part in range(config.accumulate):
-        batch = {**next(parts), "step": step}
-        watch(batch)
-        seen += batch["row_B"].tolist()
-        batch = {k: v.to(accelerator.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-        # Under FSDP each part is synchronised: no process is to hold a whole gradient.
-        synchronise = part == config.accumulate - 1 or accelerator.is_fsdp2
-        with nullcontext() if synchronise else accelerator.no_sync(model):
-            with accelerator.autocast():
-                losses = model(batch)
-            poison = torch.where(losses["loss"].detach().isfinite(), 1.0, torch.nan)  # every process is to know of it
-            accelerator.backward(losses["loss"] * poison / config.accumulate)
-        for key, value in losses.items():
-            total[key] = total.get(key, 0) + value.detach() / config.accumulate
-    norms = [whole(accelerator.clip_grad_norm_(part.parameters(), config.clip_gradient)) for part in networks]
-    if not torch.isfinite(torch.stack(norms)).all():
-        raise FloatingPointError(
-            f"step {step + 1}: the gradient is not finite (loss {total['loss'].item()}); nothing was learned from it, the "
-            f"last checkpoint is untouched; samples of the step (rows of the list): {', '.join(map(str, seen))}"
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
+    return train_step(
+        accelerator,
+        model,
+        optimizer,
+        device_batches(),
+        accumulate=config.accumulate,
+        clipped=networks,
+        max_norm=config.clip_gradient,
+        check_gradient=check_gradient,
+    )

@@ -1,4 +1,4 @@
-"""What can be set: a dataclass for each command. Nothing in this folder imports torch, so `--help` is fast."""
+"""Flags of the commands, one dataclass each. Nothing in this folder imports torch, so `--help` is fast."""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -9,8 +9,15 @@ def class_setting(load: Callable[[], tuple[Any, type]], text: str) -> Any:
     """Declare a setting whose value is a class with settings of its own: `--NAME CLASS --NAME.setting value`.
 
     Args:
-        load: returns the type that a class must have and the default class; called only when flags are parsed, since it
-            imports torch.
-        text: the line of `--help`.
+        load: returns the required type and the default class. It imports torch, so it is called only when flags are
+            parsed, not for `--help`.
+        text: help text.
     """
     return field(default_factory=lambda: load()[1], metadata={"help": text, "load": load})
+
+
+def check_at_least_1(settings: object, *names: str) -> None:
+    """Raise a ValueError if one of the named settings is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")

@@ -8,32 +8,32 @@ from data.clips import ClipSpec
 
 @dataclass
 class Benchmark:
-    """Measure this project beside the alternative, as ratios within one run."""
+    """Benchmark this project against an alternative, and report the ratios measured within one run."""
 
     what: Literal["cache", "tokenizer", "pretrain", "quality"]
-    """cache: reading, tokenizing, reuse, memory, size and damage of the token cache. tokenizer: quality, speed and code usage
-    beside magvit2-pytorch's, long videos; on CUDA also 128x128 and 256x256. pretrain: a training step and training from disk
-    beside VideoMAE of transformers, ViT-B; how its time grows, in pictures under runs/benchmark-pretrain. quality: what each
-    choice of ARVideo does to its features, many trainings on --cache, in runs/benchmark-quality; started again it goes on."""
+    """cache: speed, size, memory and damage handling of the token cache. tokenizer: quality, speed, code usage and long videos
+    against magvit2-pytorch. pretrain: training speed against VideoMAE of transformers, ViT-B, with plots in
+    runs/benchmark-pretrain. quality: effect of each choice of ARVideo on its features, from many trainings on --cache in
+    runs/benchmark-quality; a second start continues the first."""
     videos: str = "builtin:moving-digits:400:0"
-    """For cache, tokenizer and pretrain: a folder, a list file, or a built-in set; built-in videos cost no decoding."""
+    """Videos for cache, tokenizer and pretrain: a folder, a list file, or a built-in set, which costs no decoding."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
-    """For cache and tokenizer: what a clip is"""
+    """clips cut from each video (cache and tokenizer)"""
     cache: str | None = None
-    """For quality: a token cache with labels, as in pretrain_ar; by default the newest in caches."""
+    """Token cache with labels for quality, named as in pretrain_ar; by default the newest one in caches."""
     only: list[str] = field(
         default_factory=list,
         metadata={
-            "help": 'For quality: the settings to compare, e.g. --only "targets 1.0" "keep 0.5"; by default all.'
+            "help": 'Settings that quality compares, for example --only "targets 1.0" "keep 0.5"; by default all.'
         },
     )
     scale: float = 1.0
-    """Size of the synthetic caches, length of the trainings; 1: those of docs/benchmarks.md."""
+    """Factor on the size of synthetic caches and the length of trainings; docs/benchmarks.md uses 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 100:
-            raise ValueError(f"scale is {self.scale}, but must be above 0 and at most 100")
+            raise ValueError(f"scale must be above 0 and at most 100, got {self.scale}")
         if self.only and self.what != "quality":
-            raise ValueError("only names settings of quality; the other benchmarks have none")
+            raise ValueError(f"only selects settings of the quality benchmark, {self.what} has none")
         if self.clip.views == "dense":
-            raise ValueError("clip.views is dense, but must be a number here")
+            raise ValueError("clip.views must be a number for a benchmark, got dense")

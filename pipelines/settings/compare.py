@@ -4,39 +4,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipelines.settings import check_at_least_1
+
 _CONFIGS = Path(__file__).parent.with_name("configs")
 
 
 @dataclass(kw_only=True)
 class Compare:
-    """Which objective, on these videos, for this budget: several objectives and seeds on one cache, probed alike."""
+    """Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
 
     entries: list[str] = field(
-        default_factory=lambda: [],
+        default_factory=list,
         metadata={
-            "help": "What is compared: settings files of pretrain_ar, called by their names; by default those of configs/tiny."
+            "help": "Settings files of pretrain_ar to compare, each named by its file; by default those of configs/tiny."
         },
     )
     cache: str | None = None
-    """A labelled cache, as in pretrain_ar; pixels and two views or more where an objective needs them."""
+    """Token cache with labels, named as in pretrain_ar. Some objectives need kept pixels or at least two views."""
     caches: Path = Path("caches")
-    """Where caches live."""
+    """Folder of all token caches."""
     budget: Literal["steps", "clips", "seconds"] = "steps"
-    """What is equal for all: optimizer steps, clips seen, or time on this machine."""
+    """Budget that is equal for all trainings: optimizer steps, clips, or wall time on this machine."""
     amount: int = 1000
-    """How many steps, clips or seconds each training has."""
+    """Steps, clips or seconds of each training."""
     seeds: int = 5
-    """Trainings of each, and untrained networks."""
+    """Number of seeds: trainings of each entry, and untrained baselines."""
     points: int = 4
-    """Probes of each training, of models on the way and the last one; fewer where the steps are not divided evenly."""
+    """Number of times each training is probed, the last time at its end; fewer if the steps do not divide evenly."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-<hash of the settings>."""
 
     def __post_init__(self) -> None:
-        for name in ("amount", "seeds", "points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        check_at_least_1(self, "amount", "seeds", "points")
         self.files = [Path(entry) for entry in self.entries] or sorted(_CONFIGS.glob("tiny/*.yaml"))
         names = [file.stem for file in self.files]
-        if len(set(names)) < len(names):
-            raise ValueError("entries: two files have the same name, which is what they are called by")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"entries must have different file names, got {duplicates[0]!r} twice")

@@ -29,26 +29,27 @@ class Pretrain(Training):
     """Stage two: pre-train a transformer on cached codes."""
 
     cache: str | None = None
-    """Folder or https, s3, gs or hf address of a cache, or how its name or key begins; by default the newest in --caches."""
+    """Folder or https, s3, gs or hf address of a token cache, or the first letters of its name or key; by default the newest in
+    --caches."""
     caches: Path = Path("caches")
-    """Where caches live."""
+    """Folder of all token caches."""
     objective: MakeObjective = class_setting(
         _objective,
-        "Objective: ARVideo, VideoMAE, VIMPAC or MAM2; --objective.help ARVideo lists the settings of one.",
+        "Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
     )
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
-    """Kernel of all attention layers; auto: the fastest on the shapes of this run."""
+    """Kernel of all attention layers; auto measures which one is fastest on the shapes of this run."""
     compile: bool = False
-    """Compile the transformer's blocks: faster steps after a minute or so; needs a C++ compiler on CPUs."""
+    """Compile the transformer blocks. Steps are faster after about a minute; CPUs need a C++ compiler."""
     recompute: bool = False
-    """Keep only the inputs of each block for the backward pass: less memory, a fifth more arithmetic, the same numbers."""
+    """Use activation checkpointing: less memory, about 20 % more arithmetic, the same numbers."""
     plan: bool = False
-    """Only say what the run would cost: parameters, tokens, arithmetic, memory, time. Nothing is trained or written."""
+    """Print the cost of the run (parameters, tokens, arithmetic, memory, time) and exit. Nothing is trained or written."""
     snapshots: bool = False
-    """Keep the weights of every validation under snapshots/ of the run's folder: models like the last one, to be probed too."""
+    """Save the model at every validation under snapshots/ of the run folder, so that it can be probed."""
     steps: int = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 16
-    """Clips of one step, of all processes together."""
+    """Clips per optimizer step, over all processes."""
     lr: float = 3e-3
-    """Highest learning rate."""
+    """Peak learning rate."""

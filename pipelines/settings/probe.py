@@ -3,24 +3,25 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.settings import check_at_least_1
+
 
 @dataclass(kw_only=True)
 class Probe:
-    """Frozen evaluation of a pre-trained model, beside the same probe on baselines that know nothing of pre-training."""
+    """Evaluate a frozen pre-trained model with probes, next to the same probes on baselines without pre-training."""
 
     run: Path | None = None
     """Run folder of pretrain_ar; by default the newest finished one."""
     cache: str | None = None
-    """Labelled cache to probe on, made by the same tokenizer; by default the one of the run."""
+    """Token cache with labels, made by the same tokenizer; by default the cache of the run."""
     caches: Path = Path("caches")
-    """Where caches live."""
+    """Folder of all token caches."""
     seeds: int = 3
-    """Repetitions, each with other folds (or another nine tenths of the training clips) and another untrained network."""
+    """Number of repetitions, each with new folds (or another 90 % of the training clips) and a new untrained network."""
     attentive: bool = False
-    """Also train an attentive probe on every layer's tokens; takes minutes, and disk space for all tokens meanwhile."""
+    """Also train an attentive probe on the tokens of every layer. This takes minutes, and disk space for all tokens."""
     out: Path | None = None
     """Folder of the result; by default probe-<hash of the settings> in the run folder."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}, but must be at least 1")
+        check_at_least_1(self, "seeds")

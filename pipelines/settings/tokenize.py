@@ -6,41 +6,40 @@ from typing import Literal
 
 from data.clips import ClipSpec
 from data.pixels import KeepPixels, check_jpeg_height
+from pipelines.settings import check_at_least_1
 
 
 @dataclass(kw_only=True)
 class Tokenize:
-    """Stage one: write each video's codes once, as webdataset shards. Without a tokenizer it trains one first."""
+    """Stage one: encode each video once and write its codes to webdataset shards; trains a tokenizer first if none is given."""
 
     videos: str = "builtin:moving-digits"
-    """Folder with a sub-folder per class, list file, or builtin:moving-digits."""
+    """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     tokenizer: str | None = None
-    """Run folder of train_tokenizer, save_pretrained folder, hub id, taming:FOLDER or torchscript:FOLDER; by default one is
-    trained on the videos."""
+    """Run folder of train_tokenizer, save_pretrained folder, hub id, taming:FOLDER or torchscript:FOLDER; by default a new
+    tokenizer is trained on the videos."""
     trust: bool = False
-    """Run the tokenizer if it is a program, as TorchScript is."""
+    """Allow a tokenizer that contains code, such as TorchScript."""
     clip: ClipSpec = field(default_factory=ClipSpec)
-    """What a clip is"""
+    """clips cut from each video"""
     caches: Path = Path("caches")
-    """Where caches live."""
+    """Folder of all token caches."""
     keep_pixels: KeepPixels = "none"
-    """Keep the clips' pixels beside their codes: raw, or jpeg (a twentieth of the size). Those of one video are held in
-    memory until it is done, which counts with long ones and dense views."""
+    """Store the pixels of the clips with their codes: raw, or jpeg (a twentieth of the size). All pixels of one video stay in
+    memory until it is written, which matters for long videos and dense views."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the tokenizer; bf16 is faster on GPUs and changes a few codes in a thousand."""
+    """Precision of the tokenizer; bf16 is faster on GPUs and changes a few codes in a thousand."""
     encode_batch: int = 8
-    """Clips that go through the tokenizer together; part of the cache's key, so that no code depends on its neighbours."""
+    """Clips that pass through the tokenizer at once. It is part of the cache key, so that no code depends on its batch."""
     shard_size: int = 256
-    """Videos of one shard."""
+    """Videos per shard."""
     workers: int | None = None
-    """Threads that decode ahead; by default one less than this process has cores. 0: nothing is done ahead."""
+    """Threads that decode ahead; 0 decodes without threads. By default one less than the cores of this process."""
     out: Path | None = None
     """Run folder; by default runs/tokenize-<hash of the settings>."""
 
     def __post_init__(self) -> None:
-        for name in ("encode_batch", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        check_at_least_1(self, "encode_batch", "shard_size")
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}, but must not be negative")
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
         check_jpeg_height(self.keep_pixels, self.clip.frames, self.clip.size)

@@ -28,26 +28,28 @@ class TrainTokenizer(Training):
     """Train VQ3D, this project's tokenizer, on a folder of videos."""
 
     videos: str = "builtin:moving-digits"
-    """Folder with a sub-folder per class, list file, or builtin:moving-digits."""
+    """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     clip: ClipSpec = field(default_factory=ClipSpec)
-    """What a clip is"""
-    model: MakeTokenizer = class_setting(_model, "Tokenizer to train; --model.help VQ3D lists its settings.")
+    """clips cut from each video"""
+    model: MakeTokenizer = class_setting(_model, "Tokenizer to train. --model.help VQ3D lists its settings.")
     loss: Losses = field(default_factory=Losses)
-    """What is minimised"""
+    """training loss"""
     average: float = 0.99
-    """Decay of the moving average of the weights, which is what is validated and saved; 0: the weights themselves."""
+    """Decay of the moving average of the weights. The average is validated and saved; 0 uses the weights themselves."""
     steps: int = 500
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 16
-    """Clips of one step, of all processes together."""
+    """Clips per optimizer step, over all processes."""
     lr: float = 3e-3
-    """Highest learning rate."""
+    """Peak learning rate."""
     weight_decay: float = 0.01
-    """Of AdamW, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clip.views == "dense":
-            raise ValueError("clip.views dense is for tokenize; train a tokenizer on a number of views")
+            raise ValueError(
+                "clip.views must be a number to train a tokenizer, got dense; only tokenize cuts dense views"
+            )
         if not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average}, but must be from 0 to less than 1")
+            raise ValueError(f"average must be at least 0 and below 1, got {self.average}")

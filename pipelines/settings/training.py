@@ -1,9 +1,11 @@
-"""Settings that all trainings share."""
+"""Settings shared by all trainings."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from pipelines.settings import check_at_least_1
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -13,53 +15,49 @@ class Training:
     """Settings of every training run.
 
     Raises:
-        ValueError: for a number that makes no sense.
+        ValueError: for a number out of range.
     """
 
     steps: int = 500
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 32
-    """Samples of one step, of all processes together."""
+    """Samples per optimizer step, over all processes."""
     accumulate: int = 1
-    """Parts that a step's batch is cut into, one after another, to save memory; the numbers stay the same, but for what a loss
-    takes over a batch (FSQ's spread, LFQ's entropy, a discriminator's batch norm, VIMPAC's contrast): it is taken over a part."""
+    """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except for
+    losses over a whole batch (FSQ's spread, LFQ's entropy, discriminator batch norm, VIMPAC's contrast), which use one part."""
     lr: float = 1e-3
-    """Highest learning rate."""
+    """Peak learning rate."""
     warmup: int = 50
-    """Steps until it is reached; then it falls along a cosine to a hundredth."""
+    """Steps of linear learning-rate warm-up; afterwards a cosine decays it to 1 %."""
     weight_decay: float = 0.05
-    """Of AdamW, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
     clip_gradient: float = 1.0
-    """Highest norm of the gradient."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     precision: Precision = "auto"
-    """fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies in it."""
+    """fp32, bf16 (autocast), or auto: bf16 if the hardware supports it natively."""
     seed: int = 0
-    """Of initial weights, batches and everything drawn."""
+    """Random seed for initialisation, batch order and masking."""
     workers: int = 0
-    """Processes that prepare batches; 0: the training process itself."""
+    """Processes that load batches; 0 loads them in the training process."""
     validate_every: int = 250
-    """Steps between two validations; the last step always has one."""
+    """Steps between validations; the last step is always validated."""
     save_every: int = 250
-    """Steps between two checkpoints; the last two are kept."""
+    """Steps between checkpoints; the last two checkpoints are kept."""
     tracker: Literal["none", "tensorboard"] = "none"
-    """Where numbers go besides metrics.jsonl."""
+    """Experiment tracker that receives the metrics, in addition to metrics.jsonl."""
     out: Path | None = None
-    """Run folder; by default runs/<pipeline>-<hash of the settings>."""
+    """Run folder; by default runs/<command>-<hash of the settings>."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        check_at_least_1(self, "steps", "batch_size", "accumulate", "validate_every", "save_every")
         for name in ("warmup", "weight_decay", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be finite and not negative")
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}, but must be finite and above 0")
+            raise ValueError(f"lr must be finite and above 0, got {self.lr}")
         if not self.clip_gradient > 0:
-            raise ValueError(f"clip_gradient is {self.clip_gradient}, but must be above 0")
+            raise ValueError(f"clip_gradient must be above 0, got {self.clip_gradient}")
         if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}, but must be from 0 to {2**31 - 1}")
+            raise ValueError(f"seed must be from 0 to {2**31 - 1}, got {self.seed}")
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into accumulate {self.accumulate} equal parts"
-            )
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate, got {self.accumulate}")

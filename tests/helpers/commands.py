@@ -1,4 +1,4 @@
-"""Pipelines started as a user starts them, in a process of their own or in this one."""
+"""Commands started as a user starts them, in a new process or in this one."""
 
 import importlib
 import json
@@ -20,21 +20,9 @@ TINY_TOKENIZER = [
     *("--model.width", "16", "--model.depth", "1"),
 ]
 TINY_MODEL = [
-    *(
-        "--steps",
-        "6",
-        "--batch_size",
-        "4",
-        "--warmup",
-        "1",
-        "--validate_every",
-        "3",
-        "--save_every",
-        "2",
-        "--precision",
-        "fp32",
-    ),
-    *("--attention", "plain", "--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
+    *("--steps", "6", "--batch_size", "4", "--warmup", "1", "--validate_every", "3", "--save_every", "2"),
+    *("--precision", "fp32", "--attention", "plain"),
+    *("--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
     *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
 ]
 DIGITS = "builtin:moving-digits:24:16"
@@ -42,16 +30,16 @@ TINIEST = [
     *(*TINY_TOKENIZER, "--videos", "builtin:moving-digits:8:2", "--clip.frames", "4", "--clip.size", "32"),
     *("--precision", "fp32"),
 ]
-"""A tokenizer that is trained inside this process in less than a second."""
+"""Flags of a tokenizer that trains in this process in less than a second."""
 
-# Threads that wait must sleep: with more of them than cores, spinning ones make tiny steps a hundred times slower.
+# Waiting threads must sleep: with more threads than cores, spinning threads make tiny steps a hundred times slower.
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 
 Result = subprocess.CompletedProcess[str]
 
 
 def start(folder: Path, script: str, *flags: str, launch: list[str] | None = None) -> Result:
-    """Run a pipeline in a folder, by default as a plain file of this Python."""
+    """Run a command in a folder, by default as a script of this Python."""
     launcher = launch or [sys.executable]
     return subprocess.run(
         [*launcher, str(ROOT / "pipelines" / f"{script}.py"), *flags],
@@ -64,13 +52,13 @@ def start(folder: Path, script: str, *flags: str, launch: list[str] | None = Non
 
 
 def last_line(result: Result) -> dict[str, Any]:
-    """The summary of a successful run."""
+    """Return the summary of a successful run."""
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def refused(result: Result) -> str:
-    """The one line that a user's mistake ends with."""
+    """Return the one error line of a run that ended with a user's mistake."""
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if ": error: " in line]
@@ -80,7 +68,7 @@ def refused(result: Result) -> str:
 
 
 def kills(script: str, trials: int, *arguments: str) -> dict[str, Any]:
-    """What a script that kills others found, in a process of its own: it forks, which pytest's threads do not survive."""
+    """Run a helper that kills processes; return its result. It forks, which is unsafe in pytest, a process with threads."""
     result = subprocess.run(
         [sys.executable, "-m", f"tests.helpers.{script}", str(trials), *arguments],
         cwd=ROOT,
@@ -107,20 +95,19 @@ SCHEMAS = {
 
 
 class Call:
-    """Runs a pipeline inside this process: (script, *flags) -> its summary, or its error line if it exits with `code`."""
+    """Run a command inside this process: (script, *flags) -> its summary, or its error line if it exits with `code`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
         self.out = self.err = ""
-        """What the last one wrote."""
+        """Output of the last command."""
 
     def __call__(self, script: str, *flags: str, code: int = 2) -> Any:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         self._monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
-        self._monkeypatch.setattr(
-            "pipelines.engine.device.cores", lambda accelerator: 1
-        )  # on busy cores two wait for each other
+        # Two threads would wait for each other on busy cores.
+        self._monkeypatch.setattr("pipelines.engine.device.cores", lambda accelerator: 1)
         module = importlib.import_module(f"pipelines.{script}")
         self._capsys.readouterr()
         interrupt = signal.getsignal(signal.SIGINT)
@@ -134,6 +121,7 @@ class Call:
             assert len(lines) == 1, self.err
             return lines[0]
         finally:
-            signal.signal(signal.SIGINT, interrupt)  # a training that was ended by an error has left its own
+            # A training that failed leaves its own handler.
+            signal.signal(signal.SIGINT, interrupt)
         self.out, self.err = self._capsys.readouterr()
         return json.loads(self.out.splitlines()[-1])

@@ -1,8 +1,8 @@
-"""Kills pretrain_ar again and again: `python -m tests.helpers.kill_pretrain TRIALS HOUSE FOLDER`.
+"""Kill pretrain_ar repeatedly: `python -m tests.helpers.kill_pretrain TRIALS PROJECT FOLDER`.
 
-Everything is imported once; each start is a forked child that does what the command does, from its flags to its summary. A
-trial is up to three starts that are killed at random moments of their lives, and one that is not. Prints JSON: how many
-kills came before the end, what of a run was there when they came, and what went wrong.
+PROJECT is a folder with a cache. Everything is imported once; each start is a forked child that runs the whole command. A trial
+is up to three starts that are killed at random moments, and one that is not. Prints JSON: number of kills before the end, state
+of the run at each kill, and errors.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ import xxhash
 
 from data.files import compact
 from pipelines.commands import pretrain_ar
-from pipelines.engine import run, training
+from pipelines.engine import device, launch, training
 from tests.helpers.commands import TINY_MODEL
 
 FLAGS = [*TINY_MODEL, "--steps", "16", "--save_every", "2", "--validate_every", "4"]
 WHOLE = ["state.json", "model.safetensors", "optimizer.safetensors"]
 """Files of a checkpoint."""
-AWAITED = [None, None, "checkpoints/.step_*", "model/*", "*.tmp-*"]
-"""What a kill waits for after its random moment: nothing, or a file that shows that something is being written."""
+SIGNS = [None, None, "checkpoints/.step_*", "model/*", "*.tmp-*"]
+"""Files that a kill waits for after its random delay, as a sign that something is being written; None: no wait."""
 
 
 def child(out: Path) -> int:
-    """Process number of a fork that pre-trains; what it says is in a file beside its folder."""
+    """Fork a process that pre-trains, with its output in OUT.log; return its id."""
     process = os.fork()
     if process:
         return process
@@ -44,7 +44,7 @@ def child(out: Path) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         sys.argv = ["pretrain_ar.py", *FLAGS, "--out", str(out)]
-        run.command(pretrain_ar.Pretrain, pretrain_ar.main)
+        launch.command(pretrain_ar.Pretrain, pretrain_ar.main)
         code = 0
     except SystemExit as stop:
         code = int(str(stop.code))
@@ -55,13 +55,13 @@ def child(out: Path) -> int:
         os._exit(code)
 
 
-def ended_with(process: int) -> int:
+def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def half_objects(out: Path) -> list[str]:
-    """What has its final name, but is not whole."""
-    wrong = []
+def incomplete_files(out: Path) -> list[str]:
+    """Return files and checkpoints that have their final names but are incomplete."""
+    incomplete = []
     for step in out.glob("checkpoints/step_*"):
         try:
             hashes = json.loads((step / "state.json").read_text())["xxh3"]
@@ -71,19 +71,20 @@ def half_objects(out: Path) -> list[str]:
             )
         except (OSError, ValueError, KeyError):
             good = False
-        wrong += [] if good else [step.name]
+        if not good:
+            incomplete.append(step.name)
     for file in out.glob("*.json"):
         try:
             json.loads(file.read_text())
         except ValueError:
-            wrong.append(file.name)
+            incomplete.append(file.name)
     if (out / "config.yaml").exists() and "objective:" not in (out / "config.yaml").read_text():
-        wrong.append("config.yaml")
-    return wrong
+        incomplete.append("config.yaml")
+    return incomplete
 
 
 def stage(out: Path) -> str:
-    """How far a run had come when it was killed."""
+    """Describe how far a run had come when it was killed."""
     if list(out.glob("checkpoints/.step_*")):
         return "while a checkpoint is written"
     if list(out.glob("model/*")) and not (out / "summary.json").exists():
@@ -95,7 +96,7 @@ def stage(out: Path) -> str:
 
 
 def result(out: Path) -> dict[str, Any]:
-    """All that a run leaves, to the last bit, but how long it took."""
+    """Return everything that a run writes, to the last bit, except times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     files = sorted(file for file in out.rglob("*") if file.is_file())
     summary = json.loads((out / "summary.json").read_text())
@@ -108,44 +109,45 @@ def result(out: Path) -> dict[str, Any]:
     }
 
 
-def main(trials: int, finished_project: Path, folder: Path) -> dict[str, Any]:
+def main(trials: int, project: Path, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    run.cores = lambda accelerator: 1
+    device.cores = lambda accelerator: 1
     training._LOG_EVERY = 1
-    os.chdir(finished_project)
-    lives = []
+    os.chdir(project)
+    durations = []
     for i in range(2):
         began = time.perf_counter()
-        assert ended_with(child(folder / f"straight{i}")) == 0, (folder / f"straight{i}.log").read_text()
-        lives.append(time.perf_counter() - began)
+        assert exit_code(child(folder / f"straight{i}")) == 0, (folder / f"straight{i}.log").read_text()
+        durations.append(time.perf_counter() - began)
     expected = result(folder / "straight0")
     assert len(expected["logged"]) == 16 + 4 and len(expected["sha256"]) == 5
     draw, early, wrong = random.Random(0), 0, []
     stages: Counter[str] = Counter()
     for trial in range(4 * trials):
-        if trial >= trials and early >= trials:  # a busy machine, whose first lives were long, gets more of them
+        # On a busy machine the first durations were too long, so kills come late and more trials are needed.
+        if trial >= trials and early >= trials:
             break
         out = folder / f"trial{trial}"
         for _ in range(draw.randint(1, 3)):
             process = child(out)
-            time.sleep(draw.uniform(0, min(lives)))
-            awaited = draw.choice(AWAITED)
-            while not (gone := os.waitpid(process, os.WNOHANG)[0]) and awaited and not list(out.glob(awaited)):
+            time.sleep(draw.uniform(0, min(durations)))
+            sign = draw.choice(SIGNS)
+            while not (ended := os.waitpid(process, os.WNOHANG)[0]) and sign and not list(out.glob(sign)):
                 time.sleep(0.0005)
-            if gone:
+            if ended:
                 break
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             early += 1
             stages[stage(out)] += 1
-            wrong += [f"trial {trial}: {name} is half" for name in half_objects(out)]
-        if ended_with(child(out)) != 0:
+            wrong += [f"trial {trial}: {name} is incomplete" for name in incomplete_files(out)]
+        if exit_code(child(out)) != 0:
             wrong.append(f"trial {trial}: the next start fails: {Path(f'{out}.log').read_text()[-300:]}")
             continue
-        found = result(out)
-        wrong += [f"trial {trial}: other {key}: {found[key]}" for key in expected if found[key] != expected[key]]
+        actual = result(out)
+        wrong += [f"trial {trial}: other {key}: {actual[key]}" for key in expected if actual[key] != expected[key]]
         shutil.rmtree(out)
-    return {"early": early, "seconds": min(lives), "stages": stages, "wrong": wrong}
+    return {"early": early, "seconds": min(durations), "stages": stages, "wrong": wrong}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Kills tokenize again and again: `python -m tests.helpers.kill_tokenize TRIALS TOKENIZER FOLDER`.
+"""Kill tokenize repeatedly: `python -m tests.helpers.kill_tokenize TRIALS TOKENIZER FOLDER`.
 
-Everything is imported once; each trial is a forked child that tokenizes, is killed at a random moment of its life, and is
-followed by one that is not. Prints JSON: trials, how many kills came before the end, and what went wrong.
+Everything is imported once. Each trial is a forked child that tokenizes and is killed at a random moment, followed by a child
+that is not killed. Prints JSON: trials, number of kills before the end, and errors.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def tokenize(tokenizer: torch.nn.Module, caches: Path) -> Path:
 
 
 def child(tokenizer: torch.nn.Module, caches: Path) -> int:
-    """Process number of a fork that tokenizes."""
+    """Fork a process that tokenizes; return its id."""
     process = os.fork()
     if process == 0:
         try:
@@ -58,16 +58,16 @@ def contents(caches: Path) -> dict[str, str]:
     return {str(path.relative_to(caches)): _sha256(path) for path in files}
 
 
-def half_objects(caches: Path) -> list[str]:
-    """Files under their final names that are not whole. A record comes before its tar, and is nothing without it."""
-    wrong = []
+def incomplete_files(caches: Path) -> list[str]:
+    """Return files that have their final names but are incomplete. A record without its tar counts as nothing."""
+    incomplete = []
     for tar in caches.glob("*/shards/*.tar"):
         record = tar.with_suffix(".json")
         if not _is_json(record) or json.loads(record.read_text())["sha256"] != _sha256(tar):
-            wrong.append(str(tar))
+            incomplete.append(str(tar))
     for name in ("shards/*.json", "manifest.json", "plan.json"):
-        wrong += [str(path) for path in caches.glob(f"*/{name}") if not _is_json(path)]
-    return wrong
+        incomplete += [str(path) for path in caches.glob(f"*/{name}") if not _is_json(path)]
+    return incomplete
 
 
 def _sha256(path: Path) -> str:
@@ -85,7 +85,8 @@ def main(trials: int, tokenizer_folder: str, folder: Path) -> dict[str, object]:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(tokenizer_folder)
     durations = []
-    for i in range(3):  # how long a life is
+    # Durations of undisturbed runs.
+    for i in range(3):
         began = time.perf_counter()
         os.waitpid(child(tokenizer, folder / f"straight{i}"), 0)
         durations.append(time.perf_counter() - began)
@@ -93,7 +94,8 @@ def main(trials: int, tokenizer_folder: str, folder: Path) -> dict[str, object]:
     draw = random.Random(0)
     early, wrong = 0, []
     for trial in range(4 * trials):
-        if trial >= trials and early > 0.8 * trials:  # a busy machine, whose first lives were long, gets more of them
+        # On a busy machine the first durations were too long, so kills come late and more trials are needed.
+        if trial >= trials and early > 0.8 * trials:
             break
         caches = folder / f"trial{trial}"
         process = child(tokenizer, caches)
@@ -102,7 +104,7 @@ def main(trials: int, tokenizer_folder: str, folder: Path) -> dict[str, object]:
             early += 1
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        wrong += [f"trial {trial}: {path} is half" for path in half_objects(caches)]
+        wrong += [f"trial {trial}: {path} is incomplete" for path in incomplete_files(caches)]
         if os.waitpid(child(tokenizer, caches), 0)[1] != 0:
             wrong.append(f"trial {trial}: the next run fails")
         elif contents(caches) != expected:

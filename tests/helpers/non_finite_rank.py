@@ -1,4 +1,4 @@
-"""pretrain_ar whose loss is not a number in one step of the second process: `accelerate launch --module`, for two of them."""
+"""pretrain_ar with a NaN loss in one step of rank 1, for `accelerate launch --module` with two processes."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from pipelines.engine.launch import command
 from pipelines.settings.pretrain_ar import Pretrain
 
 POISONED = 12
-"""The step, counted from 0."""
+"""Index of the step with the NaN loss."""
 forward = ARVideo.forward
 
 

@@ -1,7 +1,7 @@
-"""A tiny training that meets a non-finite value: `python -m tests.helpers.non_finite_training FOLDER` is one of two ranks.
+"""A tiny training that meets a non-finite value: `python -m tests.helpers.non_finite_training FOLDER` runs one of two ranks.
 
-Each rank prints JSON: what the training was stopped with, whether it learned anything, and what a tokenizer that is
-not the same on both ranks ends with.
+Each rank prints JSON: the error that stopped the training, whether weights or files changed, and the error for tokenizers
+that differ between the ranks.
 """
 
 import json
@@ -24,11 +24,11 @@ from pipelines.settings.training import Training
 from tokenizer import VQ3D
 
 STEPS, POISONED, SAVED = 8, 5, 4
-"""How many steps there are, which one of them is poisoned, counted from 0, and the last checkpoint before it."""
+"""Number of steps, index of the step with the non-finite value, and step of the last checkpoint before it."""
 
 
 class Points(Dataset):
-    """Step -> three points, which are rows 10 * step and the two after it."""
+    """Map a step to three points, of rows 10 * step to 10 * step + 2."""
 
     def __getitem__(self, step: int) -> Batch:
         x = np.random.Generator(np.random.Philox(key=[0, step])).standard_normal((3, 4), np.float32)
@@ -36,21 +36,21 @@ class Points(Dataset):
 
 
 class Toy(nn.Module):
-    """Two layers, of which the loss, a gradient or the input becomes `value` in one step; beforehand it takes a picture."""
+    """Two layers; in one step the loss, a gradient or the input becomes `value`. `snapshot` is the state before that step."""
 
     def __init__(self, poison: str, value: float) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.poison, self.value = poison, value
         self.layers = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1))
-        self.picture: dict[str, Any] = {}
+        self.snapshot: dict[str, Any] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.folder: Path | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_B4, poison = batch["x_B4"], "none"
         if batch["step"] == POISONED:
-            poison, self.picture = self.poison, self.picture or self.state()
+            poison, self.snapshot = self.poison, self.snapshot or self.state()
         if poison == "input":
             x_B4 = x_B4.index_fill(1, torch.tensor([2]), self.value)
         y_B = self.layers(x_B4)
@@ -60,7 +60,7 @@ class Toy(nn.Module):
         return {"loss": loss + self.value if poison == "loss" else loss}
 
     def state(self) -> dict[str, Any]:
-        """Weights, moments, and all that lies in the run folder."""
+        """Return weights, moments, and all files of the run folder."""
         assert self.optimizer is not None and self.folder is not None
         tensors = {f"weight {name}": value.clone() for name, value in self.state_dict().items()}
         for name, parameter in self.named_parameters():
@@ -70,18 +70,19 @@ class Toy(nn.Module):
 
 
 def learn(toy: Toy, config: Training, settings: str) -> Fit:
-    """Train it, with its optimizer and its folder at hand."""
+    """Train, after giving the toy access to its optimizer and run folder."""
     run = Run("toy", config, settings)
     accelerator = make_accelerator(config, run)
     run.begin(accelerator)
     toy.folder = run.folder
     make_optimizer = training.make_optimizer
 
-    def kept(module: nn.Module, config: Training) -> torch.optim.AdamW:
-        toy.optimizer = made = make_optimizer(module, config)
-        return made
+    def make_and_keep_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
+        optimizer = make_optimizer(module, config)
+        toy.optimizer = optimizer
+        return optimizer
 
-    training.make_optimizer = kept
+    training.make_optimizer = make_and_keep_optimizer
     try:
         return fit(run, accelerator, toy, Points(), config, lambda step: {"loss": 0.0})
     finally:
@@ -97,7 +98,7 @@ def main(folder: Path) -> dict[str, Any]:
         learn(toy, config, "{}")
     except FloatingPointError as error:
         answer["stopped"] = str(error)
-    answer["learned"] = toy.state() != toy.picture
+    answer["learned"] = toy.state() != toy.snapshot
     torch.manual_seed(0)
     tokenizer = VQ3D(width=8, depth=0)
     answer["equal"] = _equal_on_all_ranks(tokenizer, 7)

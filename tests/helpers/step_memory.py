@@ -1,8 +1,8 @@
-"""What a real training step takes: `python -m tests.helpers.step_memory FLAGS`, those of pretrain_ar, in a fresh process.
+"""Measure the memory of a real training step: `python -m tests.helpers.step_memory FLAGS`, with flags of pretrain_ar.
 
-Prints the most bytes that were resident in the second step less those before there were weights. What the libraries keep by
-themselves, such as code compiled for the sizes of the run, is there by then: the same run has been started before. Start it with
-MALLOC_MMAP_THRESHOLD_=65536, or the C library does not give back what is freed.
+Prints the peak resident bytes of the second step minus those before the model was built. The same run is done once before,
+so that memory kept by libraries, such as compiled code, does not count. Start it in a new process with
+MALLOC_MMAP_THRESHOLD_=65536; otherwise the C library does not return freed memory.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from pipelines.engine.memory import Resident
 _step = training._step
 
 
-class Over(Exception):
-    """The last step that was asked for."""
+class LastStepDone(Exception):
+    """End of the training after the requested steps."""
 
 
 def main(flags: list[str]) -> None:
@@ -36,23 +36,24 @@ def main(flags: list[str]) -> None:
 
 
 def _run(flags: list[str], steps: int) -> int:
-    """The most bytes that are resident in the last of some steps."""
+    """Train for some steps; return the peak resident bytes of the last step."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    seen: list[int] = []
+    peaks: list[int] = []
 
     def watched(*inputs: Any) -> Any:
         with Resident() as resident:
             losses = _step(*inputs)
-        seen.append(resident.most)
-        if len(seen) == steps:
-            raise Over
+        peaks.append(resident.most)
+        if len(peaks) == steps:
+            raise LastStepDone
         return losses
 
-    kernel = patch.object(pretrain_ar, "_attention", lambda *inputs: inputs[-1].attention)  # without a trial
-    with kernel, patch.object(training, "_step", watched), contextlib.suppress(Over):
+    # Take the requested attention kernel without measuring all of them.
+    kernel = patch.object(pretrain_ar, "_attention", lambda *inputs: inputs[-1].attention)
+    with kernel, patch.object(training, "_step", watched), contextlib.suppress(LastStepDone):
         pretrain_ar.main(*parse(pretrain_ar.Pretrain, flags))
-    return seen[-1]
+    return peaks[-1]
 
 
 if __name__ == "__main__":

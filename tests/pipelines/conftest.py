@@ -1,6 +1,7 @@
-"""Tiny runs of the whole path, made once per session and shared."""
+"""Tiny runs of all stages, made once per test session and shared."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages ran once on built-in data: runs/, caches/ and answers.json (their last lines)."""
+    """Folder in which all stages ran once on built-in data: runs/, caches/ and answers.json with the last line of each."""
     folder = tmp_path_factory.mktemp("finished_project")
     answers = {"train_tokenizer": last_line(start(folder, "train_tokenizer", "--videos", DIGITS, *TINY_TOKENIZER))}
     tokenizer = answers["train_tokenizer"]["run"]
@@ -32,16 +33,15 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answers(finished_project: Path) -> dict[str, dict[str, Any]]:
+    """Last line of each stage of the finished project, by command."""
     return json.loads((finished_project / "answers.json").read_text())
 
 
 @pytest.fixture
 def copy_of(finished_project: Path, tmp_path: Path) -> Callable[[], Path]:
-    """A copy of the finished_project that a test may damage."""
+    """Function that copies the finished project, so that a test may damage the copy."""
 
     def make() -> Path:
-        import shutil
-
         return Path(shutil.copytree(finished_project, tmp_path / "copy"))
 
     return make

@@ -1,4 +1,4 @@
-"""Every shipped setting parses against the real signatures and builds the network that the paper's table describes."""
+"""Every settings file in pipelines/configs parses and builds the network of the paper's table."""
 
 import math
 from pathlib import Path
@@ -29,12 +29,12 @@ def build(*names: str, codes: CodeSpec = CODES) -> ARVideo:
 @pytest.mark.parametrize(
     "path", [CONFIGS / "papers" / "arvideo.yaml", *sorted(CONFIGS.glob("papers/arvideo/*.yaml"))], ids=lambda p: p.stem
 )
-def test_a_setting_of_arvideo_parses_alone_and_over_the_paper(path: Path) -> None:
+def test_a_file_of_arvideo_parses_alone_and_on_top_of_the_paper(path: Path) -> None:
     parse(Pretrain, ["--config", str(path)])
     build(*PAPER, str(path.relative_to(CONFIGS)))
 
 
-def test_the_paper_has_300_tokens_to_see_and_1470_to_predict() -> None:
+def test_the_paper_has_300_visible_and_1470_predicted_tokens() -> None:
     model = build(*PAPER)
     assert (model.clusters.counts, model.kept, model.predicted, model.ranks) == ((4, 2, 2), 20, 98, 15)
     assert model.input.box == (2, 16, 16) and model.needs_pixels
@@ -71,15 +71,16 @@ def test_decoders_of_tables_9_and_10() -> None:
     assert len(build(*PAPER, "papers/arvideo/table10_depth_8.yaml").decoder.blocks) == 8
 
 
-def test_sizes_fit_the_caches_that_tokenize_makes_by_default() -> None:
+def test_all_sizes_accept_the_default_caches_of_tokenize() -> None:
     codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5))
     names = ["papers/arvideo/vit_s.yaml", "base/arvideo.yaml", "papers/arvideo/vit_l.yaml"]
     models = [build(name, codes=codes) for name in names]
     millions = [sum(p.numel() for p in model.encoder.parameters()) / 1e6 for model in models]
-    assert millions == pytest.approx([21.3, 85.1, 302.3], rel=0.01)  # blocks of arXiv 2010.11929, table 1
+    # Blocks of arXiv 2010.11929, table 1.
+    assert millions == pytest.approx([21.3, 85.1, 302.3], rel=0.01)
 
 
-def test_the_control_sees_everything() -> None:
+def test_the_control_has_no_causal_mask() -> None:
     assert not build(*PAPER, "papers/arvideo/control_no_causal_mask.yaml").causal
 
 
@@ -110,10 +111,11 @@ def test_presets_of_a_size_have_the_same_trunk(size: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_papers_recipe_lies_over_the_base(name: str) -> None:
+def test_a_papers_recipe_works_on_top_of_the_base(name: str) -> None:
     model = any_objective(f"base/{name}.yaml", f"papers/{name}.yaml")
     assert type(model).__name__.lower() == name
-    assert millions(model.encoder) == pytest.approx(85.1, rel=0.01)  # blocks of ViT-B, arXiv 2010.11929, table 1
+    # Blocks of ViT-B, arXiv 2010.11929, table 1.
+    assert millions(model.encoder) == pytest.approx(85.1, rel=0.01)
 
 
 def test_videomae_base_has_the_public_models_parameters() -> None:
@@ -121,7 +123,7 @@ def test_videomae_base_has_the_public_models_parameters() -> None:
 
 
 def test_vimpac_of_the_small_size_has_the_parameters_of_its_joint_attention() -> None:
-    """6 layers of 512 and 8,192 codes: 23.1 M in the paper's ablation of layouts, without the contrast's network."""
+    """The paper's ablation of layouts has 23.1 M parameters: 6 layers of width 512, 8,192 codes, no contrast head."""
     codes = CodeSpec(shape=(5, 16, 16), vocab_size=8192)
     with torch.device("meta"):
         model = VIMPAC(codes, width=512, depth=6, heads=8, contrast=0.0, code_input="rows", rope=False)

@@ -1,4 +1,4 @@
-"""pipelines/tokenize.py must never hide Python's own `tokenize`, which inspect, dataclasses and torch import."""
+"""pipelines/tokenize.py must not hide Python's own `tokenize`, which inspect, dataclasses and torch import."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ HEADER = FILES and (ROOT / "pipelines" / "tokenize.py").read_text().split("\n\n"
 def test_every_script_starts_with_the_header(script: Path) -> None:
     assert "sys.path[0]" in HEADER + script.read_text().split("\n\n")[2]
     body = ast.parse(script.read_text()).body
-    assert isinstance(body[1], ast.If), "the header follows the docstring at once"
+    assert isinstance(body[1], ast.If), "the header follows the docstring"
     assert ast.unparse(body[1].test) == "not __package__"
     assert "os.path.dirname(os.path.dirname(os.path.abspath(__file__)))" in ast.unparse(body[1])
 
@@ -35,7 +35,7 @@ def test_help_works_from_anywhere(script: Path, place: str, tmp_path: Path) -> N
 
 
 def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -> None:
-    """Compile workers and spawned data workers inherit sys.path."""
+    """Compile workers and spawned data workers inherit sys.path, without pipelines/ in it."""
     source = (ROOT / "pipelines" / "tokenize.py").read_text()
     header = ast.unparse(ast.parse(source).body[1])
     probe = ROOT / "pipelines"
@@ -48,10 +48,10 @@ def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -
     assert str(probe) not in path.split(os.pathsep)
     child = "import tokenize; print(tokenize.__file__)"
     environment = {**os.environ, "PYTHONPATH": path}
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", child], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
     )
-    assert "pipelines" not in found.stdout
+    assert "pipelines" not in result.stdout
 
 
 def test_no_other_script_has_a_standard_library_name() -> None:

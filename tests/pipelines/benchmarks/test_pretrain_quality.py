@@ -106,7 +106,7 @@ def test_a_training_that_is_killed_without_a_word_ends_it_with_its_code(
     trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", ""))
-    with pytest.raises(ValueError, match=r"seed 0: ended with code -9$"):
+    with pytest.raises(ValueError, match=r"seed 0: exit code -9$"):
         measure(trainings, tmp_path, "keep 0.5")
 
 

@@ -152,14 +152,14 @@ def test_a_run_folder_of_another_configuration(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     flags = [*TINY_MODEL, "--caches", str(copy / "caches"), "--out", str(folder), "--lr", "0.5"]
     line = call("pretrain_ar", *flags)
-    assert "holds a run of another configuration" in line
+    assert "contains a run with other settings" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_probe_and_report_without_a_run(call: Call, here: Path) -> None:
     assert "no finished run of pretrain_ar" in call("probe")
     assert "no finished run of pretrain_ar" in call("report")
-    assert "--run nowhere: is no run folder" in call("probe", "--run", "nowhere")
+    assert "--run nowhere: not a run folder" in call("probe", "--run", "nowhere")
 
 
 def test_a_cache_of_another_tokenizer_is_refused_by_the_probe(

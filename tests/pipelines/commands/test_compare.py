@@ -265,4 +265,4 @@ def test_entries_that_are_not_there_or_have_one_name_are_refused(tmp_path: Path,
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
     flags = entries(first, "order") + entries(second, "order")[1:]
-    assert "same name" in call("compare", *flags, "--cache", str(cache))
+    assert "different file names" in call("compare", *flags, "--cache", str(cache))

@@ -258,9 +258,12 @@ def test_a_program_is_judged_where_it_lies(call: Call, tmp_path: Path, monkeypat
         (["--tokenizers", "PLAIN", "nowhere"], "nowhere: no such tokenizer folder"),
         (["--tokenizers", "gan:here"], "unknown kind of tokenizer 'gan'"),
         (["--tokenizers", "taming:nowhere"], "nowhere"),
-        (["--tokenizers", "PLAIN", "--clips", "0"], "clips is 0, but must be at least 1"),
-        (["--tokenizers", "PLAIN", "--batch_size", "0"], "batch_size is 0, but must be at least 1"),
-        (["--tokenizers", "PLAIN", "--clip.views", "dense"], "clip.views dense is for tokenize"),
+        (["--tokenizers", "PLAIN", "--clips", "0"], "clips must be at least 1, got 0"),
+        (["--tokenizers", "PLAIN", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (
+            ["--tokenizers", "PLAIN", "--clip.views", "dense"],
+            "clip.views must be a number to evaluate tokenizers, got dense",
+        ),
         (
             ["--tokenizers", "PLAIN", "--clip.size", "36"],
             "36x36 does not fit vq3d-2x8x8-fsq240: height must be a multiple",

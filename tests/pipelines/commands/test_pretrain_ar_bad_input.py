@@ -57,7 +57,7 @@ MISTAKES = [
         for share in ("keep", "targets", "ranks")
         for value in ("0", "2", ".nan", "-0.5")
     ),
-    *((f"--objective.{share} nan", f"{share}: must be a number, not nan") for share in ("keep", "targets", "ranks")),
+    *((f"--objective.{share} nan", f"{share}: must be a number, got nan") for share in ("keep", "targets", "ranks")),
     ("--objective.causal false --objective.keep 1", "objective.keep 1.0 drops none"),
     ("--objective.causal perhaps", "causal"),
     ("--objective.target pixels", "--keep_pixels jpeg or raw"),
@@ -72,12 +72,12 @@ MISTAKES = [
     ("--objective.decoder_heads 0", "width 24 does not split into 0 heads"),
     ("--attention flash9", "attention"),
     ("--precision fp16", "precision"),
-    *((f"--{name} 0", f"{name} is 0") for name in ("steps", "batch_size", "accumulate", "save_every", "lr")),
-    ("--accumulate 3", "batch_size 4 cannot be cut into accumulate 3 equal parts"),
-    ("--warmup -1", "warmup is -1"),
-    ("--seed -1", "seed is -1"),
-    ("--lr nan", "lr: must be a number, not nan"),
-    *((f"--{name} {value}", f"{name} is {value[1:]}") for name in ("lr", "weight_decay") for value in (".nan", ".inf")),
+    *((f"--{name} 0", f"{name} must be ") for name in ("steps", "batch_size", "accumulate", "save_every", "lr")),
+    ("--accumulate 3", "batch_size 4 must be a multiple of accumulate, got 3"),
+    ("--warmup -1", "warmup must be finite and at least 0, got -1"),
+    ("--seed -1", "seed must be from 0 to 2147483647, got -1"),
+    ("--lr nan", "lr: must be a number, got nan"),
+    *((f"--{name} {value}", f", got {value[1:]}") for name in ("lr", "weight_decay") for value in (".nan", ".inf")),
 ]
 
 
@@ -130,7 +130,7 @@ def test_the_folder_of_a_run_on_another_cache(pretrain: Callable[..., Any], othe
     pretrain()
     before = files(Path("run"))
     line = pretrain(cache=other)
-    assert "--out run: holds a run " in line and "choose another --out" in line
+    assert "--out run: contains a run " in line and "choose another --out" in line
     (Path("run") / "summary.json").unlink()
     assert pretrain(cache=other) == line
     assert files(Path("run")) == {name: content for name, content in before.items() if name != "summary.json"}
@@ -147,7 +147,7 @@ def test_the_newest_cache_is_another_one_when_a_run_is_continued(
     shutil.rmtree("caches")
     shutil.copytree(caches["other grid"], tmp_path / "caches" / Path(caches["other grid"]).name)
     line = call("pretrain_ar", *flags)
-    assert "--out run: holds a run on other videos, another cache or other entries; choose another --out" in line
+    assert "--out run: contains a run on other videos, another cache or other entries; choose another --out" in line
 
 
 def test_checkpoints_of_another_model(pretrain: Callable[..., Any]) -> None:
@@ -155,7 +155,7 @@ def test_checkpoints_of_another_model(pretrain: Callable[..., Any]) -> None:
     pretrain(cache="larger vocabulary")
     shutil.copytree("run/checkpoints", "other/checkpoints")
     line = pretrain("--out", "other")
-    assert "other/checkpoints/step_000006: is of another model (" in line and "size mismatch" in line
+    assert "other/checkpoints/step_000006: belongs to another model (" in line and "size mismatch" in line
     assert len(line) < 400
 
 
@@ -190,8 +190,8 @@ def test_a_checkpoint_that_was_cut_is_passed_over_and_named(
     file = Path("run/checkpoints/step_000006") / name
     file.write_bytes(file.read_bytes()[:-20])
     pretrain()
-    (line,) = [line for line in call.err.splitlines() if "passed over" in line]
-    assert line.startswith("run/checkpoints/step_000006: passed over, it cannot be read (")
+    (line,) = [line for line in call.err.splitlines() if ": skipped, " in line]
+    assert line.startswith("run/checkpoints/step_000006: skipped, it cannot be read (")
     assert "continuing run from step 4" in call.err
     after = files(Path("run"))
     assert [name for name in before if name.endswith("tensors") and after[name] != before[name]] == []

@@ -60,7 +60,7 @@ REFUSED = {
     "no option": (["--model.options", "{decay: 0.9}"], "fsq has no option 'decay'; it has levels, spread"),
     "wrong option": (["--model.options", "{spread: much}"], "fsq's spread is 'much', but must be like 0.01"),
     "width": (["--model.width", "12"], "tokenizer width 12 is not a multiple of 8"),
-    "key": (["--model.wide", "16"], "has no setting 'wide'"),
+    "key": (["--model.wide", "16"], "unknown setting 'wide'"),
     "codebook in parts": (
         ["--accumulate", "2", "--model.name", "vq3d-2x8x8-emavq64"],
         "accumulate 2 is not for vq3d-2x8x8-emavq64",
@@ -74,15 +74,15 @@ REFUSED = {
     "discriminator": (["--loss.discriminator", "2d"], "loss.discriminator"),
     "start": (["--loss.adversarial_start", "-1"], "loss.adversarial_start is -1, but must not be negative"),
     "cap": (["--loss.adversarial_cap", "0"], "loss.adversarial_cap is 0.0, but must be above 0"),
-    "average": (["--average", "1"], "average is 1.0, but must be from 0 to less than 1"),
-    "negative average": (["--average", "-0.5"], "average is -0.5, but must be from 0 to less than 1"),
+    "average": (["--average", "1"], "average must be at least 0 and below 1, got 1.0"),
+    "negative average": (["--average", "-0.5"], "average must be at least 0 and below 1, got -0.5"),
     "size": (["--clip.size", "60"], "60x60 does not fit vq3d-2x8x8-fsq1000: height must be a multiple of 8 (56 or 64"),
     "frames": (["--clip.frames", "7"], "frames must be a multiple of 2 (6 or 8 would do)"),
     "causal frames": (
         ["--model.name", "vq3d-causal-4x8x8-fsq1000", "--clip.frames", "16"],
         "frames must be 1 + a multiple of 4 (13 or 17 would do)",
     ),
-    "dense": (["--clip.views", "dense"], "clip.views dense is for tokenize"),
+    "dense": (["--clip.views", "dense"], "clip.views must be a number to train a tokenizer, got dense"),
 }
 
 
@@ -101,7 +101,7 @@ def test_a_run_of_another_tokenizer_is_not_continued(call: Call, tmp_path: Path)
     call("train_tokenizer", *TINIEST, "--out", str(tmp_path / "run"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for flags in (["--model.name", "vq3d-2x8x8-fsq240"], ["--average", "0.5"], ["--loss.pixels", "l1"]):
-        assert "holds a run of another configuration" in call(
+        assert "contains a run with other settings" in call(
             "train_tokenizer", *TINIEST, *flags, "--out", str(tmp_path / "run")
         )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""The average of the weights is the one of the formula, survives a stop, and is what is validated and saved."""
+"""The average of the weights follows its formula, survives an interruption, and is validated and saved."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from tokenizer import load_tokenizer
 
 
 class Part(nn.Module):
-    """Weights in two memory layouts, and buffers of three types."""
+    """Weights in two memory layouts, and buffers of three dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Part(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def moved(part: Part, step: int) -> None:
-    """The weights and buffers of a step."""
+def set_state(part: Part, step: int) -> None:
+    """Set the weights and buffers to those of a step."""
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for value in [*part.parameters(), part.get_buffer("mean")]:
@@ -50,27 +50,27 @@ def doubles(part: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("decay", [0.05, 0.4, 0.9, 0.999])
-def test_the_average_is_that_of_the_formula(decay: float) -> None:
+def test_the_average_follows_the_formula(decay: float) -> None:
     part = Part()
     average = WeightAverage(part, decay)
     expected: dict[str, Tensor] = {}
     kept = [min(decay, (1 + n) / (10 + n)) for n in range(30)]
     assert (kept[1] == decay) == (decay == 0.05) and (kept[29] == decay) == (decay < 0.7)
     for n in range(30):
-        moved(part, n)
+        set_state(part, n)
         average.update()
         now = doubles(part)
         if n == 0:
             expected = now
         expected = {name: kept[n] * value + (1 - kept[n]) * now[name] for name, value in expected.items()}
-        found = doubles(average.module)
+        actual = doubles(average.module)
         for name in ("conv.weight", "conv.bias"):
-            assert (found[name] - expected[name]).abs().max() < 2e-6, (n, name)
+            assert (actual[name] - expected[name]).abs().max() < 2e-6, (n, name)
         for name in ("mean", "count", "started"):
-            assert torch.equal(found[name], now[name]), "buffers are as they are: codebooks are averages already"
+            assert torch.equal(actual[name], now[name]), "buffers are copied, because codebooks are already averages"
 
 
-def test_it_is_in_evaluation_mode_and_nobody_trains_it() -> None:
+def test_the_average_is_in_evaluation_mode_and_has_no_gradients() -> None:
     part = Part().train()
     average = WeightAverage(part, 0.9)
     average.update()
@@ -84,7 +84,7 @@ def test_an_average_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path: Path)
     straight = WeightAverage(part, 0.9)
     optimizer = make_optimizer(part, Training())
     for step in range(5):
-        moved(part, step)
+        set_state(part, step)
         straight.update()
     checkpoints.save(tmp_path, part, optimizer, {"step": 5}, extra_modules={"average": straight.state}, keep=2)
     other = Part()
@@ -92,14 +92,14 @@ def test_an_average_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path: Path)
     assert checkpoints.load(tmp_path, other, optimizer, extra_modules={"average": resumed.state}) == {"step": 5}
     for step in range(5, 9):
         for module, average in ((part, straight), (other, resumed)):
-            moved(module, step)
+            set_state(module, step)
             average.update()
     assert int(resumed.state.n_averaged) == 9
     for name, value in straight.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name]), name
 
 
-def test_a_checkpoint_without_its_average_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_average_is_skipped(tmp_path: Path) -> None:
     part = Part()
     average, optimizer = WeightAverage(part, 0.9), make_optimizer(part, Training())
     for step in (1, 2):
@@ -108,7 +108,7 @@ def test_a_checkpoint_without_its_average_is_passed_over(tmp_path: Path) -> None
     assert checkpoints.load(tmp_path, part, optimizer, extra_modules={"average": average.state}) == {"step": 1}
 
 
-# --- a tokenizer's
+# --- average of a tokenizer
 
 
 def trained(call: Call, folder: Path, *flags: str) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def trained(call: Call, folder: Path, *flags: str) -> dict[str, Any]:
 
 
 def saved(folder: Path, file: str, prefix: str, step: str = "step_000006") -> dict[str, Tensor]:
-    found = load_file(folder / "checkpoints" / step / f"{file}.safetensors")
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    tensors = load_file(folder / "checkpoints" / step / f"{file}.safetensors")
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -127,7 +127,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("quantizer", ["fsq240", "emavq32"])
-def test_what_is_validated_and_saved_is_the_average(call: Call, tmp_path: Path, quantizer: str) -> None:
+def test_the_average_is_validated_and_saved(call: Call, tmp_path: Path, quantizer: str) -> None:
     flags = ["--model.name", f"vq3d-2x8x8-{quantizer}"]
     answer = trained(call, tmp_path / "averaged", *flags, "--average", "0.9")
     model = load_file(tmp_path / "averaged" / "model" / "model.safetensors")
@@ -143,26 +143,27 @@ def test_what_is_validated_and_saved_is_the_average(call: Call, tmp_path: Path, 
     assert numbers == {key: answer[key] for key in numbers}
 
 
-def test_every_step_is_in_the_average(call: Call, tmp_path: Path) -> None:
+def test_every_step_enters_the_average(call: Call, tmp_path: Path) -> None:
     trained(call, tmp_path / "run", "--average", "0.9", "--save_every", "1")
     names = ("step_000005", "step_000006")
     weights = [saved(tmp_path / "run", "model", "tokenizer.", name) for name in names]
     averages = [saved(tmp_path / "run", "average", "module.", name) for name in names]
-    kept = 6 / 15  # after five steps
+    # Decay (1 + n) / (10 + n) after n = 5 steps.
+    kept = 6 / 15
     for name, value in averages[1].items():
         expected = kept * averages[0][name] + (1 - kept) * weights[1][name]
         assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7), name
     assert int(saved(tmp_path / "run", "average", "")["n_averaged"]) == 6
 
 
-def test_without_an_average_the_weights_themselves_are(call: Call, tmp_path: Path) -> None:
+def test_without_an_average_the_weights_themselves_are_saved(call: Call, tmp_path: Path) -> None:
     trained(call, tmp_path / "plain", "--average", "0")
     model = load_file(tmp_path / "plain" / "model" / "model.safetensors")
     assert same(model, saved(tmp_path / "plain", "model", "tokenizer."))
     assert not list((tmp_path / "plain").rglob("average.safetensors"))
 
 
-def test_averaging_changes_nothing_in_the_training(call: Call, tmp_path: Path) -> None:
+def test_averaging_does_not_change_the_training(call: Call, tmp_path: Path) -> None:
     losses = []
     for decay in ("0", "0.9"):
         trained(call, tmp_path / decay, "--average", decay)

@@ -1,4 +1,4 @@
-"""Whatever happens to a checkpoint, while it is written or later: the one before it is used, and nothing half (R24)."""
+"""If a checkpoint is interrupted, damaged or incomplete, the previous one is used."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ Change = Callable[[bytes], bytes]
 
 
 class Trained:
-    """A small model, an average beside it and their optimizer, which every step leaves otherwise."""
+    """A small model, an average of its weights and its optimizer; each step changes all of them."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -44,14 +44,14 @@ class Trained:
         )
 
     def load(self, folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-        """The state, and what is said of those that are passed over."""
-        said: list[str] = []
+        """Return the state, and the warnings about skipped checkpoints."""
+        warnings: list[str] = []
         extra_modules = {"average": self.average}
-        state = checkpoints.load(folder, self.module, self.optimizer, extra_modules=extra_modules, tell=said.append)
-        return state, said
+        state = checkpoints.load(folder, self.module, self.optimizer, extra_modules=extra_modules, warn=warnings.append)
+        return state, warnings
 
-    def picture(self) -> list[torch.Tensor]:
-        """Weights and moments."""
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return copies of weights and moments."""
         moments = [v for p in self.module.parameters() for _, v in sorted(self.optimizer.state[p].items())]
         return [x.detach().clone() for x in (*self.module.parameters(), *self.average.parameters(), *moments)]
 
@@ -61,33 +61,33 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def two_steps(folder: Path, keep: int) -> tuple[Trained, dict[int, list[torch.Tensor]]]:
-    """What was trained, and its picture at both steps, each of which is saved."""
-    trained, pictures = Trained(), {}
+    """Train and save two steps; return the model and its snapshots by step."""
+    trained, snapshots = Trained(), {}
     for step in (1, 2):
         trained.train()
         trained.save(folder, keep)
-        pictures[step] = trained.picture()
-    return trained, pictures
+        snapshots[step] = trained.snapshot()
+    return trained, snapshots
 
 
-def loaded(folder: Path, pictures: dict[int, list[torch.Tensor]]) -> tuple[int, list[str]]:
-    """The step that another process continues from, all of which it must get, and what it says."""
+def loaded(folder: Path, snapshots: dict[int, list[torch.Tensor]]) -> tuple[int, list[str]]:
+    """Load as another process would, compare with the snapshot; return the step and the warnings."""
     other = Trained(seed=9)
-    state, said = other.load(folder)
+    state, warnings = other.load(folder)
     assert state is not None and state == {"step": state["step"], "seconds": 1.5 * state["step"]}
-    assert same(other.picture(), pictures[state["step"]])
-    return state["step"], said
+    assert same(other.snapshot(), snapshots[state["step"]])
+    return state["step"], warnings
 
 
-# --- something ends the writing
+# --- interrupted while saving
 
 
 class Crash(BaseException):
-    """As if the process were killed."""
+    """Stands for the death of the process."""
 
 
 class Fault:
-    """Ends the writing before or after the n-th thing that it does to the disk, or within it. -1: only counts them."""
+    """Raise an error before, during or after the n-th disk operation of a save; -1 only counts the operations."""
 
     WATCHED = (
         *((checkpoints, name) for name in ("save_file", "write_json", "sync_folder")),
@@ -123,7 +123,8 @@ class Fault:
 
     def _point(self, name: str) -> None:
         if self.dead and isinstance(self.error, Crash):
-            raise self.error  # the dead do not clean up
+            # A killed process does not clean up.
+            raise self.error
         self.names.append(name)
         if len(self.names) == self.at + 1:
             self.dead = True
@@ -131,7 +132,7 @@ class Fault:
 
 
 def save_with_fault(trained: Trained, folder: Path, at: int, error: BaseException) -> list[str]:
-    """Save with keep=1; the points passed."""
+    """Save with keep=1; return the points that were passed."""
     with pytest.MonkeyPatch.context() as patch:
         fault = Fault(patch, at, error)
         try:
@@ -142,39 +143,40 @@ def save_with_fault(trained: Trained, folder: Path, at: int, error: BaseExceptio
 
 
 @pytest.mark.parametrize("error", [Crash(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full"])
-def test_wherever_saving_ends_a_whole_checkpoint_is_left(tmp_path: Path, error: BaseException) -> None:
-    """With one that is kept, of which the next takes the place."""
+def test_an_interrupted_save_leaves_a_complete_checkpoint(tmp_path: Path, error: BaseException) -> None:
+    """One checkpoint is kept, and the interrupted one would replace it."""
     folder = tmp_path / "checkpoints"
     trained = Trained()
     trained.train()
     trained.save(folder)
-    pictures = {1: trained.picture()}
+    snapshots = {1: trained.snapshot()}
     shutil.copytree(folder, tmp_path / "first")
     trained.train()
-    pictures[2] = trained.picture()
+    snapshots[2] = trained.snapshot()
     points = save_with_fault(trained, folder, -1, error)
     assert len(points) >= 50
     assert {f"{when} {name}" for when in ("before", "after") for _, name in Fault.WATCHED} <= set(points)
-    found = []
+    steps = []
     for at in range(len(points)):
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "first", folder)
         save_with_fault(trained, folder, at, error)
-        step, said = loaded(folder, pictures)
-        assert said == [], f"{points[at]}: what is half has no final name"
-        found.append(step)
+        step, warnings = loaded(folder, snapshots)
+        assert warnings == [], f"{points[at]}: an incomplete checkpoint has its final name"
+        steps.append(step)
         for path in folder.glob("step_*"):
-            assert len(list(path.iterdir())) == 4, f"{points[at]}: {path.name} is half"
+            assert len(list(path.iterdir())) == 4, f"{points[at]}: {path.name} is incomplete"
         trained.save(folder)
         assert sorted(os.listdir(folder)) == ["step_000002"], f"{points[at]}: something is left over"
-        assert loaded(folder, pictures) == (2, [])
+        assert loaded(folder, snapshots) == (2, [])
     renamed = points.index("after rename")
-    assert found[renamed:] == [2] * (len(points) - renamed)
-    if isinstance(error, Crash):  # a folder that cannot be synchronised is no error
-        assert found[:renamed] == [1] * renamed
+    assert steps[renamed:] == [2] * (len(points) - renamed)
+    # OSError of sync_folder is ignored, so the save may succeed.
+    if isinstance(error, Crash):
+        assert steps[:renamed] == [1] * renamed
 
 
-def test_what_a_killed_process_left_of_another_step_is_removed(tmp_path: Path) -> None:
+def test_temporary_folders_of_killed_saves_are_removed(tmp_path: Path) -> None:
     trained, _ = two_steps(tmp_path, keep=2)
     (tmp_path / "step_000002").rename(tmp_path / ".step_000007.tmp")
     trained.save(tmp_path, keep=2)
@@ -182,12 +184,12 @@ def test_what_a_killed_process_left_of_another_step_is_removed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("limit", [0, 50, 300, 600, 900])
-def test_a_disk_without_room_leaves_the_earlier_one(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, limit: int) -> None:
     resource = pytest.importorskip("resource")
     trained = Trained()
     trained.train()
     trained.save(tmp_path)
-    pictures = {1: trained.picture()}
+    snapshots = {1: trained.snapshot()}
     largest = max(file.stat().st_size for file in (tmp_path / "step_000001").iterdir())
     assert largest > 900
     trained.train()
@@ -198,28 +200,28 @@ def test_a_disk_without_room_leaves_the_earlier_one(tmp_path: Path, limit: int) 
             trained.save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert loaded(tmp_path, pictures) == (1, [])
-    pictures[2] = trained.picture()
+    assert loaded(tmp_path, snapshots) == (1, [])
+    snapshots[2] = trained.snapshot()
     trained.save(tmp_path)
-    assert loaded(tmp_path, pictures) == (2, [])
+    assert loaded(tmp_path, snapshots) == (2, [])
 
 
-def test_a_damaged_later_one_does_not_cost_the_one_that_is_saved(tmp_path: Path) -> None:
-    """Where a run went on from the one before and was interrupted at a step between the two."""
-    trained, pictures = two_steps(tmp_path, keep=2)
+def test_a_damaged_later_checkpoint_does_not_count_as_kept(tmp_path: Path) -> None:
+    """The run continued from an earlier checkpoint and was interrupted before the step of the damaged one."""
+    trained, snapshots = two_steps(tmp_path, keep=2)
     (tmp_path / "step_000002").rename(tmp_path / "step_000009")
     trained.save(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["step_000002", "step_000009"]
-    step, (line,) = loaded(tmp_path, pictures)
-    assert step == 2 and "step_000009: passed over" in line
+    step, (line,) = loaded(tmp_path, snapshots)
+    assert step == 2 and "step_000009: skipped" in line
 
 
-# --- something happens to what is written
+# --- damaged after saving
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, list[torch.Tensor]]]:
-    """Two checkpoints, and the pictures of what they hold. What a test changes it puts back."""
+    """Folder with two checkpoints, and their snapshots. Tests restore what they change."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return folder, two_steps(folder, keep=2)[1]
 
@@ -227,19 +229,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, lis
 FILES = ["state.json", "model.safetensors", "average.safetensors", "optimizer.safetensors"]
 
 
-def assert_noticed(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str, change: Change, what: str) -> None:
-    """With this file of the newest checkpoint changed, the one before is used, and a line says so."""
-    folder, pictures = saved
+def assert_skipped(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str, change: Change, what: str) -> None:
+    """Change a file of the newest checkpoint: the previous checkpoint is used, with one warning."""
+    folder, snapshots = saved
     file = folder / "step_000002" / name
     content = file.read_bytes()
     file.write_bytes(change(content))
     try:
-        step, said = loaded(folder, pictures)
+        step, warnings = loaded(folder, snapshots)
     finally:
         file.write_bytes(content)
     assert step == 1, f"{name}, {what}: unnoticed"
-    (line,) = said
-    assert line.startswith(f"{folder / 'step_000002'}: passed over, it cannot be read (")
+    (line,) = warnings
+    assert line.startswith(f"{folder / 'step_000002'}: skipped, it cannot be read (")
     assert "\n" not in line and len(line) < len(str(folder)) + 300
 
 
@@ -251,38 +253,37 @@ def flipped(bit: int) -> Change:
 
 @pytest.mark.parametrize("flips", [40, pytest.param(4000, marks=pytest.mark.soak)], ids=["some", "many"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_noticed(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str, flips: int) -> None:
+def test_a_flipped_bit_is_detected(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str, flips: int) -> None:
     bits = 8 * (saved[0] / "step_000002" / name).stat().st_size
     for bit in random.Random(name).sample(range(bits), min(bits, flips)):
-        assert_noticed(saved, name, flipped(bit), f"bit {bit}")
+        assert_skipped(saved, name, flipped(bit), f"bit {bit}")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_was_cut_or_has_grown_is_noticed(
-    saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str
-) -> None:
+def test_a_truncated_or_longer_file_is_detected(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str) -> None:
     size = (saved[0] / "step_000002" / name).stat().st_size
-    for length in {*range(0, size - 3, size // 40), size - 3}:  # without the newline the JSON is as good
-        assert_noticed(saved, name, lambda content, length=length: content[:length], f"cut to {length}")
+    # Cut at least 3 bytes: JSON without its final newline is still valid.
+    for length in {*range(0, size - 3, size // 40), size - 3}:
+        assert_skipped(saved, name, lambda content, length=length: content[:length], f"cut to {length}")
     if name != "state.json":
-        assert_noticed(saved, name, lambda content: content + b"\0", "a byte more")
+        assert_skipped(saved, name, lambda content: content + b"\0", "a byte more")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_noticed(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str) -> None:
-    folder, pictures = saved
+def test_a_missing_file_is_detected(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str) -> None:
+    folder, snapshots = saved
     away = folder / "away"
     (folder / "step_000002" / name).rename(away)
     try:
-        step, said = loaded(folder, pictures)
+        step, warnings = loaded(folder, snapshots)
     finally:
         away.rename(folder / "step_000002" / name)
     assert step == 1
-    assert "step_000002" in said[0] and name in said[0]
+    assert "step_000002" in warnings[0] and name in warnings[0]
 
 
 def edited(**changes: Any) -> Change:
-    """The JSON with other values; None takes one away."""
+    """Return a change of JSON values; None deletes a key."""
     return lambda content: json.dumps(
         {k: v for k, v in {**json.loads(content), **changes}.items() if v is not None}
     ).encode()
@@ -307,50 +308,50 @@ STATES: dict[str, Change] = {
     "a word for a step": edited(step="2"),
     "half a step": edited(step=2.5),
     "not a number of seconds": edited(seconds=float("nan")),
-    "hashes that are none": edited(xxh3=[1, 2]),
+    "hashes that are a list": edited(xxh3=[1, 2]),
     "hashes of nothing": edited(xxh3={}),
     "a hash that never ends": edited(xxh3={"/dev/zero": ""}),
 }
 
 
 @pytest.mark.parametrize("what", STATES)
-def test_a_state_that_makes_no_sense_is_noticed(saved: tuple[Path, dict[int, list[torch.Tensor]]], what: str) -> None:
-    assert_noticed(saved, "state.json", STATES[what], what)
+def test_an_invalid_state_is_detected(saved: tuple[Path, dict[int, list[torch.Tensor]]], what: str) -> None:
+    assert_skipped(saved, "state.json", STATES[what], what)
 
 
-def test_a_checkpoint_whose_files_are_of_another_step_is_noticed(
+def test_files_of_another_step_are_detected(
     saved: tuple[Path, dict[int, list[torch.Tensor]]],
 ) -> None:
-    """Each file is whole, but they do not belong together."""
+    """Each file is intact, but the files do not belong together."""
     earlier = saved[0] / "step_000001"
     for name in FILES:
-        assert_noticed(saved, name, lambda content, name=name: (earlier / name).read_bytes(), "of another step")
+        assert_skipped(saved, name, lambda content, name=name: (earlier / name).read_bytes(), "of another step")
 
 
-def test_a_folder_of_the_name_that_holds_nothing_is_passed_over(
+def test_empty_folders_and_files_named_like_checkpoints_are_skipped(
     saved: tuple[Path, dict[int, list[torch.Tensor]]], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(saved[0], tmp_path / "copy"))
     (folder / "step_000008").mkdir()
     (folder / "step_000009").write_bytes(b"a file")
-    step, said = loaded(folder, saved[1])
+    step, warnings = loaded(folder, saved[1])
     assert step == 2
-    assert ["step_000009" in said[0], "step_000008" in said[1], len(said)] == [True, True, 2]
+    assert ["step_000009" in warnings[0], "step_000008" in warnings[1], len(warnings)] == [True, True, 2]
 
 
-def test_where_none_can_be_read_it_is_one_error(
+def test_it_is_an_error_if_no_checkpoint_can_be_read(
     saved: tuple[Path, dict[int, list[torch.Tensor]]], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(saved[0], tmp_path / "copy"))
     for i, file in enumerate(folder.glob("*/model.safetensors")):
         file.write_bytes(file.read_bytes()[: 100 * i])
     other = Trained(seed=9)
-    before = other.picture()
+    before = other.snapshot()
     with pytest.raises(ValueError, match="copy: none of its 2 checkpoints can be read") as caught:
         other.load(folder)
     assert "\n" not in str(caught.value)
-    assert all(map(torch.equal, before, other.picture())), "nothing of them was taken"
+    assert all(map(torch.equal, before, other.snapshot())), "nothing was loaded"
 
 
-def test_without_any_there_is_no_state(tmp_path: Path) -> None:
+def test_without_checkpoints_there_is_no_state(tmp_path: Path) -> None:
     assert Trained().load(tmp_path / "none") == (None, [])

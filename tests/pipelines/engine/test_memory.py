@@ -1,3 +1,5 @@
+"""`peak_memory` reports the peak of this process alone."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,12 @@ STATUS = Path("/proc/self/status")
 
 
 @pytest.mark.skipif(
-    not STATUS.exists() or "VmHWM" not in STATUS.read_text(), reason="a process is also told of its parent's peak here"
+    not STATUS.exists() or "VmHWM" not in STATUS.read_text(),
+    reason="without VmHWM the value includes the peak of the parent",
 )
 def test_peak_memory_is_of_the_process_alone() -> None:
-    held = np.ones(2**27)  # 1 GiB, which the child does not have
+    # 1 GiB that the child does not have.
+    held = np.ones(2**27)
     ours = psutil.Process().memory_info().rss
-    done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 2**24 < int(done.stdout) < ours - held.nbytes // 2
+    result = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 2**24 < int(result.stdout) < ours - held.nbytes // 2

@@ -1,4 +1,4 @@
-"""`pretrain_ar --plan` says what a run will cost, and does nothing of it."""
+"""`pretrain_ar --plan` predicts the cost of a run and writes nothing."""
 
 import json
 import os
@@ -16,90 +16,78 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ar_model.objectives import ARVideo
 from data.cache import TokenCache
+from data.loading import BatchPlan, TokenDataset, batches
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.device import matrix_peak
-from pipelines.engine.plan import Model, Validation, plan
+from pipelines.engine.plan import Model, Validation, example_batch, plan
 from pipelines.engine.run import Run
 from pipelines.settings.pretrain_ar import Pretrain
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import ROOT, Call
 
 SMALL = [
-    "--objective.clusters",
-    "[1,2,2]",
-    "--objective.width",
-    "24",
-    "--objective.depth",
-    "1",
-    "--objective.heads",
-    "2",
+    *("--objective.clusters", "[1,2,2]", "--objective.width", "24", "--objective.depth", "1", "--objective.heads", "2"),
+    *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
+    *("--precision", "fp32", "--attention", "plain", "--batch_size", "4"),
 ]
-SMALL += ["--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"]
-SMALL += ["--precision", "fp32", "--attention", "plain", "--batch_size", "4"]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: MakeCache) -> Path:
-    """A folder with a cache of 20 videos, 2 of them held out, of 2 x 4 x 4 codes; the fastest product makes 10 MFLOP a second."""
+    """A folder with a cache of 20 videos (2 held out) of 2 x 4 x 4 codes; the matrix-product peak is set to 10 MFLOP/s."""
     make_cache(tmp_path / "caches", 20, codes_shape=(2, 4, 4))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.engine.plan.matrix_peak", lambda device, dtype: 1e7)
     return tmp_path
 
 
-def written(folder: Path) -> set[Path]:
+def files_of(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-def test_it_says_what_a_run_costs_and_writes_nothing(call: Call, here: Path) -> None:
-    before = written(here)
-    told = call("pretrain_ar", "--plan", *SMALL, "--steps", "9", "--validate_every", "3")
-    assert written(here) == before
+def test_the_plan_shows_the_cost_of_a_run_and_writes_nothing(call: Call, here: Path) -> None:
+    before = files_of(here)
+    numbers = call("pretrain_ar", "--plan", *SMALL, "--steps", "9", "--validate_every", "3")
+    assert files_of(here) == before
     cache = TokenCache.open(next((here / "caches").iterdir()))
     sizes = {"width": 24, "depth": 1, "heads": 2, "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
     objective = ARVideo(code_spec(cache), clusters=(1, 2, 2), **sizes)  # type: ignore[arg-type]
     counts = {"total": sum(p.numel() for p in objective.parameters())}
     counts |= {name: sum(p.numel() for p in getattr(objective, name).parameters()) for name in ("encoder", "decoder")}
-    assert told["parameters"] == {**counts, "rest": counts["total"] - counts["encoder"] - counts["decoder"]}
-    assert told["tokens"] == {"seen": 7, "predicted": 7}  # a quarter of 4, of 7 of the 8 clusters
-    assert told["videos"] == {"train": 18, "held_out": 2}
-    assert (told["steps"], told["epochs"], told["validations"]) == (9, 2.0, 3)
-    assert told["cache_bytes"] == sum(path.stat().st_size for path in (here / "caches").rglob("*.tar"))
-    assert told["memory"]["weights"] >= 4 * counts["total"] == told["memory"]["gradients"]
-    assert told["memory"]["optimizer"] == pytest.approx(8 * counts["total"], rel=0.01)
-    assert told["memory"]["buckets"] == 0
-    assert told["seconds"] == pytest.approx(told["flop"] / 5e6, abs=0.05), "at half of the fastest product"
+    assert numbers["parameters"] == {**counts, "rest": counts["total"] - counts["encoder"] - counts["decoder"]}
+    # A quarter of the 4 tokens of 7 of the 8 clusters.
+    assert numbers["tokens"] == {"seen": 7, "predicted": 7}
+    assert numbers["videos"] == {"train": 18, "held_out": 2}
+    assert (numbers["steps"], numbers["epochs"], numbers["validations"]) == (9, 2.0, 3)
+    assert numbers["cache_bytes"] == sum(path.stat().st_size for path in (here / "caches").rglob("*.tar"))
+    assert numbers["memory"]["weights"] >= 4 * counts["total"] == numbers["memory"]["gradients"]
+    assert numbers["memory"]["optimizer"] == pytest.approx(8 * counts["total"], rel=0.01)
+    assert numbers["memory"]["buckets"] == 0
+    assert numbers["seconds"] == pytest.approx(numbers["flop"] / 5e6, abs=0.05), "at half of the matrix-product peak"
     lines = call.out.splitlines()[:-1]
-    for start in (
-        "parameters",
-        "  encoder",
-        "tokens seen",
-        "tokens predicted",
-        "arithmetic of a step",
-        "memory of a step",
+    for name in (
+        *("parameters", "  encoder", "tokens seen", "tokens predicted", "arithmetic of a step", "memory of a step"),
+        *("passes over the data", "cache", "fastest product", "time of the run"),
     ):
-        assert [line.startswith(start) for line in lines].count(True) == 1, call.out
-    for start in ("passes over the data", "cache", "fastest product", "time of the run"):
-        assert [line.startswith(start) for line in lines].count(True) == 1, call.out
+        assert [line.startswith(name) for line in lines].count(True) == 1, call.out
 
 
-def test_the_run_itself_counts_as_much(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All matrix products of a real run, of its steps and of its two validations."""
-    monkeypatch.setattr(
-        "pipelines.commands.pretrain_ar._attention", lambda *_: "plain"
-    )  # the trial of kernels counts too
+def test_the_plan_counts_the_arithmetic_of_a_real_run(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count includes all matrix products of the steps and of two validations."""
+    # The measurement of attention kernels would be counted too.
+    monkeypatch.setattr("pipelines.commands.pretrain_ar._attention", lambda *_: "plain")
     flags = [*SMALL, "--accumulate", "4", "--recompute", "--steps", "3", "--validate_every", "2"]
     with FlopCounterMode(display=False) as counter:
         call("pretrain_ar", *flags)
-    told = call("pretrain_ar", "--plan", *flags)
-    assert told["flop"] == counter.get_total_flops()
-    assert told["validations"] == 2
+    numbers = call("pretrain_ar", "--plan", *flags)
+    assert numbers["flop"] == counter.get_total_flops()
+    assert numbers["validations"] == 2
 
 
-def test_what_saves_memory_and_what_it_costs(call: Call, here: Path) -> None:
+def test_accumulation_recomputation_and_bf16_save_memory(call: Call, here: Path) -> None:
     flags = ["pretrain_ar", "--plan", *SMALL, "--batch_size", "256"]
-    ways = ([], ["--accumulate", "4"], ["--recompute"], ["--precision", "bf16"])
-    whole, parts, recomputed, bf16 = (call(*flags, *way) for way in ways)
+    variants = ([], ["--accumulate", "4"], ["--recompute"], ["--precision", "bf16"])
+    whole, parts, recomputed, bf16 = (call(*flags, *variant) for variant in variants)
     assert parts["flop_per_step"] == bf16["flop_per_step"] == whole["flop_per_step"] < recomputed["flop_per_step"]
     assert parts["memory"]["others"] == pytest.approx(whole["memory"]["others"] / 4, rel=0.1)
     assert parts["memory"]["gradients"] == whole["memory"]["gradients"]
@@ -109,7 +97,7 @@ def test_what_saves_memory_and_what_it_costs(call: Call, here: Path) -> None:
 
 
 def planned(here: Path, processes: int = 1, sharded: bool = False, **settings: Any) -> dict[str, Any]:
-    """The plan of several processes, of which this one is the first."""
+    """Return the plan of several processes, made by the first one."""
     cache = TokenCache.open(next((here / "caches").iterdir()))
     codes = code_spec(cache)
     accelerator = SimpleNamespace(
@@ -130,19 +118,23 @@ def test_processes_share_the_batch(here: Path, capsys: pytest.CaptureFixture[str
     assert (one["flop_per_step"], one["flop"]) == (two["flop_per_step"], two["flop"])
     assert two["seconds"] == pytest.approx(one["seconds"] / 2, rel=0.01)
     copied = half["memory"]["gradients"]
-    assert two["memory"]["buckets"] == copied, "DistributedDataParallel has a copy of the gradients"
+    assert two["memory"]["buckets"] == copied, "DistributedDataParallel keeps a copy of the gradients"
     assert two["memory"]["peak"] == half["memory"]["peak"] + copied
     assert two["memory"]["others"] == half["memory"]["others"]
     validation = two["memory"]["validation"] - copied
-    assert half["memory"]["weights"] < validation < half["memory"]["validation"], "each has one clip, not both"
+    assert half["memory"]["weights"] < validation < half["memory"]["validation"], (
+        "each process validates one clip, not both"
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert ["by 2 processes" in line for line in lines].count(True) == 2, "of the arithmetic and of the fastest product"
-    assert [line.startswith("  buckets") for line in lines].count(True) == 1, "of the second of three plans"
+    assert ["on 2 processes" in line for line in lines].count(True) == 2, (
+        "in the rows of arithmetic and fastest product"
+    )
+    assert [line.startswith("  buckets") for line in lines].count(True) == 1, "only in the second of three plans"
     with pytest.raises(ValueError, match=r"batch_size .* processes \(3\), got 64"):
         planned(here, 3, batch_size=64)
 
 
-def test_under_fsdp_they_share_what_lasts(here: Path) -> None:
+def test_fsdp_divides_weights_gradients_and_moments(here: Path) -> None:
     four, quarter = (planned(here, n, n == 4, batch_size=4 * n)["memory"] for n in (4, 1))
     for name in ("weights", "gradients", "optimizer"):
         assert four[name] == quarter[name] // 4
@@ -151,32 +143,46 @@ def test_under_fsdp_they_share_what_lasts(here: Path) -> None:
     assert four["validation"] < quarter["validation"] - four["weights"] - four["optimizer"]
 
 
-def test_a_validation_keeps_nothing_for_a_backward_pass(here: Path) -> None:
-    """Its two clips are as many as those of a step, and all targets are predicted in both."""
-    told = planned(here, batch_size=2)["memory"]
-    assert 0 < told["validation"] - told["weights"] - told["optimizer"] < told["others"] / 2
+def test_a_validation_stores_no_activations(here: Path) -> None:
+    """Validation and step both have two clips and predict all targets."""
+    numbers = planned(here, batch_size=2)["memory"]
+    assert 0 < numbers["validation"] - numbers["weights"] - numbers["optimizer"] < numbers["others"] / 2
 
 
 def test_a_cache_with_a_codebook_and_pixels(call: Call, tmp_path: Path, make_cache: MakeCache) -> None:
     book = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
     folder = make_cache(tmp_path, 20, codes_shape=(2, 4, 4), codebook_VC=book, keep_pixels="raw")
-    told = call("pretrain_ar", "--plan", *SMALL, "--cache", str(folder), "--objective.input", "pixels")
-    assert told["tokens"] == {"seen": 7, "predicted": 7}
+    numbers = call("pretrain_ar", "--plan", *SMALL, "--cache", str(folder), "--objective.input", "pixels")
+    assert numbers["tokens"] == {"seen": 7, "predicted": 7}
 
 
-def test_what_the_run_refuses_is_refused(call: Call, here: Path) -> None:
-    before = written(here)
+@pytest.mark.parametrize("pixels, pairs", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_planned_batch_has_the_keys_shapes_and_dtypes_of_the_loader(
+    tmp_path: Path, make_cache: MakeCache, pixels: bool, pairs: bool
+) -> None:
+    cache = TokenCache.open(make_cache(tmp_path, 6, codes_shape=(2, 4, 4), views=2, keep_pixels="raw"))
+    dataset = TokenDataset(cache, range(6), BatchPlan(samples=6, batch_size=4, seed=0), pixels=pixels, pairs=pairs)
+    (loaded,) = batches(dataset, range(1), workers=0)
+    planned = example_batch(cache, 4, pixels=pixels, pairs=pairs)
+    assert {key: (value.shape, value.dtype) for key, value in planned.items()} == {
+        key: (value.shape, value.dtype) for key, value in loaded.items()
+    }
+    assert torch.equal(planned["slices_B"], loaded["slices_B"]), "no video is padded"
+
+
+def test_errors_of_the_run_are_errors_of_the_plan(call: Call, here: Path) -> None:
+    before = files_of(here)
     flags = ["pretrain_ar", "--plan", *SMALL]
-    assert "cannot be cut into accumulate 3 equal parts" in call(*flags, "--accumulate", "3")
+    assert "batch_size 4 must be a multiple of accumulate, got 3" in call(*flags, "--accumulate", "3")
     assert "clusters of 2x3x3 tokens do not divide" in call(*flags, "--objective.clusters", "[2,3,3]")
     assert "the cache holds none" in call(*flags, "--objective.input", "pixels")
     assert "--attention flex does not run here" in call(*flags, "--attention", "flex")
     assert "no finished cache" in call(*flags, "--caches", "nowhere")
-    assert written(here) == before
+    assert files_of(here) == before
 
 
-def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its folder is named after its settings: after --plan the run itself has the name that it had without."""
+def test_plan_does_not_change_the_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the run folder is a hash of the settings, which does not depend on --plan."""
     names = {
         Run("pretrain_ar", SimpleNamespace(out=None), f"plan: {flag}\nlr: 0.1\n").folder.name
         for flag in ("true", "false")
@@ -184,9 +190,10 @@ def test_a_planned_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(names) == 1
 
 
-def test_the_fastest_product_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}  # wider ones are not asked for
-    monkeypatch.setattr("pipelines.engine.attention_choice._seconds", lambda a, b, device: seconds[len(a)].pop())
+def test_the_peak_is_the_fastest_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Products wider than 2048 are not measured, because those take longer than 0.1 s.
+    seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}
+    monkeypatch.setattr("pipelines.engine.device._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05
 
 
@@ -196,7 +203,7 @@ MEASURED = [
 ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux to give freed memory back")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux to return freed memory")
 @pytest.mark.parametrize(
     "more",
     [
@@ -207,10 +214,12 @@ MEASURED = [
         pytest.param(["--precision", "fp32", "--attention", "sdpa"], marks=pytest.mark.soak),
     ],
 )
-def test_memory_is_what_a_real_step_takes(call: Call, tmp_path: Path, make_cache: MakeCache, more: list[str]) -> None:
+def test_the_planned_memory_is_that_of_a_real_step(
+    call: Call, tmp_path: Path, make_cache: MakeCache, more: list[str]
+) -> None:
     flags = [*MEASURED, *more, "--cache", str(make_cache(tmp_path, 40, codes_shape=(8, 8, 8)))]
-    told = call("pretrain_ar", "--plan", *flags)["memory"]["peak"]
-    assert told > 1e8, "a process's own comings and goings are small beside it"
+    numbers = call("pretrain_ar", "--plan", *flags)["memory"]["peak"]
+    assert numbers > 1e8, "other allocations of the process are small in comparison"
     result = subprocess.run(
         [sys.executable, "-m", "tests.helpers.step_memory", *flags, "--out", str(tmp_path / "run")],
         cwd=ROOT,
@@ -220,4 +229,4 @@ def test_memory_is_what_a_real_step_takes(call: Call, tmp_path: Path, make_cache
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert told == pytest.approx(json.loads(result.stdout.splitlines()[-1]), rel=0.15)
+    assert numbers == pytest.approx(json.loads(result.stdout.splitlines()[-1]), rel=0.15)

@@ -1,4 +1,4 @@
-"""`accelerate launch --num_processes 2` gives the same cache, the same shards and the same training as one process."""
+"""`accelerate launch --num_processes 2` gives the cache, the shards and the training of one process."""
 
 import hashlib
 import json
@@ -13,25 +13,17 @@ from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line
 
 
 def launcher() -> list[str]:
-    with socket.socket() as probe:  # a port that is free now, so that two test runs do not meet
+    # A free port, so that two test runs do not collide.
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    flags = [
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        port,
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "--dynamo_backend", "no"]
+    flags = ["--cpu", "--num_processes", "2", "--main_process_port", port, "--num_machines", "1"]
+    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags]
 
 
 def processes(folder: Path) -> int:
-    """How many processes a run really had."""
+    """Return the number of processes that a run had."""
     return int(json.loads((folder / "environment.json").read_text())["processes"])
 
 
@@ -73,31 +65,19 @@ def test_two_processes_train_the_same_tokenizer(
     assert two["psnr"] == pytest.approx(one["psnr"], abs=0.01)
 
 
-def test_a_process_without_a_clip_to_validate_on_does_not_keep_the_others_waiting(
+def test_validation_works_with_fewer_clips_than_processes(
     finished_project: Path, answers: dict[str, Any], tmp_path: Path
 ) -> None:
     tokenizer = str(answers["train_tokenizer"]["run"])
     few = ["--videos", "builtin:moving-digits:24:1", "--tokenizer", tokenizer, "--caches", str(tmp_path / "caches")]
     cache = last_line(start(finished_project, "tokenize", *few))["cache"]
-    one = last_line(
-        start(finished_project, "pretrain_ar", *TINY_MODEL, "--cache", cache, "--out", str(tmp_path / "one"))
-    )
-    two = last_line(
-        start(
-            finished_project,
-            "pretrain_ar",
-            *TINY_MODEL,
-            "--cache",
-            cache,
-            "--out",
-            str(tmp_path / "two"),
-            launch=launcher(),
-        )
-    )
+    flags = [*TINY_MODEL, "--cache", cache, "--out"]
+    one = last_line(start(finished_project, "pretrain_ar", *flags, str(tmp_path / "one")))
+    two = last_line(start(finished_project, "pretrain_ar", *flags, str(tmp_path / "two"), launch=launcher()))
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
 
 
-def test_a_mistake_in_two_processes_ends_all_of_them(tmp_path: Path) -> None:
+def test_a_mistake_ends_both_processes(tmp_path: Path) -> None:
     result = start(tmp_path, "tokenize", "--videos", "nowhere", launch=launcher())
     assert result.returncode != 0
     assert "nowhere: no such folder" in result.stderr

@@ -1,4 +1,4 @@
-"""One process or several, DDP or FSDP, a batch at once or in parts: the same training, started with the shipped files."""
+"""One or several processes, DDP or FSDP, whole batches or parts: the same training, with the files of configs/accelerate."""
 
 import json
 import math
@@ -29,7 +29,8 @@ CONFIGS = ROOT / "pipelines" / "configs" / "accelerate"
 STEPS, SAVED = 20, 5
 FLAGS = [
     *("--steps", str(STEPS), "--batch_size", "4", "--warmup", "1", "--precision", "fp32", "--attention", "plain"),
-    *("--validate_every", "5", "--save_every", str(SAVED), "--clip_gradient", "0.1"),  # below the norms: it is clipped
+    # The gradient norms are above 0.1, so gradients are clipped.
+    *("--validate_every", "5", "--save_every", str(SAVED), "--clip_gradient", "0.1"),
     *("--objective.width", "24", "--objective.depth", "2", "--objective.heads", "2"),
     *("--objective.decoder_width", "24", "--objective.decoder_depth", "1", "--objective.decoder_heads", "2"),
 ]
@@ -37,9 +38,9 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Path:
-    """Holds a cache of codes with a codebook, which is a buffer of the model.
+    """Folder with a cache of codes and a codebook, which is a buffer of the model.
 
-    65 clips are held out: two processes validate on 33 and 32, which is a batch more for the first.
+    65 clips are held out. Two processes validate on 33 and 32 of them, so that the first process has one batch more.
     """
     folder = tmp_path_factory.mktemp("scale")
     splits = ["train"] * 24 + ["val"] * 65
@@ -50,12 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> P
 
 
 def launch(config: str, *flags: str) -> list[str]:
-    """`accelerate launch` with one of the shipped configurations, as on GPUs, or with "--cpu" among the flags."""
+    """Return the command of `accelerate launch` with a file of configs/accelerate, as on GPUs unless "--cpu" is a flag."""
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *flags]
 
 
 def two(config: str, *flags: str) -> list[str]:
-    """With two processes."""
+    """Return the command of `launch` for two processes."""
     return launch(config, "--num_processes", "2", "--main_process_port", free_port(), *flags)
 
 
@@ -66,7 +67,7 @@ def free_port() -> str:
 
 
 ON_CPU = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-"""Processes that accelerate has started as if for GPUs stay on the CPU."""
+"""Environment in which processes that accelerate starts as on GPUs stay on the CPU."""
 
 
 def begin(folder: Path, launcher: list[str], out: Path, *flags: str) -> subprocess.Popen[str]:
@@ -91,17 +92,17 @@ def train(folder: Path, launcher: list[str], out: Path, *flags: str) -> Result:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Path:
-    """The run of one process that all others are compared with."""
+    """Run of one process, with which all other runs are compared."""
     out = folder / "one"
     last_line(train(folder, launch("one_gpu.yaml", "--cpu"), out))
-    assert how(out) == (1, "NO")
+    assert distribution(out) == (1, "NO")
     return out
 
 
-def how(run: Path) -> tuple[int, str]:
-    """Processes of a run, and what accelerate made of them."""
-    said = json.loads((run / "environment.json").read_text())
-    return said["processes"], said["distributed"]
+def distribution(run: Path) -> tuple[int, str]:
+    """Return the number of processes of a run and accelerate's name for their type."""
+    environment = json.loads((run / "environment.json").read_text())
+    return environment["processes"], environment["distributed"]
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -110,11 +111,12 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    """Every logged number, every tensor of both checkpoints and of the final model, up to rounding in fp32."""
+    """Compare every logged number, and every tensor of both checkpoints and of the final model, up to rounding in fp32."""
     ours, theirs = curve(run), curve(other)
     assert [line["step"] for line in ours] == [5, 10, 10, 15, 20, 20]
     for a, b in zip(ours, theirs, strict=True):
-        assert a == pytest.approx(b, rel=1e-6, abs=1.1e-5 if "val_loss" in a else 0)  # those are rounded to 5 digits
+        # Validation losses are rounded to 5 digits.
+        assert a == pytest.approx(b, rel=1e-6, abs=1.1e-5 if "val_loss" in a else 0)
     files = sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
     assert len(files) == 5
     for file in files:
@@ -125,7 +127,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 def cut_back(run: Path, copy: Path) -> Path:
-    """A copy of a finished run as if it had been killed after the last checkpoint but one."""
+    """Copy a finished run as if it had been killed after the last checkpoint but one."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "model")
     shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:06d}")
@@ -141,19 +143,19 @@ def test_accelerate_reads_the_configuration(path: Path) -> None:
     assert (config.num_processes == 1) == (path.stem == "one_gpu")
 
 
-def test_each_block_is_gathered_by_itself() -> None:
+def test_fsdp_gathers_one_block_at_a_time() -> None:
     objective = ARVideo(CodeSpec(shape=(4, 4, 4), vocab_size=8), width=12, heads=1, decoder_width=12, decoder_heads=1)
     name_layers(objective)
     assert objective._no_split_modules == ["Block", "CrossBlock"]
 
 
-def test_two_processes_are_one(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(folder: Path, one: Path, tmp_path: Path) -> None:
     last_line(train(folder, two("several_gpus.yaml"), tmp_path / "run"))
-    assert how(tmp_path / "run") == (2, "MULTI_CPU")
+    assert distribution(tmp_path / "run") == (2, "MULTI_CPU")
     assert_same(tmp_path / "run", one)
 
 
-def test_two_processes_under_fsdp_that_were_killed_and_started_again_are_one(
+def test_an_fsdp_run_that_was_killed_and_started_again_equals_one_process(
     folder: Path, one: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -161,44 +163,44 @@ def test_two_processes_under_fsdp_that_were_killed_and_started_again_are_one(
     while not list(run.glob("checkpoints/step_*")) and process.poll() is None:
         time.sleep(0.01)
     launcher = psutil.Process(process.pid)
-    for one_of_them in (launcher, *launcher.children(recursive=True)):
-        one_of_them.kill()
+    for member in (launcher, *launcher.children(recursive=True)):
+        member.kill()
     process.communicate()
     assert not (run / "summary.json").exists()
     again = train(folder, two("fsdp.yaml"), run)
     last_line(again)
     assert "continuing" in again.stderr
-    assert how(run) == (2, "FSDP")
+    assert distribution(run) == (2, "FSDP")
     assert_same(run, one)
 
 
 def on_two_nodes(folder: Path, launcher: list[str], out: Path) -> Result:
-    """What the first of two nodes says."""
+    """Run two nodes on this machine; return the result of the first node."""
     nodes = [begin(folder, [*launcher, "--main_process_ip", "127.0.0.1", "--machine_rank", rank], out) for rank in "01"]
     first, second = [end(node) for node in nodes]
     assert (second.returncode, second.stdout) == (0, ""), second.stderr
     return first
 
 
-def test_two_nodes_are_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_two_nodes_train_like_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
     last_line(on_two_nodes(folder, two("several_nodes.yaml"), tmp_path / "run"))
-    assert how(tmp_path / "run") == (2, "MULTI_CPU")
+    assert distribution(tmp_path / "run") == (2, "MULTI_CPU")
     assert_same(tmp_path / "run", one)
 
 
-def test_two_nodes_under_fsdp_continue_what_one_process_began(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_two_fsdp_nodes_continue_a_run_of_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
     run = cut_back(one, tmp_path / "run")
     first = on_two_nodes(folder, two("fsdp.yaml", "--cpu", "--num_machines", "2"), run)
     last_line(first)
     assert "from step 15" in first.stderr
-    assert how(run) == (2, "FSDP")
+    assert distribution(run) == (2, "FSDP")
     assert_same(run, one)
 
 
-def test_one_process_continues_what_fsdp_began(
+def test_one_process_continues_an_fsdp_run(
     call: Call, folder: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run ends because one of the two processes meets a loss that is not a number."""
+    """The FSDP run ends because one of its processes gets a NaN loss."""
     run = tmp_path / "run"
     flags = [*FLAGS, "--cache", str(next((folder / "caches").iterdir())), "--out", str(run)]
     launcher = [*two("fsdp.yaml", "--module"), "tests.helpers.non_finite_rank", *flags]
@@ -213,15 +215,13 @@ def test_one_process_continues_what_fsdp_began(
     assert_same(run, one)
 
 
-def test_nodes_that_do_not_share_the_folder_of_the_run_are_stopped(
+def test_nodes_that_do_not_share_the_run_folder_are_an_error(
     call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, start: torch.cat([start, start + 250]))
     line = call("pretrain_ar", *FLAGS, "--out", str(tmp_path / "run"))
-    assert (
-        "the processes find different checkpoints there (of steps [0, 250]); all nodes must share this folder" in line
-    )
+    assert "the ranks found different checkpoints, of steps [0, 250]; all nodes must share this folder" in line
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_tokenizer_is_not_trained_with_fsdp(call: Call, tmp_path: Path, monkey
     )
 
 
-def test_the_parts_of_a_batch_give_its_losses(
+def test_accumulation_gives_the_losses_of_the_whole_batch(
     call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_LOG_EVERY", 1)

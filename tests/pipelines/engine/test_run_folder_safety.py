@@ -1,4 +1,4 @@
-"""A program in place of any file of a run folder is never run: it is refused by name, passed over, or not read at all (R11)."""
+"""Code in place of any file of a run folder is never executed: the file is an error by name, skipped, or not read."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from pipelines.reporting import run_page
 from tests.helpers.commands import TINY_MODEL, Call
 
 CANARY = "canary"
-"""The folder that a program would make."""
+"""Folder that the payloads would create."""
 
 
 class Payload:
@@ -54,28 +54,29 @@ PAYLOADS = {
 PICKLES = list(PAYLOADS)[:3]
 
 FORBIDDEN = {"pickle.find_class", "os.system", "os.mkdir", "subprocess.Popen", "os.exec", "os.posix_spawn"}
-heard: list[str] = []
+events: list[str] = []
 
 
-def hear(event: str, args: tuple[Any, ...]) -> None:
+def record(event: str, args: tuple[Any, ...]) -> None:
     if event in FORBIDDEN and (event != "os.mkdir" or str(args[0]).endswith(CANARY)):
-        heard.append(f"{event} {args!r:.100}")
+        events.append(f"{event} {args!r:.100}")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def listening() -> None:
-    sys.addaudithook(hear)  # it cannot be taken away again
+    # An audit hook cannot be removed.
+    sys.addaudithook(record)
 
 
 @pytest.fixture
 def copy(copy_of: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished_project, in which the commands run."""
+    """Copy of the finished project in which the commands run; at the end, no payload was executed."""
     folder = copy_of()
     monkeypatch.chdir(folder)
-    heard.clear()
+    events.clear()
     yield folder
     assert not (folder / CANARY).exists()
-    assert heard == []
+    assert events == []
 
 
 @pytest.fixture
@@ -85,40 +86,40 @@ def finished(copy: Path, answers: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def unfinished(finished: Path) -> Path:
-    """As if it had been killed after its last step."""
+    """Run as if it had been killed after its last step."""
     (finished / "summary.json").unlink()
     shutil.rmtree(finished / "model")
     return finished
 
 
 def outcomes(names: list[str], folder: Path, payload: bytes, run: Callable[[], Any]) -> dict[str, str | None]:
-    """For each file (a folder: all of its files) that holds the payload: the line it is refused with, or None."""
-    whole = folder.parents[1] / "whole"
-    shutil.copytree(folder, whole)
-    found = {}
+    """Replace each file (or all files of a folder) by the payload and run; return the error lines by name, or None."""
+    original = folder.parents[1] / "original"
+    shutil.copytree(folder, original)
+    errors: dict[str, str | None] = {}
     for name in names:
         place = folder / name
         place.parent.mkdir(exist_ok=True)
-        for file in [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]:
-            file.write_bytes(
-                payload + b"\n" if name == "metrics.jsonl" else payload
-            )  # a line without an end is left out
-        said = run()
-        found[name] = said if isinstance(said, str) else None
+        files = [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]
+        for file in files:
+            # An incomplete last line of metrics.jsonl would be ignored.
+            file.write_bytes(payload + b"\n" if name == "metrics.jsonl" else payload)
+        result = run()
+        errors[name] = result if isinstance(result, str) else None
         shutil.rmtree(folder)
-        shutil.copytree(whole, folder)
-    shutil.rmtree(whole)
-    return found
+        shutil.copytree(original, folder)
+    shutil.rmtree(original)
+    return errors
 
 
-def assert_refused(found: dict[str, str | None], refused: set[str]) -> None:
-    """These, and no others, with lines that name them."""
-    assert {name for name, line in found.items() if line} == refused, found
+def assert_refused(errors: dict[str, str | None], refused: set[str]) -> None:
+    """Exactly these files are errors, and the errors name them."""
+    assert {name for name, line in errors.items() if line} == refused, errors
     for name in refused:
-        assert (name if not name.startswith("model/") else "model: ") in str(found[name]), found[name]
+        assert (name if not name.startswith("model/") else "model: ") in str(errors[name]), errors[name]
 
 
-def test_the_payloads_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_loaders_execute_the_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaders: dict[str, Callable[[bytes], Any]] = {
         "pickle": pickle.loads,
         "text pickle": pickle.loads,
@@ -128,9 +129,9 @@ def test_the_payloads_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     monkeypatch.chdir(tmp_path)
     for name, load in loaders.items():
-        heard.clear()
+        events.clear()
         load(PAYLOADS[name])
-        assert any(line.startswith("os.mkdir") for line in heard), name
+        assert any(line.startswith("os.mkdir") for line in events), name
         (tmp_path / CANARY).rmdir()
 
 
@@ -139,14 +140,14 @@ MODEL = ["model/config.json", "model/model.safetensors", "model/README.md"]
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_in_a_finished_run_that_is_started_again(call: Call, finished: Path, kind: str) -> None:
+def test_payloads_in_a_finished_run_that_is_started_again(call: Call, finished: Path, kind: str) -> None:
     names = [*TOP, *MODEL, "checkpoints"]
-    found = outcomes(names, finished, PAYLOADS[kind], lambda: call("pretrain_ar", *TINY_MODEL))
-    assert_refused(found, {"config.yaml", "choices.json", "summary.json"})
+    errors = outcomes(names, finished, PAYLOADS[kind], lambda: call("pretrain_ar", *TINY_MODEL))
+    assert_refused(errors, {"config.yaml", "choices.json", "summary.json"})
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_in_an_unfinished_run_that_is_continued(
+def test_payloads_in_an_unfinished_run_that_is_continued(
     call: Call, unfinished: Path, answers: dict[str, Any], kind: str
 ) -> None:
     names = [*TOP]
@@ -157,13 +158,14 @@ def test_in_an_unfinished_run_that_is_continued(
     weights: dict[bool, set[bytes]] = {True: set(), False: set()}
 
     def run() -> Any:
-        said = call("pretrain_ar", *TINY_MODEL)
-        if isinstance(said, dict):
-            assert said["loss"] == answers["pretrain_ar"]["loss"]
-            again = "from step 4" in call.err  # in one thread, in which the finished_project was not made
+        result = call("pretrain_ar", *TINY_MODEL)
+        if isinstance(result, dict):
+            assert result["loss"] == answers["pretrain_ar"]["loss"]
+            # Repeated steps run in one thread, unlike those of the finished project, so the last bits may differ.
+            again = "from step 4" in call.err
             weights[again].add((unfinished / "model" / "model.safetensors").read_bytes())
         started[names[len(started)]] = call.err
-        return said
+        return result
 
     assert_refused(
         outcomes(names, unfinished, PAYLOADS[kind], run),
@@ -171,12 +173,12 @@ def test_in_an_unfinished_run_that_is_continued(
     )
     assert [len(weights[again]) for again in (False, True)] == [1, int(len(names) > 5)]
     for name in names[5:]:
-        assert ("step_000006: passed over" in started[name]) == ("step_000006/" in name), started[name]
+        assert ("step_000006: skipped" in started[name]) == ("step_000006/" in name), started[name]
 
 
 @pytest.mark.parametrize("kind", PICKLES)
 @pytest.mark.parametrize("name", ["model", "optimizer"])
-def test_in_a_checkpoint_whose_hashes_are_forged(call: Call, unfinished: Path, name: str, kind: str) -> None:
+def test_payloads_in_a_checkpoint_with_forged_hashes(call: Call, unfinished: Path, name: str, kind: str) -> None:
     step = unfinished / "checkpoints" / "step_000006"
     (step / f"{name}.safetensors").write_bytes(PAYLOADS[kind])
     state = json.loads((step / "state.json").read_text())
@@ -184,36 +186,38 @@ def test_in_a_checkpoint_whose_hashes_are_forged(call: Call, unfinished: Path, n
     state["xxh3"][f"{name}.safetensors"] = xxhash.xxh3_128(PAYLOADS[kind]).hexdigest()
     write_json(step / "state.json", {**state, "checksum": sha256_of(state)})
     call("pretrain_ar", *TINY_MODEL)
-    assert "step_000006: passed over" in call.err
+    assert "step_000006: skipped" in call.err
     assert "changed" not in call.err
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_in_a_run_that_is_probed(call: Call, finished: Path, answers: dict[str, Any], kind: str) -> None:
-    """The probe that there is already is finished: its own files are read again. Another reads the model."""
+def test_payloads_in_a_run_that_is_probed(call: Call, finished: Path, answers: dict[str, Any], kind: str) -> None:
+    """A finished probe reads its own files again; a new probe reads the model."""
     (own,) = (path.name for path in finished.glob("probe-*"))
     names = [*TOP, *MODEL[2:], "checkpoints", *(f"{own}/{name}" for name in TOP if name != "metrics.jsonl")]
-    found = outcomes(names, finished, PAYLOADS[kind], lambda: call("probe", "--seeds", "2"))
+    errors = outcomes(names, finished, PAYLOADS[kind], lambda: call("probe", "--seeds", "2"))
     refused = {f"{own}/{name}" for name in ("config.yaml", "choices.json", "summary.json")}
-    assert_refused(found, refused | {"environment.json", "summary.json"})
-    found = outcomes(MODEL[:2], finished, PAYLOADS[kind], lambda: call("probe", "--seeds", "1"))
-    assert_refused(found, set(MODEL[:2]))
+    assert_refused(errors, refused | {"environment.json", "summary.json"})
+    errors = outcomes(MODEL[:2], finished, PAYLOADS[kind], lambda: call("probe", "--seeds", "1"))
+    assert_refused(errors, set(MODEL[:2]))
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_in_a_run_that_is_reported(call: Call, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_payloads_in_a_run_that_is_reported(
+    call: Call, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_page, "_tokenizer", lambda cache, trust: "")
     (own,) = (path.name for path in finished.glob("probe-*"))
     probed = [f"{own}/{name}" for name in ("environment.json", "summary.json")]
     names = [*TOP, *MODEL, *probed, "checkpoints"] if kind == "pickle" else [*TOP, *probed]
-    found = outcomes(names, finished, PAYLOADS[kind], lambda: call("report"))
-    assert_refused(found, {*TOP[1:], *probed, *(name for name in MODEL[:2] if name in names)})
+    errors = outcomes(names, finished, PAYLOADS[kind], lambda: call("report"))
+    assert_refused(errors, {*TOP[1:], *probed, *(name for name in MODEL[:2] if name in names)})
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PAYLOADS if kind.startswith("YAML")])
-def test_yaml_that_is_a_program_or_no_settings(call: Call, unfinished: Path, kind: str) -> None:
-    found = outcomes(["config.yaml"], unfinished, PAYLOADS[kind], lambda: call("pretrain_ar", *TINY_MODEL))
-    assert_refused(found, {"config.yaml"})
+def test_yaml_with_code_or_without_settings(call: Call, unfinished: Path, kind: str) -> None:
+    errors = outcomes(["config.yaml"], unfinished, PAYLOADS[kind], lambda: call("pretrain_ar", *TINY_MODEL))
+    assert_refused(errors, {"config.yaml"})
     assert "this" not in sys.modules
     (unfinished / "mine.yaml").write_bytes(PAYLOADS[kind])
     if kind != "YAML with nothing":
@@ -222,8 +226,8 @@ def test_yaml_that_is_a_program_or_no_settings(call: Call, unfinished: Path, kin
 
 @pytest.mark.parametrize("content", [b"[]", b"3", b"null", b'"step"', b"{", b"[" * 100_000, b"\xff", b"{}\n[1]\n"])
 @pytest.mark.parametrize("name", TOP[1:])
-def test_json_that_is_something_else(call: Call, finished: Path, name: str, content: bytes) -> None:
-    """Whatever command reads the file."""
+def test_json_with_unexpected_content(call: Call, finished: Path, name: str, content: bytes) -> None:
+    """The command that reads the file reports it by name."""
     if name == "metrics.jsonl":
         (finished / "summary.json").unlink()
         content += b"\n"

@@ -1,4 +1,4 @@
-"""What is not finite is never learned from: training stops with one line that names the samples, the checkpoint stays (R23)."""
+"""A non-finite value stops the training before the update, with one line that names the samples; the checkpoint stays."""
 
 import json
 import os
@@ -26,7 +26,7 @@ VALUES = ["nan", "inf", "-inf"]
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """train(toy, *flags) -> exit code and what is on stderr."""
+    """Function (toy, *flags) -> exit code and stderr of a training."""
 
     def run(toy: Toy, *flags: str) -> tuple[int, str]:
         for state in (AcceleratorState, GradientState, PartialState):
@@ -45,23 +45,23 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("poison", ["loss", "gradient", "input"])
-def test_nothing_is_learned_from_what_is_not_finite(train: Any, tmp_path: Path, poison: str, value: str) -> None:
+def test_a_non_finite_value_stops_the_training_without_an_update(
+    train: Any, tmp_path: Path, poison: str, value: str
+) -> None:
     toy = Toy(poison, float(value))
     code, errors = train(toy)
     assert code == 1
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if ": error: " in line]
     assert line.startswith(f"toy: error: step {POISONED + 1}: the gradient is not finite (loss ")
-    assert line.endswith(
-        f"samples of the step (rows of the list): {', '.join(str(10 * POISONED + i) for i in range(3))}"
-    )
-    assert len(toy.picture) > 12 and toy.state() == toy.picture, "weights, moments and files are as before the step"
+    assert line.endswith(f": {10 * POISONED}, {10 * POISONED + 1}, {10 * POISONED + 2}"), "the rows of the samples"
+    assert len(toy.snapshot) > 12 and toy.state() == toy.snapshot, "weights, moments and files are as before the step"
     checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert checkpoints == [f"step_{SAVED - 2:06d}", f"step_{SAVED:06d}"]
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_run_that_was_stopped_so_continues_from_its_checkpoint(train: Any, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_non_finite_value_continues_from_its_checkpoint(train: Any, tmp_path: Path) -> None:
     whole = Toy("none", 0.0)
     assert train(whole, "--out", str(tmp_path / "whole"))[0] == 0
     assert train(Toy("loss", float("nan")))[0] == 1
@@ -76,40 +76,41 @@ def test_a_run_that_was_stopped_so_continues_from_its_checkpoint(train: Any, tmp
 def test_one_poisoned_part_of_an_accumulated_step_is_enough(train: Any, poison: str) -> None:
     class Once(Toy):
         def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-            if self.picture:
-                self.poison = "none"  # the second part of the step is good
+            if self.snapshot:
+                # The second part of the step is finite.
+                self.poison = "none"
             return super().forward(batch)
 
     toy = Once(poison, float("inf"))
     code, errors = train(toy, "--accumulate", "2")
     assert code == 1
     parts = [10 * part + i for part in (2 * POISONED, 2 * POISONED + 1) for i in range(3)]
-    assert f"rows of the list): {', '.join(map(str, parts))}" in errors, "those of both parts"
-    assert toy.state() == toy.picture
+    assert f": {', '.join(map(str, parts))}" in errors, "the rows of both parts"
+    assert toy.state() == toy.snapshot
 
 
-# --- a real tokenizer: its input is uint8, but its weights may make anything of it
+# --- a real tokenizer: its uint8 input is finite, but its weights may become huge
 
 
 HUGE = [*TINIEST, "--lr", "1e38", "--warmup", "0", "--save_every", "1", "--out", "run", "--model.name"]
 
 
-def test_weights_that_became_huge_end_with_one_line(tmp_path: Path) -> None:
+def test_huge_weights_end_with_one_line(tmp_path: Path) -> None:
     result = start(tmp_path, "train_tokenizer", *HUGE, "vq3d-2x8x8-fsq1000")
     assert result.returncode == 1, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if ": error: " in line]
-    assert "not finite" in line and "samples of the step (rows of the list): " in line
+    assert "not finite" in line and "samples of the step" in line
 
 
 @pytest.mark.parametrize("quantizer", ["emavq32", "lfq64", "simvq64"])
-def test_so_they_do_with_every_quantizer(
+def test_huge_weights_end_with_one_line_for_every_quantizer(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = call("train_tokenizer", *HUGE, f"vq3d-2x8x8-{quantizer}", code=1)
-    assert "not finite" in line and "samples of the step (rows of the list): " in line
+    assert "not finite" in line and "samples of the step" in line
 
 
 # --- two processes
@@ -117,7 +118,7 @@ def test_so_they_do_with_every_quantizer(
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What both ranks of `python -m tests.helpers.non_finite_training` found."""
+    """Results of both ranks of tests.helpers.non_finite_training."""
     folder = tmp_path_factory.mktemp("ranks") / "run"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -141,14 +142,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(out.splitlines()[-1]) for out, _ in ends]
 
 
-def test_all_processes_stop_when_one_has_a_loss_that_is_not_finite(ranks: list[dict[str, Any]]) -> None:
+def test_a_non_finite_loss_of_one_rank_stops_all_ranks(ranks: list[dict[str, Any]]) -> None:
     for answer in ranks:
         assert answer["stopped"].startswith(f"step {POISONED + 1}: the gradient is not finite")
         assert not answer["learned"]
 
 
-def test_processes_that_hold_different_tokenizers_are_stopped(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_with_different_tokenizers_are_stopped(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["equal"] == ranks[1]["equal"] > 0
-    assert [answer["unequal"] for answer in ranks] == [
-        "step 8: the processes hold different tokenizers; this is a bug"
-    ] * 2
+    for answer in ranks:
+        assert answer["unequal"].startswith("step 8: ") and "different tokenizers" in answer["unequal"]
