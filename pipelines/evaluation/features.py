@@ -1,4 +1,7 @@
-"""Features of a frozen network for the clips of a cache, as its probes want them."""
+"""Frozen features of the labelled clips of a cache.
+
+Legend: N samples, F features, L tokens, D width.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ar_model.objectives import Objective
-from ar_model.probes import Accuracy, Fold, evaluate, make_folds, slice_means
+from ar_model.probes import Fold, make_folds, slice_means
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 
@@ -20,7 +23,7 @@ LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """The labelled videos of a cache."""
+    """The labelled videos of a cache: their cache rows, labels, groups and whether their official split holds them out."""
 
     rows: list[int]
     y_N: np.ndarray
@@ -29,27 +32,34 @@ class LabelledVideos:
 
     @classmethod
     def of(cls, cache: TokenCache) -> "LabelledVideos":
+        """Collect the labelled videos of a cache.
+
+        Raises:
+            ValueError: if the labels have fewer than two classes.
+        """
         rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
         videos = [cache.videos[row] for row in rows]
         y_N = np.array([video.label for video in videos])
-        if len(set(y_N)) < 2:
-            raise ValueError(f"{cache.address}: {len(set(y_N))} classes among its labels; a probe needs two or more")
-        held_out = np.array([video.split not in (None, "train") for video in videos])
-        return cls(rows, y_N, [video.group for video in videos], held_out)
+        classes = len(set(y_N))
+        if classes < 2:
+            raise ValueError(f"{cache.address}: a probe needs labels of at least 2 classes, got {classes}")
+        held_out_N = np.array([video.split not in (None, "train") for video in videos])
+        return cls(rows, y_N, [video.group for video in videos], held_out_N)
 
     def folds(self, seed: int) -> list[Fold]:
+        """Cut the videos into training and test samples, see `make_folds`."""
         return make_folds(self.y_N, self.groups, self.held_out_N, seed)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of each layer: pooled ones (N, F), and the tokens (N, L, D) in half precision if they were asked for."""
+    """Features of each layer, first to last.
+
+    `pooled_NF` holds one vector per clip. `tokens_NLD` holds all tokens in fp16, and is empty unless tokens were asked for.
+    """
 
     pooled_NF: list[np.ndarray]
     tokens_NLD: list[np.ndarray]
-
-    def probe(self, y_N: np.ndarray, folds: Sequence[Fold], device: torch.device | None = None) -> Accuracy:
-        return evaluate(self.pooled_NF, y_N, folds, self.tokens_NLD, device)
 
 
 @torch.inference_mode()
@@ -61,7 +71,12 @@ def collect(
     bar: Any = None,
     tokens: Path | None = None,
 ) -> Features:
-    """Features of the canonical views. `tokens`: an empty folder for the files of all tokens, which can be large."""
+    """Compute the features of the canonical view of each row.
+
+    Args:
+        bar: progress bar that advances by one per clip.
+        tokens: empty folder for NumPy memmaps of all tokens, which can be large. Without it no tokens are kept.
+    """
     objective.to(accelerator.device)
     pooled: list[list[np.ndarray]] = []
     files: list[np.ndarray] = []
@@ -72,10 +87,10 @@ def collect(
         slices = objective.time_slices(batch)
         pooled.append([slice_means(layer, slices).cpu().numpy() for layer in layers])
         if tokens is not None:
-            shape = (len(rows), *layers[0].shape[1:])
-            files = files or [
-                np.lib.format.open_memmap(tokens / f"layer{i}.npy", "w+", np.float16, shape) for i in range(len(layers))
-            ]
+            if not files:
+                shape = (len(rows), *layers[0].shape[1:])
+                paths = [tokens / f"layer{i}.npy" for i in range(len(layers))]
+                files = [np.lib.format.open_memmap(path, "w+", np.float16, shape) for path in paths]
             for file, layer in zip(files, layers, strict=True):
                 file[first : first + len(layer)] = layer.float().clamp(-LARGEST, LARGEST).half().cpu().numpy()
         if bar is not None:
