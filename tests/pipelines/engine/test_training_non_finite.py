@@ -149,6 +149,4 @@ def test_all_processes_stop_when_one_has_a_loss_that_is_not_finite(ranks: list[d
 
 def test_processes_that_hold_different_tokenizers_are_stopped(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["equal"] == ranks[1]["equal"] > 0
-    assert [answer["unequal"] for answer in ranks] == [
-        "step 8: the processes hold different tokenizers; this is a bug"
-    ] * 2
+    assert all(answer["unequal"].startswith("step 8: ") and "differ" in answer["unequal"] for answer in ranks)
