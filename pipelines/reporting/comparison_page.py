@@ -41,7 +41,7 @@ def write_comparison(folder: Path, summary: Row) -> Path:
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": _baselines(summary),
         "protocol": _protocol(summary),
-        "environment": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "environment": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "seeds": summary["seeds"],
         "n": summary["n"],
     }
