@@ -75,7 +75,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_no_module_is_imported_by_its_name_in_a_string(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text())
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    used |= {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    used |= {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     used |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not used & BACK_DOORS
 
