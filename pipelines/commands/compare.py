@@ -25,8 +25,7 @@ from pipelines.engine.run import Run, metrics_of, read_json, summary_of
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import mean_over_seeds
-from pipelines.evaluation.features import LabelledVideos
-from pipelines.evaluation.probing import probe_model
+from pipelines.evaluation.probing import LabelledVideos, probe_model
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain
@@ -40,11 +39,7 @@ Jobs = dict[tuple[str, int], Job]
 
 
 def main(config: Compare, settings: str) -> dict[str, Any]:
-    """Train and probe all entries, write the page, and return the summary. A comparison that was stopped is continued.
-
-    Raises:
-        ValueError: if the cache cannot be probed, an entry does not fit the cache, or a training fails.
-    """
+    """Train and probe all entries, write the page, and return the summary. A comparison that was stopped is continued."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     labelled = LabelledVideos.of(cache)
     entries: dict[str, Pretrain] = {}
@@ -157,12 +152,8 @@ def _probe_all(cache: TokenCache, device: torch.device, jobs: Jobs) -> dict[Path
 
 def _probe_file(model: Path) -> Path:
     """File with the accuracies of a model, in the folder of its run."""
-    run = model.parent.parent if _is_snapshot(model) else model.parent
+    run = model.parent.parent if model.parent.name == "snapshots" else model.parent
     return run / f"probe-{model.name}.json"
-
-
-def _is_snapshot(model: Path) -> bool:
-    return model.parent.name == "snapshots"
 
 
 def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
@@ -179,7 +170,7 @@ def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
         labelled,
         [labelled.folds(job.seed)],
         trained=trained,
-        attentive=not _is_snapshot(model),
+        attentive=model.parent.name != "snapshots",
         scratch=Path(scratch),
     )
     write_json(_probe_file(model), asdict(accuracy))

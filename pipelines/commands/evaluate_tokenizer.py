@@ -46,11 +46,7 @@ _COLUMNS = {
 
 
 def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
-    """Evaluate all tokenizers, write a summary and pictures, and print the table.
-
-    Raises:
-        ValueError: if a tokenizer, video or weight file cannot be used.
-    """
+    """Evaluate all tokenizers, write a summary and pictures, and print the table."""
     source = load_source(config.videos)
     accelerator = start_accelerator()
     tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]

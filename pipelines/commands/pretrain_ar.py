@@ -32,11 +32,7 @@ VALIDATION_BATCH = 32
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
-    """Train, save the model, and return the summary; with --plan return only the estimated cost.
-
-    Raises:
-        ValueError: if there is no finished cache, or the settings do not fit it or this machine.
-    """
+    """Train, save the model, and return the summary; with --plan return only the estimated cost."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
@@ -93,7 +89,7 @@ def _save(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objecti
     """Save the model with its current weights in a folder that `load_objective` reads."""
     weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        # FSDP has replaced the modules of the objective, so that the weights are saved from a new one.
+        # FSDP has replaced the modules of the objective: load the weights into a new one.
         with torch.random.fork_rng(), torch.autocast(accelerator.device.type, enabled=False):
             trained = config.objective(code_spec(cache))
         trained.load_state_dict(weights)

@@ -16,18 +16,12 @@ from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, find_run, summary_of
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error
-from pipelines.evaluation.features import LabelledVideos
-from pipelines.evaluation.probing import probe_model
+from pipelines.evaluation.probing import LabelledVideos, probe_model
 from pipelines.settings.probe import Probe
 
 
 def main(config: Probe, settings: str) -> dict[str, Any]:
-    """Probe a run, write the result into its folder, and return the result.
-
-    Raises:
-        ValueError: if there is no finished run or cache, if another tokenizer made the cache, or if its labels cannot
-            be probed.
-    """
+    """Probe a run, write the result into its folder, and return the result."""
     pretrained = find_run(config.run, "pretrain_ar")
     pretraining = summary_of(pretrained)
     cache = TokenCache.open(find_cache(config.caches, config.cache or pretraining["cache"]))

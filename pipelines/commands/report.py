@@ -10,11 +10,7 @@ from pipelines.settings.report import Report
 
 
 def main(config: Report, settings: str) -> dict[str, Any]:
-    """Write the page and return its path.
-
-    Raises:
-        ValueError: if there is no finished run.
-    """
+    """Write the page and return its path."""
     accelerator = start_accelerator()
     folder = find_run(config.run, "pretrain_ar")
     page = (config.out or folder / "report") / "index.html"

@@ -38,11 +38,7 @@ _WRITES_AHEAD = 4
 
 
 def main(config: Tokenize, settings: str) -> dict[str, Any]:
-    """Complete the cache of these videos, tokenizer and clips, and return its summary.
-
-    Raises:
-        ValueError: if the videos or the tokenizer cannot be used, or do not fit each other.
-    """
+    """Complete the cache of these videos, tokenizer and clips, and return its summary."""
     began = time.perf_counter()
     source = load_source(config.videos)
     run = Run("tokenize", config, settings)

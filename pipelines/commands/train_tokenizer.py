@@ -32,7 +32,7 @@ _PICTURE_CLIPS, _MOVIE_CLIPS = 8, 4
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
-    """Train and save a tokenizer, and return the summary; see `train`."""
+    """Train a tokenizer on the videos, and return the summary."""
     source = load_source(config.videos)
     run = Run("train_tokenizer", config, settings, about=source.digest)
     accelerator = make_accelerator(config, run)
@@ -88,17 +88,11 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
             say(accelerator, warning)
         return numbers
 
+    def watch(batch: dict[str, Any]) -> None:
+        skipped.update(batch["skipped"])
+
     dataset = ClipDataset(source, rows, config.clip, parts)
-    result = fit(
-        run,
-        accelerator,
-        module,
-        dataset,
-        config,
-        validate,
-        watch=lambda batch: skipped.update(batch["skipped"]),
-        average=average,
-    )
+    result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)
     if accelerator.is_main_process:
         result_of_training.save_pretrained(run.folder / "model")
     if skipped:

@@ -20,8 +20,8 @@ class CollapseAlarm:
 
     Args:
         vocabulary: size of the codebook.
-        codes: number of codes in one validation; no more than that many can be in use.
-        advice: what the user can do against a collapse, as a phrase that follows "then".
+        codes: codes in one validation, of which no more than that many can be in use.
+        advice: phrase that says what the user can do against a collapse.
     """
 
     def __init__(self, vocabulary: int, codes: int, advice: str) -> None:

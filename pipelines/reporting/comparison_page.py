@@ -59,17 +59,14 @@ def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
         `sampling_error`: binomial standard error of the best accuracy on `tested` clips.
         `exceeds_lead`: whether the sampling error is larger than a lead that the page gives.
     """
-    best = rows[0]["attentive"]
+    best, *others = [row["attentive"] for row in rows]
+    lead = best["mean"] - others[0]["mean"] if others else None
     sampling_error = (best["mean"] * (1 - best["mean"]) / tested) ** 0.5
-    if len(rows) == 1:
-        return {"lead": None, "exceeds_seed_error": False, "sampling_error": sampling_error, "exceeds_lead": False}
-    second = rows[1]["attentive"]
-    lead = best["mean"] - second["mean"]
     return {
         "lead": lead,
-        "exceeds_seed_error": _is_ahead(best, second),
+        "exceeds_seed_error": lead is not None and _is_ahead(best, others[0]),
         "sampling_error": sampling_error,
-        "exceeds_lead": best["stderr"] is not None and lead < sampling_error,
+        "exceeds_lead": lead is not None and best["stderr"] is not None and lead < sampling_error,
     }
 
 
@@ -96,7 +93,7 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
         if knn < summary["chance"] / 2:
             below_chance.append(f"{name} ({knn:.3f})")
     margin = " by more than one standard error" if summary["seeds"] > 1 else ""
-    found = [
+    texts = [
         (f"Not ahead of its own untrained network{margin}", not_ahead),
         (f"No better than {_BASELINES[baseline]} without a network ({summary[baseline]['mean']:.3f})", below_baseline),
         (f"Training time is far from the budget of {budget} seconds, which a short training predicted", off_budget),
@@ -106,7 +103,7 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
             below_chance,
         ),
     ]
-    return [(text, entries) for text, entries in found if entries]
+    return [(text, entries) for text, entries in texts if entries]
 
 
 def _columns(row: Row) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Legend: B clips, T H W C frames, height, width, channels.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from torch import Tensor
 
 INK, MUTED, ACCENT, SECOND = "#1a1a1a", "#8a8a8a", "#0b6e99", "#c4622d"
 _LINES = (ACCENT, SECOND, MUTED, "#5d8a2f", "#84539e", "#c29a1b", "#b13a5c", "#3c4f5a")
+_DASHES = ("-", "--", ":")
+"""Line styles, of which each is used with all colours before the next."""
+_LEGEND_COLUMNS = 3
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -78,11 +81,14 @@ def line_chart(
         log: make both axes logarithmic.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.5), layout="constrained")
+        legend_rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
+        figure = Figure(figsize=(6.4, 3.5 + 0.2 * max(0, legend_rows - 2)), layout="constrained")
         axes = figure.subplots()
-        for (name, (xs, ys)), colour in zip(lines.items(), cycle(_LINES), strict=False):
+        for number, (name, (xs, ys)) in enumerate(lines.items()):
+            colour = _LINES[number % len(_LINES)]
+            style = _DASHES[number // len(_LINES) % len(_DASHES)]
             marker = "o" if len(xs) < 12 else None  # markers of many points would hide the line
-            axes.plot(xs, ys, label=name, color=colour, linewidth=1.8, marker=marker, markersize=4)
+            axes.plot(xs, ys, style, label=name, color=colour, linewidth=1.8, marker=marker, markersize=4)
             if errors:
                 axes.errorbar(xs, ys, errors[name], color=colour, linewidth=0, elinewidth=1.2)
         if level is not None:
@@ -104,7 +110,7 @@ def line_chart(
         axes.set_axisbelow(True)
         if len(lines) > 1:
             # A legend within the axes would hide lines.
-            figure.legend(frameon=False, loc="outside upper left", ncols=3)
+            figure.legend(frameon=False, loc="outside upper left", ncols=_LEGEND_COLUMNS)
         return _svg(figure)
 
 

@@ -28,14 +28,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "unit_spatial": {"clusters": (1, 4, 4)},
     "unit_column": {"clusters": (8, 1, 1)},
     "unit_temporal": {"clusters": (2, 1, 1)},
-    "unit_spacetime_4x4x4": {"clusters": (4, 4, 4)},
+    "unit_4x4x4": {"clusters": (4, 4, 4)},
     "order_spatial_first": {"order": "spatial-first"},
     "order_temporal_first": {"order": "temporal-first"},
     "keep_0.1": {"keep": 0.1},
     "keep_0.5": {"keep": 0.5},
     "keep_1.0": {"keep": 1.0},
     "no_causal_mask": {"causal": False},
-    "self_and_cross_attention": {"decoder_self": True},
+    "decoder_self": {"decoder_self": True},
     "sine_cosine_positions": {"rope": False},
 }
 
