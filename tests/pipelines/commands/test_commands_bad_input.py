@@ -146,7 +146,7 @@ def test_a_run_folder_of_another_configuration(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     flags = [*TINY_MODEL, "--caches", str(copy / "caches"), "--out", str(folder), "--lr", "0.5"]
     line = call("pretrain_ar", *flags)
-    assert f"--out {folder}" in line and "lr" in line
+    assert f"--out {folder}" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
