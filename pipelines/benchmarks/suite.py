@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from data.cache import TokenCache, find_cache
 from data.sources import Source, load_source
 from data.text import table
 from pipelines.benchmarks import (
@@ -21,7 +20,6 @@ from pipelines.benchmarks import (
     cache_reuse,
     cache_tokenizing,
     pretrain_growth,
-    pretrain_quality,
     pretrain_speed,
     tokenizer_cuda,
     tokenizer_length,
@@ -73,9 +71,6 @@ def _measures(
             lambda: pretrain_speed.measure(folder, source, device, scale),
             lambda: pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale),
         ]
-    if config.what == "quality":
-        cache = TokenCache.open(find_cache(Path("caches"), config.cache))
-        return [lambda: pretrain_quality.measure(RUNS / "benchmark-quality", cache, device, scale, config.only)]
     return [
         lambda: cache_reading.measure(folder, scale),
         lambda: cache_tokenizing.measure(folder, source, clip),

@@ -1,4 +1,4 @@
-"""Which objective, on these videos, for this budget: several objectives and seeds on one cache, probed alike, on one page."""
+"""Compare objectives: train each with several seeds on one cache at an equal budget, probe all models, and write one page."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.objectives import load_objective
 from ar_model.probes import ATTENTIVE, PROTOCOL, chance
 from data.cache import TokenCache, find_cache
 from data.files import sha256_of, write_json
@@ -25,34 +24,38 @@ from pipelines.engine.device import device_name, resolve_precision, start_accele
 from pipelines.engine.run import Run, metrics_of, read_json, summary_of
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
-from pipelines.evaluation.features import LabelledVideos, collect
+from pipelines.evaluation.errors import mean_over_seeds
+from pipelines.evaluation.probing import LabelledVideos, probe_model
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain
 
 PROBES = ("attentive", "linear", "knn")
 _TIMED_STEPS = 40
-"""Steps of the short training that says how many fit into a time; the first ten do not count."""
-
+"""Steps of the short training from which a budget of seconds is converted to steps."""
 
 Jobs = dict[tuple[str, int], Job]
+"""Trainings by entry and seed."""
 
 
 def main(config: Compare, settings: str) -> dict[str, Any]:
+    """Train and probe all entries, write the page, and return the summary. A comparison that was stopped is continued."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     labelled = LabelledVideos.of(cache)
-    parsed = {file.stem: _settings(file, cache) for file in config.files}
-    entries = {name: entry for name, (entry, _) in parsed.items()}
-    texts = {name: text for name, (_, text) in parsed.items()}
+    entries: dict[str, Pretrain] = {}
+    texts: dict[str, str] = {}
+    for file in config.files:
+        entries[file.stem], texts[file.stem] = _read_entry(file, cache)
     run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE]))
     accelerator = start_accelerator(resolve_precision("auto"))
     if accelerator.num_processes > 1:
-        raise ValueError("compare starts the trainings itself: start it as one process")
+        raise ValueError("compare starts its trainings itself: start it as one process, not with accelerate launch")
     run.begin(accelerator)
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
     else:
-        beside = _baselines(accelerator, cache, labelled, config.seeds)  # first: it fails where the videos are gone
+        # The baselines come first: they fail at once if the videos are no longer available.
+        pixels = _baselines(accelerator, cache, labelled, config.seeds)
         steps = _steps(config, run.folder, cache, entries, accelerator.device)
         jobs = {
             (file.stem, seed): _job(run.folder, file, seed, steps[file.stem], config.points)
@@ -62,9 +65,9 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         networks = len(jobs) * (config.points + 1)
         say(accelerator, f"{len(jobs)} trainings, then probes of about {networks} networks, trained and untrained")
         train(list(jobs.values()), cache, accelerator.device)
-        found = _probe_all(cache, accelerator.device, jobs)
-        table = [_row(file.stem, entries[file.stem], jobs, found) for file in config.files]
-        run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **beside})
+        accuracies = _probe_all(cache, accelerator.device, jobs)
+        table = [_row(file.stem, entries[file.stem], jobs, accuracies) for file in config.files]
+        run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
@@ -73,20 +76,25 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
 def _baselines(accelerator: Accelerator, cache: TokenCache, labelled: LabelledVideos, seeds: int) -> dict[str, Any]:
     bar = progress(accelerator, len(labelled.rows), "baselines")
     with threadpool_limits(torch.get_num_threads()):
-        said = baselines(cache, labelled, [labelled.folds(seed) for seed in range(seeds)], bar)
+        accuracies = baselines(cache, labelled, [labelled.folds(seed) for seed in range(seeds)], bar)
     bar.close()
-    return said
+    return accuracies
 
 
-def _settings(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
-    """What a file says of pretrain_ar, and that as YAML; a ValueError if the cache does not allow it."""
+def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
+    """Read the settings of an entry, and return them parsed and as YAML.
+
+    Raises:
+        ValueError: if the file or its settings are invalid, or the cache lacks what the objective needs.
+    """
     if not file.is_file():
-        raise ValueError(f"entries: {file} is no file")
+        raise ValueError(f"entries: no such file: {file}")
     try:
         settings, text = parse(Pretrain, ["--config", str(file)], prog=f"compare: {file}")
         with torch.device("meta"):
             objective = settings.objective(code_spec(cache))
         check_pairs(objective, settings)
+        # Constructing a dataset checks that the cache has the pixels and views that the objective needs.
         plan = BatchPlan(samples=len(cache), batch_size=1, seed=0)
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
@@ -97,26 +105,27 @@ def _settings(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
 def _steps(
     config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
 ) -> dict[str, int]:
-    """Optimizer steps of each entry, written down, so that a comparison that goes on has the same."""
+    """Return the optimizer steps of each entry. They are kept in a file, so that a continued comparison uses the same."""
     file = folder / "steps.json"
     if not file.exists():
-        steps = dict.fromkeys(entries, config.amount)
         if config.budget == "clips":
             steps = {name: math.ceil(config.amount / entry.batch_size) for name, entry in entries.items()}
-        if config.budget == "seconds":
-            quiet = ["--validate_every", str(_TIMED_STEPS)]
+        elif config.budget == "seconds":
+            flags = ["--validate_every", str(_TIMED_STEPS)]
             jobs = {
-                name: Job(name, folder / "timing" / name, _TIMED_STEPS, 0, [*_flags(path), *quiet])
-                for name, path in ((path.stem, path) for path in config.files)
+                path.stem: Job(path.stem, folder / "timing" / path.stem, _TIMED_STEPS, 0, [*_flags(path), *flags])
+                for path in config.files
             }
             train(list(jobs.values()), cache, device, "timing")
             steps = {name: max(1, round(config.amount / _seconds_per_step(job.out))) for name, job in jobs.items()}
+        else:
+            steps = dict.fromkeys(entries, config.amount)
         write_json(file, steps)
     return {name: int(count) for name, count in read_json(file).items()}
 
 
 def _seconds_per_step(run: Path) -> float:
-    """Of a short run, after its first logged steps."""
+    """Seconds per step of a short run, without the steps before its first logged one, which include the warm-up."""
     logged = [line for line in metrics_of(run) if "seconds" in line]
     first, last = logged[0], logged[-1]
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
@@ -127,80 +136,90 @@ def _flags(file: Path) -> list[str]:
 
 
 def _job(folder: Path, file: Path, seed: int, steps: int, points: int) -> Job:
-    every = ["--validate_every", str(math.ceil(steps / points)), "--snapshots", "true"]
-    return Job(file.stem, folder / "runs" / f"{file.stem}-seed{seed}", steps, seed, [*_flags(file), *every])
+    flags = [*_flags(file), "--validate_every", str(math.ceil(steps / points)), "--snapshots", "true"]
+    return Job(file.stem, folder / "runs" / f"{file.stem}-seed{seed}", steps, seed, flags)
 
 
 def _probe_all(cache: TokenCache, device: torch.device, jobs: Jobs) -> dict[Path, dict[str, Any]]:
-    """What the probes of every model say, by its folder; kept beside the models, so that none is probed twice."""
+    """Return the accuracies of every model, by its folder. They are kept in files, so that no model is probed twice."""
     models = [(job, model) for job in jobs.values() for model in (job.out / "untrained", *_models(job.out))]
-    with TemporaryDirectory(prefix="arvideo-compare-") as space:  # of this process, which lives to delete it
-        todo = [(cache.address, job, model, space) for job, model in models if not _said_of(model).exists()]
-        run_in_parallel(_probe, todo, device, "probe")
-    return {model: read_json(_said_of(model)) for _, model in models}
+    # Probe processes put their token files here: if one is killed, this process still deletes them.
+    with TemporaryDirectory(prefix="arvideo-compare-") as scratch:
+        calls = [(cache.address, job, model, scratch) for job, model in models if not _probe_file(model).exists()]
+        run_in_parallel(_probe, calls, device, "probe")
+    return {model: read_json(_probe_file(model)) for _, model in models}
 
 
-def _said_of(model: Path) -> Path:
-    """What the probes of a model say."""
-    run = model.parents[model.parent.name == "snapshots"]
+def _probe_file(model: Path) -> Path:
+    """File with the accuracies of a model, in the folder of its run."""
+    run = model.parent.parent if model.parent.name == "snapshots" else model.parent
     return run / f"probe-{model.name}.json"
 
 
-def _probe(address: str, job: Job, model: Path, space: str) -> None:
-    """Probe one model of a training: its untrained network and the last one in all ways, those between without attention."""
+def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
+    """Probe one model of a training. Snapshots get no attentive probe; `untrained` is the network with new weights."""
     cache = TokenCache.open(address)
-    labelled, accelerator = LabelledVideos.of(cache), start_accelerator(resolve_precision("auto"))
+    labelled = LabelledVideos.of(cache)
+    accelerator = start_accelerator(resolve_precision("auto"))
     trained = model.name != "untrained"
-    with TemporaryDirectory(dir=space) as folder:
-        torch.manual_seed(job.seed)
-        objective = load_objective(model if trained else job.out / "model", trained=trained)
-        tokens = None if model.parent.name == "snapshots" else Path(folder)
-        features = collect(accelerator, objective, cache, labelled.rows, None, tokens)
-        accuracy = features.probe(labelled.y_N, labelled.folds(job.seed), accelerator.device)
-    write_json(_said_of(model), asdict(accuracy))
+    torch.manual_seed(job.seed)
+    (accuracy,) = probe_model(
+        accelerator,
+        model if trained else job.out / "model",
+        cache,
+        labelled,
+        [labelled.folds(job.seed)],
+        trained=trained,
+        attentive=model.parent.name != "snapshots",
+        scratch=Path(scratch),
+    )
+    write_json(_probe_file(model), asdict(accuracy))
 
 
 def _models(run: Path) -> list[Path]:
-    """Those on the way and the last one, in the order of their steps."""
+    """Folders of the snapshots and of the final model, in the order of their steps."""
     return [*sorted(run.glob("snapshots/step_*")), run / "model"]
 
 
-def _row(name: str, entry: Pretrain, jobs: Jobs, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-    """All that is known of an entry: accuracies as {mean, stderr} over seeds."""
-    mine = [job for (whose, _), job in jobs.items() if whose == name]
-    said = [summary_of(job.out) for job in mine]
-    last = [found[job.out / "model"] for job in mine]
-    untrained = [found[job.out / "untrained"] for job in mine]
-    seconds = [summary["seconds"] for summary in said]
-    curve = [{"step": 0, "seconds": 0.0, **over_seeds([one["best"]["linear"] for one in untrained])}]
-    for models in zip(*(_models(job.out) for job in mine), strict=True):
-        step = mine[0].steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
-        linear = over_seeds([found[model]["best"]["linear"] for model in models])
-        curve.append({"step": step, "seconds": round(np.mean(seconds) * step / mine[0].steps, 1), **linear})
+def _row(name: str, entry: Pretrain, jobs: Jobs, accuracies: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of an entry; most values are {mean, stderr} over its seeds."""
+    own_jobs = [job for (job_name, _), job in jobs.items() if job_name == name]
+    steps = own_jobs[0].steps
+    summaries = [summary_of(job.out) for job in own_jobs]
+    final = [accuracies[job.out / "model"] for job in own_jobs]
+    untrained = [accuracies[job.out / "untrained"] for job in own_jobs]
+    seconds = [summary["seconds"] for summary in summaries]
+    curve = [{"step": 0, "seconds": 0.0, **_best(untrained, "linear")}]
+    for models in zip(*(_models(job.out) for job in own_jobs), strict=True):
+        step = steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
+        elapsed = round(np.mean(seconds) * step / steps, 1)
+        curve.append({"step": step, "seconds": elapsed, **_best([accuracies[model] for model in models], "linear")})
     return {
         "entry": name,
-        "objective": said[0]["objective"],
-        "steps": mine[0].steps,
-        "clips": mine[0].steps * entry.batch_size,
+        "objective": summaries[0]["objective"],
+        "steps": steps,
+        "clips": steps * entry.batch_size,
         "warmup": entry.warmup,
-        "seconds": over_seeds(seconds),
-        "clips_per_second": over_seeds([summary["clips_per_second"] for summary in said]),
-        "peak_memory": max(summary["peak_memory"] for summary in said),
-        "bits_per_code": _mean_or_none([summary["bits_per_code"] for summary in said]),
-        **{probe: over_seeds([one["best"][probe] for one in last]) for probe in PROBES},
-        **{f"untrained_{probe}": over_seeds([one["best"][probe] for one in untrained]) for probe in PROBES},
-        "layers": {
-            probe: [over_seeds(layer) for layer in zip(*(one["layers"][probe] for one in last), strict=True)]
-            for probe in PROBES
-        },
+        "seconds": mean_over_seeds(seconds),
+        "clips_per_second": mean_over_seeds([summary["clips_per_second"] for summary in summaries]),
+        "peak_memory": max(summary["peak_memory"] for summary in summaries),
+        "bits_per_code": _mean_or_none([summary["bits_per_code"] for summary in summaries]),
+        **{probe: _best(final, probe) for probe in PROBES},
+        **{f"untrained_{probe}": _best(untrained, probe) for probe in PROBES},
+        "layers": {probe: _layers(final, probe) for probe in PROBES},
         "curve": curve,
     }
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and its standard error over trainings, None of one; the error of drawing the tested clips is common to all entries."""
-    spread = round(float(np.std(values, ddof=1) / len(values) ** 0.5), 4) if len(values) > 1 else None
-    return {"mean": round(float(np.mean(values)), 4), "stderr": spread}
+def _best(accuracies: Sequence[dict[str, Any]], probe: str) -> dict[str, float | None]:
+    """Accuracy of the chosen layers over seeds."""
+    return mean_over_seeds([accuracy["best"][probe] for accuracy in accuracies])
+
+
+def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, float | None]]:
+    """Accuracy of each layer over seeds, first to last."""
+    layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
+    return [mean_over_seeds(layer) for layer in layers]
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Put any number of tokenizers through the same held-out clips: table, pictures, JSON."""
+"""Evaluate tokenizers on the same held-out clips: a table, pictures and JSON."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,72 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from data.files import write_json
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips
-from data.sources import hold_out, load_source
+from data.sources import Source, hold_out, load_source
 from data.text import table
 from pipelines.engine.console import say
 from pipelines.engine.device import device_name, start_accelerator
 from pipelines.engine.run import Run
-from pipelines.evaluation.tokenizer_metrics import TokenizerEvaluator, TokenizerScores, memory_of
+from pipelines.evaluation.tokenizer_memory import memory_of
+from pipelines.evaluation.tokenizer_metrics import TokenizerEvaluator, TokenizerScores
 from pipelines.reporting.movies import write_mp4
 from pipelines.reporting.pictures import reconstruction_grid, save_png
 from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
-from tokenizer import load_tokenizer
-from tokenizer.lpips import load_lpips
-from tokenizer.measures import load_detector
+from tokenizer import VideoTokenizer, load_tokenizer
+from tokenizer.lpips import LPIPS, load_lpips
+from tokenizer.measures import VideoDetector, load_detector
 
-_SHOWN = 4  # clips in pictures
-
-
-def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
-    source = load_source(config.videos)
-    accelerator = start_accelerator()
-    tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
-    for tokenizer in tokenizers:
-        tokenizer.codes_shape(tokenizer.frames_that_fit(config.clip.frames), config.clip.size, config.clip.size)
-    lpips = None if config.lpips is None else load_lpips(config.lpips)
-    detector = None if config.detector is None else load_detector(config.detector, config.trust)
-    device = device_name(accelerator.device)
-    about = [source.digest, device, *(tokenizer.fingerprint() for tokenizer in tokenizers)]
-    run = Run("evaluate_tokenizer", config, settings, about=" ".join(about))
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
-    elif accelerator.is_main_process:  # by itself, for it takes times
-        skipped: dict[str, str] = {}
-        pixels_BTHWC = held_out_clips(source, config.clip, config.clips, skipped)
-        if not hold_out(source.videos)[1]:
-            say(accelerator, NOTHING_HELD_OUT)
-        batch, bf16 = min(config.batch_size, len(pixels_BTHWC)), config.precision == "bf16"
-        judge = TokenizerEvaluator(
-            pixels_BTHWC, accelerator.device, batch_size=batch, bf16=bf16, lpips=lpips, detector=detector
-        )
-        judgements = []
-        for name, tokenizer in zip(config.tokenizers, tokenizers, strict=True):
-            say(accelerator, f"judging {name} on {len(pixels_BTHWC)} clips")
-            judgements.append(judge.judge(tokenizer))
-            tokenizer.cpu()
-            shape = (batch, judgements[-1].numbers["frames"], *pixels_BTHWC.shape[2:])
-            memory = memory_of(name, config.trust, shape, accelerator.device, bf16)
-            judgements[-1].numbers["memory_mib"] = memory / 2**20
-        _pictures(run.folder / "samples", pixels_BTHWC, judgements)
-        for path, reason in skipped.items():
-            say(accelerator, f"skipped {path}: {reason}")
-        rows = [
-            {"number": f"{number:02d}", "source": name, **judgement.numbers}
-            for number, (name, judgement) in enumerate(zip(config.tokenizers, judgements, strict=True))
-        ]
-        found = {"run": str(run.folder), "device": device, "clips": len(pixels_BTHWC), "skipped": skipped}
-        write_json(run.folder / "summary.json", {**found, "tokenizers": rows})
-    accelerator.wait_for_everyone()
-    summary = run.summary()
-    if accelerator.is_main_process:
-        print(_table(summary["tokenizers"]))
-    return summary
-
-
+_SHOWN = 4
+"""Clips in the pictures and the movie."""
 _COLUMNS = {
     "number": "",
     "name": "tokenizer",
@@ -88,6 +42,67 @@ _COLUMNS = {
     "memory_mib": "MiB",
     "source": "source",
 }
+"""Keys of the summary and the heads of their columns."""
+
+
+def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
+    """Evaluate all tokenizers, write a summary and pictures, and print the table."""
+    source = load_source(config.videos)
+    accelerator = start_accelerator()
+    tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
+    for tokenizer in tokenizers:  # refuse a size that does not fit before anything is decoded
+        tokenizer.codes_shape(tokenizer.frames_that_fit(config.clip.frames), config.clip.size, config.clip.size)
+    lpips = None if config.lpips is None else load_lpips(config.lpips)
+    detector = None if config.detector is None else load_detector(config.detector, config.trust)
+    fingerprints = [tokenizer.fingerprint() for tokenizer in tokenizers]
+    about = " ".join([source.digest, device_name(accelerator.device), *fingerprints])
+    run = Run("evaluate_tokenizer", config, settings, about=about)
+    run.begin(accelerator)
+    if run.finished:
+        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+    elif accelerator.is_main_process:  # other processes would disturb the measured speeds
+        _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
+    accelerator.wait_for_everyone()
+    summary = run.summary()
+    if accelerator.is_main_process:
+        print(_table(summary["tokenizers"]))
+    return summary
+
+
+def _evaluate_all(
+    run: Run,
+    accelerator: Accelerator,
+    config: EvaluateTokenizer,
+    source: Source,
+    tokenizers: Sequence[VideoTokenizer],
+    lpips: LPIPS | None,
+    detector: VideoDetector | None,
+) -> None:
+    """Evaluate the tokenizers one after another, and write the pictures and summary.json."""
+    device, bf16 = accelerator.device, config.precision == "bf16"
+    skipped: dict[str, str] = {}
+    pixels_BTHWC = held_out_clips(source, config.clip, config.clips, skipped)
+    if not hold_out(source.videos)[1]:
+        say(accelerator, NOTHING_HELD_OUT)
+    batch_size = min(config.batch_size, len(pixels_BTHWC))
+    evaluator = TokenizerEvaluator(
+        pixels_BTHWC, device, batch_size=batch_size, bf16=bf16, lpips=lpips, detector=detector
+    )
+    scores: list[TokenizerScores] = []
+    rows: list[dict[str, Any]] = []
+    for name, tokenizer in zip(config.tokenizers, tokenizers, strict=True):
+        say(accelerator, f"evaluating {name} on {len(pixels_BTHWC)} clips")
+        score = evaluator.evaluate(tokenizer)
+        tokenizer.cpu()
+        shape = (batch_size, score.numbers["frames"], *pixels_BTHWC.shape[2:])
+        memory = memory_of(name, config.trust, shape, device, bf16)
+        rows.append({"number": f"{len(rows):02d}", "source": name, **score.numbers, "memory_mib": memory / 2**20})
+        scores.append(score)
+    _pictures(run.folder / "samples", pixels_BTHWC, scores)
+    for path, reason in skipped.items():
+        say(accelerator, f"skipped {path}: {reason}")
+    summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC), "skipped": skipped}
+    write_json(run.folder / "summary.json", {**summary, "tokenizers": rows})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -98,17 +113,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         error = "" if value["stderr"] is None else f" ± {value['stderr']:.2g}"
         return f"{value['mean']:.4g}{error}"
-    return value if isinstance(value, str) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _pictures(folder: Path, pixels_BTHWC: torch.Tensor, judgements: Sequence[TokenizerScores]) -> None:
-    """A grid for each tokenizer, and one movie: the clips, beside them what each tokenizer makes of them."""
-    for number, judgement in enumerate(judgements):
-        grid = reconstruction_grid(pixels_BTHWC[:_SHOWN], judgement.video_BTHWC[:_SHOWN])
-        save_png(grid, folder / f"{number:02d}-{judgement.numbers['name']}.png")
-    videos = [pixels_BTHWC, *(judgement.video_BTHWC for judgement in judgements)]
-    shown = [np.concatenate([video[:_SHOWN].flatten(0, 1).numpy()], axis=0) for video in videos]
-    write_mp4(folder / "all.mp4", np.concatenate(shown, axis=2), rate=8)
+def _pictures(folder: Path, pixels_BTHWC: torch.Tensor, scores: Sequence[TokenizerScores]) -> None:
+    """Write a grid for each tokenizer, and one movie with the clips on the left and all reconstructions beside them."""
+    for number, score in enumerate(scores):
+        grid = reconstruction_grid(pixels_BTHWC[:_SHOWN], score.video_BTHWC[:_SHOWN])
+        save_png(grid, folder / f"{number:02d}-{score.numbers['name']}.png")
+    videos = [pixels_BTHWC, *(score.video_BTHWC for score in scores)]
+    columns = [video[:_SHOWN].flatten(0, 1).numpy() for video in videos]
+    write_mp4(folder / "all.mp4", np.concatenate(columns, axis=2), rate=8)

@@ -1,6 +1,6 @@
-"""Clips of a cache as mp4: the pixels at the left, what their codes decode to at the right.
+"""Export clips of a cache as mp4: pixels on the left, decoded codes on the right.
 
-Legend: B clips, T H W C frames, height, width, colours.
+Legend: B clips, T H W C frames, height, width, channels, V views, t h w grid of codes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,17 @@ from pipelines.reporting.movies import side_by_side, write_mp4
 from pipelines.settings.export import Export
 from tokenizer import VideoTokenizer, load_tokenizer
 
+_DEFAULT_COUNT = 4
+_DEFAULT_RATE = 16
+"""Frames per second for videos that do not name their own."""
+
 
 def main(config: Export, settings: str) -> dict[str, Any]:
+    """Export the chosen videos, by default four that are spread over the cache, and return the files."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
-    rows = [find_row(cache, wanted) for wanted in config.sample]
-    rows = rows or sorted({i * (len(cache) - 1) // 3 for i in range(4)})
+    rows = [find_row(cache, name) for name in config.sample]
+    if not rows:
+        rows = sorted({i * (len(cache) - 1) // (_DEFAULT_COUNT - 1) for i in range(_DEFAULT_COUNT)})
     tokenizer = config.tokenizer or cache.made_with["tokenizer"]
     files = export_clips(cache, rows, tokenizer, config.out, trust=config.trust)
     return {"cache": cache.address, "out": str(config.out), "files": [str(file) for file in files]}
@@ -32,32 +38,31 @@ def main(config: Export, settings: str) -> dict[str, Any]:
 def export_clips(
     cache: TokenCache, rows: Sequence[int], tokenizer: str, out: Path, *, trust: bool = False
 ) -> list[Path]:
-    """Write the canonical view of each row, or all views in their order if they are dense, and return the files.
+    """Write one mp4 per row and return the files: the canonical view, or all views in order if the views are dense.
 
     Raises:
-        ValueError: if the tokenizer is not the one that made the codes, or the pixels cannot be had again.
+        ValueError: if another tokenizer made the codes, or the pixels are not available.
     """
     decoder = load_tokenizer(tokenizer, trust=trust)
     if decoder.fingerprint() != cache.spec["tokenizer"]:
         raise ValueError(
-            f"--tokenizer {tokenizer}: is not the one that made {cache.address}; its codes mean other things"
+            f"--tokenizer {tokenizer}: another tokenizer made {cache.address}; its codes have other meanings"
         )
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for row in tqdm(rows, desc="export", disable=None):
-        facts = cache.facts(row)
-        rate = (facts["rate"] or 16) / cache.clip.stride
+        rate = (cache.facts(row)["rate"] or _DEFAULT_RATE) / cache.clip.stride
         files.append(out / f"{row:06d}-{sample_id(cache.videos[row].path)}.mp4")
         write_mp4(files[-1], _frames(cache, row, decoder), rate)
     return files
 
 
 def _frames(cache: TokenCache, row: int, decoder: VideoTokenizer) -> Iterator[np.ndarray]:
-    """Frames (H, W, C) of a video; padding is left out."""
-    cut = cache.views(row)
-    views = range(len(cut)) if cache.clip.views == "dense" else [cache.canonical(row)]
+    """Yield the frames (H, W, C) of a video without padding."""
+    cuts = cache.views(row)
+    views = range(len(cuts)) if cache.clip.views == "dense" else [cache.canonical(row)]
     codes_Vthw = cache.codes(row)
     for view, pixels_THWC in zip(views, clips_of(cache, {row: views}), strict=True):
         codes_Bthw = torch.from_numpy(codes_Vthw[view : view + 1].astype(np.int64))
         decoded_THWC = decoder.decode(codes_Bthw)[0].numpy()
-        yield from side_by_side(pixels_THWC, decoded_THWC)[: cut[view].real]
+        yield from side_by_side(pixels_THWC, decoded_THWC)[: cuts[view].real]

@@ -1,4 +1,4 @@
-"""Stage two: pre-train a transformer on cached codes."""
+"""Pre-train a transformer on cached codes (stage two)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,12 @@ from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.settings.pretrain_ar import Pretrain
 
 VALIDATION_CLIPS = 512
+"""Most clips of a validation."""
 VALIDATION_BATCH = 32
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
+    """Train, save the model, and return the summary; with --plan return only the estimated cost."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
@@ -47,24 +49,26 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     check_pairs(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
-    backend = _make_ready(run, accelerator, objective, dataset, config)
-    name, unigram = type(objective).__name__, cache.manifest["unigram_bits"]  # before FSDP, which changes the class
+    backend = _prepare(run, accelerator, objective, dataset, config)
+    name = type(objective).__name__  # FSDP changes the class later
+    unigram = cache.manifest["unigram_bits"]
+    millions = sum(p.numel() for p in objective.parameters()) / 1e6
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     say(
         accelerator,
-        f"{name}, {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters, "
-        f"attention {backend}, {'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} on {accelerator.device}; "
-        f"cache {cache.name}: {len(rows)} videos to train on, {len(held_out)} held out; "
-        f"codes by their frequencies cost {unigram:.2f} bits",
+        f"{name}, {millions:.1f} M parameters, attention {backend}, {precision} on {accelerator.device}; "
+        f"cache {cache.name}: {len(rows)} videos for training, {len(held_out)} held out; "
+        f"unigram entropy {unigram:.2f} bits per code",
     )
     clips = (held_out or rows)[:VALIDATION_CLIPS]
 
-    def look(step: int) -> dict[str, float]:
+    def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:
-            _write(accelerator, config, cache, objective, run.folder / "snapshots" / f"step_{step:06d}")
+            _save(accelerator, config, cache, objective, run.folder / "snapshots" / f"step_{step:06d}")
         return validate(accelerator, objective, cache, clips)
 
-    result = fit(run, accelerator, objective, dataset, config, look)
-    _write(accelerator, config, cache, objective, run.folder / "model")
+    result = fit(run, accelerator, objective, dataset, config, snapshot_and_validate)
+    _save(accelerator, config, cache, objective, run.folder / "model")
     summary = {
         "run": str(run.folder),
         "objective": name,
@@ -81,33 +85,39 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     return run.finish(accelerator, summary)
 
 
-def _write(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objective: Objective, folder: Path) -> None:
-    """The model as it is now, in a folder for `load_objective`."""
+def _save(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objective: Objective, folder: Path) -> None:
+    """Save the model with its current weights in a folder that `load_objective` reads."""
     weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
+        # FSDP has replaced the modules of the objective: load the weights into a new one.
         with torch.random.fork_rng(), torch.autocast(accelerator.device.type, enabled=False):
-            trained = config.objective(
-                code_spec(cache)
-            )  # anew, since FSDP leaves its own module in place of the old one
+            trained = config.objective(code_spec(cache))
         trained.load_state_dict(weights)
         trained.save(folder)
 
 
 def check_pairs(objective: Objective, config: Pretrain) -> None:
-    """Raise a ValueError where clips of a video would have no other video to be told from."""
-    if objective.needs_pairs and config.batch_size // config.accumulate < 2:
+    """Check that a contrastive objective has clips of other videos to compare with.
+
+    Raises:
+        ValueError: if a batch has one video only.
+    """
+    videos = config.batch_size // config.accumulate
+    if objective.needs_pairs and videos < 2:
         raise ValueError(
-            f"{type(objective).__name__} tells clips of different videos apart: batch_size / accumulate must be at least 2"
+            f"{type(objective).__name__} contrasts clips of different videos: "
+            f"batch_size / accumulate must be at least 2, got {videos}"
         )
 
 
-def _make_ready(
-    run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain
-) -> str:
-    """Put the objective on its device, with the attention kernel, recomputation and compilation of the run; the kernel's name.
+def _prepare(run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
+    """Move the objective to its device, and set its attention kernel, activation checkpointing and compilation.
+
+    Returns:
+        Name of the attention kernel.
 
     Raises:
-        ValueError: if the kernel or the compiler does not work here.
+        ValueError: if the kernel or the compiler does not work on this machine.
     """
     objective.to(accelerator.device)
     if config.compile:
@@ -122,11 +132,12 @@ def _make_ready(
 
 
 def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """The attention kernel for the shapes of the first batch; the main process decides for all."""
+    """Choose the attention kernel for the shapes of the first batch, on the main process, for all processes."""
     chosen = [""]
     if accelerator.is_main_process:
         batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
-        batch.pop("pair_BTHW", None)  # a contrast would wait for the other processes, which take no part
+        # A contrastive loss gathers from all processes, and the others do not run this.
+        batch.pop("pair_BTHW", None)
         chosen = [choose_attention(accelerator, objective, batch, config.attention)]
     return broadcast_object_list(chosen)[0]
 
@@ -134,16 +145,20 @@ def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDat
 def validate(
     accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]
 ) -> dict[str, float]:
-    """Means over the canonical views of held-out videos, each counted once, whatever the number of processes."""
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    """Return means of the losses over the canonical views of held-out videos, on any number of processes.
+
+    Each video counts once.
+    """
+    own_rows = rows[accelerator.process_index :: accelerator.num_processes]
+    most_rows = len(rows[:: accelerator.num_processes])  # of the first process, which has the most
     total: dict[str, Tensor] = {}
-    wide = torch.float32 if accelerator.device.type == "mps" else torch.float64  # which has no wider one
-    for first in range(0, len(rows[:: accelerator.num_processes]), VALIDATION_BATCH):
-        part = mine[first : first + VALIDATION_BATCH]
-        # Where it is empty a clip counts nothing: under FSDP all processes must go forward equally often.
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
+    for first in range(0, most_rows, VALIDATION_BATCH):
+        part = own_rows[first : first + VALIDATION_BATCH]
+        # A process without rows left evaluates a clip with weight 0: FSDP needs equally many forward passes on all ranks.
         (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
         for key, value in objective(_to(batch, accelerator.device)).items():
-            total[key] = total.get(key, 0) + value.to(wide) * len(part)
+            total[key] = total.get(key, 0) + value.to(dtype) * len(part)
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
 
 

@@ -1,39 +1,39 @@
-"""Frozen evaluation of a pre-trained model, beside the same probe on baselines that know nothing of pre-training."""
+"""Probe a pre-trained model with its weights frozen, next to baselines without pre-training."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.objectives import load_objective
 from ar_model.probes import ATTENTIVE, PROTOCOL, Accuracy, Fold, chance
 from data.cache import TokenCache, find_cache
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, find_run, summary_of
 from pipelines.evaluation.baselines import baselines
-from pipelines.evaluation.errors import with_error
-from pipelines.evaluation.features import LabelledVideos, collect
+from pipelines.evaluation.errors import accuracy_with_error
+from pipelines.evaluation.probing import LabelledVideos, probe_model
 from pipelines.settings.probe import Probe
 
 
 def main(config: Probe, settings: str) -> dict[str, Any]:
+    """Probe a run, write the result into its folder, and return the result."""
     pretrained = find_run(config.run, "pretrain_ar")
-    trained = summary_of(pretrained)
-    cache = TokenCache.open(find_cache(config.caches, config.cache or trained["cache"]))
-    if cache.spec["tokenizer"] != trained["tokenizer"]:
+    pretraining = summary_of(pretrained)
+    cache = TokenCache.open(find_cache(config.caches, config.cache or pretraining["cache"]))
+    if cache.spec["tokenizer"] != pretraining["tokenizer"]:
         raise ValueError(
-            f"--cache {cache.address}: was made by another tokenizer than that of {pretrained}; its codes mean other things"
+            f"--cache {cache.address}: was made by another tokenizer than the cache of {pretrained}; "
+            "its codes have other meanings"
         )
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
-    folds = [labelled.folds(seed) for seed in range(config.seeds)]
+    repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
     run.begin(accelerator)
     if run.finished:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
@@ -42,17 +42,17 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         return {}
     with threadpool_limits(torch.get_num_threads()):
-        results = _probe_all(accelerator, config, pretrained, cache, labelled, folds)
+        results = _probe_all(accelerator, config, pretrained, cache, labelled, repetitions)
     summary = {
         "run": str(pretrained),
         "cache": cache.address,
         "protocol": PROTOCOL + (f"; {ATTENTIVE}" if config.attentive else ""),
-        "n": sum(len(fold.test) for fold in folds[0]),
-        "folds": len(folds[0]),
+        "n": sum(len(fold.test) for fold in repetitions[0]),
+        "folds": len(repetitions[0]),
         "seeds": config.seeds,
         "skipped": len(cache.manifest["skipped"]),
         "unlabelled": len(cache) - len(labelled.rows),
-        "chance": round(chance(labelled.y_N, folds[0]), 4),
+        "chance": round(chance(labelled.y_N, repetitions[0]), 4),
         **results,
     }
     return run.finish(accelerator, summary)
@@ -64,47 +64,41 @@ def _probe_all(
     pretrained: Path,
     cache: TokenCache,
     labelled: LabelledVideos,
-    folds: list[list[Fold]],
+    repetitions: list[list[Fold]],
 ) -> dict[str, Any]:
-    """The accuracies of the model and of its baselines, as the summary gives them."""
-    tested = sum(len(fold.test) for fold in folds[0])
+    """Return the accuracies of the model, of untrained networks and of pixel baselines, under the keys of the summary."""
+    # The model reads all clips once, an untrained network once per seed, the baselines once; each probe adds its clips.
     bar = progress(accelerator, len(labelled.rows) * (3 * config.seeds + 2), "clips read and probed")
-
-    def frozen(trained: bool, cuts: Sequence[list[Fold]]) -> list[Accuracy]:
-        model = load_objective(pretrained / "model", trained=trained)
-        with TemporaryDirectory(prefix="arvideo-probe-") as folder:
-            tokens = Path(folder) if config.attentive else None
-            features = collect(accelerator, model, cache, labelled.rows, bar, tokens)
-            found = []
-            for cut in cuts:
-                found.append(features.probe(labelled.y_N, cut, accelerator.device))
-                bar.update(len(labelled.rows))
-            return found
-
-    trained = frozen(True, folds)
+    probed = (accelerator, pretrained / "model", cache, labelled)
+    trained = probe_model(*probed, repetitions, attentive=config.attentive, bar=bar)
     untrained = []
-    for seed in range(config.seeds):
+    for seed, folds in enumerate(repetitions):
         torch.manual_seed(seed)
-        untrained += frozen(False, [folds[seed]])
-    beside = baselines(cache, labelled, folds, bar)
+        untrained += probe_model(*probed, [folds], trained=False, attentive=config.attentive, bar=bar)
+    pixels = baselines(cache, labelled, repetitions, bar)
     bar.close()
 
-    def stated(found: Sequence[Accuracy], probe: str = "linear") -> dict[str, float]:
-        return with_error([accuracy.best[probe] for accuracy in found], tested)
+    tested = sum(len(fold.test) for fold in repetitions[0])
+    results: dict[str, Any] = {probe: _best(trained, probe, tested) for probe in trained[0].best}
+    results["untrained"] = _best(untrained, "linear", tested)
+    for probe in trained[0].best:
+        if probe != "linear":
+            results[f"untrained_{probe}"] = _best(untrained, probe, tested)
+    results |= pixels
+    results["layer"] = Counter(layer for accuracy in trained for layer in accuracy.chosen).most_common(1)[0][0]
+    results["layers"] = _layers(trained, "linear", tested)
+    results["untrained_layers"] = _layers(untrained, "linear", tested)
+    if config.attentive:
+        results["attentive_layers"] = _layers(trained, "attentive", tested)
+    return results
 
-    others = [probe for probe in trained[0].best if probe != "linear"]
-    return {
-        **{probe: stated(trained, probe) for probe in trained[0].best},
-        "untrained": stated(untrained),
-        **{f"untrained_{probe}": stated(untrained, probe) for probe in others},
-        **beside,
-        "layer": Counter(layer for a in trained for layer in a.chosen).most_common(1)[0][0],
-        "layers": layers_with_error(trained, "linear", tested),
-        "untrained_layers": layers_with_error(untrained, "linear", tested),
-        **({"attentive_layers": layers_with_error(trained, "attentive", tested)} if config.attentive else {}),
-    }
+
+def _best(accuracies: Sequence[Accuracy], probe: str, tested: int) -> dict[str, float]:
+    """Accuracy of the chosen layers."""
+    return accuracy_with_error([accuracy.best[probe] for accuracy in accuracies], tested)
 
 
-def layers_with_error(found: Sequence[Accuracy], probe: str, tested: int) -> list[dict[str, float]]:
+def _layers(accuracies: Sequence[Accuracy], probe: str, tested: int) -> list[dict[str, float]]:
     """Accuracy of each layer, first to last."""
-    return [with_error(layer, tested) for layer in zip(*(a.layers[probe] for a in found), strict=True)]
+    layers = zip(*(accuracy.layers[probe] for accuracy in accuracies), strict=True)
+    return [accuracy_with_error(layer, tested) for layer in layers]

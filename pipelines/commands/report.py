@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a pre-training run."""
+"""Write one self-contained HTML page about a pre-training run."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from pipelines.settings.report import Report
 
 
 def main(config: Report, settings: str) -> dict[str, Any]:
+    """Write the page and return its path."""
     accelerator = start_accelerator()
     folder = find_run(config.run, "pretrain_ar")
     page = (config.out or folder / "report") / "index.html"

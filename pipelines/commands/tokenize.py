@@ -1,9 +1,9 @@
-"""Stage one: write each video's codes once, as webdataset shards. Without a tokenizer it trains one first."""
+"""Write the codes of each video once, as webdataset shards (stage one). Without a tokenizer, train one first."""
 
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -32,21 +32,25 @@ from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VideoTokenizer, load_tokenizer
 
 DECODED_AHEAD = 2**28
-"""Bytes of decoded clips that a process may hold."""
+"""Most bytes of decoded clips that a process holds."""
+_WRITES_AHEAD = 4
+"""Videos that may wait for the thread that writes them."""
 
 
 def main(config: Tokenize, settings: str) -> dict[str, Any]:
+    """Complete the cache of these videos, tokenizer and clips, and return its summary."""
     began = time.perf_counter()
     source = load_source(config.videos)
     run = Run("tokenize", config, settings)
     if config.tokenizer is None:
-        accelerator, chosen = _trained_here(config, source)
+        accelerator, chosen = _train_default(config, source)
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
-    reused = broadcast_object_list([writer.finished])[0]  # another command may finish it at any moment
+    # Another command may finish the cache at any moment: all processes follow the main process.
+    reused = broadcast_object_list([writer.finished])[0]
     if reused:
         say(accelerator, f"{writer.folder} is finished: nothing is left to do")
     else:
@@ -62,25 +66,23 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         say(accelerator, collapse_warning(cache.manifest["codes_used"], cache.vocab_size))
     if cache.manifest["bf16"]:
         bf16 = cache.manifest["bf16"]
-        say(
-            accelerator,
-            f"bf16: {bf16['differ']} of {bf16['codes']} codes that were made in fp32 too came out differently",
-        )
+        say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} codes that were compared differ from fp32")
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))
 
 
 def _note(accelerator: Accelerator, writer: CacheWriter, made_with: dict[str, str]) -> None:
-    """Say where things are; a finished cache on a disk that cannot be written to is as good."""
+    """Record the paths of the tokenizer and the videos. A finished cache on a read-only disk stays usable."""
     try:
         writer.note(made_with)
     except OSError as error:
-        say(accelerator, f"{writer.folder}: keeps its old note of where the videos are: {error}")
+        say(accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}")
 
 
-def _trained_here(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
-    """The run folder of the tokenizer that `train_tokenizer` makes of these videos and clips by default."""
+def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
+    """Train the default tokenizer of `train_tokenizer` on these videos and clips, and return its run folder."""
+    # train_tokenizer takes no dense views.
     clip = replace(config.clip, views=4) if config.clip.views == "dense" else config.clip
     flags = [f"--clip.{name}={str(value).lower()}" for name, value in asdict(clip).items()]
     training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
@@ -92,7 +94,7 @@ def _trained_here(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
 
 
 def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheWriter:
-    """Where the codes go; its key says what they are made of."""
+    """Return the writer of the cache whose key covers everything that determines the codes."""
     spec = CacheSpec(
         tokenizer=tokenizer.fingerprint(),
         codes_shape=tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size),
@@ -130,7 +132,7 @@ def _summary(cache: TokenCache, tokenizer: str, reused: bool, began: float) -> d
 def fill(
     accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer
 ) -> None:
-    """Make the missing shards, together with whatever other process is at it, until there are none."""
+    """Make the missing shards until the cache is complete. Other processes and commands may work on the same cache."""
     if accelerator.is_main_process:
         writer.begin()
     accelerator.wait_for_everyone()
@@ -138,11 +140,12 @@ def fill(
     encoder = Encoder(tokenizer, config.encode_batch, config.precision)
     missing = writer.missing()
     bar = progress(accelerator, sum(len(writer.videos(n)) for n in missing), "tokenize")
+    # Processes start at different shards, so that they seldom try to claim the same one.
     first = len(missing) * accelerator.process_index // accelerator.num_processes
     try:
         while missing:
             if not _make_shards(writer, first, config, source, encoder, workers, bar):
-                bar.set_postfix_str("waiting for the shards that other processes are making")
+                bar.set_postfix_str("waiting for shards of other processes")
                 time.sleep(1)
             missing = writer.missing()
             bar.update(max(0, (bar.total or 0) - sum(len(writer.videos(n)) for n in missing) - bar.n))
@@ -153,7 +156,10 @@ def fill(
 
 
 def videos_ahead(config: Tokenize) -> int:
-    """Videos whose clips may wait to be encoded: some take long to decode, so as many as memory and claims allow."""
+    """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard.
+
+    Some videos take long to decode, and the videos ahead of them keep the tokenizer busy.
+    """
     clip_bytes = config.clip.frames * config.clip.size**2 * 3
     return min(config.shard_size, DECODED_AHEAD // (config.encode_batch * clip_bytes))
 
@@ -161,7 +167,10 @@ def videos_ahead(config: Tokenize) -> int:
 def _make_shards(
     writer: CacheWriter, first: int, config: Tokenize, source: Source, encoder: Encoder, workers: int, bar: tqdm
 ) -> int:
-    """Make the shards that nobody else is making, and return how many. Threads decode ahead, another one writes behind."""
+    """Make the shards that no other process has claimed, and return their number.
+
+    `workers` threads decode the next videos, and one thread writes the finished ones, while this thread encodes.
+    """
 
     def jobs() -> Iterator[tuple[int, Video]]:
         for number in writer.claims(first):
@@ -171,25 +180,26 @@ def _make_shards(
     def decoded(job: tuple[int, Video]) -> Iterator[Decoded]:
         return decode(source, job[1], config.clip, config.keep_pixels)
 
-    made = 0
+    count = 0
     decoding = ahead(jobs(), decoded, workers, config.encode_batch, videos_ahead(config))
-    with ThreadPoolExecutor(1) as behind, closing(decoding) as videos:
+    with ThreadPoolExecutor(1) as write_thread, closing(decoding) as videos:
         for number, group in groupby(videos, key=lambda item: item[0][0]):
             with writer.open_shard(number) as shard:
-                written = deque([behind.submit(lambda: None)])
+                writes: deque[Future[None]] = deque()
                 for encoded in encoder.videos(((video, parts) for (_, video), parts in group), shard.compare):
-                    written.append(behind.submit(_add, shard, encoded))
-                    if len(written) > 4:
-                        written.popleft().result()
+                    writes.append(write_thread.submit(_add, shard, encoded))
+                    if len(writes) > _WRITES_AHEAD:
+                        writes.popleft().result()
                     bar.update()
-                while written:
-                    written.popleft().result()
+                while writes:
+                    writes.popleft().result()
                 shard.commit()
-            made += 1
-    return made
+            count += 1
+    return count
 
 
 def _add(shard: CodeShard, encoded: EncodedVideo) -> None:
+    """Write a video into its shard, or record why it is skipped."""
     if isinstance(encoded.end, ClipCuts):
         codes_Vthw = np.stack(encoded.codes)
         shard.add(encoded.video, codes_Vthw, encoded.end, encoded.pixels)

@@ -26,10 +26,13 @@ from tokenizer.measures import code_health, psnr_of
 from tokenizer.quantizers import EMAVQQuantizer
 
 VALIDATION_CLIPS = 96
-_SHOWN = 8  # of them in pictures
+"""Most clips of a validation."""
+_VALIDATION_BATCH = 16
+_PICTURE_CLIPS, _MOVIE_CLIPS = 8, 4
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
+    """Train a tokenizer on the videos, and return the summary."""
     source = load_source(config.videos)
     run = Run("train_tokenizer", config, settings, about=source.digest)
     accelerator = make_accelerator(config, run)
@@ -37,19 +40,20 @@ def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
 
 
 def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: Source) -> dict[str, Any]:
-    """Train and save a tokenizer; returns the summary, at once if the run is finished already.
+    """Train and save a tokenizer, and return the summary. A finished run is not trained again.
 
     Raises:
-        ValueError: under FSDP.
+        ValueError: under FSDP, or if the settings do not fit the clips or each other.
     """
     if accelerator.is_fsdp2:
-        raise ValueError("a tokenizer is not trained with FSDP; take an accelerate configuration without it")
+        raise ValueError("tokenizers do not train under FSDP: use an accelerate configuration without it")
     torch.manual_seed(config.seed)
     tokenizer = config.model()
     grid = tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
     if config.accumulate > 1 and isinstance(tokenizer.quantizer, EMAVQQuantizer):
         raise ValueError(
-            f"accumulate {config.accumulate} is not for {tokenizer.name}: its codebook moves with every part"
+            f"accumulate must be 1 for {tokenizer.name}, got {config.accumulate}: "
+            "its codebook is updated in every forward pass"
         )
     module = Reconstruction(tokenizer, config.loss)
     run.begin(accelerator)
@@ -68,7 +72,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         say(accelerator, NOTHING_HELD_OUT)
     alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
     for line in metrics_of(run.folder):
-        if "val_dead_codes" in line:  # what it saw before the run was stopped
+        if "val_dead_codes" in line:  # restore the state of the alarm in a continued run
             alarm.check(int(line["step"]), line["val_dead_codes"])
 
     def validate(step: int) -> dict[str, float]:
@@ -78,43 +82,43 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
             write_json(_skipped_file(run), skipped)
-            _pictures(run.folder / "samples", step, pixels_BTHWC[:_SHOWN], video_BTHWC[:_SHOWN])
+            _pictures(run.folder / "samples", step, pixels_BTHWC, video_BTHWC)
         warning = alarm.check(step, numbers["dead_codes"])
         if warning:
             say(accelerator, warning)
         return numbers
 
+    def watch(batch: dict[str, Any]) -> None:
+        skipped.update(batch["skipped"])
+
     dataset = ClipDataset(source, rows, config.clip, parts)
-    result = fit(
-        run,
-        accelerator,
-        module,
-        dataset,
-        config,
-        validate,
-        watch=lambda batch: skipped.update(batch["skipped"]),
-        average=average,
-    )
+    result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)
     if accelerator.is_main_process:
         result_of_training.save_pretrained(run.folder / "model")
     if skipped:
-        say(accelerator, f"{len(skipped)} damaged videos were left out; {_skipped_file(run)} names them")
+        say(accelerator, f"skipped {len(skipped)} damaged videos, see {_skipped_file(run)}")
     numbers = {key: value for key, value in result.losses.items() if key != "weights"}
     summary = {"run": str(run.folder), "tokenizer": tokenizer.name, "step": config.steps, **numbers}
     return run.finish(accelerator, {**summary, "skipped": len(skipped), "seconds": round(result.seconds, 1)})
 
 
 def _equal_on_all_ranks(tokenizer: VideoTokenizer, step: int) -> int:
-    """The first eight digits of the hash of the weights, which is the same in all processes."""
+    """Return the first 32 bits of the checksum of the weights.
+
+    Raises:
+        RuntimeError: if the weights differ between ranks.
+    """
     hashes = set(gather_object([tokenizer.fingerprint()]))
     if len(hashes) > 1:
-        raise RuntimeError(f"step {step}: the processes hold different tokenizers; this is a bug")
+        raise RuntimeError(f"step {step}: the weights of the tokenizer differ between ranks; this is a bug")
     return int(hashes.pop()[:8], 16)
 
 
 def _pictures(folder: Path, step: int, pixels_BTHWC: torch.Tensor, video_BTHWC: torch.Tensor) -> None:
-    save_png(reconstruction_grid(pixels_BTHWC, video_BTHWC), folder / f"step_{step:06d}.png")
-    pairs = zip(pixels_BTHWC[:4].numpy(), video_BTHWC[:4].numpy(), strict=True)
+    """Write a picture and a movie of the first validation clips and their reconstructions."""
+    grid = reconstruction_grid(pixels_BTHWC[:_PICTURE_CLIPS], video_BTHWC[:_PICTURE_CLIPS])
+    save_png(grid, folder / f"step_{step:06d}.png")
+    pairs = zip(pixels_BTHWC[:_MOVIE_CLIPS].numpy(), video_BTHWC[:_MOVIE_CLIPS].numpy(), strict=True)
     frames = (frame for pixels_THWC, video_THWC in pairs for frame in side_by_side(pixels_THWC, video_THWC))
     write_mp4(folder / f"step_{step:06d}.mp4", frames, rate=8)
 
@@ -126,9 +130,13 @@ def _skipped_file(run: Run) -> Path:
 def evaluate(
     tokenizer: VideoTokenizer, pixels_BTHWC: torch.Tensor, device: torch.device
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """Numbers of held-out clips (PSNR, mean over clips; the codes' health), and the reconstructions, uint8."""
+    """Reconstruct held-out clips.
+
+    Returns:
+        Mean PSNR over clips and the statistics of `code_health`, rounded to four digits; and the reconstructions, uint8.
+    """
     codes, videos = [], []
-    for part in pixels_BTHWC.split(16):
+    for part in pixels_BTHWC.split(_VALIDATION_BATCH):
         codes.append(tokenizer.encode(part.to(device)))
         videos.append(tokenizer.decode(codes[-1]).cpu())
     codes_N, video_BTHWC = torch.cat(codes).flatten(), torch.cat(videos)

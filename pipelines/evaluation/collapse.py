@@ -1,49 +1,52 @@
-"""A tokenizer whose codes have collapsed onto a few: noticed, and what to do about it."""
+"""Warnings for a collapsed codebook, in which only a few codes are in use."""
 
 COLLAPSED = 0.05
-"""Share of the codes in use below which nothing that comes later means much."""
+"""Share of codes in use below which a codebook counts as collapsed: later results mean little."""
 _LONGER = "train the tokenizer longer (pipelines/train_tokenizer.py --steps)"
 
 
 def collapse_warning(used: int, vocabulary: int, advice: str = _LONGER) -> str:
-    """One line for people."""
+    """Return the one-line warning for a codebook of which only `used` codes are in use."""
     return (
-        f"WARNING: only {used} of {vocabulary} codes are in use. Bits per code will look good and mean little: "
-        f"{advice}, and look at the tokenizer's pictures first."
+        f"WARNING: only {used} of {vocabulary} codes are in use, so a low number of bits per code means little. "
+        f"First look at the reconstructions of the tokenizer, then {advice}."
     )
 
 
 class CollapseAlarm:
-    """Watches the share of codes in use over a training; warns when it is tiny, and when it falls to half of what it was.
+    """Warn during training when few codes are in use, or when their number falls below half of its maximum so far.
+
+    Each of the two warnings is given once.
 
     Args:
-        vocabulary: codes that there are.
-        codes: that each validation looks at.
-        advice: what to do.
+        vocabulary: size of the codebook.
+        codes: codes in one validation, of which no more than that many can be in use.
+        advice: phrase that says what the user can do against a collapse.
     """
 
     def __init__(self, vocabulary: int, codes: int, advice: str) -> None:
-        self._vocabulary, self._most, self._advice = vocabulary, min(vocabulary, codes), advice
+        self._vocabulary = vocabulary
+        self._most = min(vocabulary, codes)
+        self._advice = advice
         self._best = 0.0
-        self._said: set[str] = set()
+        self._given: set[str] = set()
 
     def check(self, step: int, dead: float) -> str | None:
-        """A warning, if there is a new one, of a validation in which so many codes are not used."""
+        """Return a new warning, or None, for a validation in which `dead` codes are not in use."""
         used = self._vocabulary - dead
         self._best = max(self._best, used)
         if used < COLLAPSED * self._most:
             return self._once("few", collapse_warning(round(used), self._vocabulary, self._advice))
         if used < self._best / 2:
             now, best = (f"{100 * count / self._vocabulary:.0f} %" for count in (used, self._best))
-            return self._once(
-                "fall",
-                f"WARNING: at step {step} {now} of the codes are in use, after {best}: the codebook is collapsing; "
-                f"{self._advice}.",
+            text = (
+                f"WARNING: the codebook is collapsing: {now} of the codes are in use at step {step}, down from {best}."
             )
+            return self._once("fall", f"{text} To prevent it, {self._advice}.")
         return None
 
     def _once(self, kind: str, text: str) -> str | None:
-        if kind in self._said:
+        if kind in self._given:
             return None
-        self._said.add(kind)
+        self._given.add(kind)
         return text

@@ -3,13 +3,31 @@
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 
-def with_error(accuracies: Sequence[float], tested: int) -> dict[str, float]:
-    """Mean over repetitions and its standard error.
+def accuracy_with_error(accuracies: Sequence[float], tested: int) -> dict[str, float]:
+    """Mean accuracy over repetitions and its standard error, rounded to four digits.
 
-    The error is that of drawing `tested` samples (binomial) and that of the repetitions, added as variances.
+    The squared standard error is the sum of two variances: the binomial variance of an accuracy on `tested` samples,
+    and the variance of the mean over the repetitions.
     """
     mean = float(np.mean(accuracies))
+    binomial = mean * (1 - mean) / tested
     repeated = float(np.var(accuracies, ddof=1) / len(accuracies)) if len(accuracies) > 1 else 0.0
-    return {"mean": round(mean, 4), "stderr": round((mean * (1 - mean) / tested + repeated) ** 0.5, 4)}
+    return {"mean": round(mean, 4), "stderr": round((binomial + repeated) ** 0.5, 4)}
+
+
+def mean_over_seeds(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean over trainings and its standard error, rounded to four digits; one training has no standard error.
+
+    The sampling error of the tested clips is left out, because all entries of a comparison share these clips.
+    """
+    error = round(float(np.std(values, ddof=1) / len(values) ** 0.5), 4) if len(values) > 1 else None
+    return {"mean": round(float(np.mean(values)), 4), "stderr": error}
+
+
+def mean_over_clips(value_B: Tensor) -> dict[str, float | None]:
+    """Mean over clips and its standard error, not rounded; one clip has no standard error."""
+    error = value_B.double().std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else None
+    return {"mean": value_B.double().mean().item(), "stderr": error}

@@ -1,177 +1,173 @@
-"""The page of a comparison: what came out, as a table and curves, and how."""
+"""HTML page of a comparison: verdict, table, curves and protocol."""
 
 import math
-from collections.abc import Callable, Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from ar_model.probes import folds_in_words
 from pipelines.engine.run import environment_of
 from pipelines.reporting.pages import write_page
 from pipelines.reporting.pictures import bar_chart, line_chart
 
+Row = Mapping[str, Any]
+"""Row of the table of a comparison's summary."""
+
 _BASELINES = {
-    "one_frame": "one frame, 16x16 colours",
-    "motion_energy": "motion energy, 16x16",
+    "one_frame": "one frame at 16x16 in colour",
+    "motion_energy": "motion energy at 16x16",
     "chance": "most common class",
 }
 MISSED = 0.2
-"""Share of a budget of seconds by which a training may miss it without a word."""
+"""Relative difference from a budget of seconds above which the page says so."""
 
 
-def write_comparison(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Write index.html of a finished comparison into its folder."""
+def write_comparison(folder: Path, summary: Row) -> Path:
+    """Write index.html into the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
-    best = rows[0]
-    sections = {
-        "title": escape(f"{len(rows)} objectives at {summary['budget']} each"),
-        "lead": _lead(best, rows[1:], summary) + _caveats(rows, summary),
-        "table": _table(rows),
-        "time": _curves(rows, "seconds", "seconds of training", summary),
-        "steps": _curves(rows, "clips", "clips seen", summary),
-        "layers": _layers(rows, summary),
+    versions = environment_of(folder)["versions"]
+    columns = [_columns(row) for row in rows]
+    values = {
+        "title": f"{len(rows)} objectives at {summary['budget']} each",
+        "best": rows[0],
+        "second": rows[1] if len(rows) > 1 else None,
+        "verdict": verdict(rows, summary["n"]),
+        "caveats": caveats(rows, summary),
+        "columns": list(columns[0]),
+        "rows": [list(row.values()) for row in columns],
+        "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
+        "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": _baselines(summary),
         "protocol": _protocol(summary),
-        "environment": escape(", ".join(f"{name} {said}" for name, said in environment_of(folder)["versions"].items())),
+        "environment": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "seeds": summary["seeds"],
+        "n": summary["n"],
     }
     page = folder / "index.html"
-    write_page(page, "comparison.html", sections, width="72rem")
+    write_page(page, "comparison.html", values)
     return page
 
 
-def _lead(best: Mapping[str, Any], others: list[Any], summary: Mapping[str, Any]) -> str:
-    """Who is ahead, and whether by more than the seeds differ."""
-    mean, apart = best["attentive"]["mean"], math.inf
-    words = [f"<b>{escape(best['entry'])}</b> has the best attentive probe: {_share(best['attentive'])}"]
-    if others and summary["seeds"] == 1:
-        words.append("; <b>one seed</b>: whether that is more than chance is not known")
-    elif others:
-        second = others[0]["attentive"]
-        apart, clear = mean - second["mean"], _ahead(best["attentive"], second)
-        words.append(
-            f", {100 * apart:.1f} points ahead of {escape(others[0]['entry'])}, "
-            f"{'more' if clear else '<b>not more</b>'} than one standard error of the difference"
-        )
-    seeds = f"Errors (±) are of {summary['seeds']} seeds; that" if summary["seeds"] > 1 else "The error"
-    sampling = (mean * (1 - mean) / summary["n"]) ** 0.5
-    larger = ", <b>larger than the lead</b>" if apart < sampling else ""
-    drawing = f"{seeds} of drawing the {summary['n']} tested clips is ± {sampling:.3f} of each accuracy{larger}."
-    return f"<p>{''.join(words)}. {drawing}</p>"
+def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
+    """Compare the lead of the best row (the first) with its errors.
+
+    Returns:
+        `lead`: difference in accuracy from the second row; None for one row.
+        `exceeds_seed_error`: whether the lead is larger than its standard error over seeds.
+        `sampling_error`: binomial standard error of the best accuracy on `tested` clips.
+        `exceeds_lead`: whether the sampling error is larger than a lead that the page gives.
+    """
+    best, *others = [row["attentive"] for row in rows]
+    lead = best["mean"] - others[0]["mean"] if others else None
+    sampling_error = (best["mean"] * (1 - best["mean"]) / tested) ** 0.5
+    return {
+        "lead": lead,
+        "exceeds_seed_error": lead is not None and _is_ahead(best, others[0]),
+        "sampling_error": sampling_error,
+        "exceeds_lead": lead is not None and best["stderr"] is not None and lead < sampling_error,
+    }
 
 
-def _ahead(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """By more than one standard error of the difference, as far as seeds tell."""
+def _is_ahead(one: Row, other: Row) -> bool:
+    """Whether the difference is larger than its standard error over seeds, which is 0 for a single seed."""
     return one["mean"] - other["mean"] > math.hypot(one["stderr"] or 0.0, other["stderr"] or 0.0)
 
 
-def _caveats(rows: list[Any], summary: Mapping[str, Any]) -> str:
-    """Why the figures say less than they seem to."""
-    floor = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
+def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
+    """Reasons not to trust some of the results, each with the entries that it concerns."""
     budget, unit = summary["budget"].split()
-    off = [row for row in rows if unit == "seconds" and abs(row["seconds"]["mean"] / float(budget) - 1) > MISSED]
-    caveats = {
-        "Not ahead of its own untrained network" + " by more than one standard error" * (summary["seeds"] > 1): [
-            f"{row['entry']} ({row['untrained_attentive']['mean']:.3f})"
-            for row in rows
-            if not _ahead(row["attentive"], row["untrained_attentive"])
-        ],
-        f"No better than {_BASELINES[floor]}, without a network ({summary[floor]['mean']:.3f})": [
-            row["entry"] for row in rows if row["attentive"]["mean"] <= summary[floor]["mean"]
-        ],
-        f"Not {budget} seconds, for which a short training foretold the steps": [
-            f"{row['entry']} ({row['seconds']['mean']:.0f})" for row in off
-        ],
-        "Mostly warm-up of the learning rate; a larger budget would say more": [
-            f"{row['entry']} ({row['warmup']} of {row['steps']} steps)"
-            for row in rows
-            if 2 * row["warmup"] > row["steps"]
-        ],
-        "Nearest neighbours far below chance, as where one scene was filmed in every class: name such groups": [
-            f"{row['entry']} ({row['knn']['mean']:.3f})" for row in rows if row["knn"]["mean"] < summary["chance"] / 2
-        ],
-    }
-    lines = [f"<li><b>{escape(what)}:</b> {escape(', '.join(names))}</li>" for what, names in caveats.items() if names]
-    return f"<ul>{''.join(lines)}</ul>" if lines else ""
-
-
-def _table(rows: list[Any]) -> str:
-    columns: dict[str, Callable[[Any], str]] = {
-        "objective": lambda row: escape(row["entry"]),
-        "attentive": lambda row: _cell(row["attentive"]),
-        "linear": lambda row: _cell(row["linear"]),
-        "kNN": lambda row: _cell(row["knn"]),
-        "points over untrained": lambda row: (
-            f"{100 * (row['attentive']['mean'] - row['untrained_attentive']['mean']):+.1f}"
-        ),
-        "attentive, untrained": lambda row: _cell(row["untrained_attentive"]),
-        "linear, untrained": lambda row: _cell(row["untrained_linear"]),
-        "bits per code": lambda row: "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
-        "steps": lambda row: f"{row['steps']:,}",
-        "clips seen": lambda row: f"{row['clips']:,}",
-        "seconds": lambda row: f"{row['seconds']['mean']:.0f}",
-        "clips/s": lambda row: f"{row['clips_per_second']['mean']:.1f}",
-        "peak memory": lambda row: f"{row['peak_memory'] / 2**20:,.0f} MiB",
-    }
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{cell(row)}</td>' for cell in columns.values())}</tr>" for row in rows)
-    return f'<table class="numbers"><tr>{head}</tr>{body}</table>'
-
-
-def _share(value: Mapping[str, float | None]) -> str:
-    """Mean and standard error, which one seed has not."""
-    return f"{value['mean']:.3f}" + ("" if value["stderr"] is None else f" ± {value['stderr']:.3f}")
-
-
-def _cell(value: Mapping[str, float | None]) -> str:
-    return _share(value).replace(" ±", "<br>±")
-
-
-def _curves(rows: list[Any], key: str, x: str, summary: Mapping[str, Any]) -> str:
-    """Linear probe on the way of each training."""
-    lines, errors = {}, {}
+    baseline = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
+    not_ahead, below_baseline, off_budget, warming_up, below_chance = [], [], [], [], []
     for row in rows:
-        errors[row["entry"]] = [point["stderr"] or 0.0 for point in row["curve"]]
-        xs = [
-            point["seconds"] if key == "seconds" else point["step"] * row["clips"] / row["steps"]
-            for point in row["curve"]
-        ]
-        lines[row["entry"]] = (xs, [point["mean"] for point in row["curve"]])
-    return line_chart(lines, x=x, y="linear probe", errors=errors, level=(_BASELINES["chance"], summary["chance"]))
+        name, seconds, knn = row["entry"], row["seconds"]["mean"], row["knn"]["mean"]
+        if not _is_ahead(row["attentive"], row["untrained_attentive"]):
+            not_ahead.append(f"{name} ({row['untrained_attentive']['mean']:.3f})")
+        if row["attentive"]["mean"] <= summary[baseline]["mean"]:
+            below_baseline.append(name)
+        if unit == "seconds" and abs(seconds / float(budget) - 1) > MISSED:
+            off_budget.append(f"{name} ({seconds:.0f})")
+        if 2 * row["warmup"] > row["steps"]:
+            warming_up.append(f"{name} ({row['warmup']} of {row['steps']} steps)")
+        if knn < summary["chance"] / 2:
+            below_chance.append(f"{name} ({knn:.3f})")
+    margin = " by more than one standard error" if summary["seeds"] > 1 else ""
+    texts = [
+        (f"Not ahead of its own untrained network{margin}", not_ahead),
+        (f"No better than {_BASELINES[baseline]} without a network ({summary[baseline]['mean']:.3f})", below_baseline),
+        (f"Training time is far from the budget of {budget} seconds, which a short training predicted", off_budget),
+        ("Most steps are learning-rate warm-up; use a larger budget", warming_up),
+        (
+            "Nearest neighbours are far below chance; if each scene was filmed in every class, name the scenes as groups",
+            below_chance,
+        ),
+    ]
+    return [(text, entries) for text, entries in texts if entries]
 
 
-def _layers(rows: list[Any], summary: Mapping[str, Any]) -> str:
-    charts = []
-    for probe in ("attentive", "linear"):
-        layers = {row["entry"]: row["layers"][probe] for row in rows}
-        lines = {
-            entry: (list(range(1, len(found) + 1)), [layer["mean"] for layer in found])
-            for entry, found in layers.items()
-        }
-        errors = {entry: [layer["stderr"] or 0.0 for layer in found] for entry, found in layers.items()}
-        level = (_BASELINES["chance"], summary["chance"])
-        charts.append(line_chart(lines, x="layer", y=f"{probe} probe", errors=errors, level=level))
-    return "".join(f"<div>{chart}</div>" for chart in charts)
-
-
-def _baselines(summary: Mapping[str, Any]) -> str:
-    bars = {
-        _BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in ("motion_energy", "one_frame")
+def _columns(row: Row) -> dict[str, Any]:
+    """Head of each column and the cell of this row: a text, or {mean, stderr}."""
+    gain = 100 * (row["attentive"]["mean"] - row["untrained_attentive"]["mean"])
+    return {
+        "objective": row["entry"],
+        "attentive": row["attentive"],
+        "linear": row["linear"],
+        "kNN": row["knn"],
+        "points over untrained": f"{gain:+.1f}",
+        "attentive, untrained": row["untrained_attentive"],
+        "linear, untrained": row["untrained_linear"],
+        "bits per code": "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
+        "steps": f"{row['steps']:,}",
+        "clips seen": f"{row['clips']:,}",
+        "seconds": f"{row['seconds']['mean']:.0f}",
+        "clips/s": f"{row['clips_per_second']['mean']:.1f}",
+        "peak memory": f"{row['peak_memory'] / 2**20:,.0f} MiB",
     }
-    chart = bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))
-    return f"<p>Errors: of drawing the tested clips{' and of the cuts into folds' * (summary['seeds'] > 1)}.</p>{chart}"
 
 
-def _protocol(summary: Mapping[str, Any]) -> str:
+def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:
+    """Chart of the linear probe during training, over seconds or over clips seen."""
+    points = {}
+    for row in rows:
+        xs = [point["seconds"] if of_time else point["step"] * row["clips"] / row["steps"] for point in row["curve"]]
+        points[row["entry"]] = (xs, row["curve"])
+    return _chart(points, summary, x="seconds of training" if of_time else "clips seen", y="linear probe")
+
+
+def _layers(rows: Sequence[Row], summary: Row, probe: str) -> Markup:
+    """Chart of a probe's accuracy on each layer."""
+    points = {row["entry"]: (range(1, len(row["layers"][probe]) + 1), row["layers"][probe]) for row in rows}
+    return _chart(points, summary, x="layer", y=f"{probe} probe")
+
+
+def _chart(points: Mapping[str, tuple[Sequence[float], list[Row]]], summary: Row, *, x: str, y: str) -> Markup:
+    """Line chart of {mean, stderr} by entry, with the accuracy of the most common class as a level."""
+    lines = {entry: (xs, [value["mean"] for value in values]) for entry, (xs, values) in points.items()}
+    errors = {entry: [value["stderr"] or 0.0 for value in values] for entry, (_, values) in points.items()}
+    return line_chart(lines, x=x, y=y, errors=errors, level=(_BASELINES["chance"], summary["chance"]))
+
+
+def _baselines(summary: Row) -> Markup:
+    names = ("motion_energy", "one_frame")
+    bars = {_BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in names}
+    return bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))
+
+
+def _protocol(summary: Row) -> list[tuple[str, str]]:
     groups = f"; groups: {summary['groups'] or 'none'}" if summary["folds"] > 1 else ""
-    lines = {
-        "cache": f"{summary['cache']}: {summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes",
-        "budget": f"{summary['budget']} for each training; seeds: {summary['seeds']}, of weights, order, masks and folds",
-        "tested": f"{summary['n']} clips: {folds_in_words(summary['folds'])}{groups}",
-        "probe": summary["protocol"],
-        "on the way": "the learning rate reaches zero at the end of the budget: earlier points are not what a shorter one gives",
-        "memory": "most bytes of tensors on a GPU, of the whole process with its libraries on a CPU",
-        "device": summary["device"],
-    }
-    rows = "".join(f"<tr><td>{name}</td><td>{escape(text)}</td></tr>" for name, text in lines.items())
-    return f"<table>{rows}</table>"
+    counts = f"{summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes"
+    seeds = f"{summary['seeds']} seeds for initialisation, order of batches, masks and folds"
+    return [
+        ("cache", f"{summary['cache']}: {counts}"),
+        ("budget", f"{summary['budget']} for each training; {seeds}"),
+        ("tested", f"{summary['n']} clips: {folds_in_words(summary['folds'])}{groups}"),
+        ("probe", summary["protocol"]),
+        (
+            "curves",
+            "the learning rate reaches its minimum at the end of the budget, so an earlier point is not the result of a "
+            "smaller budget",
+        ),
+        ("memory", "peak of the tensors on a GPU; on a CPU peak of the whole process, libraries included"),
+        ("device", summary["device"]),
+    ]

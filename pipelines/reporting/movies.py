@@ -1,6 +1,6 @@
-"""Clips as mp4: pixels at the left, what was made of them at the right.
+"""Clips as mp4 files.
 
-Legend: T H W C frames, height, width, colours.
+Legend: T H W C frames, height, width, channels.
 """
 
 from collections.abc import Iterable
@@ -10,17 +10,23 @@ from pathlib import Path
 import av
 import numpy as np
 
-_GAP = 8  # columns of white between the two
+_GAP = 8
+"""White columns between two clips."""
+_HEIGHT = 256
+"""Small frames are enlarged by the largest whole factor that keeps them within this height."""
 
 
 def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
-    """Two clips of the same shape, uint8, as one."""
+    """Join two uint8 clips of the same shape along their width, with a white gap."""
     gap_THWC = np.full((*pixels_THWC.shape[:2], _GAP, 3), 255, np.uint8)
     return np.concatenate([pixels_THWC, gap_THWC, video_THWC], axis=2)
 
 
 def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Frames (H, W, C), uint8, as an mp4 that appears when it is whole; small ones are enlarged pixel by pixel."""
+    """Write uint8 frames (H, W, C) as an mp4 of `rate` frames per second.
+
+    The file appears by an atomic rename once it is complete. Small frames are enlarged by repeating pixels.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part.mp4")
     try:
@@ -42,12 +48,12 @@ def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
 
 
 def _codec() -> str:
-    """H.264, which browsers play; some builds of FFmpeg lack its encoder."""
+    """H.264, which browsers play, or MPEG-4 where FFmpeg was built without an H.264 encoder."""
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 def _enlarged(frame_HWC: np.ndarray) -> np.ndarray:
-    """To a size that can be looked at, with an even number of rows and columns."""
-    scale = max(1, 256 // frame_HWC.shape[0])
+    """Repeat pixels up to `_HEIGHT`, and pad to even height and width, which yuv420p needs."""
+    scale = max(1, _HEIGHT // frame_HWC.shape[0])
     large_HWC = frame_HWC.repeat(scale, 0).repeat(scale, 1)
     return np.pad(large_HWC, ((0, large_HWC.shape[0] % 2), (0, large_HWC.shape[1] % 2), (0, 0)), mode="edge")

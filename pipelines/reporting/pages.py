@@ -1,20 +1,36 @@
-"""HTML pages that need no other file."""
+"""Self-contained HTML pages from the templates in this folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-_TEMPLATES = Path(__file__).parent / "templates"
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-def write_page(file: Path, template: str, sections: Mapping[str, str], width: str = "56rem") -> None:
-    """Fill a template of this folder with HTML, and put it into the frame that all pages have.
+def mean_with_error(value: Mapping[str, float | None]) -> str:
+    """Format {mean, stderr}; a single seed has no standard error."""
+    error = "" if value["stderr"] is None else f" ± {value['stderr']:.3f}"
+    return f"{value['mean']:.3f}{error}"
+
+
+_TEMPLATES.filters["mean_with_error"] = mean_with_error
+
+
+def write_page(file: Path, template: str, values: Mapping[str, Any]) -> None:
+    """Fill a template and write the page.
 
     Args:
-        sections: by the names that the template has in double braces; `title` is the page's too.
+        values: by the names in the template. They are escaped, except `Markup`, such as the charts of `pictures`.
     """
-    text = (_TEMPLATES / "page.html").read_text(encoding="utf-8")
-    body = (_TEMPLATES / template).read_text(encoding="utf-8")
-    for name, content in {"body": body, "width": width, **sections}.items():
-        text = text.replace("{{ " + name + " }}", content)
+    text = _TEMPLATES.get_template(template).render(values)
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Names of files that are not valid Unicode contain surrogates, which UTF-8 cannot encode.
     file.write_text(text, encoding="utf-8", errors="backslashreplace")

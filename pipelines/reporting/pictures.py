@@ -1,17 +1,18 @@
-"""Pictures that pipelines write: PNG grids of clips, and the report's charts.
+"""PNG grids of clips, and charts as SVG.
 
-Legend: B clips, T H W C frames, height, width, colours.
+Legend: B clips, T H W C frames, height, width, channels.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from einops import rearrange
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
@@ -19,6 +20,9 @@ from torch import Tensor
 
 INK, MUTED, ACCENT, SECOND = "#1a1a1a", "#8a8a8a", "#0b6e99", "#c4622d"
 _LINES = (ACCENT, SECOND, MUTED, "#5d8a2f", "#84539e", "#c29a1b", "#b13a5c", "#3c4f5a")
+_DASHES = ("-", "--", ":")
+"""Line styles, of which each is used with all colours before the next."""
+_LEGEND_COLUMNS = 3
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -29,26 +33,32 @@ _STYLE: Any = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "svg.hashsalt": "arvideo",
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text, not as outlines
 }
 
 
 def reconstruction_grid(pixels_BTHWC: Tensor, video_BTHWC: Tensor, columns: int = 8) -> np.ndarray:
-    """Three rows per clip, frames from left to right: input, reconstruction, and their difference around grey."""
+    """Draw three rows per clip, frames from left to right: input, reconstruction, and their difference around grey.
+
+    Returns:
+        uint8 image (3 * B * H, columns * W, C).
+    """
     frames = np.linspace(0, pixels_BTHWC.shape[1] - 1, columns).round().astype(int)
-    seen, made = (x[:, frames].numpy() for x in (pixels_BTHWC, video_BTHWC))
-    difference = (128 + (made.astype(np.int16) - seen)).clip(0, 255).astype(np.uint8)
-    rows = np.stack([seen, made, difference], axis=1)
+    inputs, outputs = (x[:, frames].numpy() for x in (pixels_BTHWC, video_BTHWC))
+    differences = (128 + (outputs.astype(np.int16) - inputs)).clip(0, 255).astype(np.uint8)
+    rows = np.stack([inputs, outputs, differences], axis=1)
     return rearrange(rows, "b r t h w c -> (b r h) (t w) c")
 
 
 def to_png(image_HWC: np.ndarray) -> bytes:
+    """Encode a uint8 image as PNG."""
     file = io.BytesIO()
     Image.fromarray(image_HWC).save(file, "PNG")
     return file.getvalue()
 
 
 def save_png(image_HWC: np.ndarray, file: Path) -> None:
+    """Write a uint8 image as PNG; missing folders are created."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(to_png(image_HWC))
 
@@ -61,18 +71,24 @@ def line_chart(
     errors: Mapping[str, Sequence[float]] | None = None,
     level: tuple[str, float] | None = None,
     log: bool = False,
-) -> str:
-    """Named lines (x values, y values) as SVG; the first is the one to look at. `level` is a named horizontal line.
+) -> Markup:
+    """Draw named lines as SVG.
 
-    `errors`: of the y values of lines, as bars. With `log` both axes are logarithmic.
+    Args:
+        lines: name -> x values and y values. The first line has the accent colour.
+        errors: name -> standard errors of the y values, drawn as error bars.
+        level: name and value of a horizontal line.
+        log: make both axes logarithmic.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.5), layout="constrained")
+        legend_rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
+        figure = Figure(figsize=(6.4, 3.5 + 0.2 * max(0, legend_rows - 2)), layout="constrained")
         axes = figure.subplots()
-        for (name, (xs, ys)), colour in zip(lines.items(), cycle(_LINES), strict=False):
-            axes.plot(
-                xs, ys, label=name, color=colour, linewidth=1.8, marker="o" if len(xs) < 12 else None, markersize=4
-            )
+        for number, (name, (xs, ys)) in enumerate(lines.items()):
+            colour = _LINES[number % len(_LINES)]
+            style = _DASHES[number // len(_LINES) % len(_DASHES)]
+            marker = "o" if len(xs) < 12 else None  # markers of many points would hide the line
+            axes.plot(xs, ys, style, label=name, color=colour, linewidth=1.8, marker=marker, markersize=4)
             if errors:
                 axes.errorbar(xs, ys, errors[name], color=colour, linewidth=0, elinewidth=1.2)
         if level is not None:
@@ -87,25 +103,32 @@ def line_chart(
                 axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 axis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         if len(lines) > 1:
-            figure.legend(frameon=False, loc="outside upper left", ncols=3)  # within, it would hide lines
+            # A legend within the axes would hide lines.
+            figure.legend(frameon=False, loc="outside upper left", ncols=_LEGEND_COLUMNS)
         return _svg(figure)
 
 
-def bar_chart(bars: Mapping[str, tuple[float, float]], *, x: str, level: tuple[str, float]) -> str:
-    """Named horizontal bars (value, standard error) as SVG; the first is the one to look at."""
+def bar_chart(bars: Mapping[str, tuple[float, float]], *, x: str, level: tuple[str, float]) -> Markup:
+    """Draw named horizontal bars as SVG.
+
+    Args:
+        bars: name -> value from 0 to 1 and its standard error. The first bar has the accent colour.
+        level: name and value of a vertical line.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 0.5 + 0.42 * len(bars)), layout="constrained")
         axes = figure.subplots()
         values, errors = zip(*bars.values(), strict=True)
-        places = np.arange(len(bars))
-        axes.barh(places, values, xerr=errors, height=0.62, color=[ACCENT] + ["#b9c4c9"] * (len(bars) - 1), ecolor=INK)
-        axes.set_yticks(places, list(bars), color=INK)
+        positions = np.arange(len(bars))
+        colours = [ACCENT] + ["#b9c4c9"] * (len(bars) - 1)
+        axes.barh(positions, values, xerr=errors, height=0.62, color=colours, ecolor=INK)
+        axes.set_yticks(positions, list(bars), color=INK)
         axes.invert_yaxis()
         axes.axvline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(level[0], (level[1], 1), xycoords=("data", "axes fraction"), ha="left", va="bottom", color=INK)
@@ -114,8 +137,13 @@ def bar_chart(bars: Mapping[str, tuple[float, float]], *, x: str, level: tuple[s
         return _svg(figure)
 
 
-def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> str:
-    """Cluster orders as SVG: one row per sample, one map per time slice; a token's colour and number is its cluster's rank."""
+def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> Markup:
+    """Draw cluster orders as SVG: one row per sample, one map per time slice.
+
+    Args:
+        rank_BTHW: rank of each token's cluster in the order of prediction, from 0. It gives the token's colour and number.
+        ranks: number of clusters.
+    """
     samples, slices = rank_BTHW.shape[:2]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(1.1 * slices, 1.15 * samples), layout="constrained")
@@ -135,8 +163,8 @@ def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> str:
         return _svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> Markup:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    return Markup(text[text.index("<svg") :])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ar_model.probes import Fold, LinearProbe, chance, evaluate, knn_predict, make_folds, slice_means
-from pipelines.evaluation.errors import with_error
+from pipelines.evaluation.errors import accuracy_with_error
 
 
 def nothing_held_out(n: int) -> np.ndarray:
@@ -161,15 +161,15 @@ def test_evaluate_counts_a_sample_once_for_each_fold_that_tests_it() -> None:
 def test_the_standard_error_adds_the_variances_of_samples_and_repetitions() -> None:
     accuracies, tested = [0.7, 0.8, 0.75], 400
     mean = 0.75
-    variance = sum((a - mean) ** 2 for a in accuracies) / 2 / 3
-    result = with_error(accuracies, tested)
-    assert result["mean"] == pytest.approx(mean, abs=5e-5)
-    assert result["stderr"] == pytest.approx(math.sqrt(mean * (1 - mean) / tested + variance), abs=5e-5)
+    repeated = sum((a - mean) ** 2 for a in accuracies) / 2 / 3
+    found = accuracy_with_error(accuracies, tested)
+    assert found["mean"] == pytest.approx(mean, abs=5e-5)
+    assert found["stderr"] == pytest.approx(math.sqrt(mean * (1 - mean) / tested + repeated), abs=5e-5)
 
 
-def test_a_single_repetition_has_the_binomial_standard_error() -> None:
-    assert with_error([0.5], 100) == {"mean": 0.5, "stderr": 0.05}
-    assert with_error([1.0, 1.0], 100) == {"mean": 1.0, "stderr": 0.0}
+def test_a_single_repetition_has_the_binomial_error() -> None:
+    assert accuracy_with_error([0.5], 100) == {"mean": 0.5, "stderr": 0.05}
+    assert accuracy_with_error([1.0, 1.0], 100) == {"mean": 1.0, "stderr": 0.0}
 
 
 def test_chance_is_the_accuracy_of_the_best_constant_prediction() -> None:

@@ -1,4 +1,4 @@
-"""The four commands: what they print, what they leave, and that a second call finds the work done."""
+"""Summaries and files of the commands, and the second call of a command, which does not repeat finished work."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
     assert answers["probe"]["chance"] == 0.125
 
 
-def test_an_attentive_probe_reads_every_layer_and_is_reported(finished_project: Path, answers: Answers) -> None:
+def test_an_attentive_probe_covers_every_layer_and_is_reported(finished_project: Path, answers: Answers) -> None:
     run = answers["pretrain_ar"]["run"]
     result = last_line(start(finished_project, "probe", "--attentive", "true", "--run", run, "--seeds", "1"))
     assert len(result["attentive_layers"]) == len(result["layers"]) == 2
@@ -49,25 +49,18 @@ def test_an_attentive_probe_reads_every_layer_and_is_reported(finished_project: 
     assert "untrained network, attentive" in (finished_project / page).read_text()
 
 
-def test_a_run_folder_holds_what_the_plan_says(finished_project: Path, answers: Answers) -> None:
+def test_a_run_folder_holds_its_files(finished_project: Path, answers: Answers) -> None:
     for pipeline in ("train_tokenizer", "pretrain_ar"):
         folder = finished_project / answers[pipeline]["run"]
-        for name in (
-            "config.yaml",
-            "environment.json",
-            "metrics.jsonl",
-            "checkpoints",
-            "model/model.safetensors",
-            "summary.json",
-        ):
-            assert (folder / name).exists(), name
+        names = ["config.yaml", "environment.json", "metrics.jsonl", "model/model.safetensors", "summary.json"]
+        assert [name for name in names if not (folder / name).exists()] == []
         assert json.loads((folder / "summary.json").read_text()) == answers[pipeline]
         assert len(list((folder / "checkpoints").iterdir())) == 2
     samples = sorted(path.name for path in (finished_project / answers["train_tokenizer"]["run"] / "samples").iterdir())
     assert samples == ["step_000006.mp4", "step_000006.png"]
 
 
-def test_metrics_hold_training_and_validation(finished_project: Path, answers: Answers) -> None:
+def test_metrics_hold_training_and_validation_lines(finished_project: Path, answers: Answers) -> None:
     lines = [
         json.loads(line)
         for line in (finished_project / answers["pretrain_ar"]["run"] / "metrics.jsonl").read_text().splitlines()
@@ -90,18 +83,8 @@ def test_the_cache_holds_every_video_once(finished_project: Path, answers: Answe
 
 
 def test_a_second_tokenize_decodes_nothing(finished_project: Path, answers: Answers, tmp_path: Path) -> None:
-    flags = [
-        "--videos",
-        DIGITS,
-        "--tokenizer",
-        answers["train_tokenizer"]["run"],
-        "--workers",
-        "1",
-        "--shard_size",
-        "100",
-        "--out",
-        str(tmp_path / "elsewhere"),
-    ]
+    flags = ["--videos", DIGITS, "--tokenizer", answers["train_tokenizer"]["run"], "--workers", "1"]
+    flags += ["--shard_size", "100", "--out", str(tmp_path / "elsewhere")]
     again = last_line(start(finished_project, "tokenize", *flags))
     assert again["reused"]
     assert not answers["tokenize"]["reused"]
@@ -109,7 +92,7 @@ def test_a_second_tokenize_decodes_nothing(finished_project: Path, answers: Answ
     assert again["cache"] == answers["tokenize"]["cache"]
 
 
-def test_a_finished_run_says_so_and_repeats_its_summary(finished_project: Path, answers: Answers) -> None:
+def test_a_finished_run_prints_its_summary_again(finished_project: Path, answers: Answers) -> None:
     for script, flags in (("train_tokenizer", ["--videos", DIGITS, *TINY_TOKENIZER]), ("pretrain_ar", TINY_MODEL)):
         again = start(finished_project, script, *flags)
         assert last_line(again) == answers[script]
@@ -126,7 +109,7 @@ def test_the_written_configuration_runs_again(finished_project: Path, answers: A
 def test_the_report_is_one_self_contained_page(finished_project: Path, answers: Answers) -> None:
     page = (finished_project / answers["report"]["page"]).read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert not re.search("{{ [a-z]+ }}", page), "a part of the template was not filled in"
+    assert not re.search("{{ [a-z]+ }}", page), "a part of the template is not filled"
     assert page.count("<svg") >= 3
     assert "data:image/png;base64," in page
     for command in ("tokenize.py", "pretrain_ar.py", "probe.py", "train_tokenizer.py"):

@@ -1,4 +1,4 @@
-"""export: clips of a cache beside what their codes decode to, as videos that play."""
+"""export writes playable videos of clips and their decoded codes, and refuses mistakes in one line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call
 
 
-def test_export_writes_videos_that_play(
+def test_exported_videos_play(
     finished_project: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished_project)
@@ -27,8 +27,8 @@ def test_export_writes_videos_that_play(
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--sample", "99"], "99: no such sample"),
-        (["--sample", "0/002.mp4"], "was skipped: damaged for the test"),
+        (["--sample", "99"], "99"),
+        (["--sample", "0/002.mp4"], "damaged for the test"),
         (["--tokenizer", "nowhere"], "nowhere"),
     ],
 )

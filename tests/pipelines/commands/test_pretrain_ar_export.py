@@ -1,4 +1,4 @@
-"""What is exported after a training, compiled or not, by itself or wrapped, is bit for bit what was trained (R31)."""
+"""The saved model has bit for bit the trained weights, whether it was trained plain, compiled or wrapped in DDP."""
 
 import functools
 import socket
@@ -32,7 +32,7 @@ def batch(finished_project: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """torch.compile traces the blocks, and then runs what it traced as it is."""
+    """Make torch.compile trace the blocks and run the traced graphs without code generation."""
     torch.compiler.reset()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
     monkeypatch.setattr(pretrain_ar, "check_compiler", lambda device: None)
@@ -42,7 +42,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def one_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerate starts one of several processes, but alone: the model is wrapped for distributed training (gloo)."""
+    """Environment of a process group with world size 1: accelerate wraps the model for distributed training (gloo)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -52,7 +52,7 @@ def one_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs(objective: Objective, batch: dict[str, torch.Tensor], precision: str) -> Outputs:
-    """Loss and features in evaluation mode, as a validation or a probe of that precision takes them."""
+    """Loss and features in evaluation mode, as in a validation or a probe of that precision."""
     objective.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return [objective(batch)["loss"], *objective.features(batch)]
@@ -70,7 +70,7 @@ def keys(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("how", ["plain", "compiled", "wrapped"])
-def test_what_is_exported_is_what_was_trained(
+def test_the_saved_model_equals_the_trained_model(
     call: Call,
     finished_project: Path,
     tmp_path: Path,
@@ -92,17 +92,17 @@ def test_what_is_exported_is_what_was_trained(
     counters.clear()
     flags = [*TINY_MODEL, "--precision", precision, "--out", str(tmp_path)]
     call("pretrain_ar", *flags, *(["--compile"] if how == "compiled" else []))
-    assert wrapped["calls"] == (6 if how == "wrapped" else 0), "one for each step"
+    assert wrapped["calls"] == (6 if how == "wrapped" else 0), "one forward pass per step"
     assert (counters["stats"]["unique_graphs"] > 1) == (how == "compiled")
 
     loaded = load_objective(tmp_path / "model")
     set_backend(loaded, "plain")
     if how == "compiled":
         compile_blocks(loaded)
-    was = outputs(trained[0], batch, precision)
-    assert_bit_equal(outputs(loaded, batch, precision), was)
+    expected = outputs(trained[0], batch, precision)
+    assert_bit_equal(outputs(loaded, batch, precision), expected)
     if how == "plain":
-        assert torch.equal(was[0], outputs(loaded, batch, "fp32")[0]) == (precision == "fp32"), "precision matters"
+        assert torch.equal(expected[0], outputs(loaded, batch, "fp32")[0]) == (precision == "fp32"), "precision matters"
     names = set(loaded.state_dict())
     assert keys(tmp_path / "model" / "model.safetensors") == names
     checkpoint = tmp_path / "checkpoints" / "step_000006"
@@ -112,7 +112,9 @@ def test_what_is_exported_is_what_was_trained(
     assert not [key for key in names | moments if "module." in key or "_orig_mod." in key]
 
 
-def test_the_hub_loads_it_too(finished_project: Path, answers: dict[str, Any], batch: dict[str, torch.Tensor]) -> None:
+def test_from_pretrained_loads_the_saved_model(
+    finished_project: Path, answers: dict[str, Any], batch: dict[str, torch.Tensor]
+) -> None:
     folder = finished_project / answers["pretrain_ar"]["run"] / "model"
     a, b = load_objective(folder), ARVideo.from_pretrained(folder)
     assert_bit_equal(outputs(a, batch, "fp32"), outputs(b, batch, "fp32"))

@@ -1,4 +1,4 @@
-"""Every objective goes through the same command: repeats itself, resumes bit for bit, and shares its batch among processes."""
+"""Every objective trains reproducibly, resumes bit for bit, splits its batch among processes, and saves snapshots."""
 
 import hashlib
 import shutil
@@ -41,27 +41,25 @@ def weights(run: Path) -> str:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_run_that_goes_on_ends_like_one_that_was_never_stopped(
-    name: str, cache: Path, tmp_path: Path, call: Call
-) -> None:
-    """From step 6 of 8, with what is written after it gone; and from the start."""
-    said = [call("pretrain_ar", *flags(name, cache, tmp_path / run)) for run in ("straight", "again")]
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(name: str, cache: Path, tmp_path: Path, call: Call) -> None:
+    """Resume from step 6 of 8, without the files that were written later. Also repeat the run from the start."""
+    summaries = [call("pretrain_ar", *flags(name, cache, tmp_path / run)) for run in ("straight", "again")]
     assert weights(tmp_path / "straight") == weights(tmp_path / "again")
     stopped = shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
     (stopped / "summary.json").unlink()
     shutil.rmtree(stopped / "checkpoints" / "step_000008")
     shutil.rmtree(stopped / "model")
-    said.append(call("pretrain_ar", *flags(name, cache, stopped)))
+    summaries.append(call("pretrain_ar", *flags(name, cache, stopped)))
     assert "from step 6" in call.err
     assert weights(stopped) == weights(tmp_path / "straight")
-    assert len({(one["loss"], one["bits_per_code"]) for one in said}) == 1
+    assert len({(summary["loss"], summary["bits_per_code"]) for summary in summaries}) == 1
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_is_not_finite_is_not_learned(name: str, cache: Path, tmp_path: Path) -> None:
-    """R23: a learning rate that ruins the weights in the first step stops the second, by one line; what was written stays."""
-    ruinous = ["--lr", "1e38", "--warmup", "0", "--save_every", "1"]
-    result = start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "run"), *ruinous)
+def test_a_non_finite_gradient_stops_training(name: str, cache: Path, tmp_path: Path) -> None:
+    """A huge learning rate makes the weights useless in the first step: the second ends in one line, and keeps all files."""
+    huge_rate = ["--lr", "1e38", "--warmup", "0", "--save_every", "1"]
+    result = start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "run"), *huge_rate)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if ": error: " in line]
     assert "step 2: the gradient is not finite" in line
@@ -78,7 +76,7 @@ def test_two_processes_train_the_same_model(name: str, cache: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_snapshots_are_models_of_the_way(name: str, cache: Path, tmp_path: Path, call: Call) -> None:
+def test_snapshots_are_models_from_before_the_end(name: str, cache: Path, tmp_path: Path, call: Call) -> None:
     call("pretrain_ar", *flags(name, cache, tmp_path / "with"), "--snapshots")
     call("pretrain_ar", *flags(name, cache, tmp_path / "without"))
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
@@ -90,6 +88,6 @@ def test_snapshots_are_models_of_the_way(name: str, cache: Path, tmp_path: Path,
     assert not torch.allclose(before, after)
 
 
-def test_settings_of_another_objective_are_refused_in_one_line(cache: Path, tmp_path: Path, call: Call) -> None:
+def test_a_setting_of_another_objective_is_refused_in_one_line(cache: Path, tmp_path: Path, call: Call) -> None:
     wrong: list[Any] = ["--objective", "VIMPAC", "--objective.keep", "0.5", "--cache", str(cache)]
     assert "keep" in call("pretrain_ar", *wrong, "--out", str(tmp_path))

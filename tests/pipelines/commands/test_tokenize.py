@@ -1,4 +1,4 @@
-"""Stage one: who made a cache, how, and how often does not show in it; what is there already is never made again."""
+"""The codes in a cache do not depend on how often, by how many processes or in which batches they were made."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.ahead import ahead
 from data.cache import TokenCache
 from data.clips import ClipSpec
 from data.sources import load_source
 from pipelines.engine.encoding import Decoded, Encoder, decode
-from tests.helpers.commands import DIGITS, ENVIRONMENT, ROOT, last_line, start
+from tests.helpers.commands import DIGITS, ENVIRONMENT, ROOT, TINY_MODEL, last_line, start
 from tests.helpers.videos import MakeVideo
 from tests.pipelines.engine.test_processes import hashes, launcher
 from tokenizer import load_tokenizer
@@ -28,22 +29,24 @@ def tokenizer(finished_project: Path, answers: dict[str, Any]) -> str:
     return str(finished_project / answers["train_tokenizer"]["run"])
 
 
-def made(folder: Path, *flags: str, **how: Any) -> tuple[dict[str, Any], TokenCache]:
-    """Tokenize in a folder; the summary, and the cache."""
-    answer = last_line(start(folder, "tokenize", *flags, **how))
-    return answer, TokenCache.open(folder / answer["cache"])
+def tokenized(folder: Path, *flags: str, **options: Any) -> tuple[dict[str, Any], TokenCache]:
+    """Run tokenize in a folder, and return its summary and the cache."""
+    summary = last_line(start(folder, "tokenize", *flags, **options))
+    return summary, TokenCache.open(folder / summary["cache"])
 
 
-# --- R15: reuse
+# --- reuse
 
 
-def test_second_experiment_decodes_and_encodes_nothing(video_folder: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_a_second_tokenize_decodes_and_encodes_nothing(video_folder: Path, tokenizer: str, tmp_path: Path) -> None:
     videos = Path(shutil.copytree(video_folder, tmp_path / "videos"))
-    first, cache = made(tmp_path, "--videos", "videos", "--tokenizer", tokenizer)
+    first, cache = tokenized(tmp_path, "--videos", "videos", "--tokenizer", tokenizer)
     manifest = Path(cache.address, "manifest.json").read_bytes()
-    for path in videos.rglob("*.*"):  # as long as before, and no video: whoever decodes one finds out
+    for path in videos.rglob("*.*"):  # files of the same size that cannot be decoded
         path.write_bytes(b"\0" * path.stat().st_size)
-    again, _ = made(tmp_path, "--videos", "videos", "--tokenizer", tokenizer, "--workers", "0", "--shard_size", "1")
+    again, _ = tokenized(
+        tmp_path, "--videos", "videos", "--tokenizer", tokenizer, "--workers", "0", "--shard_size", "1"
+    )
     assert (first["reused"], again["reused"]) == (False, True)
     assert again["skipped"] == 0
     assert again["key"] == first["key"]
@@ -52,7 +55,7 @@ def test_second_experiment_decodes_and_encodes_nothing(video_folder: Path, token
 
 def test_lost_and_damaged_shards_of_a_finished_cache_are_made_again(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7"]
-    _, cache = made(tmp_path, *flags)
+    _, cache = tokenized(tmp_path, *flags)
     before = hashes(Path(cache.address, "shards"))
     manifest = Path(cache.address, "manifest.json").read_bytes()
     Path(cache.address, "shards", "000002.tar").unlink()
@@ -60,31 +63,31 @@ def test_lost_and_damaged_shards_of_a_finished_cache_are_made_again(tokenizer: s
     os.truncate(Path(cache.address, "shards", "000001.tar"), 5000)
     record = Path(cache.address, "shards", "000003.json")
     record.write_text(record.read_text().replace('"clip_xxh3": "', '"clip_xxh3": "A', 1))
-    answer, again = made(tmp_path, *flags[:-1], "100")
+    answer, again = tokenized(tmp_path, *flags[:-1], "100")
     assert not answer["reused"]
     assert hashes(Path(again.address, "shards")) == before
     assert Path(again.address, "manifest.json").read_bytes() == manifest
 
 
-# --- R16: the same codes in every way
+# --- the same codes from any batch size, number of threads and number of processes
 
 
 @pytest.fixture(scope="module")
 def codes_of_64(finished_project: Path, answers: dict[str, Any]) -> dict[tuple[int, int], np.ndarray]:
-    """Codes of 64 clips, by size of the batch and number of decoding threads."""
-    encoders = load_tokenizer(str(finished_project / answers["train_tokenizer"]["run"]))
+    """Codes of 64 clips, by batch size and number of decoding threads."""
+    tokenizer = load_tokenizer(str(finished_project / answers["train_tokenizer"]["run"]))
     source = load_source("builtin:moving-digits:32:0")
     clip = ClipSpec(views=2)
 
     def work(video: Any) -> Iterator[Decoded]:
         return decode(source, video, clip, "none")
 
-    found = {}
+    codes_by_way = {}
     for batch, workers in ((1, 0), (3, 0), (8, 0), (8, 4)):
         decoded = ahead(source.videos, work, workers, depth=batch)
-        videos = list(Encoder(encoders, batch, "fp32").videos(decoded))
-        found[batch, workers] = np.stack([codes for video in videos for codes in video.codes])
-    return found
+        videos = list(Encoder(tokenizer, batch, "fp32").videos(decoded))
+        codes_by_way[batch, workers] = np.stack([codes for video in videos for codes in video.codes])
+    return codes_by_way
 
 
 def test_codes_do_not_depend_on_the_batch_or_on_threads(codes_of_64: dict[tuple[int, int], np.ndarray]) -> None:
@@ -96,20 +99,20 @@ def test_codes_do_not_depend_on_the_batch_or_on_threads(codes_of_64: dict[tuple[
 
 def test_two_processes_and_threads_write_the_same_codes(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7", "--clip.views", "2"]
-    _, one = made(tmp_path, *flags, "--caches", "one", "--workers", "0")
-    _, two = made(tmp_path, *flags, "--caches", "two", "--workers", "4", launch=launcher())
+    _, one = tokenized(tmp_path, *flags, "--caches", "one", "--workers", "0")
+    _, two = tokenized(tmp_path, *flags, "--caches", "two", "--workers", "4", launch=launcher())
     assert hashes(Path(one.address, "shards")) == hashes(Path(two.address, "shards"))
 
 
-def test_bf16_says_how_many_codes_it_changes(tokenizer: str, tmp_path: Path) -> None:
+def test_bf16_counts_the_codes_that_differ_from_fp32(tokenizer: str, tmp_path: Path) -> None:
     result = start(tmp_path, "tokenize", "--videos", DIGITS, "--tokenizer", tokenizer, "--precision", "bf16")
     answer = last_line(result)
     cache = TokenCache.open(tmp_path / answer["cache"])
     compared = cache.manifest["bf16"]
-    assert compared["codes"] == 8 * 512, "the first batch of the one shard"
+    assert compared["codes"] == 8 * 512, "the first batch of the only shard"
     assert compared["rate"] == answer["bf16_mismatch"] == compared["differ"] / compared["codes"]
-    assert f"bf16: {compared['differ']} of {compared['codes']} codes" in result.stderr
-    _, exact = made(tmp_path, "--videos", DIGITS, "--tokenizer", tokenizer)
+    assert f"{compared['differ']} of {compared['codes']}" in result.stderr
+    _, exact = tokenized(tmp_path, "--videos", DIGITS, "--tokenizer", tokenizer)
     assert exact.key != cache.key
     assert exact.manifest["bf16"] is None
     first_batch = range(8)
@@ -120,9 +123,9 @@ def test_bf16_says_how_many_codes_it_changes(tokenizer: str, tmp_path: Path) -> 
 # --- several commands at once
 
 
-def test_commands_that_know_nothing_of_each_other_share_the_work(tokenizer: str, tmp_path: Path) -> None:
+def test_independent_commands_share_the_work(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", "builtin:moving-digits:60:0", "--tokenizer", tokenizer, "--shard_size", "3", "--workers", "1"]
-    _, alone = made(tmp_path, *flags, "--caches", "alone")
+    _, alone = tokenized(tmp_path, *flags, "--caches", "alone")
     command = [sys.executable, str(ROOT / "pipelines" / "tokenize.py"), *flags, "--caches", "shared"]
     environment = {**ENVIRONMENT, "ARVIDEO_TRACEBACK": "1"}
     runs = [
@@ -140,29 +143,29 @@ def test_commands_that_know_nothing_of_each_other_share_the_work(tokenizer: str,
     assert [run.returncode for run in runs] == [0, 0, 0], ends
     assert len({json.loads(out.splitlines()[-1])["key"] for out, _ in ends}) == 1
     (shared,) = (tmp_path / "shared").iterdir()
-    assert hashes(shared / "shards") == hashes(Path(alone.address, "shards")), "and no claim is left"
+    assert hashes(shared / "shards") == hashes(Path(alone.address, "shards")), "no claim files are left"
     assert (shared / "manifest.json").read_bytes() == Path(alone.address, "manifest.json").read_bytes()
     assert not list(shared.glob("*.tmp-*"))
 
 
-# --- whole videos
+# --- dense views
 
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory: pytest.TempPathFactory, make_video: MakeVideo) -> Path:
-    """A folder with a video of 75 frames whose brightness rises, and one that is cut off."""
+    """A folder with a video of 75 frames of rising brightness, and a truncated video."""
     folder = tmp_path_factory.mktemp("long")
     frames = [np.full((32, 48, 3), 20 + 2 * i, np.uint8) for i in range(75)]
     make_video(folder / "rising.mp4", frames, codec="libx264", rate=25)
     noise = np.random.default_rng(0).integers(256, size=(75, 32, 48, 3), dtype=np.uint8)
-    whole = make_video(folder / "torn.avi", list(noise))
-    os.truncate(whole, whole.stat().st_size // 2)
+    torn = make_video(folder / "torn.avi", list(noise))
+    os.truncate(torn, torn.stat().st_size // 2)
     return folder
 
 
-def test_dense_views_cover_a_video_from_end_to_end(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_dense_views_cover_the_whole_video(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", str(long_video), "--tokenizer", tokenizer, "--clip.views", "dense", "--clip.stride", "2"]
-    answer, cache = made(tmp_path, *flags, "--clip.size", "32", "--keep_pixels", "raw")
+    answer, cache = tokenized(tmp_path, *flags, "--clip.size", "32", "--keep_pixels", "raw")
     assert answer["skipped"] == 1
     assert [entry["path"] for entry in cache.manifest["skipped"]] == ["torn.avi"]
     assert cache.timeline(0).tolist() == [[0, 32], [32, 64], [64, 75]]
@@ -174,25 +177,21 @@ def test_dense_views_cover_a_video_from_end_to_end(long_video: Path, tokenizer: 
     assert cache.clips.slices(np.zeros(3, int), np.arange(3)).tolist() == (-(-frames * slices // 16)).tolist()
     brightness = np.concatenate([cache.pixels(0, view)[:, 16, 16, 0] for view in range(3)])
     assert np.abs(brightness[:38] - (20 + 4 * np.arange(38))).max() <= 3
-    assert (brightness[38:] == brightness[37]).all(), "padded with its last frame"
+    assert (brightness[38:] == brightness[37]).all(), "padded with the last frame"
     assert cache.canonical(0) == 1
 
 
-def test_dense_codes_are_those_of_their_pixels(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_dense_codes_are_the_codes_of_the_kept_pixels(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", str(long_video), "--tokenizer", tokenizer, "--clip.views", "dense", "--clip.size", "32"]
-    _, cache = made(tmp_path, *flags, "--keep_pixels", "raw", "--encode_batch", "3")
-    _, other = made(tmp_path, *flags, "--encode_batch", "8", "--workers", "0")
+    _, cache = tokenized(tmp_path, *flags, "--keep_pixels", "raw", "--encode_batch", "3")
+    _, other = tokenized(tmp_path, *flags, "--encode_batch", "8", "--workers", "0")
     assert np.array_equal(cache.codes(0), other.codes(0))
     clips = [cache.pixels(0, view) for view in range(5)]
-    import torch
-
     codes = load_tokenizer(tokenizer).encode(torch.from_numpy(np.stack(clips)))
     assert np.array_equal(cache.codes(0), codes.numpy())
 
 
-def test_dense_cache_is_trained_on(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
-    from .conftest import TINY_MODEL
-
+def test_pretraining_accepts_a_dense_cache(long_video: Path, tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", str(long_video), "--tokenizer", tokenizer, "--clip.views", "dense"]
-    made(tmp_path, *flags)
+    tokenized(tmp_path, *flags)
     assert last_line(start(tmp_path, "pretrain_ar", *TINY_MODEL))["step"] == 6

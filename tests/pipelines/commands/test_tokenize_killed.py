@@ -1,4 +1,4 @@
-"""A tokenize that is killed at any moment is completed by the next one, byte for byte (R1)."""
+"""A cache whose tokenize was killed at any moment is completed by the next tokenize, byte for byte."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,6 @@ def test_a_killed_tokenize_is_completed(
     finished_project: Path, answers: dict[str, Any], tmp_path: Path, trials: int
 ) -> None:
     tokenizer = str(finished_project / answers["train_tokenizer"]["run"])
-    found = kills("kill_tokenize", trials, tokenizer, str(tmp_path))
-    assert found["wrong"] == []
-    assert found["early"] > 0.8 * trials, "most kills must come while it works"
+    result = kills("kill_tokenize", trials, tokenizer, str(tmp_path))
+    assert result["wrong"] == []
+    assert result["early"] > 0.8 * trials, "most kills must hit a working process"

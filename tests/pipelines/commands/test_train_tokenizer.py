@@ -1,4 +1,4 @@
-"""train_tokenizer: what it shows, what it refuses, and that two processes train one tokenizer."""
+"""train_tokenizer writes pictures and movies, refuses mistakes, and trains one tokenizer in two processes."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, sta
 from tests.pipelines.engine.test_processes import launcher, processes
 from tokenizer import VQ3D, load_tokenizer
 
-# --- samples
+# --- pictures and movies
 
 
-@pytest.mark.parametrize(("held_out", "clips", "moving"), [(2, 2, 2), (10, 8, 4)])
-def test_every_validation_leaves_a_picture_and_a_movie(
-    call: Call, tmp_path: Path, held_out: int, clips: int, moving: int
+@pytest.mark.parametrize(("held_out", "clips", "movie_clips"), [(2, 2, 2), (10, 8, 4)])
+def test_every_validation_writes_a_picture_and_a_movie(
+    call: Call, tmp_path: Path, held_out: int, clips: int, movie_clips: int
 ) -> None:
     videos = f"builtin:moving-digits:8:{held_out}"
     flags = ["--videos", videos, "--clip.size", "40", "--steps", "5", "--validate_every", "2"]
@@ -35,65 +35,63 @@ def test_every_validation_leaves_a_picture_and_a_movie(
     for step in steps:
         grid = np.asarray(Image.open(samples / f"{step}.png"))
         assert grid.shape == (clips * 3 * 40, 8 * 40, 3)
-        assert np.array_equal(grid[:40, :40], pixels_BTHWC[0, 0]) and np.array_equal(
-            grid[:40, -40:], pixels_BTHWC[0, 3]
-        )
+        assert np.array_equal(grid[:40, :40], pixels_BTHWC[0, 0])
+        assert np.array_equal(grid[:40, -40:], pixels_BTHWC[0, 3])
         with av.open(str(samples / f"{step}.mp4")) as container:
             assert container.streams.video[0].codec_context.name == "h264"
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-        assert frames.shape == (moving * 4, 6 * 40, 6 * (40 + 8 + 40), 3)
+        assert frames.shape == (movie_clips * 4, 6 * 40, 6 * (40 + 8 + 40), 3)
         small = frames[:, 3::6, 3::6].astype(int)
-        assert np.abs(small[:, :, :40] - pixels_BTHWC[:moving].reshape(-1, 40, 40, 3)).mean() < 4
-    codes = tokenizer.encode(held_out_clips(load_source(videos), ClipSpec(frames=4, size=40), moving, {}))
-    made = tokenizer.decode(codes).numpy().reshape(-1, 40, 40, 3)
-    assert np.abs(small[:, :, 48:] - made).mean() < 8, "the last movie is of the tokenizer that was saved"
+        assert np.abs(small[:, :, :40] - pixels_BTHWC[:movie_clips].reshape(-1, 40, 40, 3)).mean() < 4
+    codes = tokenizer.encode(held_out_clips(load_source(videos), ClipSpec(frames=4, size=40), movie_clips, {}))
+    decoded = tokenizer.decode(codes).numpy().reshape(-1, 40, 40, 3)
+    assert np.abs(small[:, :, 48:] - decoded).mean() < 8, "the last movie shows the saved tokenizer"
 
 
 # --- refusals
 
 
-REFUSED = {
-    "no name": (["--model.name", "vq3d-2x8x8"], "invalid tokenizer name 'vq3d-2x8x8'"),
-    "no quantizer": (["--model.name", "vq3d-2x8x8-vq64"], "'vq64': expected one of fsqN, emavqN, lfqN, simvqN"),
-    "no stride": (["--model.name", "vq3d-3x8x8-fsq1000"], "strides are powers of 2"),
-    "no vocabulary": (["--model.name", "vq3d-2x8x8-fsq1024"], "FSQ has levels for 240, 1000, 4375, 15360, 64000"),
-    "no option": (["--model.options", "{decay: 0.9}"], "fsq has no option 'decay'; it has levels, spread"),
-    "wrong option": (["--model.options", "{spread: much}"], "fsq's spread is 'much', but must be like 0.01"),
-    "width": (["--model.width", "12"], "tokenizer width 12 is not a multiple of 8"),
-    "key": (["--model.wide", "16"], "unknown setting 'wide'"),
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no name": (["--model.name", "vq3d-2x8x8"], "'vq3d-2x8x8'"),
+    "no quantizer": (["--model.name", "vq3d-2x8x8-vq64"], "'vq64' fsqN emavqN lfqN simvqN"),
+    "no stride": (["--model.name", "vq3d-3x8x8-fsq1000"], "stride power"),
+    "no vocabulary": (["--model.name", "vq3d-2x8x8-fsq1024"], "240 1000 4375 15360 64000"),
+    "no option": (["--model.options", "{decay: 0.9}"], "fsq 'decay' levels spread"),
+    "wrong option": (["--model.options", "{spread: much}"], "fsq spread 'much'"),
+    "width": (["--model.width", "12"], "width 12 8"),
+    "key": (["--model.wide", "16"], "'wide'"),
     "codebook in parts": (
         ["--accumulate", "2", "--model.name", "vq3d-2x8x8-emavq64"],
-        "accumulate 2 is not for vq3d-2x8x8-emavq64",
+        "accumulate 2 vq3d-2x8x8-emavq64",
     ),
-    "lpips": (["--loss.lpips", "0.1"], "loss.lpips needs --loss.lpips_weights"),
-    "lpips weights": (
-        ["--loss.lpips", "0.1", "--loss.lpips_weights", "nowhere"],
-        "nowhere: no such folder; LPIPS needs",
-    ),
-    "negative lpips": (["--loss.lpips", "-1"], "loss.lpips is -1.0, but must not be negative"),
+    "lpips": (["--loss.lpips", "0.1"], "loss.lpips --loss.lpips_weights"),
+    "lpips weights": (["--loss.lpips", "0.1", "--loss.lpips_weights", "nowhere"], "nowhere LPIPS"),
+    "negative lpips": (["--loss.lpips", "-1"], "loss.lpips -1.0"),
     "discriminator": (["--loss.discriminator", "2d"], "loss.discriminator"),
-    "start": (["--loss.adversarial_start", "-1"], "loss.adversarial_start is -1, but must not be negative"),
-    "cap": (["--loss.adversarial_cap", "0"], "loss.adversarial_cap is 0.0, but must be above 0"),
-    "average": (["--average", "1"], "average must be at least 0 and below 1, got 1.0"),
-    "negative average": (["--average", "-0.5"], "average must be at least 0 and below 1, got -0.5"),
-    "size": (["--clip.size", "60"], "60x60 does not fit vq3d-2x8x8-fsq1000: height must be a multiple of 8 (56 or 64"),
-    "frames": (["--clip.frames", "7"], "frames must be a multiple of 2 (6 or 8 would do)"),
+    "start": (["--loss.adversarial_start", "-1"], "loss.adversarial_start -1"),
+    "cap": (["--loss.adversarial_cap", "0"], "loss.adversarial_cap 0.0"),
+    "average": (["--average", "1"], "average 1.0"),
+    "negative average": (["--average", "-0.5"], "average -0.5"),
+    "size": (["--clip.size", "60"], "60x60 vq3d-2x8x8-fsq1000 height multiple 56 64"),
+    "frames": (["--clip.frames", "7"], "frames multiple 6 8"),
     "causal frames": (
         ["--model.name", "vq3d-causal-4x8x8-fsq1000", "--clip.frames", "16"],
-        "frames must be 1 + a multiple of 4 (13 or 17 would do)",
+        "frames multiple 4 13 17",
     ),
-    "dense": (["--clip.views", "dense"], "clip.views must be a number to train a tokenizer, got dense"),
+    "dense": (["--clip.views", "dense"], "clip.views dense"),
 }
+"""Case -> flags, and words that are part of the error line."""
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_a_mistake_is_refused_before_anything_is_written(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags, part = REFUSED[what]
+    flags, facts = REFUSED[what]
     line = call("train_tokenizer", *flags)
-    assert line.startswith("train_tokenizer: error: ") and part in line
+    assert line.startswith("train_tokenizer: error: ")
+    assert [fact for fact in facts.split() if fact not in line] == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,9 +99,7 @@ def test_a_run_of_another_tokenizer_is_not_continued(call: Call, tmp_path: Path)
     call("train_tokenizer", *TINIEST, "--out", str(tmp_path / "run"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for flags in (["--model.name", "vq3d-2x8x8-fsq240"], ["--average", "0.5"], ["--loss.pixels", "l1"]):
-        assert "contains a run with other settings" in call(
-            "train_tokenizer", *TINIEST, *flags, "--out", str(tmp_path / "run")
-        )
+        assert "--out" in call("train_tokenizer", *TINIEST, *flags, "--out", str(tmp_path / "run"))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

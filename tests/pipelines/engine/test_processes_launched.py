@@ -235,10 +235,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_p
 def test_a_tokenizer_is_not_trained_with_fsdp(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.is_fsdp2", True)
     line = call("train_tokenizer", "--videos", "builtin:moving-digits:8:2", "--out", str(tmp_path / "run"))
-    assert (
-        line
-        == "train_tokenizer: error: a tokenizer is not trained with FSDP; take an accelerate configuration without it"
-    )
+    assert line.startswith("train_tokenizer: error: ") and "FSDP" in line
 
 
 def test_accumulation_gives_the_losses_of_the_whole_batch(

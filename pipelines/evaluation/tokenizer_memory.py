@@ -1,0 +1,54 @@
+"""Peak memory of a tokenizer, measured in a process of its own.
+
+In a process that has used memory before, the allocator reuses it and the increase looks too small.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pipelines.engine.memory import Resident
+from tokenizer import load_tokenizer
+
+_ROOT = Path(__file__).parents[2]
+
+
+def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.device, bf16: bool) -> int:
+    """Measure the peak memory in bytes of loading a tokenizer and encoding and decoding a batch of this shape.
+
+    On CUDA devices this is the peak of PyTorch's allocator, elsewhere the increase of the resident memory.
+
+    Raises:
+        ValueError: if the process fails.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # leave the memory to the other process
+    arguments = json.dumps([os.getcwd(), source, trust, list(shape), str(device), bf16])
+    # -m puts the working directory on the import path, and files there may have the names of modules: start in _ROOT.
+    command = [sys.executable, "-m", "pipelines.evaluation.tokenizer_memory", arguments]
+    result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    if result.returncode:
+        lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
+        raise ValueError(f"{source}: the memory of a batch cannot be measured: {lines[-1]}")
+    return int(result.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Print the peak memory in bytes for the arguments that `memory_of` passes."""
+    folder, source, trust, shape, device, bf16 = json.loads(sys.argv[1])
+    os.chdir(folder)  # the source may be a relative path
+    with Resident() as resident:
+        tokenizer = load_tokenizer(source, trust=trust).to(device)
+        pixels_BTHWC = torch.zeros(shape, dtype=torch.uint8, device=device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            tokenizer.decode(tokenizer.encode(pixels_BTHWC))
+    print(torch.cuda.max_memory_allocated(device) if "cuda" in device else resident.most - resident.before)
+
+
+if __name__ == "__main__":
+    main()
