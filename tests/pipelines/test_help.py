@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "pretrain_ar --precision fp16": ("precision", "'auto', 'fp32', 'bf16'", "fp16"),
     "pretrain_ar --objective Nonsense": ("objective", "unknown class", "Nonsense"),
     "pretrain_ar --objective.keeep 0.5": ("unknown setting", "keeep"),
-    "benchmark speed": ("what", "'cache', 'tokenizer', 'pretrain', 'quality'", "speed"),
+    "benchmark speed": ("what", "'cache', 'tokenizer', 'pretrain'", "speed"),
     "evaluate_tokenizer": ("tokenizers",),
 }
 

@@ -193,4 +193,4 @@ def test_missing_invalid_and_equally_named_entries_are_refused(tmp_path: Path, c
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         entries(tmp_path / folder, "order")
-    assert "same name" in refused(tmp_path / "a" / "order.yaml", tmp_path / "b" / "order.yaml")
+    assert "'order'" in refused(tmp_path / "a" / "order.yaml", tmp_path / "b" / "order.yaml")

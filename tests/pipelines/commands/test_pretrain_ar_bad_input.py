@@ -63,7 +63,7 @@ MISTAKES = [
     ("--objective.target colours", "target"),
     ("--objective.order sideways", "order"),
     ("--objective.likelihood digits", "likelihood digits codes"),
-    ("--objective.code_patch [1,2,3]", "(code_patch)"),
+    ("--objective.code_patch [1,2,3]", "objective.code_patch"),
     ("--objective.width 0", "objective.width"),
     ("--objective.depth 0", "depth"),
     ("--objective.heads 5", "width 24 5 heads"),

@@ -206,7 +206,7 @@ def test_payloads_in_a_run_that_is_probed(call: Call, finished: Path, answers: d
 def test_payloads_in_a_run_that_is_reported(
     call: Call, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_page, "_tokenizer", lambda cache, trust: "")
+    monkeypatch.setattr(run_page, "_tokenizer", lambda cache, trust: {"problem": "not loaded"})
     (own,) = (path.name for path in finished.glob("probe-*"))
     probed = [f"{own}/{name}" for name in ("environment.json", "summary.json")]
     names = [*TOP, *MODEL, *probed, "checkpoints"] if kind == "pickle" else [*TOP, *probed]
