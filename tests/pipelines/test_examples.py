@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tests.helpers.commands import ENVIRONMENT, ROOT
 
@@ -44,3 +45,9 @@ def test_own_tokenizer_fills_a_cache(tmp_path: Path) -> None:
 def test_read_a_cache_prints_codes_and_batches(finished_project: Path, answers: dict[str, Any]) -> None:
     said = run(finished_project, "read_a_cache", answers["tokenize"]["cache"])
     assert "step 2: codes_BTHW (4, 8, 8, 8)" in said
+
+
+def test_draw_run_writes_a_picture(finished_project: Path, answers: dict[str, Any], tmp_path: Path) -> None:
+    run(finished_project, "draw_run", answers["pretrain_ar"]["run"], str(tmp_path / "picture.png"))
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 2 * picture.height > 400
