@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenizer.adversarial import Adversary
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
-from tokenizer.lpips import LPIPS, load_lpips
+from tokenizer.lpips import load_lpips
 from tokenizer.measures import code_health, psnr
 from tokenizer.vq3d import VQ3D
 
@@ -27,17 +27,12 @@ class Reconstruction(nn.Module):
     def __init__(self, tokenizer: VQ3D, losses: Losses) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        self.lpips: LPIPS | None = None
-        if losses.lpips and losses.lpips_weights is not None:
-            self.lpips = load_lpips(losses.lpips_weights)
+        # `Losses` requires the folder of weights with every LPIPS weight.
+        self.lpips = load_lpips(losses.lpips_weights) if losses.lpips_weights is not None else None
         self.adversary: Adversary | None = None
         if losses.discriminator != "none":
-            self.adversary = Adversary(
-                losses.discriminator,
-                start=losses.adversarial_start,
-                weight=losses.adversarial,
-                cap=losses.adversarial_cap,
-            )
+            start, weight, cap = losses.adversarial_start, losses.adversarial, losses.adversarial_cap
+            self.adversary = Adversary(losses.discriminator, start=start, weight=weight, cap=cap)
 
     @property
     def networks(self) -> list[nn.Module]:
