@@ -69,11 +69,9 @@ def make_discriminator(kind: DiscriminatorName) -> nn.Module:
     Raises:
         ValueError: for an unknown kind, or if its package is not installed.
     """
-    if kind == "patch":
-        return FrameDiscriminator()
-    if kind == "3d":
-        return VideoDiscriminator()
-    raise ValueError(f"discriminator must be patch or 3d, got {kind!r}")
+    if kind not in ("patch", "3d"):
+        raise ValueError(f"discriminator must be patch or 3d, got {kind!r}")
+    return FrameDiscriminator() if kind == "patch" else VideoDiscriminator()
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -92,7 +90,6 @@ class Adversary(nn.Module):
     The discriminator trains from step 0, so that its gradients are useful when the generator loss starts.
 
     Args:
-        kind: as in `make_discriminator`.
         start: first step with a generator loss.
         weight: weight of the generator loss relative to the reconstruction loss, by their gradients.
         cap: upper limit of the adaptive weight. The ratio of gradients is huge while the discriminator's are near zero.

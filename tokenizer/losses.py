@@ -40,14 +40,11 @@ class Reconstruction(nn.Module):
         return [self.tokenizer] if self.adversary is None else [self.tokenizer, self.adversary]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the loss and its parts, all scalars.
+        """Return `loss` and its parts, all scalars.
 
-        Args:
-            batch: `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`.
-
-        Returns:
-            `loss`; `psnr` in dB; `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are
-            in use; and the numbers of `code_health`.
+        A batch has `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`. The parts are
+        `psnr` in dB, `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are in use, and
+        the numbers of `code_health`.
         """
         real_B = batch["real_B"]
         video_BTHWC = to_float(batch["pixels_BTHWC"])

@@ -85,14 +85,12 @@ class FSQQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if levels is None and vocab_size not in self.TABLE:
-            raise ValueError(
-                f"fsq{vocab_size}: FSQ has levels for {', '.join(map(str, self.TABLE))}; set `levels` for other sizes"
-            )
+            sizes = ", ".join(map(str, self.TABLE))
+            raise ValueError(f"fsq{vocab_size}: FSQ has levels for {sizes}; set `levels` for other sizes")
         self.levels = tuple(self.TABLE[vocab_size] if levels is None else levels)
         if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels or (0,)):
-            raise ValueError(
-                f"fsq{vocab_size}: levels {self.levels} must be from 3 to 1000 each and multiply to {vocab_size}"
-            )
+            requirement = f"must be from 3 to 1000 each and multiply to {vocab_size}"
+            raise ValueError(f"fsq{vocab_size}: levels {self.levels} {requirement}")
         if noise_dropout and not preserve_symmetry:
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
         if noise_dropout > 1:

@@ -87,8 +87,8 @@ class TamingTokenizer(VideoTokenizer):
     def _codes(self, frame_1CHW: Tensor) -> Tensor:
         z_1Dhw = self.quant_conv(self.encoder(frame_1CHW))
         with torch.autocast(z_1Dhw.device.type, enabled=False):
+            # `forward` of the package adds Gumbel noise also in evaluation mode; codes would differ between calls.
             if self._gumbel:
-                # `forward` of the package adds Gumbel noise also in evaluation mode; codes would differ between calls.
                 return self.quantize.proj(z_1Dhw.float()).argmax(1)[0]
             _, _, (_, _, codes) = self.quantize(z_1Dhw.float())
         return codes.view(z_1Dhw.shape[2:])
@@ -188,12 +188,10 @@ def _files(folder: Path, subfolder: str, suffix: str) -> list[Path]:
 
 
 def _single(folder: Path, files: Sequence[Path], kind: str) -> Path:
-    if not files:
-        raise ValueError(f"{folder}: no {kind} in it")
-    if len(files) > 1:
-        names = ", ".join(str(file.relative_to(folder)) for file in files)
-        raise ValueError(f"{folder}: expected one {kind}, found {names}")
-    return files[0]
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    raise ValueError(f"{folder}: expected one {kind}, found {names}" if files else f"{folder}: no {kind} in it")
 
 
 # --- the project YAML

@@ -93,10 +93,8 @@ class TorchScriptTokenizer(VideoTokenizer):
             raise ValueError(f"{subject} {kind}, expected integer codes (is it a continuous tokenizer?)")
         expected = (len(pixels_BTHWC), *self.codes_shape(*pixels_BTHWC.shape[1:4]))
         if codes_Bthw.shape != expected:
-            raise ValueError(
-                f"{subject} codes of shape {tuple(codes_Bthw.shape)} for pixels of shape {tuple(pixels_BTHWC.shape)}; "
-                f"expected {expected} by its stride {self.stride}"
-            )
+            shapes = f"{tuple(codes_Bthw.shape)} for pixels of shape {tuple(pixels_BTHWC.shape)}; expected {expected}"
+            raise ValueError(f"{subject} codes of shape {shapes} by its stride {self.stride}")
         if codes_Bthw.numel() and not 0 <= codes_Bthw.amin() <= codes_Bthw.amax() < self.vocab_size:
             limits = f"from {int(codes_Bthw.amin())} to {int(codes_Bthw.amax())}"
             raise ValueError(f"{subject} codes {limits}, outside its vocabulary of {self.vocab_size}")
@@ -114,10 +112,8 @@ class TorchScriptTokenizer(VideoTokenizer):
         expected = (clips, 3, self.frames_of(t), h * self.stride[1], w * self.stride[2])
         shape = tuple(video_BCTHW.shape) if isinstance(video_BCTHW, Tensor) else type(video_BCTHW).__name__
         if shape != expected:
-            raise ValueError(
-                f"the decoder of {self.name} returns {shape} for codes of shape {tuple(codes_Bthw.shape)}; "
-                f"expected {expected} by its stride {self.stride}"
-            )
+            result = f"{shape} for codes of shape {tuple(codes_Bthw.shape)}; expected {expected}"
+            raise ValueError(f"the decoder of {self.name} returns {result} by its stride {self.stride}")
         return to_uint8(rearrange(video_BCTHW, "b c t h w -> b t h w c"))
 
     def codebook(self) -> None:

@@ -66,10 +66,8 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         finer = 2 ** (len(widths) - 1)
         t, h, w = self.stride
         if h % finer or w % finer:
-            raise ValueError(
-                f"{name}: {size} halves height and width {len(widths) - 1} times, so the stride along both must be a "
-                f"multiple of {finer}"
-            )
+            reason = f"{size} halves height and width {len(widths) - 1} times"
+            raise ValueError(f"{name}: {reason}, so the stride along both must be a multiple of {finer}")
         self.block = (t, h // finer, w // finer)
         """Pixels of one position at the finest resolution."""
         self.haar = Haar(self.block) if stem == "haar" else None
