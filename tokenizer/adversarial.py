@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
 
+from tokenizer.messages import NEEDS_TAMING
+
 DiscriminatorName = Literal["patch", "3d"]
 
 
@@ -30,10 +32,7 @@ class FrameDiscriminator(nn.Module):
         try:
             from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
         except ImportError as error:
-            raise ValueError(
-                "the patch discriminator needs the package taming-transformers-rom1504: "
-                "pip install --no-deps taming-transformers-rom1504"
-            ) from error
+            raise ValueError(f"the patch discriminator {NEEDS_TAMING}") from error
         self.layers = NLayerDiscriminator(input_nc=3, ndf=64, n_layers=3).apply(weights_init)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
@@ -52,16 +51,11 @@ class VideoDiscriminator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        width, kernel = 64, (3, 4, 4)
-        self.layers = nn.Sequential(
-            spectral_norm(nn.Conv3d(3, width, kernel, (1, 2, 2), padding=1)),
-            nn.LeakyReLU(0.2, inplace=True),
-            spectral_norm(nn.Conv3d(width, 2 * width, kernel, (2, 2, 2), padding=1)),
-            nn.LeakyReLU(0.2, inplace=True),
-            spectral_norm(nn.Conv3d(2 * width, 4 * width, kernel, (2, 2, 2), padding=1)),
-            nn.LeakyReLU(0.2, inplace=True),
-            spectral_norm(nn.Conv3d(4 * width, 1, 3, padding=1)),
-        )
+        layers: list[nn.Module] = []
+        for channels, width, stride in ((3, 64, (1, 2, 2)), (64, 128, 2), (128, 256, 2)):
+            convolution = nn.Conv3d(channels, width, (3, 4, 4), stride, padding=1)
+            layers += [spectral_norm(convolution), nn.LeakyReLU(0.2, inplace=True)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv3d(256, 1, 3, padding=1)))
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Return logits (B, t, h, w), high for real, of videos (B, 3, T, H, W) in [-1, 1] with sides of 8 or more."""
@@ -75,11 +69,9 @@ def make_discriminator(kind: DiscriminatorName) -> nn.Module:
     Raises:
         ValueError: for an unknown kind, or if its package is not installed.
     """
-    if kind == "patch":
-        return FrameDiscriminator()
-    if kind == "3d":
-        return VideoDiscriminator()
-    raise ValueError(f"discriminator must be patch or 3d, got {kind!r}")
+    if kind not in ("patch", "3d"):
+        raise ValueError(f"discriminator must be patch or 3d, got {kind!r}")
+    return FrameDiscriminator() if kind == "patch" else VideoDiscriminator()
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -98,7 +90,6 @@ class Adversary(nn.Module):
     The discriminator trains from step 0, so that its gradients are useful when the generator loss starts.
 
     Args:
-        kind: as in `make_discriminator`.
         start: first step with a generator loss.
         weight: weight of the generator loss relative to the reconstruction loss, by their gradients.
         cap: upper limit of the adaptive weight. The ratio of gradients is huge while the discriminator's are near zero.
@@ -110,9 +101,8 @@ class Adversary(nn.Module):
     def __init__(self, kind: DiscriminatorName, *, start: int, weight: float, cap: float) -> None:
         super().__init__()
         if start < 0 or not weight > 0 or not cap > 0:
-            raise ValueError(
-                f"adversarial start must be 0 or more, weight and cap positive, got {start}, {weight} and {cap}"
-            )
+            values = f"{start}, {weight} and {cap}"
+            raise ValueError(f"adversarial start must be 0 or more, weight and cap positive, got {values}")
         self.discriminator = make_discriminator(kind)
         self.start, self.weight, self.cap = start, weight, cap
 
@@ -122,8 +112,7 @@ class Adversary(nn.Module):
         """Return the losses of videos in [-1, 1] and their reconstructions.
 
         Args:
-            real_BCTHW: the videos.
-            fake_BCTHW: their reconstructions, with their graph.
+            fake_BCTHW: the reconstructions, with their graph.
             reconstruction_loss: scalar loss of the same reconstructions, the reference of the adaptive weight.
             last_layer: last weight of the generator, where gradients are compared.
             step: step of the training, from 0.
@@ -140,11 +129,8 @@ class Adversary(nn.Module):
         # Two calls, as in taming: in one call, batch norm would mix the statistics of real and reconstructed videos.
         real_logits = self.discriminator(real_BCTHW)
         fake_logits = self.discriminator(fake_BCTHW.detach())
-        return {
-            "generator": generator,
-            "discriminator": hinge_loss(real_logits, fake_logits),
-            "adversarial_weight": weight,
-        }
+        discriminator = hinge_loss(real_logits, fake_logits)
+        return {"generator": generator, "discriminator": discriminator, "adversarial_weight": weight}
 
     def _logits_with_constant_weights(self, fake_BCTHW: Tensor) -> Tensor:
         """Return logits without gradients for the discriminator and without updates of its buffers."""
@@ -158,9 +144,8 @@ class Adversary(nn.Module):
         Gradients are averaged over all processes, so that the weight does not depend on the world size.
         """
         with torch.autocast(last_layer.device.type, enabled=False):
-            gradients = torch.stack(
-                [torch.autograd.grad(part, last_layer, retain_graph=True)[0] for part in (reconstruction_loss, loss)]
-            )
+            losses = reconstruction_loss, loss
+            gradients = torch.stack([torch.autograd.grad(part, last_layer, retain_graph=True)[0] for part in losses])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(gradients)
             gradients /= dist.get_world_size()

@@ -55,13 +55,9 @@ class VideoTokenizer(nn.Module):
             ValueError: if a size does not fit the stride; the message names the nearest sizes that do.
         """
         t, h, w = self.stride
-        misfits = [
-            _misfit("frames", frames, t, int(self.causal)),
-            _misfit("height", height, h, 0),
-            _misfit("width", width, w, 0),
-        ]
-        if any(misfits):
-            reasons = "; ".join(filter(None, misfits))
+        sizes = [("frames", frames, t, int(self.causal)), ("height", height, h, 0), ("width", width, w, 0)]
+        reasons = "; ".join(filter(None, (_misfit(*size) for size in sizes)))
+        if reasons:
             raise ValueError(f"a clip of {frames} frames of {height}x{width} does not fit {self.name}: {reasons}")
         return -(-frames // t), height // h, width // w
 
@@ -92,9 +88,7 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes_Bthw: Tensor) -> Tensor:
-        """Decode codes (B, t, h, w) to uint8 (B, T, H, W, 3); long clips go through `decode_stream`.
-
-        Runs in evaluation mode, and restores the mode of each submodule.
+        """Decode codes (B, t, h, w) to uint8 (B, T, H, W, 3), in evaluation mode; long clips go through `decode_stream`.
 
         Raises:
             ValueError: for codes that are not integers in [0, vocab_size), or an empty grid.
@@ -141,12 +135,9 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode codes of a video of any length in memory that does not grow with the length.
+        """Decode consecutive pieces of codes (B, any number, h, w) in memory that does not grow with their number.
 
         Pixels equal those of one pass except for rare differences of one grey level by rounding.
-
-        Args:
-            pieces: consecutive pieces of codes, integers (B, any number, h, w).
 
         Yields:
             Frames, uint8 (B, T, H, W, 3).
@@ -174,10 +165,9 @@ class VideoTokenizer(nn.Module):
     def _decode_part(self, buffer: Buffer, start: int, stop: int, read_stop: int) -> Tensor:
         """Return the frames of codes `start` to `stop`, decoded from all codes up to `read_stop`."""
         pass_start = self._pass_start(start)
+        first = self.frames_of(start - pass_start) if start > pass_start else 0
         with evaluating(self):
             video_BTHWC = self.decode_piece(buffer.read(pass_start, read_stop))
-        skipped = start - pass_start
-        first = self.frames_of(skipped) if skipped else 0
         return video_BTHWC[:, first : self.frames_of(stop - pass_start)]
 
     def _checked_context(self) -> tuple[int, int]:
@@ -190,8 +180,7 @@ class VideoTokenizer(nn.Module):
 
         A causal pass starts one code earlier: its first code is that of a single frame and is discarded.
         """
-        left, _ = self._checked_context()
-        return max(0, code - left - int(self.causal))
+        return max(0, code - self._checked_context()[0] - int(self.causal))
 
     def checked_codes(self, codes_Bthw: Tensor) -> Tensor:
         """Return codes of any integer type as int64.
@@ -200,17 +189,15 @@ class VideoTokenizer(nn.Module):
             ValueError: for codes that are not integers (B, t, h, w) in [0, vocab_size).
         """
         if codes_Bthw.ndim != 4 or codes_Bthw.dtype not in _INTEGERS:
-            raise ValueError(
-                f"codes are {codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}, expected integers (clips, t, h, w)"
-            )
+            kind = f"{codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}"
+            raise ValueError(f"codes are {kind}, expected integers (clips, t, h, w)")
         # Convert before comparing: with a uint8 tensor, the vocabulary size 1000 would become 1000 % 256.
         codes_Bthw = codes_Bthw.long()
         if codes_Bthw.numel():
             low, high = codes_Bthw.aminmax()
             if low < 0 or high >= self.vocab_size:
-                raise ValueError(
-                    f"codes from {int(low)} to {int(high)} are out of range: {self.name} has {self.vocab_size} codes"
-                )
+                limits = f"{int(low)} to {int(high)}"
+                raise ValueError(f"codes from {limits} are out of range: {self.name} has {self.vocab_size} codes")
         return codes_Bthw
 
     @abstractmethod

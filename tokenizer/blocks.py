@@ -29,11 +29,7 @@ def depth_to_space(x_BCthw: Tensor, block: Block) -> Tensor:
 
 
 def haar_matrix(size: int) -> Tensor:
-    """Return the orthonormal Haar wavelets of `size` samples as rows: the mean first, the finest last.
-
-    Args:
-        size: a power of 2.
-    """
+    """Return the orthonormal Haar wavelets of `size` samples, a power of 2, as rows: the mean first, the finest last."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         coarse = torch.kron(matrix, torch.tensor([[1.0, 1.0]]))

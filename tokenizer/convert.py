@@ -16,6 +16,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,7 +30,6 @@ from torch import Tensor
 from tokenizer.messages import show_name
 from tokenizer.taming import WEIGHTS, find_checkpoint, load_weights_only
 
-NAME = "python -m tokenizer.convert"
 INSTRUCTIONS = 2_000_000
 """Limit for damaged or hostile pickles; a tensor takes about thirty instructions."""
 
@@ -289,7 +289,8 @@ class _Archive:
     def _tensor(self, key: str, view: _View, bytes_left: int) -> Tensor:
         """Return a validated copy of a tensor of at most `bytes_left` bytes."""
         tuples = isinstance(view.size, tuple) and isinstance(view.stride, tuple) and len(view.size) == len(view.stride)
-        if not tuples or not all(map(self._is_count, (*view.size, *view.stride, view.offset))):
+        numbers = (*view.size, *view.stride, view.offset) if tuples else ()
+        if not numbers or not all(type(number) is int and 0 <= number <= self._size for number in numbers):
             raise ValueError(f"{key} has an invalid shape")
         if prod(view.size) * view.storage.dtype.itemsize > bytes_left:
             raise ValueError(f"{key} is declared larger than the file")
@@ -305,9 +306,6 @@ class _Archive:
             raise ValueError(f"{key} reaches beyond its storage")
         flat = torch.frombuffer(storage, dtype=view.storage.dtype)
         return flat.as_strided(view.size, view.stride, view.offset).clone(memory_format=torch.contiguous_format)
-
-    def _is_count(self, value: Any) -> bool:
-        return type(value) is int and 0 <= value <= self._size
 
     def _bytes(self, name: str) -> bytes:
         entry = self._entries.get(self._folder + name)
@@ -352,7 +350,7 @@ def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint and print its contents; on an error, print one line to stderr and exit with code 2."""
     description = "Extract the weights of a Lightning checkpoint that holds more than weights, as safetensors."
-    parser = _Parser(prog=NAME, description=description)
+    parser = _Parser(prog="python -m tokenizer.convert", description=description)
     help_text = f"checkpoint, or folder of a taming tokenizer; {WEIGHTS} is written next to the checkpoint"
     parser.add_argument("checkpoint", type=Path, metavar="FOLDER_OR_CKPT", help=help_text)
     path = parser.parse_args(argv).checkpoint
@@ -378,12 +376,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _loads(checkpoint: Path) -> bool:
-    try:
-        load_weights_only(checkpoint)
     # torch raises exceptions of many types for files that hold more than tensors.
-    except Exception:
-        return False
-    return True
+    with suppress(Exception):
+        load_weights_only(checkpoint)
+        return True
+    return False
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenizer.adversarial import Adversary
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
-from tokenizer.lpips import LPIPS, load_lpips
+from tokenizer.lpips import load_lpips
 from tokenizer.measures import code_health, psnr
 from tokenizer.vq3d import VQ3D
 
@@ -27,17 +27,12 @@ class Reconstruction(nn.Module):
     def __init__(self, tokenizer: VQ3D, losses: Losses) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        self.lpips: LPIPS | None = None
-        if losses.lpips and losses.lpips_weights is not None:
-            self.lpips = load_lpips(losses.lpips_weights)
+        # `Losses` requires the folder of weights with every LPIPS weight.
+        self.lpips = load_lpips(losses.lpips_weights) if losses.lpips_weights is not None else None
         self.adversary: Adversary | None = None
         if losses.discriminator != "none":
-            self.adversary = Adversary(
-                losses.discriminator,
-                start=losses.adversarial_start,
-                weight=losses.adversarial,
-                cap=losses.adversarial_cap,
-            )
+            start, weight, cap = losses.adversarial_start, losses.adversarial, losses.adversarial_cap
+            self.adversary = Adversary(losses.discriminator, start=start, weight=weight, cap=cap)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -45,14 +40,11 @@ class Reconstruction(nn.Module):
         return [self.tokenizer] if self.adversary is None else [self.tokenizer, self.adversary]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the loss and its parts, all scalars.
+        """Return `loss` and its parts, all scalars.
 
-        Args:
-            batch: `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`.
-
-        Returns:
-            `loss`; `psnr` in dB; `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are
-            in use; and the numbers of `code_health`.
+        A batch has `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`. The parts are
+        `psnr` in dB, `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are in use, and
+        the numbers of `code_health`.
         """
         real_B = batch["real_B"]
         video_BTHWC = to_float(batch["pixels_BTHWC"])

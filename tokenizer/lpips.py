@@ -5,6 +5,7 @@ Nothing is downloaded: both files of published weights are read from a folder th
 Legend: N images, C channels, H W height, width.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tokenizer.messages import one_line
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Convolutions of the five stages of VGG16, by their index in torchvision's `features`; pooling is between the stages."""
 _CHANNELS = (64, 128, 256, 512, 512)
+_LINEAR_SHAPES = {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
 _VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
 _LINEAR = "LPIPS's linear layers for VGG16, published in the authors' PerceptualSimilarity repository as v0.1/vgg.pth"
 
@@ -26,14 +28,9 @@ def _vgg_shapes() -> dict[str, tuple[int, ...]]:
     before = 3
     for layers, channels in zip(_STAGES, _CHANNELS, strict=True):
         for layer in layers:
-            shapes[f"features.{layer}.weight"] = (channels, before, 3, 3)
-            shapes[f"features.{layer}.bias"] = (channels,)
+            shapes |= {f"features.{layer}.weight": (channels, before, 3, 3), f"features.{layer}.bias": (channels,)}
             before = channels
     return shapes
-
-
-def _linear_shapes() -> dict[str, tuple[int, ...]]:
-    return {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
 
 
 class LPIPS(nn.Module):
@@ -41,10 +38,7 @@ class LPIPS(nn.Module):
 
     The weights are fixed: they get no gradients, and `train` has no effect. State dicts of parent modules do not contain
     them, since they are published files. They are parameters and not buffers, because distributed training broadcasts
-    parameters once but buffers before every step.
-
-    Args:
-        weights: tensors by their published names, as `load_lpips` reads them.
+    parameters once but buffers before every step. `load_lpips` reads them, by their published names.
     """
 
     mean: Tensor
@@ -52,7 +46,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        for name in (*_vgg_shapes(), *_linear_shapes()):
+        for name in (*_vgg_shapes(), *_LINEAR_SHAPES):
             weight = weights[name].float()
             # channels_last is up to 20 % faster on CPUs.
             if weight.ndim == 4:
@@ -122,7 +116,7 @@ def load_lpips(folder: Path) -> LPIPS:
     vgg = {name: weight for name, weight in _tensors(vgg_file).items() if not name.startswith("classifier.")}
     linear = _tensors(linear_file)
     _check_tensors(vgg_file, vgg, _vgg_shapes(), _VGG)
-    _check_tensors(linear_file, linear, _linear_shapes(), _LINEAR)
+    _check_tensors(linear_file, linear, _LINEAR_SHAPES, _LINEAR)
     return LPIPS(vgg | linear)
 
 
@@ -142,14 +136,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     # torch raises exceptions of many types, depending on what is wrong with the file.
     except Exception as error:
         raise ValueError(f"{file}: does not load as tensors: {one_line(error)}") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
-    ):
-        raise ValueError(f"{file}: holds something other than tensors by name")
-    return tensors
+    if isinstance(tensors, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        return tensors
+    raise ValueError(f"{file}: holds something other than tensors by name")
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], content: str) -> None:
+def _check_tensors(file: Path, tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], content: str) -> None:
     errors = [f"{name} is missing" for name in shapes if name not in tensors]
     errors += [f"{name} is not part of it" for name in tensors if name not in shapes]
     errors += [
@@ -167,10 +159,9 @@ def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:
         if not image.is_floating_point() or image.ndim != 4 or image.shape[1] != 3 or image.shape != a_NCHW.shape:
             shapes = f"{a_NCHW.dtype} {tuple(a_NCHW.shape)} and {b_NCHW.dtype} {tuple(b_NCHW.shape)}"
             raise ValueError(f"images are {shapes}, expected two float tensors of one shape (images, 3, height, width)")
-    if min(a_NCHW.shape[2:]) < 16:
-        raise ValueError(
-            f"images of {a_NCHW.shape[2]}x{a_NCHW.shape[3]} are too small for LPIPS, which needs 16 pixels"
-        )
+    height, width = a_NCHW.shape[2:]
+    if min(height, width) < 16:
+        raise ValueError(f"images of {height}x{width} are too small for LPIPS, which needs 16 pixels")
 
 
 def _unit_length(x_NChw: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ def psnr(squared_error: Tensor) -> Tensor:
 
 
 def psnr_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each clip in dB, (B,), of uint8 clips and their reconstructions.
-
-    It is computed from the mean squared error over all frames of a clip; a perfect copy has 106 dB.
+    """Return the PSNR of each clip in dB, (B,), from the mean squared error over all its frames; 106 dB for a perfect copy.
 
     Raises:
         ValueError: for clips that are not uint8, or whose shapes differ.
@@ -89,9 +87,8 @@ def flicker_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
 def code_health(counts_V: Tensor) -> dict[str, Tensor]:
     """Return measures of the use of codes, from counts of each code (V,).
 
-    Returns:
-        `code_usage`: share of the vocabulary in use; `dead_codes`: number of unused codes; `perplexity`: exponential of
-        the entropy of the codes.
+    These are `code_usage`, the share of the vocabulary in use, `dead_codes`, the number of unused codes, and
+    `perplexity`, the exponential of the entropy of the codes.
     """
     share_V = counts_V.double() / counts_V.sum().clamp_min(1)
     entropy = -(share_V * share_V.clamp_min(1e-30).log()).sum()
@@ -100,12 +97,7 @@ def code_health(counts_V: Tensor) -> dict[str, Tensor]:
 
 
 def bits_per_pixel(codes: int, vocab_size: int, pixels: int) -> float:
-    """Return bits per pixel (of three colours) of codes stored at fixed length, without entropy coding.
-
-    Args:
-        codes: number of codes of a clip.
-        vocab_size: number of values of a code.
-        pixels: frames x height x width of a clip.
+    """Return bits per pixel (of frames x height x width) of codes stored at fixed length, without entropy coding.
 
     Raises:
         ValueError: for counts that are not positive.
@@ -128,9 +120,8 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
     """
     sets = [features.detach().cpu().double() for features in (a_ND, b_ND)]
     if any(features.ndim != 2 or features.shape[1] != sets[0].shape[-1] for features in sets):
-        raise ValueError(
-            f"features of shapes {tuple(a_ND.shape)} and {tuple(b_ND.shape)}, expected (samples, features)"
-        )
+        shapes = f"{tuple(a_ND.shape)} and {tuple(b_ND.shape)}"
+        raise ValueError(f"features of shapes {shapes}, expected (samples, features)")
     if min(len(features) for features in sets) < 2:
         raise ValueError(f"{len(a_ND)} and {len(b_ND)} samples: a Frechet distance needs two or more of each")
     if not all(features.isfinite().all() for features in sets):
@@ -168,16 +159,11 @@ class VideoDetector(nn.Module):
         if frames < _DETECTOR_FRAMES:
             raise ValueError(f"clips of {frames} frames are too short for rFVD: I3D needs {_DETECTOR_FRAMES} or more")
         with torch.autocast(pixels_BTHWC.device.type, enabled=False):
-            features = [
-                self.program(
-                    rearrange(to_float(part), "b t h w c -> b c t h w"),
-                    rescale=False,
-                    resize=True,
-                    return_features=True,
-                )
-                for part in pixels_BTHWC.split(_DETECTOR_CLIPS)
-            ]
-        return torch.cat(features)
+            parts = pixels_BTHWC.split(_DETECTOR_CLIPS)
+            videos = (rearrange(to_float(part_BTHWC), "b t h w c -> b c t h w") for part_BTHWC in parts)
+            return torch.cat(
+                [self.program(video, rescale=False, resize=True, return_features=True) for video in videos]
+            )
 
 
 def load_detector(file: Path, trust: bool) -> VideoDetector:
@@ -203,7 +189,6 @@ def load_detector(file: Path, trust: bool) -> VideoDetector:
 def _check_clips(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> None:
     check_pixels(pixels_BTHWC)
     check_pixels(video_BTHWC)
-    if pixels_BTHWC.shape != video_BTHWC.shape:
-        raise ValueError(
-            f"clips of shape {tuple(pixels_BTHWC.shape)} and reconstructions of {tuple(video_BTHWC.shape)} do not match"
-        )
+    clips, reconstructions = tuple(pixels_BTHWC.shape), tuple(video_BTHWC.shape)
+    if clips != reconstructions:
+        raise ValueError(f"clips of shape {clips} and reconstructions of {reconstructions} do not match")

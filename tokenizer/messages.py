@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+NEEDS_TAMING = "needs the package taming-transformers-rom1504: pip install --no-deps taming-transformers-rom1504"
 _LONGEST = 300
 _SELF_EXPLAINING = (ValueError, RuntimeError, OSError)
 """Exceptions whose message is clear without the name of their type; that of KeyError, for example, is only the key."""

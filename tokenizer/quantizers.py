@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
@@ -43,7 +43,7 @@ class Quantizer(nn.Module):
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Return the quantized vectors of codes, (...) -> (..., C)."""
-        raise NotImplementedError
+        return self.codebook()[codes]  # type: ignore[index]  # overridden where there is no codebook
 
     def codebook(self) -> Tensor | None:
         """Return the vectors of a learned codebook, (V, C); None if codes are made of digits."""
@@ -85,14 +85,12 @@ class FSQQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if levels is None and vocab_size not in self.TABLE:
-            raise ValueError(
-                f"fsq{vocab_size}: FSQ has levels for {', '.join(map(str, self.TABLE))}; set `levels` for other sizes"
-            )
+            sizes = ", ".join(map(str, self.TABLE))
+            raise ValueError(f"fsq{vocab_size}: FSQ has levels for {sizes}; set `levels` for other sizes")
         self.levels = tuple(self.TABLE[vocab_size] if levels is None else levels)
         if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels or (0,)):
-            raise ValueError(
-                f"fsq{vocab_size}: levels {self.levels} must be from 3 to 1000 each and multiply to {vocab_size}"
-            )
+            requirement = f"must be from 3 to 1000 each and multiply to {vocab_size}"
+            raise ValueError(f"fsq{vocab_size}: levels {self.levels} {requirement}")
         if noise_dropout and not preserve_symmetry:
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
         if noise_dropout > 1:
@@ -102,10 +100,9 @@ class FSQQuantizer(Quantizer):
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized_BNC, codes_BN = self.fsq(z_BNC)
-        loss = z_BNC.new_zeros(())
-        if self.training and self.spread:
-            loss = self.spread * _spread_loss(z_BNC.flatten(0, 1))
-        return quantized_BNC, codes_BN, loss
+        if not self.training or not self.spread:
+            return quantized_BNC, codes_BN, z_BNC.new_zeros(())
+        return quantized_BNC, codes_BN, self.spread * _spread_loss(z_BNC.flatten(0, 1))
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.fsq.implicit_codebook[codes]
@@ -116,12 +113,8 @@ def _spread_loss(z_NC: Tensor) -> Tensor:
     centred_NC = z_NC - z_NC.mean(0)
     deviation_C = (centred_NC.square().mean(0) + 1e-6).sqrt()
     correlation_CC = (centred_NC.T @ centred_NC) / len(z_NC) / torch.outer(deviation_C, deviation_C)
-    identity_CC = torch.eye(z_NC.shape[1], device=z_NC.device)
-    return (
-        z_NC.mean(0).square().mean()
-        + (deviation_C - 1).square().mean()
-        + (correlation_CC - identity_CC).square().mean()
-    )
+    excess_CC = correlation_CC - torch.eye(z_NC.shape[1], device=z_NC.device)
+    return z_NC.mean(0).square().mean() + (deviation_C - 1).square().mean() + excess_CC.square().mean()
 
 
 class EMAVQQuantizer(Quantizer):
@@ -130,7 +123,6 @@ class EMAVQQuantizer(Quantizer):
     The codebook is initialised by k-means. Dead codes are replaced by input vectors.
 
     Args:
-        channels: channels of each vector.
         decay: decay of the moving average, in [0, 1).
         commitment: weight of the commitment loss, which pulls inputs towards their codes.
         revive_below: a code is replaced by a vector of the step if the moving average of its count per step is not above
@@ -172,14 +164,14 @@ class EMAVQQuantizer(Quantizer):
         )
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.training and not self.vq._codebook.initted:
-            raise ValueError("the codebook was never trained: the first input of `encode` would initialise it")
-        if self.training and self._ranks != _ranks():
+        if not self.training:
+            if not self.vq._codebook.initted:
+                raise ValueError("the codebook was never trained: the first input of `encode` would initialise it")
+            return self._nearest(z_BNC)
+        if self._ranks != _ranks():
             raise ValueError(
                 "the tokenizer was built before the process group: each process would train its own codebook"
             )
-        if not self.training:
-            return self._nearest(z_BNC)
         # The counts are equal in all processes. If only some processes replaced codes, these would wait forever for the
         # others in a collective operation.
         quarter = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
@@ -189,16 +181,9 @@ class EMAVQQuantizer(Quantizer):
     def _nearest(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize in slices: the package allocates several (vectors, codes) matrices."""
         slices = z_BNC.flatten(0, 1).split(max(1, _PAIRS // self.vocab_size))
-        quantized, codes, _ = zip(*(self.vq(slice_NC[None]) for slice_NC in slices), strict=True)
-        shape = z_BNC.shape[:2]
-        return (
-            torch.cat(quantized, 1)[0].unflatten(0, shape),
-            torch.cat(codes, 1)[0].unflatten(0, shape),
-            z_BNC.new_zeros(()),
-        )
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.codebook()[codes]
+        parts = zip(*(self.vq(slice_NC[None])[:2] for slice_NC in slices), strict=True)
+        quantized_BNC, codes_BN = (torch.cat(part, 1)[0].unflatten(0, z_BNC.shape[:2]) for part in parts)
+        return quantized_BNC, codes_BN, z_BNC.new_zeros(())
 
     def codebook(self) -> Tensor:
         return self.vq.codebook
@@ -206,9 +191,7 @@ class EMAVQQuantizer(Quantizer):
 
 def _ranks() -> int:
     """Return the world size, 1 without a process group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _too_small(name: str, vocab_size: int, channels: int) -> str:
@@ -280,7 +263,7 @@ class LFQQuantizer(Quantizer):
         mean_V = sum(checkpoint(summed_probabilities, part, use_reentrant=False) for part in slices) / len(z_NC)
         if _ranks() > 1:
             all_V = mean_V.detach().clone()
-            torch.distributed.all_reduce(all_V)
+            distributed.all_reduce(all_V)
             mean_V = mean_V + (all_V / _ranks() - mean_V).detach()
         return entropy_of_each + self._diversity * (mean_V * mean_V.clamp_min(1e-20).log()).sum()
 
@@ -292,7 +275,6 @@ class SimVQQuantizer(Quantizer):
     """SimVQ (arXiv 2411.02038): a frozen random codebook followed by a trained linear layer, which moves all codes at once.
 
     Args:
-        channels: channels of each vector.
         commitment: weight of the loss between inputs and their codes.
         input_commitment: relative weight, in that loss, of the part that moves the inputs.
         rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
@@ -324,12 +306,7 @@ class SimVQQuantizer(Quantizer):
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized_BNC, codes_BN, loss = self.sim(z_BNC)
         # In evaluation mode the package also returns rotated vectors; the decoder needs exactly those of the codes.
-        if not self.training:
-            quantized_BNC = self.vectors(codes_BN)
-        return quantized_BNC, codes_BN, loss
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.codebook()[codes]
+        return quantized_BNC if self.training else self.vectors(codes_BN), codes_BN, loss
 
     def codebook(self) -> Tensor:
         with torch.autocast(self.sim.frozen_codebook.device.type, enabled=False):
@@ -338,19 +315,11 @@ class SimVQQuantizer(Quantizer):
 
 LARGEST = 2**20
 """The largest vocabulary: larger than that of any published tokenizer, and its codebook still fits into memory."""
-QUANTIZERS: dict[str, type[Quantizer]] = {
-    "fsq": FSQQuantizer,
-    "emavq": EMAVQQuantizer,
-    "lfq": LFQQuantizer,
-    "simvq": SimVQQuantizer,
-}
+QUANTIZERS = {"fsq": FSQQuantizer, "emavq": EMAVQQuantizer, "lfq": LFQQuantizer, "simvq": SimVQQuantizer}
 
 
 def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
     """Make the quantizer of a name, which is its kind followed by the vocabulary size, for example `fsq1000`.
-
-    Args:
-        options: keyword-only arguments of the quantizer's class.
 
     Raises:
         ValueError: for an invalid name, an unknown option, or an option of the wrong type.

@@ -1,4 +1,4 @@
-"""Helpers of the streaming methods of `VideoTokenizer`: a buffer of pieces, and a temporary evaluation mode."""
+"""Helpers of the streaming methods of `VideoTokenizer`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +32,7 @@ class Buffer:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of a piece without its time axis, (B, ...); empty before the first piece."""
-        if not self._pieces:
-            return ()
-        batch, _, *rest = self._pieces[0].shape
-        return (batch, *rest)
+        return (len(self._pieces[0]), *self._pieces[0].shape[2:]) if self._pieces else ()
 
     def append(self, piece: Tensor) -> None:
         """Append a piece.

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizer.base import VideoTokenizer, hash_module, to_float, to_uint8
-from tokenizer.messages import first_sentence, one_line, show, show_name
+from tokenizer.messages import NEEDS_TAMING, first_sentence, one_line, show, show_name
 
 QUANTIZERS = {
     "taming.models.vqgan.VQModel": ("VectorQuantizer2", "VectorQuantizer"),
@@ -43,8 +43,6 @@ class TamingTokenizer(VideoTokenizer):
     Args:
         quantizer: `VectorQuantizer2` (in its legacy form), `VectorQuantizer` (its predecessor, which multiplies one-hot
             vectors with the codebook) or `GumbelQuantize`.
-        n_embed: number of vectors of the codebook.
-        embed_dim: channels of each vector.
         ddconfig: settings of encoder and decoder, as in the project YAML.
 
     Raises:
@@ -89,8 +87,8 @@ class TamingTokenizer(VideoTokenizer):
     def _codes(self, frame_1CHW: Tensor) -> Tensor:
         z_1Dhw = self.quant_conv(self.encoder(frame_1CHW))
         with torch.autocast(z_1Dhw.device.type, enabled=False):
+            # `forward` of the package adds Gumbel noise also in evaluation mode; codes would differ between calls.
             if self._gumbel:
-                # `forward` of the package adds Gumbel noise also in evaluation mode; codes would differ between calls.
                 return self.quantize.proj(z_1Dhw.float()).argmax(1)[0]
             _, _, (_, _, codes) = self.quantize(z_1Dhw.float())
         return codes.view(z_1Dhw.shape[2:])
@@ -99,10 +97,9 @@ class TamingTokenizer(VideoTokenizer):
         clips, frames, h, w = codes_Bthw.shape
         _, side, _ = self.stride
         pixels_BTHWC = codes_Bthw.new_empty((clips, frames, h * side, w * side, 3), dtype=torch.uint8)
+        shape_1hwD = (1, h, w, self._vectors.shape[1])
         for pixels_HWC, codes_hw in zip(pixels_BTHWC.flatten(0, 1), codes_Bthw.flatten(0, 1), strict=True):
-            vectors_1Dhw = self.quantize.get_codebook_entry(
-                codes_hw.flatten().long(), (1, h, w, self._vectors.shape[1])
-            )
+            vectors_1Dhw = self.quantize.get_codebook_entry(codes_hw.flatten().long(), shape_1hwD)
             frame_1CHW = self.decoder(self.post_quant_conv(vectors_1Dhw))
             pixels_HWC.copy_(to_uint8(rearrange(frame_1CHW, "1 c h w -> h w c")))
         return pixels_BTHWC
@@ -112,11 +109,9 @@ class TamingTokenizer(VideoTokenizer):
         return (self.quantize.embed if self._gumbel else self.quantize.embedding).weight
 
     def codebook(self) -> Tensor:
-        """Return the vectors of all codes, (V, D)."""
         return self._vectors.detach()
 
     def fingerprint(self) -> str:
-        """Return a hash of the quantizer's name, the configuration of the networks, and the weights."""
         return hash_module(self, self._architecture)
 
 
@@ -158,9 +153,7 @@ def _package() -> tuple[ModuleType, ModuleType]:
         # Early versions of the package lack these classes.
         quantize.VectorQuantizer2, quantize.GumbelQuantize  # noqa: B018
     except (ImportError, AttributeError):
-        raise ValueError(
-            "a VQGAN needs the package taming-transformers-rom1504: pip install --no-deps taming-transformers-rom1504"
-        ) from None
+        raise ValueError(f"a VQGAN {NEEDS_TAMING}") from None
     return model, quantize
 
 
@@ -195,12 +188,10 @@ def _files(folder: Path, subfolder: str, suffix: str) -> list[Path]:
 
 
 def _single(folder: Path, files: Sequence[Path], kind: str) -> Path:
-    if not files:
-        raise ValueError(f"{folder}: no {kind} in it")
-    if len(files) > 1:
-        names = ", ".join(str(file.relative_to(folder)) for file in files)
-        raise ValueError(f"{folder}: expected one {kind}, found {names}")
-    return files[0]
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    raise ValueError(f"{folder}: expected one {kind}, found {names}" if files else f"{folder}: no {kind} in it")
 
 
 # --- the project YAML
@@ -280,12 +271,8 @@ def read_project(file: Path, quantizer: str | None) -> dict[str, Any]:
         raise ValueError(f"{file}: {target} has no quantizer {quantizer!r}, expected {' or '.join(possible)}")
     if possible == ("GumbelQuantize",) and params["embed_dim"] != ddconfig["z_channels"]:
         raise ValueError(f"{file}: embed_dim and z_channels of a GumbelVQ must be equal")
-    return {
-        "quantizer": quantizer or possible[0],
-        "n_embed": params["n_embed"],
-        "embed_dim": params["embed_dim"],
-        "ddconfig": ddconfig,
-    }
+    sizes = {name: params[name] for name in ("n_embed", "embed_dim")}
+    return {"quantizer": quantizer or possible[0], **sizes, "ddconfig": ddconfig}
 
 
 def _checked(file: Path, path: str, fields: Any, rules: dict[str, _Rule], ignored: set[str]) -> dict[str, Any]:
@@ -313,9 +300,8 @@ def _read_weights(file: Path, folder: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"Unpickler error:\s*(.*)", str(error))
         culprit = repr(match[1])[1:-1] if match else one_line(error)
-        raise ValueError(
-            f"{file} holds more than weights ({culprit}): convert it once with python -m tokenizer.convert {folder}"
-        ) from None
+        advice = f"convert it once with python -m tokenizer.convert {folder}"
+        raise ValueError(f"{file} holds more than weights ({culprit}): {advice}") from None
     except Exception as error:
         raise ValueError(f"{file}: its weights cannot be read: {first_sentence(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):

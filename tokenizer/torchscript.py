@@ -63,7 +63,6 @@ class TorchScriptTokenizer(VideoTokenizer):
     Args:
         encoder: video (B, 3, T, H, W) in [-1, 1] -> codes (B, t, h, w), alone or first in a tuple.
         decoder: codes (B, t, h, w) -> video (B, 3, T, H, W) in [-1, 1].
-        facts: declared properties of the codes.
         fingerprint: hash of the files and the facts.
     """
 
@@ -89,21 +88,16 @@ class TorchScriptTokenizer(VideoTokenizer):
         if isinstance(codes_Bthw, tuple | list) and codes_Bthw:
             codes_Bthw = codes_Bthw[0]
         kind = codes_Bthw.dtype if isinstance(codes_Bthw, Tensor) else type(codes_Bthw).__name__
+        subject = f"the encoder of {self.name} returns"
         if kind not in (torch.int16, torch.int32, torch.int64):
-            raise ValueError(
-                f"the encoder of {self.name} returns {kind}, expected integer codes (is it a continuous tokenizer?)"
-            )
+            raise ValueError(f"{subject} {kind}, expected integer codes (is it a continuous tokenizer?)")
         expected = (len(pixels_BTHWC), *self.codes_shape(*pixels_BTHWC.shape[1:4]))
         if codes_Bthw.shape != expected:
-            raise ValueError(
-                f"the encoder of {self.name} returns codes of shape {tuple(codes_Bthw.shape)} for pixels of shape "
-                f"{tuple(pixels_BTHWC.shape)}; expected {expected} by its stride {self.stride}"
-            )
+            shapes = f"{tuple(codes_Bthw.shape)} for pixels of shape {tuple(pixels_BTHWC.shape)}; expected {expected}"
+            raise ValueError(f"{subject} codes of shape {shapes} by its stride {self.stride}")
         if codes_Bthw.numel() and not 0 <= codes_Bthw.amin() <= codes_Bthw.amax() < self.vocab_size:
-            raise ValueError(
-                f"the encoder of {self.name} returns codes from {int(codes_Bthw.amin())} to {int(codes_Bthw.amax())}, "
-                f"outside its vocabulary of {self.vocab_size}"
-            )
+            limits = f"from {int(codes_Bthw.amin())} to {int(codes_Bthw.amax())}"
+            raise ValueError(f"{subject} codes {limits}, outside its vocabulary of {self.vocab_size}")
         self._code_type = codes_Bthw.dtype
         return codes_Bthw.long()
 
@@ -118,17 +112,14 @@ class TorchScriptTokenizer(VideoTokenizer):
         expected = (clips, 3, self.frames_of(t), h * self.stride[1], w * self.stride[2])
         shape = tuple(video_BCTHW.shape) if isinstance(video_BCTHW, Tensor) else type(video_BCTHW).__name__
         if shape != expected:
-            raise ValueError(
-                f"the decoder of {self.name} returns {shape} for codes of shape {tuple(codes_Bthw.shape)}; "
-                f"expected {expected} by its stride {self.stride}"
-            )
+            result = f"{shape} for codes of shape {tuple(codes_Bthw.shape)}; expected {expected}"
+            raise ValueError(f"the decoder of {self.name} returns {result} by its stride {self.stride}")
         return to_uint8(rearrange(video_BCTHW, "b c t h w -> b t h w c"))
 
     def codebook(self) -> None:
         """Return None: the files do not declare the vectors of codes."""
 
     def fingerprint(self) -> str:
-        """Return a hash of the bytes of both files and of the declared facts."""
         return self._fingerprint
 
 
@@ -186,9 +177,8 @@ def _read_facts(folder: Path) -> Facts:
         t, h, w = map(int, cosmos[1].split("x"))
         return Facts(stride=(t, h, w), vocab_size=64000, levels=(8, 8, 8, 5, 5, 5), causal=True)
     if not file.exists():
-        raise ValueError(
-            f"{folder}: its codes are not described: write a config.json with stride, vocab_size, levels, causal"
-        )
+        names = ", ".join(Facts.__annotations__)
+        raise ValueError(f"{folder}: its codes are not described: write a config.json with {names}")
     try:
         if not file.is_file() or file.stat().st_size > _CONFIG_BYTES:
             raise ValueError(f"not a file, or larger than {_CONFIG_BYTES} bytes")

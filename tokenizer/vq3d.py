@@ -66,10 +66,8 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         finer = 2 ** (len(widths) - 1)
         t, h, w = self.stride
         if h % finer or w % finer:
-            raise ValueError(
-                f"{name}: {size} halves height and width {len(widths) - 1} times, so the stride along both must be a "
-                f"multiple of {finer}"
-            )
+            reason = f"{size} halves height and width {len(widths) - 1} times"
+            raise ValueError(f"{name}: {reason}, so the stride along both must be a multiple of {finer}")
         self.block = (t, h // finer, w // finer)
         """Pixels of one position at the finest resolution."""
         self.haar = Haar(self.block) if stem == "haar" else None
@@ -95,40 +93,33 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
             ValueError: for pixels that are not uint8, or a size that does not fit.
         """
         self.codes_shape(*pixels_BTHWC.shape[1:4])
-        z_BDthw = self._features(pixels_BTHWC)
-        grid = z_BDthw.shape[2:]
-        quantized_BND, codes_BN, auxiliary = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
-        return {
-            "video": self._reconstructed(quantized_BND, grid),
-            "codes": codes_BN.unflatten(1, grid),
-            "quantizer": auxiliary,
-        }
+        quantized_BND, codes_Bthw, auxiliary = self._quantized(pixels_BTHWC)
+        video_BTHWC = self._reconstructed(quantized_BND, codes_Bthw.shape[1:])
+        return {"video": video_BTHWC, "codes": codes_Bthw, "quantizer": auxiliary}
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
-        z_BDthw = self._features(pixels_BTHWC)
-        _, codes_BN, _ = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
-        return codes_BN.unflatten(1, z_BDthw.shape[2:])
+        return self._quantized(pixels_BTHWC)[1]
 
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
         return to_uint8(self._reconstructed(self.quantizer.vectors(codes_Bthw.flatten(1)), codes_Bthw.shape[1:]))
 
     def codebook(self) -> Tensor | None:
-        """Return the vectors of a learned codebook, (vocab_size, channels); None for FSQ and LFQ."""
         return self.quantizer.codebook()
 
     def fingerprint(self) -> str:
-        """Return a hash of configuration and weights."""
         config = {"class": type(self).__name__, "name": self.name, "stem": self._stem, "options": self._options}
         return hash_module(self, config)
 
-    def _features(self, pixels_BTHWC: Tensor) -> Tensor:
-        """Return the vectors before quantization, (B, D, t, h, w). If causal, the first frame is repeated to fill a block."""
+    def _quantized(self, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors (B, N, D), codes (B, t, h, w) and loss. If causal, the first frame is repeated to fill a block."""
         video_BTHWC = to_float(pixels_BTHWC)
         if self.causal:
             ahead_BTHWC = video_BTHWC[:, :1].expand(-1, self.stride[0] - 1, -1, -1, -1)
             video_BTHWC = torch.cat([ahead_BTHWC, video_BTHWC], dim=1)
         x_BDthw = space_to_depth(video_BTHWC, self.block) if self.haar is None else self.haar(video_BTHWC)
-        return self.encoder(x_BDthw.contiguous(memory_format=torch.channels_last_3d))
+        z_BDthw = self.encoder(x_BDthw.contiguous(memory_format=torch.channels_last_3d))
+        quantized_BND, codes_BN, auxiliary = self.quantizer(rearrange(z_BDthw, "b d t h w -> b (t h w) d"))
+        return quantized_BND, codes_BN.unflatten(1, z_BDthw.shape[2:]), auxiliary
 
     def _reconstructed(self, quantized_BND: Tensor, grid: torch.Size) -> Tensor:
         t, h, w = grid
