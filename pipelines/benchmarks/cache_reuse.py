@@ -44,7 +44,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     plan = BatchPlan(samples=len(opened), batch_size=64, seed=0)
     next(batches(TokenDataset(opened, range(len(opened)), plan), range(1), workers=0))
     seconds = time.perf_counter() - began
-    yield Row(what=f"cache of {count:,} videos: opened, first shuffled batch", unit="s", ours=seconds, reach="≤ 5")
+    yield Row(f"cache of {count:,} videos: opened, first shuffled batch", "s", seconds, reach="≤ 5")
 
     flags = ["--videos", str(videos), "--tokenizer", str(folder / "tokenizer"), "--caches", str(folder / "reused")]
     began = time.perf_counter()
@@ -54,4 +54,4 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     summary = json.loads(result.stdout.splitlines()[-1])
     if not summary["reused"] or summary["skipped"]:
         raise RuntimeError(f"tokenize did not reuse the cache: {summary}")
-    yield Row(what=f"tokenize again on {count:,} videos, the whole command", unit="s", ours=seconds, reach="≤ 5")
+    yield Row(f"tokenize again on {count:,} videos, the whole command", "s", seconds, reach="≤ 5")
