@@ -57,12 +57,8 @@ class Shape:
 
     def codes(self) -> CodeSpec:
         """Return the specification of the codes of these clips."""
-        return CodeSpec(
-            shape=self.grid,
-            vocab_size=prod(self.vocabulary),
-            levels=self.vocabulary,
-            clip=(self.frames, self.side, self.side),
-        )
+        clip = (self.frames, self.side, self.side)
+        return CodeSpec(shape=self.grid, vocab_size=prod(self.vocabulary), levels=self.vocabulary, clip=clip)
 
 
 class Entrant:
@@ -107,17 +103,12 @@ class Entrant:
             before = torch.cuda.memory_allocated(self.device)
             self.step()
             return torch.cuda.max_memory_allocated(self.device) - before
-        _trim_heap()
+        # Make the C library return freed memory to the operating system, so that it does not count as in use.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
         with Resident() as resident:
             self.step()
         return resident.most - resident.before
-
-
-def _trim_heap() -> None:
-    """Make the C library return freed memory to the operating system, so that it does not count as in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def ours(

@@ -188,7 +188,7 @@ def _row(name: str, entry: Pretrain, jobs: Jobs, accuracies: dict[Path, dict[str
     summaries = [summary_of(job.out) for job in own_jobs]
     final = [accuracies[job.out / "model"] for job in own_jobs]
     untrained = [accuracies[job.out / "untrained"] for job in own_jobs]
-    seconds = [summary["seconds"] for summary in summaries]
+    seconds, bits = ([summary[key] for summary in summaries] for key in ("seconds", "bits_per_code"))
     curve = [{"step": 0, "seconds": 0.0, **_best(untrained, "linear")}]
     for models in zip(*(_models(job.out) for job in own_jobs), strict=True):
         step = steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
@@ -203,7 +203,7 @@ def _row(name: str, entry: Pretrain, jobs: Jobs, accuracies: dict[Path, dict[str
         "seconds": mean_over_seeds(seconds),
         "clips_per_second": mean_over_seeds([summary["clips_per_second"] for summary in summaries]),
         "peak_memory": max(summary["peak_memory"] for summary in summaries),
-        "bits_per_code": _mean_or_none([summary["bits_per_code"] for summary in summaries]),
+        "bits_per_code": None if None in bits else round(float(np.mean(bits)), 4),
         **{probe: _best(final, probe) for probe in PROBES},
         **{f"untrained_{probe}": _best(untrained, probe) for probe in PROBES},
         "layers": {probe: _layers(final, probe) for probe in PROBES},
@@ -220,11 +220,6 @@ def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, 
     """Accuracy of each layer over seeds, first to last."""
     layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
     return [mean_over_seeds(layer) for layer in layers]
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(float(np.mean(known)), 4) if known else None
 
 
 def _about(config: Compare, cache: TokenCache, labelled: LabelledVideos, accelerator: Accelerator) -> dict[str, Any]:

@@ -59,25 +59,22 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
             codebook_VC = tokenizer.codebook()
             writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
     if accelerator.is_main_process:
-        _note(accelerator, writer, {"tokenizer": chosen, "videos": config.videos})
+        # A finished cache on a read-only disk stays usable.
+        try:
+            writer.note({"tokenizer": chosen, "videos": config.videos})
+        except OSError as error:
+            say(
+                accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}"
+            )
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     if cache.manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, cache.manifest["codes"]):
         say(accelerator, collapse_warning(cache.manifest["codes_used"], cache.vocab_size))
-    if cache.manifest["bf16"]:
-        bf16 = cache.manifest["bf16"]
+    if bf16 := cache.manifest["bf16"]:
         say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} codes that were compared differ from fp32")
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))
-
-
-def _note(accelerator: Accelerator, writer: CacheWriter, made_with: dict[str, str]) -> None:
-    """Record the paths of the tokenizer and the videos. A finished cache on a read-only disk stays usable."""
-    try:
-        writer.note(made_with)
-    except OSError as error:
-        say(accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}")
 
 
 def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
@@ -201,7 +198,6 @@ def _make_shards(
 def _add(shard: CodeShard, encoded: EncodedVideo) -> None:
     """Write a video into its shard, or record why it is skipped."""
     if isinstance(encoded.end, ClipCuts):
-        codes_Vthw = np.stack(encoded.codes)
-        shard.add(encoded.video, codes_Vthw, encoded.end, encoded.pixels)
+        shard.add(encoded.video, np.stack(encoded.codes), encoded.end, encoded.pixels)
     else:
         shard.skip(encoded.video, str(encoded.end))

@@ -45,9 +45,7 @@ def write_comparison(folder: Path, summary: Row) -> Path:
         "seeds": summary["seeds"],
         "n": summary["n"],
     }
-    page = folder / "index.html"
-    write_page(page, "comparison.html", values)
-    return page
+    return write_page(folder / "index.html", "comparison.html", values)
 
 
 def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:

@@ -77,12 +77,11 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
         tiles.append(["untrained network", f"{untrained['mean']:.3f}", f"chance {probes[-1]['chance']:.3f}"])
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
     if bits is None:
-        name = "squared error of normalised pixels, held out"
-        tiles.append([name, f"{summary['loss']:.3f}", "predicting the mean of each tubelet gives 1"])
+        note = "predicting the mean of each tubelet gives 1"
+        tiles.append(["squared error of normalised pixels, held out", f"{summary['loss']:.3f}", note])
     else:
         saved = 1 - bits / unigram if unigram else 0
-        side = "below" if saved >= 0 else "above"
-        note = f"{abs(100 * saved):.0f} % {side} the unigram entropy of {unigram:.2f}"
+        note = f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} the unigram entropy of {unigram:.2f}"
         tiles.append(["bits per code, held out", f"{bits:.2f}", note])
     note = f"{summary['step']} steps in {summary['seconds']:.0f} s"
     tiles.append(["clips per second", f"{summary['clips_per_second']:.0f}", note])
@@ -110,16 +109,18 @@ def _curves(folder: Path, summary: dict[str, Any]) -> Markup:
     """Chart of the bits per code during training, or of the loss where pixels are predicted."""
     predicts_codes = summary["bits_per_code"] is not None
     measure = "bits_per_code" if predicts_codes else "loss"
-    lines = {}
-    for key, name in ((f"val_{measure}", "held out, all targets"), (measure, "training")):
-        points = [(line["step"], line[key]) for line in metrics_of(folder) if key in line]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            lines[name] = (xs, ys)
+    curves = {"held out, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
+    lines = {name: (steps, values) for name, (steps, values) in curves.items() if steps}
     if not predicts_codes:
         return line_chart(lines, x="step", y="squared error of normalised pixels")
     level = ("unigram entropy of the cache", summary["unigram_bits"])
     return line_chart(lines, x="step", y="bits per code", level=level)
+
+
+def _curve(run: Path, key: str) -> tuple[list[float], list[float]]:
+    """Logged steps and values of a number."""
+    lines = [line for line in metrics_of(run) if key in line]
+    return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 def _order(folder: Path) -> dict[str, Any] | None:
@@ -131,8 +132,7 @@ def _order(folder: Path) -> dict[str, Any] | None:
     members_NK = clusters.members()
     rank_BN = cluster_order(clusters, objective.order, torch.arange(_SAMPLES)).argsort(dim=1)
     rank_BL = torch.empty(_SAMPLES, members_NK.numel(), dtype=torch.long)
-    for b in range(_SAMPLES):
-        rank_BL[b, members_NK] = rank_BN[b][:, None].expand_as(members_NK)
+    rank_BL[:, members_NK] = rank_BN[..., None].expand(-1, *members_NK.shape)
     return {
         "name": objective.order,
         "clusters": len(members_NK),
@@ -156,33 +156,26 @@ def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
     picture = to_png(reconstruction_grid(pixels_BTHWC, tokenizer.decode(batch["codes_BTHW"])))
     training, curve = None, ""
     if (Path(source) / "summary.json").exists():
-        training = summary_of(Path(source))
-        points = [(line["step"], line["val_psnr"]) for line in metrics_of(Path(source)) if "val_psnr" in line]
-        if len(points) > 2:
-            xs, ys = zip(*points, strict=True)
-            curve = line_chart({"held out": (xs, ys)}, x="step", y="PSNR in dB")
+        training, (steps, values) = summary_of(Path(source)), _curve(Path(source), "val_psnr")
+        if len(steps) > 2:
+            curve = line_chart({"held out": (steps, values)}, x="step", y="PSNR in dB")
     picture_text = base64.b64encode(picture).decode()
     return {"problem": None, "source": source, "training": training, "curve": curve, "picture": picture_text}
 
 
 def _cache(cache: TokenCache) -> Rows:
     manifest, clip = cache.manifest, cache.clip
+    shape = f"{clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}"
+    entropy = f"unigram entropy {manifest['unigram_bits']:.3f} bits"
     listed, used, skipped = len(cache.spec["videos"]), manifest["samples"], len(manifest["skipped"])
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 2**20
     return [
         ["folder", cache.address],
         ["key", cache.key],
         ["videos", f"{listed} listed = {used} used + {skipped} skipped; {manifest['padded']} padded"],
-        [
-            "clips",
-            f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, "
-            f"views of each video: {clip.views}",
-        ],
+        ["clips", f"{manifest['clips']}: {shape}, views of each video: {clip.views}"],
         ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
-        [
-            "vocabulary",
-            f"{manifest['codes_used']} of {cache.vocab_size} in use; unigram entropy {manifest['unigram_bits']:.3f} bits",
-        ],
+        ["vocabulary", f"{manifest['codes_used']} of {cache.vocab_size} in use; {entropy}"],
         ["shards", f"{len(manifest['shards'])}, {size:.1f} MiB"],
     ]
 
