@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import torch
@@ -75,18 +75,13 @@ def _clips_of(source: Source, clip: ClipSpec) -> list[DecodedClip]:
 
 
 def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
-    def work(video: Video) -> Iterator[Decoded]:
-        return decode(source, video, clip, "none")
-
-    count = 0
-    for _, parts in ahead(source.videos, work, workers, 8, 256):
-        count += sum(isinstance(part, DecodedClip) for part in parts)
-    return count
+    videos = ahead(source.videos, lambda video: decode(source, video, clip, "none"), workers, 8, 256)
+    return sum(isinstance(part, DecodedClip) for _, parts in videos for part in parts)
 
 
 def _encode_all(encoder: Encoder, video: Video, clips: list[DecodedClip], count: int) -> int:
     """Encode `count` clips, as views of one video; return the number of encoded clips."""
-    repeated: list[Decoded] = [clips[i % len(clips)] for i in range(count)]
     # The encoder expects ClipCuts after the last clip of a video.
-    (encoded,) = encoder.videos([(video, iter([*repeated, ClipCuts((), 0, None)]))])
+    parts: Iterator[Decoded] = chain(islice(cycle(clips), count), [ClipCuts((), 0, None)])
+    (encoded,) = encoder.videos([(video, parts)])
     return len(encoded.codes)

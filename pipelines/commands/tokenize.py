@@ -169,16 +169,12 @@ def _make_shards(
     `workers` threads decode the next videos, and one thread writes the finished ones, while this thread encodes.
     """
 
-    def jobs() -> Iterator[tuple[int, Video]]:
-        for number in writer.claims(first):
-            for video in writer.videos(number):
-                yield number, video
-
     def decoded(job: tuple[int, Video]) -> Iterator[Decoded]:
         return decode(source, job[1], config.clip, config.keep_pixels)
 
     count = 0
-    decoding = ahead(jobs(), decoded, workers, config.encode_batch, videos_ahead(config))
+    jobs = ((number, video) for number in writer.claims(first) for video in writer.videos(number))
+    decoding = ahead(jobs, decoded, workers, config.encode_batch, videos_ahead(config))
     with ThreadPoolExecutor(1) as write_thread, closing(decoding) as videos:
         for number, group in groupby(videos, key=lambda item: item[0][0]):
             with writer.open_shard(number) as shard:

@@ -40,10 +40,9 @@ def write_comparison(folder: Path, summary: Row) -> Path:
         "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": _baselines(summary),
-        "protocol": _protocol(summary),
+        "split": folds_in_words(summary["folds"]),
         "environment": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "seeds": summary["seeds"],
-        "n": summary["n"],
+        "summary": summary,
     }
     return write_page(folder / "index.html", "comparison.html", values)
 
@@ -150,22 +149,3 @@ def _baselines(summary: Row) -> Markup:
     names = ("motion_energy", "one_frame")
     bars = {_BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in names}
     return bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))
-
-
-def _protocol(summary: Row) -> list[tuple[str, str]]:
-    groups = f"; groups: {summary['groups'] or 'none'}" if summary["folds"] > 1 else ""
-    counts = f"{summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes"
-    seeds = f"{summary['seeds']} seeds for initialisation, order of batches, masks and folds"
-    return [
-        ("cache", f"{summary['cache']}: {counts}"),
-        ("budget", f"{summary['budget']} for each training; {seeds}"),
-        ("tested", f"{summary['n']} clips: {folds_in_words(summary['folds'])}{groups}"),
-        ("probe", summary["protocol"]),
-        (
-            "curves",
-            "the learning rate reaches its minimum at the end of the budget, so an earlier point is not the result of a "
-            "smaller budget",
-        ),
-        ("memory", "peak of the tensors on a GPU; on a CPU peak of the whole process, libraries included"),
-        ("device", summary["device"]),
-    ]

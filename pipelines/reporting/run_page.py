@@ -59,7 +59,7 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
         "collapse": collapse_warning(used, cache.vocab_size) if used < COLLAPSED * cache.vocab_size else None,
-        "cache": _cache(cache),
+        "cache": cache,
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),
         "environment": _environment(folder),
@@ -161,23 +161,6 @@ def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
             curve = line_chart({"held out": (steps, values)}, x="step", y="PSNR in dB")
     picture_text = base64.b64encode(picture).decode()
     return {"problem": None, "source": source, "training": training, "curve": curve, "picture": picture_text}
-
-
-def _cache(cache: TokenCache) -> Rows:
-    manifest, clip = cache.manifest, cache.clip
-    shape = f"{clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}"
-    entropy = f"unigram entropy {manifest['unigram_bits']:.3f} bits"
-    listed, used, skipped = len(cache.spec["videos"]), manifest["samples"], len(manifest["skipped"])
-    size = sum(shard["bytes"] for shard in manifest["shards"]) / 2**20
-    return [
-        ["folder", cache.address],
-        ["key", cache.key],
-        ["videos", f"{listed} listed = {used} used + {skipped} skipped; {manifest['padded']} padded"],
-        ["clips", f"{manifest['clips']}: {shape}, views of each video: {clip.views}"],
-        ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
-        ["vocabulary", f"{manifest['codes_used']} of {cache.vocab_size} in use; {entropy}"],
-        ["shards", f"{len(manifest['shards'])}, {size:.1f} MiB"],
-    ]
 
 
 def _commands(folder: Path, cache: TokenCache) -> Rows:
