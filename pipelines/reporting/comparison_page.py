@@ -27,21 +27,18 @@ MISSED = 0.2
 def write_comparison(folder: Path, summary: Row) -> Path:
     """Write index.html into the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
-    versions = environment_of(folder)["versions"]
-    columns = [_columns(row) for row in rows]
     values = {
         "title": f"{len(rows)} objectives at {summary['budget']} each",
         "best": rows[0],
         "second": rows[1] if len(rows) > 1 else None,
         "verdict": verdict(rows, summary["n"]),
         "caveats": caveats(rows, summary),
-        "columns": list(columns[0]),
-        "rows": [list(row.values()) for row in columns],
+        "rows": rows,
         "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": _baselines(summary),
         "split": folds_in_words(summary["folds"]),
-        "environment": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "versions": environment_of(folder)["versions"],
         "summary": summary,
     }
     return write_page(folder / "index.html", "comparison.html", values)
@@ -101,26 +98,6 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
         ),
     ]
     return [(text, entries) for text, entries in texts if entries]
-
-
-def _columns(row: Row) -> dict[str, Any]:
-    """Head of each column and the cell of this row: a text, or {mean, stderr}."""
-    gain = 100 * (row["attentive"]["mean"] - row["untrained_attentive"]["mean"])
-    return {
-        "objective": row["entry"],
-        "attentive": row["attentive"],
-        "linear": row["linear"],
-        "kNN": row["knn"],
-        "points over untrained": f"{gain:+.1f}",
-        "attentive, untrained": row["untrained_attentive"],
-        "linear, untrained": row["untrained_linear"],
-        "bits per code": "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
-        "steps": f"{row['steps']:,}",
-        "clips seen": f"{row['clips']:,}",
-        "seconds": f"{row['seconds']['mean']:.0f}",
-        "clips/s": f"{row['clips_per_second']['mean']:.1f}",
-        "peak memory": f"{row['peak_memory'] / 2**20:,.0f} MiB",
-    }
 
 
 def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:

@@ -62,7 +62,8 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "cache": cache,
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),
-        "environment": _environment(folder),
+        "environment": environment_of(folder),
+        "choices": read_json(folder / "choices.json"),
     }
     write_page(page, "report.html", values)
 
@@ -174,15 +175,3 @@ def _commands(folder: Path, cache: TokenCache) -> Rows:
     started = sorted(runs.values(), key=lambda environment: environment["started"])
     commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without repetitions
     return [["accelerate", "launch", *map(shlex.quote, command)] for command in commands]
-
-
-def _environment(folder: Path) -> Rows:
-    environment = environment_of(folder)
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    choices = read_json(folder / "choices.json")
-    return [
-        ["device", f"{environment['device']}, {environment['processes']} process(es)"],
-        ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()) if name != "about")],
-        ["software", f"Python {environment['python']}, {versions}"],
-        ["started", environment["started"]],
-    ]
