@@ -11,8 +11,6 @@ from data.loading import BatchPlan, TokenDataset, batches
 from pipelines.benchmarks import Row, in_new_process
 from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
 
-_GIB = 2**30
-
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
     """Yield the growth of resident memory between the first tenth of the reading and its end."""
@@ -20,8 +18,9 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     cache = synthetic_cache(folder / "large", videos, views=16, codes_shape=(8, 28, 28))
     size = sum(path.stat().st_size for path in cache.rglob("*.tar"))
     # At a small scale the limit still has to leave room for Python and PyTorch.
-    limit = max(size * 2 // 3, _GIB)
-    what = f"memory gained while reading {size / _GIB:.1f} GiB with {limit / _GIB:.1f} GiB of address space"
+    gib = 2**30
+    limit = max(size * 2 // 3, gib)
+    what = f"memory gained while reading {size / gib:.1f} GiB with {limit / gib:.1f} GiB of address space"
     yield Row(what, "MiB", in_new_process(_growth, str(cache), limit) / 2**20, reach="flat")
 
 

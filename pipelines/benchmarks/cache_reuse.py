@@ -16,8 +16,6 @@ from pipelines.benchmarks import Row
 from pipelines.benchmarks.synthetic import synthetic_cache
 from tokenizer import VQ3D
 
-_TOKENIZE = Path(__file__).parent.parent / "tokenize.py"
-
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
     """Yield seconds until codes are available.
@@ -48,7 +46,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
 
     flags = ["--videos", str(videos), "--tokenizer", str(folder / "tokenizer"), "--caches", str(folder / "reused")]
     began = time.perf_counter()
-    command = [sys.executable, str(_TOKENIZE), *flags, "--out", str(folder / "run")]
+    command = [sys.executable, str(Path(__file__).parents[1] / "tokenize.py"), *flags, "--out", str(folder / "run")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - began
     summary = json.loads(result.stdout.splitlines()[-1])

@@ -147,17 +147,12 @@ def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
     cache = TokenCache.open(address)
     labelled = LabelledVideos.of(cache)
     accelerator = start_accelerator(resolve_precision("auto"))
-    trained = model.name != "untrained"
+    trained, attentive = model.name != "untrained", model.parent.name != "snapshots"
+    network = model if trained else job.out / "model"
+    folds = [labelled.folds(job.seed)]
     torch.manual_seed(job.seed)
     (accuracy,) = probe_model(
-        accelerator,
-        model if trained else job.out / "model",
-        cache,
-        labelled,
-        [labelled.folds(job.seed)],
-        trained=trained,
-        attentive=model.parent.name != "snapshots",
-        scratch=Path(scratch),
+        accelerator, network, cache, labelled, folds, trained=trained, attentive=attentive, scratch=Path(scratch)
     )
     write_json(_probe_file(model), asdict(accuracy))
 

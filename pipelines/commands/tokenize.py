@@ -153,10 +153,8 @@ def fill(
 
 
 def videos_ahead(config: Tokenize) -> int:
-    """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard.
-
-    Some videos take long to decode, and the videos ahead of them keep the tokenizer busy.
-    """
+    """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard."""
+    # Some videos take long to decode; meanwhile the decoded videos before them keep the tokenizer busy.
     clip_bytes = config.clip.frames * config.clip.size**2 * 3
     return min(config.shard_size, DECODED_AHEAD // (config.encode_batch * clip_bytes))
 

@@ -27,6 +27,7 @@ MISSED = 0.2
 def write_comparison(folder: Path, summary: Row) -> Path:
     """Write index.html into the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
+    bars = {_BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"]) for key in ("motion_energy", "one_frame")}
     values = {
         "title": f"{len(rows)} objectives at {summary['budget']} each",
         "best": rows[0],
@@ -36,7 +37,7 @@ def write_comparison(folder: Path, summary: Row) -> Path:
         "rows": rows,
         "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
-        "baselines": _baselines(summary),
+        "baselines": bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"])),
         "split": folds_in_words(summary["folds"]),
         "versions": environment_of(folder)["versions"],
         "summary": summary,
@@ -120,9 +121,3 @@ def _chart(points: Mapping[str, tuple[Sequence[float], list[Row]]], summary: Row
     lines = {entry: (xs, [value["mean"] for value in values]) for entry, (xs, values) in points.items()}
     errors = {entry: [value["stderr"] or 0.0 for value in values] for entry, (_, values) in points.items()}
     return line_chart(lines, x=x, y=y, errors=errors, level=(_BASELINES["chance"], summary["chance"]))
-
-
-def _baselines(summary: Row) -> Markup:
-    names = ("motion_energy", "one_frame")
-    bars = {_BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in names}
-    return bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))

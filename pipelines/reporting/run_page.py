@@ -39,13 +39,7 @@ Rows = list[list[str]]
 
 
 def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
-    """Write the page about a pre-training run.
-
-    Args:
-        folder: run folder.
-        page: HTML file to write.
-        trust: allow a tokenizer that is a program (TorchScript) to run.
-    """
+    """Write the page about the run in a folder; `trust` allows a tokenizer that is a program (TorchScript) to run."""
     summary = summary_of(folder)
     cache = TokenCache.open(summary["cache"])
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
