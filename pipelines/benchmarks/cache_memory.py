@@ -17,8 +17,8 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     videos = numbered_videos(max(256, int(8000 * scale)))
     cache = synthetic_cache(folder / "large", videos, views=16, codes_shape=(8, 28, 28))
     size = sum(path.stat().st_size for path in cache.rglob("*.tar"))
-    # At a small scale the limit still has to leave room for Python and PyTorch.
     gib = 2**30
+    # At a small scale the limit still has to leave room for Python and PyTorch.
     limit = max(size * 2 // 3, gib)
     what = f"memory gained while reading {size / gib:.1f} GiB with {limit / gib:.1f} GiB of address space"
     yield Row(what, "MiB", in_new_process(_growth, str(cache), limit) / 2**20, reach="flat")
