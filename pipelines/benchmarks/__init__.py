@@ -1,14 +1,15 @@
 """Measurements behind pipelines/benchmark.py, one module per subject; each `measure` function yields rows of a table."""
 
-import subprocess
-import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from multiprocessing import get_context
+from typing import TypeVar
 
-_ROOT = Path(__file__).parent.parent.parent
+_Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """One row of a benchmark table."""
 
@@ -41,10 +42,10 @@ def comparison(what: str, unit: str, ours: float, peer: float, alternative: str,
     return Row(what=what, unit=unit, ours=ours, peer=peer, alternative=alternative, ratio=ours / peer, reach=reach)
 
 
-def run_module(name: str, *arguments: str) -> str:
-    """Run a module of this package in a child process, whose memory is its own, and return its standard output."""
-    command = [sys.executable, "-m", f"{__name__}.{name}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=_ROOT).stdout
+def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:
+    """Call a function in a new process, whose heap is not fragmented by other work, and return its result."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def _number(value: float) -> str:

@@ -29,7 +29,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     trials = max(20, int(1000 * scale))
 
     def row(what: str, contents: list[bytes], check: Callable[[TokenCache], None]) -> Row:
-        ours = theirs = 0
+        ours = theirs = 0.0
         for changed in contents:
             tar.write_bytes(changed)
             ours += _passes(damaged, check)
@@ -38,14 +38,8 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
             except Exception:
                 # webdataset and tarfile raise many types of errors; each of them counts as detection.
                 continue
-        return Row(
-            what=what,
-            unit="%",
-            ours=100 * ours / len(contents),
-            peer=100 * theirs / len(contents),
-            alternative="plain webdataset",
-            reach="0",
-        )
+        ours, theirs = 100 * ours / len(contents), 100 * theirs / len(contents)
+        return Row(what, "%", ours, peer=theirs, alternative="plain webdataset", reach="0")
 
     cuts = [content[:length] for length in range(0, len(content), 64)]
     yield row(f"a shard cut short at every 64th byte ({len(cuts)}): not detected", cuts, TokenCache.verify)

@@ -16,8 +16,6 @@ from pipelines.benchmarks import Row
 from pipelines.benchmarks.synthetic import synthetic_cache
 from tokenizer import VQ3D
 
-_TOKENIZE = Path(__file__).parent.parent / "tokenize.py"
-
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
     """Yield seconds until codes are available.
@@ -44,14 +42,14 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     plan = BatchPlan(samples=len(opened), batch_size=64, seed=0)
     next(batches(TokenDataset(opened, range(len(opened)), plan), range(1), workers=0))
     seconds = time.perf_counter() - began
-    yield Row(what=f"cache of {count:,} videos: opened, first shuffled batch", unit="s", ours=seconds, reach="≤ 5")
+    yield Row(f"cache of {count:,} videos: opened, first shuffled batch", "s", seconds, reach="≤ 5")
 
     flags = ["--videos", str(videos), "--tokenizer", str(folder / "tokenizer"), "--caches", str(folder / "reused")]
     began = time.perf_counter()
-    command = [sys.executable, str(_TOKENIZE), *flags, "--out", str(folder / "run")]
+    command = [sys.executable, str(Path(__file__).parents[1] / "tokenize.py"), *flags, "--out", str(folder / "run")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - began
     summary = json.loads(result.stdout.splitlines()[-1])
     if not summary["reused"] or summary["skipped"]:
         raise RuntimeError(f"tokenize did not reuse the cache: {summary}")
-    yield Row(what=f"tokenize again on {count:,} videos, the whole command", unit="s", ours=seconds, reach="≤ 5")
+    yield Row(f"tokenize again on {count:,} videos, the whole command", "s", seconds, reach="≤ 5")

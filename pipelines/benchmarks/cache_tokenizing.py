@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -33,7 +31,9 @@ def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
     encoder = Encoder(tokenizer, Tokenize.encode_batch, "fp32")
     workers = max(0, cores(accelerator) - 1)
     clips = _clips_of(source, clip)
-    clip_count = len(source.videos) * _views(clip)
+    # The settings of benchmark refuse "dense".
+    assert isinstance(clip.views, int)
+    clip_count = len(source.videos) * clip.views
 
     def tokenize(round_: int) -> int:
         config = Tokenize(clip=clip, caches=folder / f"round{round_}")
@@ -59,15 +59,10 @@ def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
         target = "≥ 0.85" if name == slower else ""
         yield comparison(what, "clips/s", speeds["tokenizing"], speeds[name], f"{name} alone, {threads}", target)
     for views in (1, 4, 16):
-        size = _bytes_per_code(folder / f"views{views}", source, replace(clip, views=views))
-        reach = "≤ 2.3" if views == 16 else ""
-        yield Row(what=f"bytes per code of 2 bytes, {views} views of 512 codes", unit="bytes", ours=size, reach=reach)
-
-
-def _views(clip: ClipSpec) -> int:
-    # The settings of benchmark refuse "dense".
-    assert isinstance(clip.views, int)
-    return clip.views
+        cache = TokenCache.open(synthetic_cache(folder / f"views{views}", source.videos, views=views, clip=clip))
+        size = sum(path.stat().st_size for path in Path(cache.address).rglob("*") if path.is_file())
+        what, reach = f"bytes per code of 2 bytes, {views} views of 512 codes", "≤ 2.3" if views == 16 else ""
+        yield Row(what, "bytes", size / cache.manifest["codes"], reach=reach)
 
 
 def _clips_of(source: Source, clip: ClipSpec) -> list[DecodedClip]:
@@ -80,25 +75,13 @@ def _clips_of(source: Source, clip: ClipSpec) -> list[DecodedClip]:
 
 
 def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
-    def work(video: Video) -> Iterator[Decoded]:
-        return decode(source, video, clip, "none")
-
-    count = 0
-    for _, parts in ahead(source.videos, work, workers, 8, 256):
-        count += sum(isinstance(part, DecodedClip) for part in parts)
-    return count
+    videos = ahead(source.videos, lambda video: decode(source, video, clip, "none"), workers, 8, 256)
+    return sum(isinstance(part, DecodedClip) for _, parts in videos for part in parts)
 
 
 def _encode_all(encoder: Encoder, video: Video, clips: list[DecodedClip], count: int) -> int:
     """Encode `count` clips, as views of one video; return the number of encoded clips."""
-    repeated: list[Decoded] = [clips[i % len(clips)] for i in range(count)]
     # The encoder expects ClipCuts after the last clip of a video.
-    (encoded,) = encoder.videos([(video, iter([*repeated, ClipCuts((), 0, None)]))])
+    parts: Iterator[Decoded] = chain(islice(cycle(clips), count), [ClipCuts((), 0, None)])
+    (encoded,) = encoder.videos([(video, parts)])
     return len(encoded.codes)
-
-
-def _bytes_per_code(folder: Path, source: Source, clip: ClipSpec) -> float:
-    """Bytes of all files of a cache with random codes of these videos, divided by the number of codes."""
-    cache = TokenCache.open(synthetic_cache(folder, source.videos, views=_views(clip), clip=clip))
-    files = [path.stat().st_size for path in Path(cache.address).rglob("*") if path.is_file()]
-    return float(np.sum(files) / cache.manifest["codes"])

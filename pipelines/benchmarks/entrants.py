@@ -8,10 +8,8 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
+from pipelines.benchmarks import in_new_process
 from pipelines.engine.device import wait
 from pipelines.engine.memory import Resident
 from pipelines.engine.step import SingleProcess, train_step
@@ -58,24 +57,15 @@ class Shape:
 
     def codes(self) -> CodeSpec:
         """Return the specification of the codes of these clips."""
-        return CodeSpec(
-            shape=self.grid,
-            vocab_size=prod(self.vocabulary),
-            levels=self.vocabulary,
-            clip=(self.frames, self.side, self.side),
-        )
+        clip = (self.frames, self.side, self.side)
+        return CodeSpec(shape=self.grid, vocab_size=prod(self.vocabulary), levels=self.vocabulary, clip=clip)
 
 
 class Entrant:
     """A model in training. A step is an optimizer step of fused AdamW, in bf16 autocast."""
 
     def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        loss: Callable[[nn.Module, Batch], Tensor],
-        batch: Batch,
-        budget: float = 1.0,
+        self, name: str, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, budget: float = 1.0
     ) -> None:
         """Set up the training; `budget` is the share of activations that compiled code keeps (1.0: PyTorch's default)."""
         self.name, self.model, self.batch = name, model.train(), batch
@@ -113,17 +103,12 @@ class Entrant:
             before = torch.cuda.memory_allocated(self.device)
             self.step()
             return torch.cuda.max_memory_allocated(self.device) - before
-        _trim_heap()
+        # Make the C library return freed memory to the operating system, so that it does not count as in use.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
         with Resident() as resident:
             self.step()
         return resident.most - resident.before
-
-
-def _trim_heap() -> None:
-    """Make the C library return freed memory to the operating system, so that it does not count as in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def ours(
@@ -243,9 +228,8 @@ def fastest(
 
 
 def memory_alone(build: Callable[[], Entrant]) -> float:
-    """Measure `Entrant.memory` over five steps in a new process, whose heap is not fragmented by other models."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_memory, build).result()
+    """Measure `Entrant.memory` over five steps in a new process."""
+    return in_new_process(_memory, build)
 
 
 def _memory(build: Callable[[], Entrant]) -> float:

@@ -40,15 +40,13 @@ def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMA
         }
         if what == "tokens":
             builders["VideoMAE (sdpa)"] = partial(videomae, device=device, attention="sdpa", compiled=False)
-        lines = {name: (xs, [_seconds(builder(s), rounds) for s in shapes]) for name, builder in builders.items()}
+        lines = {
+            name: (xs, [by_turns([builder(s).seconds], rounds)[0] for s in shapes])
+            for name, builder in builders.items()
+        }
         file = folder / f"growth-{what}.svg"
         write_bytes(file, line_chart(lines, x=what, y="seconds per step", log=True).encode())
         print(f"    wrote {file}", file=sys.stderr, flush=True)
         for name, (_, ys) in lines.items():
             title = f"ViT-S, batch {shape.batch}, {name}: a step with {xs[-1]:,.0f} {what}"
             yield comparison(title, "ms", 1000 * ys[-1], 1000 * ys[0], f"with {xs[0]:,.0f}")
-
-
-def _seconds(entrant: Entrant, rounds: int) -> float:
-    """Median time of a step in seconds."""
-    return by_turns([entrant.seconds], rounds)[0]

@@ -70,7 +70,7 @@ def measure(
     rounds = max(2, round(6 * scale))
     device_kind = "cuda" if device.type == "cuda" else "cpu"
     peak = matrix_peak(device, torch.bfloat16)
-    yield Row(what="the fastest product of bf16 matrices", unit="TFLOP/s", ours=peak / 1e12)
+    yield Row("the fastest product of bf16 matrices", "TFLOP/s", peak / 1e12)
     build_peer, timings = fastest(partial(videomae, shape, device), _variants(["sdpa", "eager"]))
     _log(timings)
     peer, peer_memory = build_peer(), memory_alone(build_peer)
@@ -134,7 +134,7 @@ def _profile(entrant: Entrant, name: str) -> Iterator[Row]:
         microseconds[operation] += getattr(event, key)
     for operation, time_us in microseconds.most_common(LARGEST):
         what = f"share of the time of a step, {name} ({entrant.name}): {operation}"
-        yield Row(what=what, unit="", ours=time_us / microseconds.total())
+        yield Row(what, "", time_us / microseconds.total())
 
 
 def _variants(attentions: Sequence[str]) -> list[dict[str, Any]]:

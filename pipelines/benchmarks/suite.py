@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,10 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory(prefix="arvideo-benchmark-") as folder:
-            for measure in _measures(config, source, Path(folder), device):
-                for row in measure():
-                    rows.append(row)
-                    seconds = time.perf_counter() - began
-                    print(f"{seconds:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
+            for row in _measure(config, source, Path(folder), device):
+                rows.append(row)
+                seconds = time.perf_counter() - began
+                print(f"{seconds:5.0f} s  {'  '.join(row.texts())}", file=sys.stderr, flush=True)
     finally:
         # After a failure or Ctrl-C, print the rows measured so far.
         if rows:
@@ -55,26 +54,19 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     }
 
 
-def _measures(
-    config: Benchmark, source: Source, folder: Path, device: torch.device
-) -> list[Callable[[], Iterator[Row]]]:
-    """List the measurements of the chosen benchmark, in their order."""
+def _measure(config: Benchmark, source: Source, folder: Path, device: torch.device) -> Iterator[Row]:
+    """Yield the rows of the chosen benchmark as they are measured."""
     clip, scale = config.clip, config.scale
     if config.what == "tokenizer":
-        return [
-            lambda: tokenizer_quality.measure(source, clip, device, scale),
-            lambda: tokenizer_length.measure(source, clip, device),
-            lambda: tokenizer_cuda.measure(source, clip, device, scale),
-        ]
-    if config.what == "pretrain":
-        return [
-            lambda: pretrain_speed.measure(folder, source, device, scale),
-            lambda: pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale),
-        ]
-    return [
-        lambda: cache_reading.measure(folder, scale),
-        lambda: cache_tokenizing.measure(folder, source, clip),
-        lambda: cache_reuse.measure(folder, scale),
-        lambda: cache_memory.measure(folder, scale),
-        lambda: cache_damage.measure(folder, scale),
-    ]
+        yield from tokenizer_quality.measure(source, clip, device, scale)
+        yield from tokenizer_length.measure(source, clip, device)
+        yield from tokenizer_cuda.measure(source, clip, device, scale)
+    elif config.what == "pretrain":
+        yield from pretrain_speed.measure(folder, source, device, scale)
+        yield from pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale)
+    else:
+        yield from cache_reading.measure(folder, scale)
+        yield from cache_tokenizing.measure(folder, source, clip)
+        yield from cache_reuse.measure(folder, scale)
+        yield from cache_memory.measure(folder, scale)
+        yield from cache_damage.measure(folder, scale)

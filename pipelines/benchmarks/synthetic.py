@@ -1,6 +1,7 @@
 """Caches of random codes, for measurements that need no tokenizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from data.cache import CacheSpec, CacheWriter
 from data.clips import ClipCuts, ClipSpec, View
 from data.sources import Video
 
+_CLIP = ClipSpec()
+_VOCABULARY = 1000
+
 
 def synthetic_cache(
     folder: Path,
@@ -16,19 +20,17 @@ def synthetic_cache(
     *,
     views: int,
     codes_shape: tuple[int, int, int] = (8, 8, 8),
-    vocab_size: int = 1000,
     shard_size: int = 256,
     tokenizer: str = "none",
-    clip: ClipSpec | None = None,
+    clip: ClipSpec = _CLIP,
 ) -> Path:
     """Write a finished cache of random codes, in the format that tokenize writes, and return its folder."""
-    clip = clip or ClipSpec(views=views)
     spec = CacheSpec(
         tokenizer=tokenizer,
         codes_shape=codes_shape,
-        vocab_size=vocab_size,
-        levels=(8, 5, 5, 5) if vocab_size == 1000 else None,
-        clip=clip,
+        vocab_size=_VOCABULARY,
+        levels=(8, 5, 5, 5),
+        clip=replace(clip, views=views),
         precision="fp32",
         encode_batch=8,
         keep_pixels="none",
@@ -45,7 +47,7 @@ def synthetic_cache(
                     View(start=start, stride=1, real=clip.frames, top=0, left=left, size=clip.size, flip=False)
                     for start, left in zip(starts, lefts, strict=True)
                 )
-                codes = rng.integers(vocab_size, size=(views, *codes_shape), dtype=np.uint16)
+                codes = rng.integers(_VOCABULARY, size=(views, *codes_shape), dtype=np.uint16)
                 shard.add(video, codes, ClipCuts(cuts, 320, 25.0), {})
             shard.commit()
     writer.finish(None)

@@ -23,16 +23,12 @@ def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) 
     large = replace(clip, size=128)
     seconds = _SECONDS * scale
     trained = train(_NAME, training_clips(source, large), held_out_clips(source, large, 96, {}), device, seconds)
-    yield Row(
-        what=f"held-out PSNR after {seconds:.0f} s of training, {large.frames} frames of 128x128, {_NAME}",
-        unit="dB",
-        ours=trained.psnr,
-        reach="≥ 28",
-    )
-    yield Row(what=f"share of its codes in use, of {trained.tokenizer.vocab_size:,}", unit="", ours=trained.usage[-1])
+    what = f"held-out PSNR after {seconds:.0f} s of training, {large.frames} frames of 128x128, {_NAME}"
+    yield Row(what, "dB", trained.psnr, reach="≥ 28")
+    yield Row(f"share of its codes in use, of {trained.tokenizer.vocab_size:,}", "", trained.usage[-1])
     for name in (_NAME, "vq3d-2x8x8-fsq4375", "vq3d-base-2x8x8-fsq4375"):
         tokenizer = VQ3D(name=name).eval().to(device)
         pixels_BTHWC = torch.randint(256, (8, clip.frames, 256, 256, 3), dtype=torch.uint8)
         with torch.autocast("cuda", torch.bfloat16):
             speed = frames_per_second(tokenizer.encode, pixels_BTHWC, device)
-        yield Row(what=f"encoding in bf16 at 256x256, {name}", unit="frames/s", ours=speed, reach="≥ 2,000")
+        yield Row(f"encoding in bf16 at 256x256, {name}", "frames/s", speed, reach="≥ 2,000")

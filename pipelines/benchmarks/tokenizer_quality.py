@@ -28,7 +28,7 @@ from tokenizer.measures import code_health, psnr_of
 
 _SECONDS = 150
 _WARM_UP = 50
-"""Steps of warm-up."""
+"""Steps of learning-rate warm-up."""
 _MEMORY = 2**31
 """Maximum bytes of training clips in memory."""
 KINDS = {"FSQ": ("vq3d-2x8x8-fsq1000", 0.9), "EMA-VQ": ("vq3d-2x8x8-emavq1024", 0.8)}
@@ -62,23 +62,17 @@ def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) 
     _fit(lambda pixels_BTHWC, _: peer(pixels_BTHWC), peer, clips_NTHWC, device, BATCH, LR, seconds, lambda: None)
     peer_psnr = _psnr(peer.encode, lambda codes: to_uint8(peer.decode(codes)), held_out_BTHWC, device)
     shape = f"{clip.frames} frames of {clip.size}x{clip.size}"
-    yield Row(
-        what=f"held-out PSNR after {seconds:.0f} s of training, {shape}, 2x8x8, 1,000 codes",
-        unit="dB",
-        ours=ours["FSQ"].psnr,
-        peer=peer_psnr,
-        alternative="magvit2-pytorch",
-        ratio=ours["FSQ"].psnr - peer_psnr,
-        reach="≥ 2 more",
-    )
-    yield Row(what="the same with a learned codebook (EMA-VQ, 1,024 codes)", unit="dB", ours=ours["EMA-VQ"].psnr)
+    what = f"held-out PSNR after {seconds:.0f} s of training, {shape}, 2x8x8, 1,000 codes"
+    psnr = ours["FSQ"].psnr
+    yield Row(what, "dB", psnr, None, peer_psnr, "magvit2-pytorch", ratio=psnr - peer_psnr, reach="≥ 2 more")
+    yield Row("the same with a learned codebook (EMA-VQ, 1,024 codes)", "dB", ours["EMA-VQ"].psnr)
     our_speed = frames_per_second(ours["FSQ"].tokenizer.encode, held_out_BTHWC, device)
     peer_speed = frames_per_second(peer.encode, held_out_BTHWC, device)
     yield comparison(f"encoding in fp32, {shape}", "frames/s", our_speed, peer_speed, "magvit2-pytorch", "≥ 3")
     for kind, (_, reach) in KINDS.items():
         quarters = ", ".join(f"{share:.3f}" for share in ours[kind].usage)
         what = f"share of the codes in use, {kind}, training clips, after each quarter: {quarters}"
-        yield Row(what=what, unit="", ours=ours[kind].usage[-1], reach=f"≥ {reach}, never falls")
+        yield Row(what, "", ours[kind].usage[-1], reach=f"≥ {reach}, never falls")
 
 
 def training_clips(source: Source, clip: ClipSpec) -> Tensor:
@@ -99,17 +93,15 @@ def training_clips(source: Source, clip: ClipSpec) -> Tensor:
     return torch.from_numpy(np.stack(clips[:limit]))
 
 
-def train(
-    name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.device, seconds: float, views: int = 2048
-) -> Trained:
-    """Train our tokenizer with its default batch size and learning rate; measure code usage on the first `views` clips."""
+def train(name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.device, seconds: float) -> Trained:
+    """Train our tokenizer with its default batch size and learning rate; measure code usage on the first 2,048 clips."""
     torch.manual_seed(0)
     tokenizer = VQ3D(name=name).to(device)
     module = Reconstruction(tokenizer, Losses())
     usage: list[float] = []
 
     def measure_usage() -> None:
-        codes = [tokenizer.encode(part.to(device)).cpu().flatten() for part in clips_NTHWC[:views].split(16)]
+        codes = [tokenizer.encode(part.to(device)).cpu().flatten() for part in clips_NTHWC[:2048].split(16)]
         counts_V = torch.bincount(torch.cat(codes), minlength=tokenizer.vocab_size)
         usage.append(code_health(counts_V)["code_usage"].item())
 
@@ -143,11 +135,9 @@ def _fit(
     while quarter <= 4:
         began = time.perf_counter()
         rows = torch.randint(len(clips_NTHWC), (batch_size,), generator=torch.Generator().manual_seed(step))
-        rate = (
-            lr * min(1, (step + 1) / _WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, spent / seconds))))
-        )
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1, spent / seconds)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr * min(1, (step + 1) / _WARM_UP) * (0.01 + 0.99 * cosine)
         batch = {"pixels_BTHWC": clips_NTHWC[rows].to(device), "step": step}
         train_step(backend, forward, optimizer, [batch], clipped=[model], max_norm=1.0)
         wait(device)

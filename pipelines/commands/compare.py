@@ -34,9 +34,6 @@ PROBES = ("attentive", "linear", "knn")
 _TIMED_STEPS = 40
 """Steps of the short training from which a budget of seconds is converted to steps."""
 
-Jobs = dict[tuple[str, int], Job]
-"""Trainings by entry and seed."""
-
 
 def main(config: Compare, settings: str) -> dict[str, Any]:
     """Train and probe all entries, write the page, and return the summary. A comparison that was stopped is continued."""
@@ -55,30 +52,25 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         say(accelerator, f"{run.folder} is finished: nothing is left to do")
     else:
         # The baselines come first: they fail at once if the videos are no longer available.
-        pixels = _baselines(accelerator, cache, labelled, config.seeds)
+        bar = progress(accelerator, len(labelled.rows), "baselines")
+        with threadpool_limits(torch.get_num_threads()):
+            pixels = baselines(cache, labelled, [labelled.folds(seed) for seed in range(config.seeds)], bar)
+        bar.close()
         steps = _steps(config, run.folder, cache, entries, accelerator.device)
-        jobs = {
-            (file.stem, seed): _job(run.folder, file, seed, steps[file.stem], config.points)
-            for seed in range(config.seeds)
-            for file in config.files
-        }
+        jobs = []
+        for seed in range(config.seeds):
+            for file in config.files:
+                out, count = run.folder / "runs" / f"{file.stem}-seed{seed}", steps[file.stem]
+                jobs.append(_job(file, out, count, seed, math.ceil(count / config.points), "--snapshots", "true"))
         networks = len(jobs) * (config.points + 1)
         say(accelerator, f"{len(jobs)} trainings, then probes of about {networks} networks, trained and untrained")
-        train(list(jobs.values()), cache, accelerator.device)
+        train(jobs, cache, accelerator.device)
         accuracies = _probe_all(cache, accelerator.device, jobs)
         table = [_row(file.stem, entries[file.stem], jobs, accuracies) for file in config.files]
         run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
-
-
-def _baselines(accelerator: Accelerator, cache: TokenCache, labelled: LabelledVideos, seeds: int) -> dict[str, Any]:
-    bar = progress(accelerator, len(labelled.rows), "baselines")
-    with threadpool_limits(torch.get_num_threads()):
-        accuracies = baselines(cache, labelled, [labelled.folds(seed) for seed in range(seeds)], bar)
-    bar.close()
-    return accuracies
 
 
 def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
@@ -106,22 +98,19 @@ def _steps(
     config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
 ) -> dict[str, int]:
     """Return the optimizer steps of each entry. They are kept in a file, so that a continued comparison uses the same."""
-    file = folder / "steps.json"
-    if not file.exists():
+    steps_file = folder / "steps.json"
+    if not steps_file.exists():
         if config.budget == "clips":
             steps = {name: math.ceil(config.amount / entry.batch_size) for name, entry in entries.items()}
         elif config.budget == "seconds":
-            flags = ["--validate_every", str(_TIMED_STEPS)]
-            jobs = {
-                path.stem: Job(path.stem, folder / "timing" / path.stem, _TIMED_STEPS, 0, [*_flags(path), *flags])
-                for path in config.files
-            }
-            train(list(jobs.values()), cache, device, "timing")
-            steps = {name: max(1, round(config.amount / _seconds_per_step(job.out))) for name, job in jobs.items()}
+            timing = folder / "timing"
+            jobs = [_job(file, timing / file.stem, _TIMED_STEPS, 0, _TIMED_STEPS) for file in config.files]
+            train(jobs, cache, device, "timing")
+            steps = {job.name: max(1, round(config.amount / _seconds_per_step(job.out))) for job in jobs}
         else:
             steps = dict.fromkeys(entries, config.amount)
-        write_json(file, steps)
-    return {name: int(count) for name, count in read_json(file).items()}
+        write_json(steps_file, steps)
+    return {name: int(count) for name, count in read_json(steps_file).items()}
 
 
 def _seconds_per_step(run: Path) -> float:
@@ -131,18 +120,15 @@ def _seconds_per_step(run: Path) -> float:
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
-def _flags(file: Path) -> list[str]:
-    return ["--config", str(file.resolve())]
+def _job(file: Path, out: Path, steps: int, seed: int, validate_every: int, *flags: str) -> Job:
+    """Training with the settings of an entry's file."""
+    own_flags = ["--config", str(file.resolve()), "--validate_every", str(validate_every)]
+    return Job(file.stem, out, steps, seed, [*own_flags, *flags])
 
 
-def _job(folder: Path, file: Path, seed: int, steps: int, points: int) -> Job:
-    flags = [*_flags(file), "--validate_every", str(math.ceil(steps / points)), "--snapshots", "true"]
-    return Job(file.stem, folder / "runs" / f"{file.stem}-seed{seed}", steps, seed, flags)
-
-
-def _probe_all(cache: TokenCache, device: torch.device, jobs: Jobs) -> dict[Path, dict[str, Any]]:
+def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
     """Return the accuracies of every model, by its folder. They are kept in files, so that no model is probed twice."""
-    models = [(job, model) for job in jobs.values() for model in (job.out / "untrained", *_models(job.out))]
+    models = [(job, model) for job in jobs for model in (job.out / "untrained", *_models(job.out))]
     # Probe processes put their token files here: if one is killed, this process still deletes them.
     with TemporaryDirectory(prefix="arvideo-compare-") as scratch:
         calls = [(cache.address, job, model, scratch) for job, model in models if not _probe_file(model).exists()]
@@ -161,17 +147,12 @@ def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
     cache = TokenCache.open(address)
     labelled = LabelledVideos.of(cache)
     accelerator = start_accelerator(resolve_precision("auto"))
-    trained = model.name != "untrained"
+    trained, attentive = model.name != "untrained", model.parent.name != "snapshots"
+    network = model if trained else job.out / "model"
+    folds = [labelled.folds(job.seed)]
     torch.manual_seed(job.seed)
     (accuracy,) = probe_model(
-        accelerator,
-        model if trained else job.out / "model",
-        cache,
-        labelled,
-        [labelled.folds(job.seed)],
-        trained=trained,
-        attentive=model.parent.name != "snapshots",
-        scratch=Path(scratch),
+        accelerator, network, cache, labelled, folds, trained=trained, attentive=attentive, scratch=Path(scratch)
     )
     write_json(_probe_file(model), asdict(accuracy))
 
@@ -181,14 +162,14 @@ def _models(run: Path) -> list[Path]:
     return [*sorted(run.glob("snapshots/step_*")), run / "model"]
 
 
-def _row(name: str, entry: Pretrain, jobs: Jobs, accuracies: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, entry: Pretrain, jobs: Sequence[Job], accuracies: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """Return the row of an entry; most values are {mean, stderr} over its seeds."""
-    own_jobs = [job for (job_name, _), job in jobs.items() if job_name == name]
+    own_jobs = [job for job in jobs if job.name == name]
     steps = own_jobs[0].steps
     summaries = [summary_of(job.out) for job in own_jobs]
     final = [accuracies[job.out / "model"] for job in own_jobs]
     untrained = [accuracies[job.out / "untrained"] for job in own_jobs]
-    seconds = [summary["seconds"] for summary in summaries]
+    seconds, bits = ([summary[key] for summary in summaries] for key in ("seconds", "bits_per_code"))
     curve = [{"step": 0, "seconds": 0.0, **_best(untrained, "linear")}]
     for models in zip(*(_models(job.out) for job in own_jobs), strict=True):
         step = steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
@@ -203,7 +184,7 @@ def _row(name: str, entry: Pretrain, jobs: Jobs, accuracies: dict[Path, dict[str
         "seconds": mean_over_seeds(seconds),
         "clips_per_second": mean_over_seeds([summary["clips_per_second"] for summary in summaries]),
         "peak_memory": max(summary["peak_memory"] for summary in summaries),
-        "bits_per_code": _mean_or_none([summary["bits_per_code"] for summary in summaries]),
+        "bits_per_code": None if None in bits else round(float(np.mean(bits)), 4),
         **{probe: _best(final, probe) for probe in PROBES},
         **{f"untrained_{probe}": _best(untrained, probe) for probe in PROBES},
         "layers": {probe: _layers(final, probe) for probe in PROBES},
@@ -220,11 +201,6 @@ def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, 
     """Accuracy of each layer over seeds, first to last."""
     layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
     return [mean_over_seeds(layer) for layer in layers]
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(float(np.mean(known)), 4) if known else None
 
 
 def _about(config: Compare, cache: TokenCache, labelled: LabelledVideos, accelerator: Accelerator) -> dict[str, Any]:

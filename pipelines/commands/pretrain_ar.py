@@ -145,10 +145,7 @@ def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDat
 def validate(
     accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]
 ) -> dict[str, float]:
-    """Return means of the losses over the canonical views of held-out videos, on any number of processes.
-
-    Each video counts once.
-    """
+    """Return means of the losses over the canonical views of held-out videos, each once on any number of processes."""
     own_rows = rows[accelerator.process_index :: accelerator.num_processes]
     most_rows = len(rows[:: accelerator.num_processes])  # of the first process, which has the most
     total: dict[str, Tensor] = {}

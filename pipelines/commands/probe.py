@@ -80,10 +80,8 @@ def _probe_all(
 
     tested = sum(len(fold.test) for fold in repetitions[0])
     results: dict[str, Any] = {probe: _best(trained, probe, tested) for probe in trained[0].best}
-    results["untrained"] = _best(untrained, "linear", tested)
     for probe in trained[0].best:
-        if probe != "linear":
-            results[f"untrained_{probe}"] = _best(untrained, probe, tested)
+        results["untrained" if probe == "linear" else f"untrained_{probe}"] = _best(untrained, probe, tested)
     results |= pixels
     results["layer"] = Counter(layer for accuracy in trained for layer in accuracy.chosen).most_common(1)[0][0]
     results["layers"] = _layers(trained, "linear", tested)

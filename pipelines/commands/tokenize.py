@@ -59,25 +59,22 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
             codebook_VC = tokenizer.codebook()
             writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
     if accelerator.is_main_process:
-        _note(accelerator, writer, {"tokenizer": chosen, "videos": config.videos})
+        # A finished cache on a read-only disk stays usable.
+        try:
+            writer.note({"tokenizer": chosen, "videos": config.videos})
+        except OSError as error:
+            say(
+                accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}"
+            )
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     if cache.manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, cache.manifest["codes"]):
         say(accelerator, collapse_warning(cache.manifest["codes_used"], cache.vocab_size))
-    if cache.manifest["bf16"]:
-        bf16 = cache.manifest["bf16"]
+    if bf16 := cache.manifest["bf16"]:
         say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} codes that were compared differ from fp32")
     for entry in cache.manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
     return run.finish(accelerator, _summary(cache, chosen, reused, began))
-
-
-def _note(accelerator: Accelerator, writer: CacheWriter, made_with: dict[str, str]) -> None:
-    """Record the paths of the tokenizer and the videos. A finished cache on a read-only disk stays usable."""
-    try:
-        writer.note(made_with)
-    except OSError as error:
-        say(accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}")
 
 
 def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
@@ -156,10 +153,8 @@ def fill(
 
 
 def videos_ahead(config: Tokenize) -> int:
-    """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard.
-
-    Some videos take long to decode, and the videos ahead of them keep the tokenizer busy.
-    """
+    """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard."""
+    # Some videos take long to decode; meanwhile the decoded videos before them keep the tokenizer busy.
     clip_bytes = config.clip.frames * config.clip.size**2 * 3
     return min(config.shard_size, DECODED_AHEAD // (config.encode_batch * clip_bytes))
 
@@ -172,16 +167,12 @@ def _make_shards(
     `workers` threads decode the next videos, and one thread writes the finished ones, while this thread encodes.
     """
 
-    def jobs() -> Iterator[tuple[int, Video]]:
-        for number in writer.claims(first):
-            for video in writer.videos(number):
-                yield number, video
-
     def decoded(job: tuple[int, Video]) -> Iterator[Decoded]:
         return decode(source, job[1], config.clip, config.keep_pixels)
 
     count = 0
-    decoding = ahead(jobs(), decoded, workers, config.encode_batch, videos_ahead(config))
+    jobs = ((number, video) for number in writer.claims(first) for video in writer.videos(number))
+    decoding = ahead(jobs, decoded, workers, config.encode_batch, videos_ahead(config))
     with ThreadPoolExecutor(1) as write_thread, closing(decoding) as videos:
         for number, group in groupby(videos, key=lambda item: item[0][0]):
             with writer.open_shard(number) as shard:
@@ -201,7 +192,6 @@ def _make_shards(
 def _add(shard: CodeShard, encoded: EncodedVideo) -> None:
     """Write a video into its shard, or record why it is skipped."""
     if isinstance(encoded.end, ClipCuts):
-        codes_Vthw = np.stack(encoded.codes)
-        shard.add(encoded.video, codes_Vthw, encoded.end, encoded.pixels)
+        shard.add(encoded.video, np.stack(encoded.codes), encoded.end, encoded.pixels)
     else:
         shard.skip(encoded.video, str(encoded.end))

@@ -62,7 +62,8 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         return run.summary()
     rows, held_out = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
-    skipped = read_json(_skipped_file(run)) if _skipped_file(run).exists() else {}
+    skipped_file = run.folder / "skipped.json"
+    skipped = read_json(skipped_file) if skipped_file.exists() else {}
     module.to(accelerator.device)
     average = WeightAverage(tokenizer, config.average) if config.average else None
     result_of_training = tokenizer if average is None else average.module
@@ -81,10 +82,9 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         numbers, video_BTHWC = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
         numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
-            write_json(_skipped_file(run), skipped)
+            write_json(skipped_file, skipped)
             _pictures(run.folder / "samples", step, pixels_BTHWC, video_BTHWC)
-        warning = alarm.check(step, numbers["dead_codes"])
-        if warning:
+        if warning := alarm.check(step, numbers["dead_codes"]):
             say(accelerator, warning)
         return numbers
 
@@ -96,7 +96,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     if accelerator.is_main_process:
         result_of_training.save_pretrained(run.folder / "model")
     if skipped:
-        say(accelerator, f"skipped {len(skipped)} damaged videos, see {_skipped_file(run)}")
+        say(accelerator, f"skipped {len(skipped)} damaged videos, see {skipped_file}")
     numbers = {key: value for key, value in result.losses.items() if key != "weights"}
     summary = {"run": str(run.folder), "tokenizer": tokenizer.name, "step": config.steps, **numbers}
     return run.finish(accelerator, {**summary, "skipped": len(skipped), "seconds": round(result.seconds, 1)})
@@ -121,10 +121,6 @@ def _pictures(folder: Path, step: int, pixels_BTHWC: torch.Tensor, video_BTHWC: 
     pairs = zip(pixels_BTHWC[:_MOVIE_CLIPS].numpy(), video_BTHWC[:_MOVIE_CLIPS].numpy(), strict=True)
     frames = (frame for pixels_THWC, video_THWC in pairs for frame in side_by_side(pixels_THWC, video_THWC))
     write_mp4(folder / f"step_{step:06d}.mp4", frames, rate=8)
-
-
-def _skipped_file(run: Run) -> Path:
-    return run.folder / "skipped.json"
 
 
 def evaluate(

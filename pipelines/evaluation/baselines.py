@@ -39,9 +39,7 @@ def _pixel_features(cache: TokenCache, rows: Sequence[int], bar: Any) -> tuple[n
         clip_TCHW = torch.from_numpy(clip_THWC.copy()).float().permute(0, 3, 1, 2)
         small_TCHW = torch.nn.functional.adaptive_avg_pool2d(clip_TCHW, SIDE)
         frames.append(small_TCHW[len(small_TCHW) // 2].flatten().numpy())
-        if len(small_TCHW) > 1:
-            energies.append(small_TCHW.mean(1).diff(dim=0).abs().mean(0).flatten().numpy())
-        else:
-            energies.append(np.zeros(SIDE**2, np.float32))
+        # A single frame has no differences, and their mean is NaN.
+        energies.append(small_TCHW.mean(1).diff(dim=0).abs().mean(0).nan_to_num().flatten().numpy())
         bar.update()
     return np.stack(frames), np.stack(energies)

@@ -25,9 +25,7 @@ class CollapseAlarm:
     """
 
     def __init__(self, vocabulary: int, codes: int, advice: str) -> None:
-        self._vocabulary = vocabulary
-        self._most = min(vocabulary, codes)
-        self._advice = advice
+        self._vocabulary, self._most, self._advice = vocabulary, min(vocabulary, codes), advice
         self._best = 0.0
         self._given: set[str] = set()
 
@@ -36,16 +34,15 @@ class CollapseAlarm:
         used = self._vocabulary - dead
         self._best = max(self._best, used)
         if used < COLLAPSED * self._most:
-            return self._once("few", collapse_warning(round(used), self._vocabulary, self._advice))
-        if used < self._best / 2:
+            kind, text = "few", collapse_warning(round(used), self._vocabulary, self._advice)
+        elif used < self._best / 2:
             now, best = (f"{100 * count / self._vocabulary:.0f} %" for count in (used, self._best))
             text = (
                 f"WARNING: the codebook is collapsing: {now} of the codes are in use at step {step}, down from {best}."
             )
-            return self._once("fall", f"{text} To prevent it, {self._advice}.")
-        return None
-
-    def _once(self, kind: str, text: str) -> str | None:
+            kind, text = "fall", f"{text} To prevent it, {self._advice}."
+        else:
+            return None
         if kind in self._given:
             return None
         self._given.add(kind)

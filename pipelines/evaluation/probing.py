@@ -41,8 +41,7 @@ class LabelledVideos:
         rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
         videos = [cache.videos[row] for row in rows]
         y_N = np.array([video.label for video in videos])
-        classes = len(set(y_N))
-        if classes < 2:
+        if (classes := len(set(y_N))) < 2:
             raise ValueError(f"{cache.address}: a probe needs labels of at least 2 classes, got {classes}")
         held_out_N = np.array([video.split not in (None, "train") for video in videos])
         return cls(rows, y_N, [video.group for video in videos], held_out_N)

@@ -13,18 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from pipelines.evaluation.errors import mean_over_clips
-from tokenizer import VideoTokenizer
+from tokenizer import VideoTokenizer, measures
 from tokenizer.base import to_float
 from tokenizer.lpips import LPIPS
-from tokenizer.measures import (
-    VideoDetector,
-    bits_per_pixel,
-    code_health,
-    flicker_of,
-    frechet_distance,
-    psnr_of,
-    ssim_of,
-)
+from tokenizer.measures import VideoDetector
 
 _SECONDS = 1.0
 """Least time for which a speed is measured."""
@@ -79,43 +71,40 @@ class TokenizerEvaluator:
         codes, encode_seconds = self._timed(tokenizer.encode, padded_BTHWC)
         decoded_BTHWC, decode_seconds = self._timed(tokenizer.decode, codes)
         video_BTHWC = decoded_BTHWC[:, :frames]
-        health = code_health(torch.bincount(codes.flatten(), minlength=tokenizer.vocab_size))
+        health = measures.code_health(torch.bincount(codes.flatten(), minlength=tokenizer.vocab_size))
         numbers = {
             "name": tokenizer.name,
             "frames": padded_frames,
             **self._quality(video_BTHWC),
             **{key: value.item() for key, value in health.items()},
-            "bits_per_pixel": bits_per_pixel(t * h * w, tokenizer.vocab_size, frames * height * width),
+            "bits_per_pixel": measures.bits_per_pixel(t * h * w, tokenizer.vocab_size, frames * height * width),
             "encode": clips * padded_frames / encode_seconds,
             "decode": clips * padded_frames / decode_seconds,
             "fingerprint": tokenizer.fingerprint(),
         }
         return TokenizerScores(numbers, video_BTHWC)
 
+    @torch.no_grad()
     def _quality(self, video_BTHWC: Tensor) -> dict[str, Any]:
         """Compare reconstructions with the clips: mean and standard error over clips of each metric, and rFVD."""
         pixels_BTHWC = self._pixels_BTHWC
         scores: dict[str, Any] = {
             "lpips": None,
-            "psnr": mean_over_clips(psnr_of(pixels_BTHWC, video_BTHWC)),
-            "ssim": mean_over_clips(ssim_of(pixels_BTHWC, video_BTHWC)),
-            "flicker": mean_over_clips(flicker_of(pixels_BTHWC, video_BTHWC)),
+            "psnr": mean_over_clips(measures.psnr_of(pixels_BTHWC, video_BTHWC)),
+            "ssim": mean_over_clips(measures.ssim_of(pixels_BTHWC, video_BTHWC)),
+            "flicker": mean_over_clips(measures.flicker_of(pixels_BTHWC, video_BTHWC)),
             "rfvd": None,
         }
         if self._lpips is not None:
-            pairs = zip(pixels_BTHWC, video_BTHWC, strict=True)
-            scores["lpips"] = mean_over_clips(torch.cat([self._lpips_of(*pair) for pair in pairs]))
+            distances = []
+            for pair in zip(pixels_BTHWC, video_BTHWC, strict=True):
+                a, b = (rearrange(to_float(x.to(self._device)), "t h w c -> t c h w") for x in pair)
+                distances.append(self._lpips(a, b).mean().cpu())
+            scores["lpips"] = mean_over_clips(torch.stack(distances))
         if self._detector is not None:
             a_ND, b_ND = (self._detector(x.to(self._device)) for x in (pixels_BTHWC, video_BTHWC))
-            scores["rfvd"] = frechet_distance(a_ND, b_ND)
+            scores["rfvd"] = measures.frechet_distance(a_ND, b_ND)
         return scores
-
-    @torch.no_grad()
-    def _lpips_of(self, pixels_THWC: Tensor, video_THWC: Tensor) -> Tensor:
-        """Mean LPIPS over the frames of a clip, (1,)."""
-        assert self._lpips is not None
-        a, b = (rearrange(to_float(x.to(self._device)), "t h w c -> t c h w") for x in (pixels_THWC, video_THWC))
-        return self._lpips(a, b).mean()[None].cpu()
 
     def _timed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
         """Apply a function to all clips in batches. Return the result and the seconds of the fastest round after a warm-up."""

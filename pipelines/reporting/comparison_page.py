@@ -27,27 +27,22 @@ MISSED = 0.2
 def write_comparison(folder: Path, summary: Row) -> Path:
     """Write index.html into the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
-    versions = environment_of(folder)["versions"]
-    columns = [_columns(row) for row in rows]
+    bars = {_BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"]) for key in ("motion_energy", "one_frame")}
     values = {
         "title": f"{len(rows)} objectives at {summary['budget']} each",
         "best": rows[0],
         "second": rows[1] if len(rows) > 1 else None,
         "verdict": verdict(rows, summary["n"]),
         "caveats": caveats(rows, summary),
-        "columns": list(columns[0]),
-        "rows": [list(row.values()) for row in columns],
+        "rows": rows,
         "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
-        "baselines": _baselines(summary),
-        "protocol": _protocol(summary),
-        "environment": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "seeds": summary["seeds"],
-        "n": summary["n"],
+        "baselines": bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"])),
+        "split": folds_in_words(summary["folds"]),
+        "versions": environment_of(folder)["versions"],
+        "summary": summary,
     }
-    page = folder / "index.html"
-    write_page(page, "comparison.html", values)
-    return page
+    return write_page(folder / "index.html", "comparison.html", values)
 
 
 def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
@@ -106,26 +101,6 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
     return [(text, entries) for text, entries in texts if entries]
 
 
-def _columns(row: Row) -> dict[str, Any]:
-    """Head of each column and the cell of this row: a text, or {mean, stderr}."""
-    gain = 100 * (row["attentive"]["mean"] - row["untrained_attentive"]["mean"])
-    return {
-        "objective": row["entry"],
-        "attentive": row["attentive"],
-        "linear": row["linear"],
-        "kNN": row["knn"],
-        "points over untrained": f"{gain:+.1f}",
-        "attentive, untrained": row["untrained_attentive"],
-        "linear, untrained": row["untrained_linear"],
-        "bits per code": "" if row["bits_per_code"] is None else f"{row['bits_per_code']:.2f}",
-        "steps": f"{row['steps']:,}",
-        "clips seen": f"{row['clips']:,}",
-        "seconds": f"{row['seconds']['mean']:.0f}",
-        "clips/s": f"{row['clips_per_second']['mean']:.1f}",
-        "peak memory": f"{row['peak_memory'] / 2**20:,.0f} MiB",
-    }
-
-
 def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:
     """Chart of the linear probe during training, over seconds or over clips seen."""
     points = {}
@@ -146,28 +121,3 @@ def _chart(points: Mapping[str, tuple[Sequence[float], list[Row]]], summary: Row
     lines = {entry: (xs, [value["mean"] for value in values]) for entry, (xs, values) in points.items()}
     errors = {entry: [value["stderr"] or 0.0 for value in values] for entry, (_, values) in points.items()}
     return line_chart(lines, x=x, y=y, errors=errors, level=(_BASELINES["chance"], summary["chance"]))
-
-
-def _baselines(summary: Row) -> Markup:
-    names = ("motion_energy", "one_frame")
-    bars = {_BASELINES[name]: (summary[name]["mean"], summary[name]["stderr"]) for name in names}
-    return bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"]))
-
-
-def _protocol(summary: Row) -> list[tuple[str, str]]:
-    groups = f"; groups: {summary['groups'] or 'none'}" if summary["folds"] > 1 else ""
-    counts = f"{summary['videos']} videos, {summary['labelled']} labelled, {summary['classes']} classes"
-    seeds = f"{summary['seeds']} seeds for initialisation, order of batches, masks and folds"
-    return [
-        ("cache", f"{summary['cache']}: {counts}"),
-        ("budget", f"{summary['budget']} for each training; {seeds}"),
-        ("tested", f"{summary['n']} clips: {folds_in_words(summary['folds'])}{groups}"),
-        ("probe", summary["protocol"]),
-        (
-            "curves",
-            "the learning rate reaches its minimum at the end of the budget, so an earlier point is not the result of a "
-            "smaller budget",
-        ),
-        ("memory", "peak of the tensors on a GPU; on a CPU peak of the whole process, libraries included"),
-        ("device", summary["device"]),
-    ]

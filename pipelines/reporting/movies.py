@@ -31,7 +31,9 @@ def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     temporary = file.with_suffix(".part.mp4")
     try:
         with av.open(str(temporary), "w") as container:
-            stream = container.add_stream(_codec(), rate=Fraction(rate).limit_denominator(1000))
+            # Browsers play H.264; FFmpeg may have been built without an encoder for it.
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
             if stream.name == "libx264":
                 stream.options = {"crf": "16", "preset": "veryfast"}
@@ -45,11 +47,6 @@ def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _codec() -> str:
-    """H.264, which browsers play, or MPEG-4 where FFmpeg was built without an H.264 encoder."""
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 def _enlarged(frame_HWC: np.ndarray) -> np.ndarray:

@@ -24,13 +24,10 @@ def mean_with_error(value: Mapping[str, float | None]) -> str:
 _TEMPLATES.filters["mean_with_error"] = mean_with_error
 
 
-def write_page(file: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Fill a template and write the page.
-
-    Args:
-        values: by the names in the template. They are escaped, except `Markup`, such as the charts of `pictures`.
-    """
+def write_page(file: Path, template: str, values: Mapping[str, Any]) -> Path:
+    """Fill a template, write the page and return its path. Values are escaped, except `Markup`, such as charts."""
     text = _TEMPLATES.get_template(template).render(values)
     file.parent.mkdir(parents=True, exist_ok=True)
     # Names of files that are not valid Unicode contain surrogates, which UTF-8 cannot encode.
     file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return file

@@ -93,9 +93,8 @@ def line_chart(
                 axes.errorbar(xs, ys, errors[name], color=colour, linewidth=0, elinewidth=1.2)
         if level is not None:
             axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                level[0], (1, level[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK
-            )
+            right_end, units = (1, level[1]), ("axes fraction", "data")
+            axes.annotate(level[0], right_end, xycoords=units, ha="right", va="bottom", color=INK)
         if log:
             axes.set(xscale="log", yscale="log")
             for axis in (axes.xaxis, axes.yaxis):
@@ -104,8 +103,7 @@ def line_chart(
                 axis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set(xlabel=x, ylabel=y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         if len(lines) > 1:
@@ -132,8 +130,7 @@ def bar_chart(bars: Mapping[str, tuple[float, float]], *, x: str, level: tuple[s
         axes.invert_yaxis()
         axes.axvline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(level[0], (level[1], 1), xycoords=("data", "axes fraction"), ha="left", va="bottom", color=INK)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel(x)
+        axes.set(xlim=(0, 1), xlabel=x)
         return _svg(figure)
 
 
@@ -148,18 +145,15 @@ def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> Markup:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(1.1 * slices, 1.15 * samples), layout="constrained")
         axes = figure.subplots(samples, slices, squeeze=False)
-        for b in range(samples):
-            for t in range(slices):
-                panel = axes[b, t]
-                panel.imshow(rank_BTHW[b, t], cmap="viridis", vmin=0, vmax=max(1, ranks - 1))
-                panel.set_xticks([])
-                panel.set_yticks([])
-                for rank in np.unique(rank_BTHW[b, t]):
-                    y, x = np.argwhere(rank_BTHW[b, t] == rank).mean(0)
-                    colour = "white" if rank < 0.7 * ranks else INK
-                    panel.annotate(str(rank + 1), (x, y), ha="center", va="center", color=colour, fontsize=8)
-                if b == 0:
-                    panel.set_title(f"t = {t}", fontsize=8, color=MUTED)
+        for (b, t), panel in np.ndenumerate(axes):
+            panel.imshow(rank_BTHW[b, t], cmap="viridis", vmin=0, vmax=max(1, ranks - 1))
+            panel.set(xticks=[], yticks=[])
+            for rank in np.unique(rank_BTHW[b, t]):
+                y, x = np.argwhere(rank_BTHW[b, t] == rank).mean(0)
+                colour = "white" if rank < 0.7 * ranks else INK
+                panel.annotate(str(rank + 1), (x, y), ha="center", va="center", color=colour, fontsize=8)
+            if b == 0:
+                panel.set_title(f"t = {t}", fontsize=8, color=MUTED)
         return _svg(figure)
 
 

@@ -39,13 +39,7 @@ Rows = list[list[str]]
 
 
 def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
-    """Write the page about a pre-training run.
-
-    Args:
-        folder: run folder.
-        page: HTML file to write.
-        trust: allow a tokenizer that is a program (TorchScript) to run.
-    """
+    """Write the page about the run in a folder; `trust` allows a tokenizer that is a program (TorchScript) to run."""
     summary = summary_of(folder)
     cache = TokenCache.open(summary["cache"])
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
@@ -59,10 +53,11 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
         "collapse": collapse_warning(used, cache.vocab_size) if used < COLLAPSED * cache.vocab_size else None,
-        "cache": _cache(cache),
+        "cache": cache,
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),
-        "environment": _environment(folder),
+        "environment": environment_of(folder),
+        "choices": read_json(folder / "choices.json"),
     }
     write_page(page, "report.html", values)
 
@@ -77,12 +72,11 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
         tiles.append(["untrained network", f"{untrained['mean']:.3f}", f"chance {probes[-1]['chance']:.3f}"])
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
     if bits is None:
-        name = "squared error of normalised pixels, held out"
-        tiles.append([name, f"{summary['loss']:.3f}", "predicting the mean of each tubelet gives 1"])
+        note = "predicting the mean of each tubelet gives 1"
+        tiles.append(["squared error of normalised pixels, held out", f"{summary['loss']:.3f}", note])
     else:
         saved = 1 - bits / unigram if unigram else 0
-        side = "below" if saved >= 0 else "above"
-        note = f"{abs(100 * saved):.0f} % {side} the unigram entropy of {unigram:.2f}"
+        note = f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} the unigram entropy of {unigram:.2f}"
         tiles.append(["bits per code, held out", f"{bits:.2f}", note])
     note = f"{summary['step']} steps in {summary['seconds']:.0f} s"
     tiles.append(["clips per second", f"{summary['clips_per_second']:.0f}", note])
@@ -110,16 +104,18 @@ def _curves(folder: Path, summary: dict[str, Any]) -> Markup:
     """Chart of the bits per code during training, or of the loss where pixels are predicted."""
     predicts_codes = summary["bits_per_code"] is not None
     measure = "bits_per_code" if predicts_codes else "loss"
-    lines = {}
-    for key, name in ((f"val_{measure}", "held out, all targets"), (measure, "training")):
-        points = [(line["step"], line[key]) for line in metrics_of(folder) if key in line]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            lines[name] = (xs, ys)
+    curves = {"held out, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
+    lines = {name: (steps, values) for name, (steps, values) in curves.items() if steps}
     if not predicts_codes:
         return line_chart(lines, x="step", y="squared error of normalised pixels")
     level = ("unigram entropy of the cache", summary["unigram_bits"])
     return line_chart(lines, x="step", y="bits per code", level=level)
+
+
+def _curve(run: Path, key: str) -> tuple[list[float], list[float]]:
+    """Logged steps and values of a number."""
+    lines = [line for line in metrics_of(run) if key in line]
+    return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 def _order(folder: Path) -> dict[str, Any] | None:
@@ -131,8 +127,7 @@ def _order(folder: Path) -> dict[str, Any] | None:
     members_NK = clusters.members()
     rank_BN = cluster_order(clusters, objective.order, torch.arange(_SAMPLES)).argsort(dim=1)
     rank_BL = torch.empty(_SAMPLES, members_NK.numel(), dtype=torch.long)
-    for b in range(_SAMPLES):
-        rank_BL[b, members_NK] = rank_BN[b][:, None].expand_as(members_NK)
+    rank_BL[:, members_NK] = rank_BN[..., None].expand(-1, *members_NK.shape)
     return {
         "name": objective.order,
         "clusters": len(members_NK),
@@ -156,35 +151,11 @@ def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
     picture = to_png(reconstruction_grid(pixels_BTHWC, tokenizer.decode(batch["codes_BTHW"])))
     training, curve = None, ""
     if (Path(source) / "summary.json").exists():
-        training = summary_of(Path(source))
-        points = [(line["step"], line["val_psnr"]) for line in metrics_of(Path(source)) if "val_psnr" in line]
-        if len(points) > 2:
-            xs, ys = zip(*points, strict=True)
-            curve = line_chart({"held out": (xs, ys)}, x="step", y="PSNR in dB")
+        training, (steps, values) = summary_of(Path(source)), _curve(Path(source), "val_psnr")
+        if len(steps) > 2:
+            curve = line_chart({"held out": (steps, values)}, x="step", y="PSNR in dB")
     picture_text = base64.b64encode(picture).decode()
     return {"problem": None, "source": source, "training": training, "curve": curve, "picture": picture_text}
-
-
-def _cache(cache: TokenCache) -> Rows:
-    manifest, clip = cache.manifest, cache.clip
-    listed, used, skipped = len(cache.spec["videos"]), manifest["samples"], len(manifest["skipped"])
-    size = sum(shard["bytes"] for shard in manifest["shards"]) / 2**20
-    return [
-        ["folder", cache.address],
-        ["key", cache.key],
-        ["videos", f"{listed} listed = {used} used + {skipped} skipped; {manifest['padded']} padded"],
-        [
-            "clips",
-            f"{manifest['clips']}: {clip.frames} frames of {clip.size}×{clip.size}, stride {clip.stride}, "
-            f"views of each video: {clip.views}",
-        ],
-        ["codes", f"{manifest['codes']:,}; {'×'.join(map(str, cache.codes_shape))} per clip"],
-        [
-            "vocabulary",
-            f"{manifest['codes_used']} of {cache.vocab_size} in use; unigram entropy {manifest['unigram_bits']:.3f} bits",
-        ],
-        ["shards", f"{len(manifest['shards'])}, {size:.1f} MiB"],
-    ]
 
 
 def _commands(folder: Path, cache: TokenCache) -> Rows:
@@ -198,15 +169,3 @@ def _commands(folder: Path, cache: TokenCache) -> Rows:
     started = sorted(runs.values(), key=lambda environment: environment["started"])
     commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without repetitions
     return [["accelerate", "launch", *map(shlex.quote, command)] for command in commands]
-
-
-def _environment(folder: Path) -> Rows:
-    environment = environment_of(folder)
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    choices = read_json(folder / "choices.json")
-    return [
-        ["device", f"{environment['device']}, {environment['processes']} process(es)"],
-        ["chosen", ", ".join(f"{name} {value}" for name, value in sorted(choices.items()) if name != "about")],
-        ["software", f"Python {environment['python']}, {versions}"],
-        ["started", environment["started"]],
-    ]
