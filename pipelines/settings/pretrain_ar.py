@@ -11,10 +11,8 @@ from pipelines.settings.training import Training
 if TYPE_CHECKING:
     from ar_model.inputs import CodeSpec
     from ar_model.objectives import Objective
-
-    MakeObjective = Callable[[CodeSpec], Objective]
 else:
-    MakeObjective = Any
+    CodeSpec = Objective = Any
 
 
 def _objective() -> tuple[Any, type]:
@@ -33,7 +31,7 @@ class Pretrain(Training):
     --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
-    objective: MakeObjective = class_setting(
+    objective: Callable[[CodeSpec], Objective] = class_setting(
         _objective,
         "Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
     )

@@ -11,10 +11,8 @@ from tokenizer.loss_settings import Losses
 
 if TYPE_CHECKING:
     from tokenizer import VQ3D
-
-    MakeTokenizer = Callable[[], VQ3D]
 else:
-    MakeTokenizer = Any
+    VQ3D = Any
 
 
 def _model() -> tuple[Any, type]:
@@ -31,7 +29,7 @@ class TrainTokenizer(Training):
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """clips cut from each video"""
-    model: MakeTokenizer = class_setting(_model, "Tokenizer to train. --model.help VQ3D lists its settings.")
+    model: Callable[[], VQ3D] = class_setting(_model, "Tokenizer to train. --model.help VQ3D lists its settings.")
     loss: Losses = field(default_factory=Losses)
     """training loss"""
     average: float = 0.99

@@ -12,11 +12,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(kw_only=True)
 class Training:
-    """Settings of every training run.
-
-    Raises:
-        ValueError: for a number out of range.
-    """
+    """Settings of every training run; a ValueError if a number is out of range."""
 
     steps: int = 500
     """Number of optimizer steps."""
