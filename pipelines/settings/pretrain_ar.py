@@ -31,10 +31,8 @@ class Pretrain(Training):
     --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
-    objective: Callable[[CodeSpec], Objective] = class_setting(
-        _objective,
-        "Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
-    )
+    objective: Callable[[CodeSpec], Objective] = class_setting(_objective)
+    """Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings."""
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
     """Kernel of all attention layers; auto measures which one is fastest on the shapes of this run."""
     compile: bool = False

@@ -29,7 +29,8 @@ class TrainTokenizer(Training):
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """clips cut from each video"""
-    model: Callable[[], VQ3D] = class_setting(_model, "Tokenizer to train. --model.help VQ3D lists its settings.")
+    model: Callable[[], VQ3D] = class_setting(_model)
+    """Tokenizer to train. --model.help VQ3D lists its settings."""
     loss: Losses = field(default_factory=Losses)
     """training loss"""
     average: float = 0.99
