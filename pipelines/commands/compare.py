@@ -50,10 +50,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     accelerator = start_accelerator(resolve_precision("auto"))
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its trainings itself: start it as one process, not with accelerate launch")
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
-    else:
+    if run.begin_unless_finished(accelerator):
         # The baselines come first: they fail at once if the videos are no longer available.
         pixels = _baselines(accelerator, cache, labelled, config.seeds)
         steps = _steps(config, run.folder, cache, entries, accelerator.device)
