@@ -48,20 +48,17 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
     """
     # Prefixes of commands that pin a training to a core; one training per prefix runs at a time.
     prefixes: Queue[list[str]] = Queue()
-    if device.type == "cpu" and shutil.which("taskset"):
-        for core in _cores():
-            prefixes.put(["taskset", "-c", str(core)])
-    if prefixes.empty():
-        prefixes.put([])
+    cores = _cores() if device.type == "cpu" and shutil.which("taskset") else []
+    for prefix in [["taskset", "-c", str(core)] for core in cores] or [[]]:
+        prefixes.put(prefix)
     bar = progress(Accelerator(), len(jobs), title)
 
     def start(job: Job) -> None:
         if not job.finished:
             prefix = prefixes.get()
+            command = [*prefix, *_command(job, cache, device)]
             try:
-                result = subprocess.run(
-                    [*prefix, *_command(job, cache, device)], capture_output=True, text=True, check=False
-                )
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
             finally:
                 prefixes.put(prefix)
             if result.returncode:
