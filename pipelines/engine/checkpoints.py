@@ -47,11 +47,8 @@ def save(
 ) -> None:
     """Write a checkpoint of `state['step']`, then delete all but the newest `keep` checkpoints.
 
-    All ranks call this, because a sharded module is gathered from all of them.
-
-    Args:
-        extra_modules: further modules, saved under their names.
-        write: whether this rank writes the files; true on one rank.
+    All ranks call this, because a sharded module is gathered from all of them; `write` is true on one rank. Each of
+    `extra_modules` is saved in a file of its name.
     """
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"

@@ -67,14 +67,13 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
             shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
         bar.update()
 
-    with ThreadPoolExecutor(prefixes.qsize()) as pool:
-        try:
-            for done in as_completed([pool.submit(start, job) for job in jobs]):
-                done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    bar.close()
+    pool = ThreadPoolExecutor(prefixes.qsize())
+    try:
+        for done in as_completed([pool.submit(start, job) for job in jobs]):
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
 
 
 def run_in_parallel(

@@ -44,8 +44,3 @@ class Pretrain(Training):
     snapshots: bool = False
     """Save the model at every validation under snapshots/ of the run folder, so that it can be probed."""
     steps: int = 1000
-    """Number of optimizer steps."""
-    batch_size: int = 16
-    """Clips per optimizer step, over all processes."""
-    lr: float = 3e-3
-    """Peak learning rate."""

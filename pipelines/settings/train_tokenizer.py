@@ -35,14 +35,7 @@ class TrainTokenizer(Training):
     """training loss"""
     average: float = 0.99
     """Decay of the moving average of the weights. The average is validated and saved; 0 uses the weights themselves."""
-    steps: int = 500
-    """Number of optimizer steps."""
-    batch_size: int = 16
-    """Clips per optimizer step, over all processes."""
-    lr: float = 3e-3
-    """Peak learning rate."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW, on matrices only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
