@@ -47,10 +47,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     accelerator = start_accelerator(resolve_precision("auto"))
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its trainings itself: start it as one process, not with accelerate launch")
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
-    else:
+    if run.begin_unless_finished(accelerator):
         # The baselines come first: they fail at once if the videos are no longer available.
         bar = progress(accelerator, len(labelled.rows), "baselines")
         with threadpool_limits(torch.get_num_threads()):

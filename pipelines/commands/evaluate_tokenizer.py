@@ -57,10 +57,8 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     fingerprints = [tokenizer.fingerprint() for tokenizer in tokenizers]
     about = " ".join([source.digest, device_name(accelerator.device), *fingerprints])
     run = Run("evaluate_tokenizer", config, settings, about=about)
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
-    elif accelerator.is_main_process:  # other processes would disturb the measured speeds
+    # Other processes would disturb the measured speeds.
+    if run.begin_unless_finished(accelerator) and accelerator.is_main_process:
         _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
     accelerator.wait_for_everyone()
     summary = run.summary()

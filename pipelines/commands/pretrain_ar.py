@@ -41,9 +41,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return plan(accelerator, config, cache, model, Validation(VALIDATION_CLIPS, VALIDATION_BATCH))
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+    if not run.begin_unless_finished(accelerator):
         return run.summary()
     rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))

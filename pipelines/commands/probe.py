@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ar_model.probes import ATTENTIVE, PROTOCOL, Accuracy, Fold, chance
 from data.cache import TokenCache, find_cache
-from pipelines.engine.console import progress, say
+from pipelines.engine.console import progress
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, find_run, summary_of
 from pipelines.evaluation.baselines import baselines
@@ -34,9 +34,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+    if not run.begin_unless_finished(accelerator):
         return run.summary()
     if not accelerator.is_main_process:  # scikit-learn works in one process
         accelerator.wait_for_everyone()

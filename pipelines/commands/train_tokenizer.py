@@ -56,9 +56,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
             "its codebook is updated in every forward pass"
         )
     module = Reconstruction(tokenizer, config.loss)
-    run.begin(accelerator)
-    if run.finished:
-        say(accelerator, f"{run.folder} is finished: nothing is left to do")
+    if not run.begin_unless_finished(accelerator):
         return run.summary()
     rows, held_out = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))

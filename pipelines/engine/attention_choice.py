@@ -35,23 +35,18 @@ def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict
     chosen = trial.fastest if requested == "auto" else requested
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in trial.seconds.items())
     say(accelerator, f"attention kernel {chosen}; time of all attention in a step, forward and backward: {times}")
-    warning = _warning(trial, chosen, accelerator.device)
-    if warning:
+    if warning := _warning(trial, chosen, accelerator.device):
         say(accelerator, boxed(warning))
     return chosen
 
 
 def _warning(trial: Trial, chosen: str, device: torch.device) -> str | None:
     """Return a warning if a faster kernel exists or may exist."""
-    ratio = trial.seconds[chosen] / trial.seconds[trial.fastest]
+    kernel, ratio = f"attention kernel {chosen}", trial.seconds[chosen] / trial.seconds[trial.fastest]
     # Differences of up to 10 % are noise of the measurement.
     if ratio > 1.1:
-        return (
-            f"attention kernel {chosen} takes {ratio:.1f} times as long as {trial.fastest} here; leave out --attention"
-        )
+        return f"{kernel} takes {ratio:.1f} times as long as {trial.fastest} here; leave out --attention"
     if device.type == "cuda" and "xformers" in trial.failures:
         reason = trial.failures["xformers"]
-        return (
-            f"attention kernel {chosen}: the fused kernel of xformers, often the fastest, does not run here ({reason})"
-        )
+        return f"{kernel}: the fused kernel of xformers, often the fastest, does not run here ({reason})"
     return None

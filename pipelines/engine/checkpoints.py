@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.files import sha256_of, sync_folder, write_json
+from data.text import one_line
 from pipelines.engine.sharding import share_of, whole
 
 Modules = Mapping[str, nn.Module]
@@ -46,11 +47,8 @@ def save(
 ) -> None:
     """Write a checkpoint of `state['step']`, then delete all but the newest `keep` checkpoints.
 
-    All ranks call this, because a sharded module is gathered from all of them.
-
-    Args:
-        extra_modules: further modules, saved under their names.
-        write: whether this rank writes the files; true on one rank.
+    All ranks call this, because a sharded module is gathered from all of them; `write` is true on one rank. Each of
+    `extra_modules` is saved in a file of its name.
     """
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
@@ -66,8 +64,7 @@ def save(
     if not write:
         return
     save_file(tensors, temporary / "optimizer.safetensors")
-    hashes = {file.name: _hash(file) for file in sorted(temporary.iterdir())}
-    content = {**state, "xxh3": hashes}
+    content = {**state, "xxh3": {file.name: _hash(file) for file in sorted(temporary.iterdir())}}
     write_json(temporary / "state.json", {**content, "checksum": sha256_of(content)})
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
@@ -127,23 +124,18 @@ def load(
             }
             moments = _read(path / "optimizer.safetensors", lambda key: parameters.get(key.rpartition(".")[0]))
         except _UNREADABLE as error:
-            warn(f"{path}: skipped, it cannot be read ({_one_line(error)})")
+            warn(f"{path}: skipped, it cannot be read ({one_line(error, 200)})")
             continue
         for name, target in modules.items():
             try:
                 target.load_state_dict(weights[name], strict=True)
             except RuntimeError as error:
-                raise ValueError(f"{path}: belongs to another model ({_one_line(error)})") from None
+                raise ValueError(f"{path}: belongs to another model ({one_line(error, 200)})") from None
         _restore_optimizer(module, optimizer, moments)
         return state
     if folders:
         raise ValueError(f"{folder}: none of its {len(folders)} checkpoints can be read")
     return None
-
-
-def _one_line(error: Exception) -> str:
-    """Return the start of an error message as one line."""
-    return " ".join(str(error).split())[:200]
 
 
 def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
@@ -209,15 +201,14 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Move the values for the fused optimizer: counters to the device of the parameter, moments to its memory layout too."""
     parameters = _parameters(module)
     for key, value in tensors.items():
         name, _, state_key = key.rpartition(".")
         if name in parameters:
-            optimizer.state[parameters[name]][state_key] = _placed_like(value, parameters[name])
-
-
-def _placed_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Move a value for the fused optimizer: a counter to the device of the parameter, a moment to its memory layout too."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+            parameter = parameters[name]
+            moment = value.shape == parameter.shape
+            placed = (
+                torch.empty_like(parameter, requires_grad=False).copy_(value) if moment else value.to(parameter.device)
+            )
+            optimizer.state[parameter][state_key] = placed

@@ -18,6 +18,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from data.text import one_line
 from pipelines.engine.console import fail
 
 T = TypeVar("T")
@@ -122,12 +123,8 @@ def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Se
         command = prog or Path(sys.argv[0]).name
 
     parser = CommandParser(prog=prog, description=schema.__doc__)
-    parser.add_argument(
-        "--config",
-        action="config",
-        metavar="FILE",
-        help="YAML file of settings; may be given several times, later files win",
-    )
+    config_help = "YAML file of settings; may be given several times, later files win"
+    parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
     _check_names(parser, schema, argv)
     types = get_type_hints(schema)
     for title, group_fields in _groups(schema):
@@ -143,10 +140,8 @@ def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Se
     # Flags that jsonargparse adds by itself.
     for action in parser._actions:
         if "--print_config" in action.option_strings:
-            action.metavar, action.help = (
-                "[=skip_default]",
-                "Print the settings as YAML, or only changed ones, and exit",
-            )
+            action.metavar = "[=skip_default]"
+            action.help = "Print the settings as YAML, or only changed ones, and exit"
         elif action.metavar == "CONFIG":
             action.metavar, action.help = "FILE", "YAML file with the settings of this group"
     return parser
@@ -162,13 +157,13 @@ def _groups(schema: type) -> Iterator[tuple[str, list[tuple[Field[Any], str]]]]:
     owners: dict[str, type] = {}
     for cls in reversed(classes):
         for parameter in docstring_parser.parse_from_object(cls).params:
-            texts[parameter.arg_name] = " ".join((parameter.description or "").split())
+            texts[parameter.arg_name] = one_line(parameter.description or "")
         for field in fields(cls):  # type: ignore[arg-type]
             owners.setdefault(field.name, cls)
     for cls in classes:
         own = [field for field in fields(schema) if owners[field.name] is cls]  # type: ignore[arg-type]
         title = "settings" if cls is schema else " ".join(re.findall("[A-Z][a-z]+", cls.__name__)).lower()
-        yield title, [(field, field.metadata.get("help", texts.get(field.name, ""))) for field in own]
+        yield title, [(field, texts.get(field.name, "")) for field in own]
 
 
 def _add_flag(group: Any, field: Field[Any], kind: Any, text: str) -> None:
@@ -192,21 +187,17 @@ def _default(field: Field[Any]) -> Any:
 def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
     """Reject flags that the schema does not have, including abbreviations."""
     types = get_type_hints(schema)
-    known = ["config", "print_config", "help"]
-    class_settings = []
-    for field in fields(schema):  # type: ignore[arg-type]
-        known.append(field.name)
-        if is_dataclass(types[field.name]):
-            known += [f"{field.name}.{part.name}" for part in fields(types[field.name])]
-        if "load" in field.metadata:
-            class_settings.append(field.name)
+    class_settings = [field.name for field in fields(schema) if "load" in field.metadata]  # type: ignore[arg-type]
+    known = ["config", "print_config", "help", *types]
+    for field_name, kind in types.items():
+        if is_dataclass(kind):
+            known += [f"{field_name}.{part.name}" for part in fields(kind)]
     for word in argv:
         name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name.rstrip("+") in known or name.split(".")[0] in class_settings:
-            continue
-        suggestions = difflib.get_close_matches(name, known, 1)
-        hint = f", did you mean --{suggestions[0]}?" if suggestions else ""
-        parser.error(f"unknown flag --{name}{hint}")
+        if word.startswith("--") and name.rstrip("+") not in known and name.split(".")[0] not in class_settings:
+            suggestions = difflib.get_close_matches(name, known, 1)
+            hint = f", did you mean --{suggestions[0]}?" if suggestions else ""
+            parser.error(f"unknown flag --{name}{hint}")
 
 
 def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from data.text import one_line
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def fail(name: str, message: str) -> int:
     """Print an error as one line on stderr; return 2, the exit code for a user's mistake."""
-    print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

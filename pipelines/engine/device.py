@@ -51,14 +51,13 @@ def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
 
 def device_name(device: torch.device) -> str:
     """Return the name of the hardware, to be recorded with measurements."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {os.cpu_count()} cores"
-
-
-def _cpu_name() -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def check_compiler(device: torch.device) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class EncodedVideo:
 
 
 class Encoder:
-    """Encoder of clips, always `batch` at a time; the last batch is filled up with black clips.
+    """Encoder of clips, always `batch` at a time, on the device of the tokenizer; the last batch is filled up with black clips.
 
     Codes are the same in any batch and on any number of processes. To that end it uses one CPU thread, because sums depend on
     the number of threads (use several processes instead), no TF32, and no kernels chosen by benchmark.
@@ -66,7 +67,8 @@ class Encoder:
 
     def __init__(self, tokenizer: VideoTokenizer, batch: int, precision: str) -> None:
         self._tokenizer, self._batch, self._precision = tokenizer, batch, precision
-        self._device = next(tokenizer.parameters()).device
+        weight = next(chain(tokenizer.parameters(), tokenizer.buffers()), None)
+        self._device = torch.device("cpu") if weight is None else weight.device
 
     def videos(
         self,
@@ -113,8 +115,7 @@ class Encoder:
 
     def _filled(self, clips: list[np.ndarray]) -> torch.Tensor:
         filled = np.zeros((self._batch, *clips[0].shape), np.uint8)
-        for b, clip in enumerate(clips):
-            filled[b] = clip
+        np.stack(clips, out=filled[: len(clips)])
         return torch.from_numpy(filled).to(self._device)
 
     def _encode(self, pixels_BTHWC: torch.Tensor, precision: str) -> np.ndarray:

@@ -5,13 +5,9 @@ import resource
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 import torch
-
-_STATUS = Path("/proc/self/status")
-"""Facts about this process on Linux."""
 
 
 class Resident:
@@ -27,9 +23,7 @@ class Resident:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
 
@@ -42,10 +36,9 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory so far in bytes: of tensors on a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Preferred to getrusage, which includes the peak of the parent process.
-    own = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
-    if own:
+    # On Linux not getrusage, which includes the peak of the parent process.
+    status = Path("/proc/self/status")
+    if status.exists() and (own := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
         return 1024 * int(own[1])
     # macOS reports bytes, other systems KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

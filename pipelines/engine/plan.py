@@ -1,7 +1,7 @@
 """Estimated cost of a pre-training run before it starts: table and numbers of `pretrain_ar --plan`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from ar_model.attention import set_backend
 from ar_model.attention_trial import CANNOT_RUN, reason
 from ar_model.backends import BACKENDS
-from ar_model.costs import Build, Cost, cost_of
+from ar_model.costs import Cost, cost_of
 from ar_model.objectives import Objective
 from ar_model.transformer import recompute_activations
 from data.cache import TokenCache
@@ -54,15 +54,6 @@ class Validation:
     batch_size: int
 
 
-@dataclass
-class _Facts:
-    """Facts about the model, filled in while it is traced."""
-
-    objective: str = ""
-    parameters: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-
-
 def plan(
     accelerator: Accelerator, config: Training, cache: TokenCache, model: Model, validation: Validation
 ) -> dict[str, Any]:
@@ -85,13 +76,13 @@ def plan(
             recompute_activations(objective)
         return objective
 
-    facts = _Facts()
+    facts: dict[str, Any] = {}
     backend = SingleProcess(torch.device("cpu"), bf16)
-    step = cost_of(_training(make, config, cache, share, backend, facts))
+    step = cost_of(lambda: _training(make().train(), config, cache, share, backend, facts))
     flop_per_step = step.flop * config.accumulate // min(config.accumulate, _TRACED_PARTS) * world
     clips = min(len(held_out or train), validation.max_clips)
     batch_size = min(validation.batch_size, -(-clips // world))
-    validating = cost_of(_validation(make, cache, batch_size, backend))
+    validating = cost_of(lambda: _validation(make().eval(), cache, batch_size, backend))
     validations = (config.steps - 1) // config.validate_every + 1
     flop = config.steps * flop_per_step + validations * validating.flop * clips // batch_size
     libraries = psutil.Process().memory_info().rss if accelerator.device.type == "cpu" else None
@@ -99,15 +90,13 @@ def plan(
 
     numbers = {
         "plan": True,
-        "objective": facts.objective,
+        **facts,
         "cache": cache.address,
         "device": device_name(accelerator.device),
         "processes": world,
         "sharded": sharded,
         "precision": "bf16" if bf16 else "fp32",
         "attention": kernel,
-        "parameters": facts.parameters,
-        "tokens": facts.tokens,
         "flop_per_step": flop_per_step,
         "memory": _memory(step, validating, world, sharded),
         "libraries": libraries,
@@ -154,66 +143,47 @@ def example_batch(cache: TokenCache, clips: int, *, pixels: bool, pairs: bool) -
 
 
 def _training(
-    make: Callable[[], Objective],
-    config: Training,
-    cache: TokenCache,
-    clips: int,
-    backend: SingleProcess,
-    facts: _Facts,
-) -> Build:
-    """Build an optimizer step like that of a run, with at most `_TRACED_PARTS` parts."""
+    objective: Objective, config: Training, cache: TokenCache, clips: int, backend: SingleProcess, facts: dict[str, Any]
+) -> tuple[nn.Module, Callable[[], object]]:
+    """Build an optimizer step like that of a run, with at most `_TRACED_PARTS` parts; collect facts about the model."""
+    _collect_facts(objective, facts)
+    optimizer = make_optimizer(objective, config)
+    batch = partial(example_batch, cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
+    parts, max_norm = config.accumulate, config.clip_gradient
 
-    parts, max_norm = min(config.accumulate, _TRACED_PARTS), config.clip_gradient
+    def step() -> None:
+        batches = (batch() for _ in range(min(parts, _TRACED_PARTS)))
+        train_step(backend, objective, optimizer, batches, accumulate=parts, clipped=[objective], max_norm=max_norm)
 
-    def build() -> tuple[nn.Module, Callable[[], object]]:
-        objective = make().train()
-        _collect_facts(objective, facts)
-        optimizer = make_optimizer(objective, config)
-        batch = partial(example_batch, cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
-
-        def step() -> None:
-            batches = (batch() for _ in range(parts))
-            accumulate, clipped = config.accumulate, [objective]
-            train_step(
-                backend, objective, optimizer, batches, accumulate=accumulate, clipped=clipped, max_norm=max_norm
-            )
-
-        return objective, step
-
-    return build
+    return objective, step
 
 
-def _validation(make: Callable[[], Objective], cache: TokenCache, clips: int, backend: SingleProcess) -> Build:
+def _validation(
+    objective: Objective, cache: TokenCache, clips: int, backend: SingleProcess
+) -> tuple[nn.Module, Callable[[], object]]:
     """Build the forward pass of one validation batch."""
 
-    def build() -> tuple[nn.Module, Callable[[], None]]:
-        objective = make().eval()
+    def step() -> None:
+        with torch.no_grad(), backend.autocast():
+            objective(example_batch(cache, clips, pixels=objective.needs_pixels, pairs=False))
 
-        def step() -> None:
-            with torch.no_grad(), backend.autocast():
-                objective(example_batch(cache, clips, pixels=objective.needs_pixels, pairs=False))
-
-        return objective, step
-
-    return build
+    return objective, step
 
 
-def _collect_facts(objective: Objective, facts: _Facts) -> None:
+def _collect_facts(objective: Objective, facts: dict[str, Any]) -> None:
     """Count parameters now, and the encoder's and target's tokens per clip in the next forward pass."""
-    facts.objective = type(objective).__name__
+    parameters = {"total": sum(p.numel() for p in objective.parameters())}
     for name in ("encoder", "decoder"):
-        facts.parameters[name] = sum(p.numel() for p in getattr(objective, name, nn.Module()).parameters())
-    total = sum(p.numel() for p in objective.parameters())
-    facts.parameters |= {"rest": total - sum(facts.parameters.values()), "total": total}
+        parameters[name] = sum(p.numel() for p in getattr(objective, name, nn.Module()).parameters())
+    parameters["rest"] = parameters["total"] - parameters["encoder"] - parameters["decoder"]
+    tokens: dict[str, int] = {}
+    facts |= {"objective": type(objective).__name__, "parameters": parameters, "tokens": tokens}
 
-    def record_length(part: nn.Module, name: str) -> None:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            facts.tokens[name] = inputs[0].shape[1]
+    def record_length(name: str, part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        tokens[name] = inputs[0].shape[1]
 
-        part.register_forward_pre_hook(hook)
-
-    record_length(getattr(objective, "encoder", nn.Module()), "seen")
-    record_length(getattr(objective, "target", nn.Module()), "predicted")
+    for part, name in (("encoder", "seen"), ("target", "predicted")):
+        getattr(objective, part, nn.Module()).register_forward_pre_hook(partial(record_length, name))
 
 
 def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str, int]:
@@ -239,19 +209,17 @@ def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[
     """Format the numbers as rows of a table: name, value, note."""
     memory, parameters, precision = numbers["memory"], numbers["parameters"], numbers["precision"]
     kernel, videos = numbers["attention"], numbers["videos"]
-    several = numbers["processes"] > 1
-    batch = f"{config.batch_size} clips"
-    if several:
-        batch += f" on {numbers['processes']} processes"
+    processes = f" on {numbers['processes']} processes" if numbers["processes"] > 1 else ""
+    batch = f"{config.batch_size} clips{processes}"
     if config.accumulate > 1:
         batch += f", in {config.accumulate} parts"
     passes = "forward and backward" + (", including recomputation" if model.recompute else "")
     counted = "" if kernel in _TRACED_KERNELS else ", counted as sdpa"
     uncompiled = "; traced without --compile, which changes it" if model.compiled else ""
     arithmetic = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
-    peak = f"{precision}, peak" + (" per process" if several else "") + (" with FSDP" if numbers["sharded"] else "")
+    peak = f"{precision}, peak" + (" per process" if processes else "") + (" with FSDP" if numbers["sharded"] else "")
     data = f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out"
-    product = f"measured with {precision} matrices" + (f" on {numbers['processes']} processes" if several else "")
+    product = f"measured with {precision} matrices{processes}"
     rows = [["parameters", _short(parameters["total"]), numbers["objective"]]]
     rows += [[f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")]
     rows += [[f"tokens {name}", f"{count:,}", "per clip in a step"] for name, count in numbers["tokens"].items()]
@@ -271,12 +239,8 @@ def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[
         ["fastest product", f"{_short(numbers['matrix_peak'])}FLOP/s", f"{product}: {numbers['device']}"],
         ["time of the run", _duration(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of the fastest product"],
     ]
-    hidden = set()
-    if not memory["buckets"]:
-        hidden.add("  buckets")
-    if numbers["libraries"] is None:
-        hidden.add("  libraries")
-    return [row for row in rows if row[0] not in hidden]
+    measured = {"  buckets": memory["buckets"], "  libraries": numbers["libraries"]}
+    return [row for row in rows if measured.get(row[0], True)]
 
 
 def _short(count: float) -> str:

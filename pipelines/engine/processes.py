@@ -37,10 +37,9 @@ def start_cpu_processes() -> None:
     while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
         time.sleep(0.05)
     codes = [child.poll() for child in children]
-    # After a failure the remaining processes would wait forever.
+    # After a failure the remaining processes would wait forever; terminate() does nothing to finished ones.
     for child in children:
-        if child.poll() is None:
-            child.terminate()
+        child.terminate()
     for child in children:
         child.wait()
     sys.exit(next((code for code in codes if code), 0))
@@ -49,9 +48,7 @@ def start_cpu_processes() -> None:
 def _requested() -> dict[str, Any]:
     """Return the settings that accelerate was given but did not apply: its flags, and its configuration file for the rest."""
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    started = any(
-        name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    )
+    started = os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     parent = psutil.Process().parent()
     if not on_cpu or started or "MASTER_ADDR" not in os.environ or parent is None:
         return {}
@@ -60,9 +57,8 @@ def _requested() -> dict[str, Any]:
     # The parser requires a script, whose name does not matter here.
     parsed, _ = launch_command_parser().parse_known_args([*command[launcher + 1 :], ""])
     flags = {name: value for name, value in vars(parsed).items() if value is not None}
-    if "config_file" not in flags:
-        return flags
-    return load_config_from_file(flags["config_file"]).to_dict() | flags
+    from_file = load_config_from_file(flags["config_file"]).to_dict() if "config_file" in flags else {}
+    return from_file | flags
 
 
 def _sharding(requested: dict[str, Any]) -> dict[str, str]:

@@ -18,14 +18,17 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from data.cache.storage import json_object
 from data.files import remove_left_overs, write_bytes, write_json
 from pipelines.engine.config import load_settings, read_settings
+from pipelines.engine.console import say
 from pipelines.engine.device import device_name
 
 RUNS = Path("runs")
@@ -75,6 +78,14 @@ class Run:
             write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
         self.choose(accelerator, "about", lambda: self._about)
+
+    def begin_unless_finished(self, accelerator: Accelerator) -> bool:
+        """Begin the run and return True; if it is finished, say so and return False. Raises what `begin` raises."""
+        self.begin(accelerator)
+        if not self.finished:
+            return True
+        say(accelerator, f"{self.folder} is finished: nothing is left to do")
+        return False
 
     def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
         """Return a choice that the settings leave open. It is made once, recorded, and kept when the run is continued."""
@@ -149,7 +160,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     """
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    logged = [_parse_object(file, line) for line in lines if line.endswith(b"\n")]
+    logged = [json_object(line, str(file)) for line in lines if line.endswith(b"\n")]
     if not all("step" in line for line in logged):
         raise ValueError(f"{file}: cannot be read: a line has no step")
     return logged
@@ -161,22 +172,8 @@ def environment_of(folder: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a run folder.
-
-    Raises:
-        ValueError: if the file contains anything else.
-    """
-    return _parse_object(file, file.read_bytes())
-
-
-def _parse_object(file: Path, content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: cannot be read: expected a JSON object, got {type(value).__name__}")
-    return value
+    """Read a JSON object from a run folder; a ValueError if the file contains anything else."""
+    return json_object(file.read_bytes(), str(file))
 
 
 def find_run(folder: Path | None, pipeline: str) -> Path:
@@ -194,27 +191,22 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
         if not (folder / "summary.json").exists():
             raise ValueError(f"--run {folder}: not finished; start its command again to continue it")
         return folder
-    finished = [
-        path.parent for path in RUNS.glob("*/summary.json") if environment_of(path.parent).get("pipeline") == pipeline
-    ]
-    if not finished:
+    summaries = [f for f in RUNS.glob("*/summary.json") if environment_of(f.parent).get("pipeline") == pipeline]
+    if not summaries:
         raise ValueError(
             f"no finished run of {pipeline} in {RUNS}/; start pipelines/{pipeline}.py, or name a run folder with --run"
         )
-    return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime)
+    return max(summaries, key=lambda file: file.stat().st_mtime).parent
 
 
 def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     return {
         "pipeline": pipeline,
-        "command": command,
+        "command": [os.path.relpath(sys.argv[0]), *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,

@@ -27,9 +27,8 @@ def configured_sharding() -> FullyShardedDataParallelPlugin | None:
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("the accelerate configuration must set fsdp_version: 2 in its fsdp_config, got FSDP version 1")
     # Every rank builds the whole module before it is sharded: the RAM-efficient way fails on buffers.
-    return FullyShardedDataParallelPlugin(
-        mixed_precision_policy=MixedPrecisionPolicy(), cpu_ram_efficient_loading=False
-    )
+    fp32 = MixedPrecisionPolicy()
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=fp32, cpu_ram_efficient_loading=False)
 
 
 def name_layers(module: nn.Module) -> None:

@@ -48,20 +48,17 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
     """
     # Prefixes of commands that pin a training to a core; one training per prefix runs at a time.
     prefixes: Queue[list[str]] = Queue()
-    if device.type == "cpu" and shutil.which("taskset"):
-        for core in _cores():
-            prefixes.put(["taskset", "-c", str(core)])
-    if prefixes.empty():
-        prefixes.put([])
+    cores = _cores() if device.type == "cpu" and shutil.which("taskset") else []
+    for prefix in [["taskset", "-c", str(core)] for core in cores] or [[]]:
+        prefixes.put(prefix)
     bar = progress(Accelerator(), len(jobs), title)
 
     def start(job: Job) -> None:
         if not job.finished:
             prefix = prefixes.get()
+            command = [*prefix, *_command(job, cache, device)]
             try:
-                result = subprocess.run(
-                    [*prefix, *_command(job, cache, device)], capture_output=True, text=True, check=False
-                )
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
             finally:
                 prefixes.put(prefix)
             if result.returncode:
@@ -70,14 +67,13 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
             shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
         bar.update()
 
-    with ThreadPoolExecutor(prefixes.qsize()) as pool:
-        try:
-            for done in as_completed([pool.submit(start, job) for job in jobs]):
-                done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    bar.close()
+    pool = ThreadPoolExecutor(prefixes.qsize())
+    try:
+        for done in as_completed([pool.submit(start, job) for job in jobs]):
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
 
 
 def run_in_parallel(

@@ -37,10 +37,7 @@ _KEEP = 2
 
 
 def lr_at(step: int, config: Training) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to 1 % of the peak.
-
-    A pure function of the step, so that checkpoints need no scheduler state.
-    """
+    """Return the learning rate of a step, without scheduler state: linear warm-up, then a cosine to 1 % of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -115,15 +112,13 @@ def fit(
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     networks = getattr(module, "networks", [module])
-    extra_modules = {} if average is None else {"average": average.state}
+    extra = {} if average is None else {"average": average.state}
     name_layers(module)
     # FSDP shards the module in place.
     model, optimizer = accelerator.prepare(module, make_optimizer(module, config))
     folder = run.folder / "checkpoints"
-    warn = partial(say, accelerator)
-    saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra_modules, warn=warn)
-    state = saved or {"step": 0, "seconds": 0.0}
-    start = state["step"]
+    saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra, warn=partial(say, accelerator))
+    start, earlier_seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
     _check_same_start(run, accelerator, start)
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
@@ -135,20 +130,8 @@ def fit(
 
     parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
     bar = progress(accelerator, config.steps, run.pipeline, start)
-    began = time.perf_counter() - state["seconds"]
+    began = time.perf_counter() - earlier_seconds
     interrupt = _Interrupt(accelerator)
-
-    def save(done: int) -> None:
-        checkpoints.save(
-            folder,
-            module,
-            optimizer.optimizer,
-            {"step": done, "seconds": time.perf_counter() - began},
-            extra_modules=extra_modules,
-            keep=_KEEP,
-            write=accelerator.is_main_process,
-        )
-        accelerator.wait_for_everyone()
 
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 2**32 + step)
@@ -167,7 +150,10 @@ def fit(
         if done % config.validate_every == 0 and done < config.steps:
             _validate_and_log(run, accelerator, module, validate, done)
         if done % config.save_every == 0 or done == config.steps or interrupt.requested:
-            save(done)
+            state = {"step": done, "seconds": time.perf_counter() - began}
+            write = accelerator.is_main_process
+            checkpoints.save(folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write)
+            accelerator.wait_for_everyone()
         if interrupt.requested:
             bar.close()
             raise KeyboardInterrupt
@@ -191,10 +177,7 @@ def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
 
 
 class _Interrupt:
-    """Handler of Ctrl-C: finish the current step and save before the run ends.
-
-    A second Ctrl-C, or one with several ranks, ends the run at once.
-    """
+    """Handler of Ctrl-C: finish the step and save before the run ends. With several ranks, or a second time, end at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.requested = False
@@ -232,11 +215,7 @@ def _step(
     step: int,
     networks: Sequence[nn.Module],
 ) -> Losses:
-    """Run one optimizer step on the next `config.accumulate` parts; return the mean losses.
-
-    Raises:
-        FloatingPointError: if the gradient is not finite.
-    """
+    """Run one optimizer step on the next `config.accumulate` parts; return the mean losses. Raises what `fit` raises."""
     rows: list[int] = []
 
     def device_batches() -> Iterator[Batch]:

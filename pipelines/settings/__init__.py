@@ -5,15 +5,12 @@ from dataclasses import field
 from typing import Any
 
 
-def class_setting(load: Callable[[], tuple[Any, type]], text: str) -> Any:
+def class_setting(load: Callable[[], tuple[Any, type]]) -> Any:
     """Declare a setting whose value is a class with settings of its own: `--NAME CLASS --NAME.setting value`.
 
-    Args:
-        load: returns the required type and the default class. It imports torch, so it is called only when flags are
-            parsed, not for `--help`.
-        text: help text.
+    `load` returns the required type and the default class. It imports torch, so it is not called for `--help`.
     """
-    return field(default_factory=lambda: load()[1], metadata={"help": text, "load": load})
+    return field(default_factory=lambda: load()[1], metadata={"load": load})
 
 
 def check_at_least_1(settings: object, *names: str) -> None:

@@ -13,12 +13,8 @@ _CONFIGS = Path(__file__).parent.with_name("configs")
 class Compare:
     """Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
 
-    entries: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Settings files of pretrain_ar to compare, each named by its file; by default those of configs/tiny."
-        },
-    )
+    entries: list[str] = field(default_factory=list)
+    """Settings files of pretrain_ar to compare, each named by its file; by default those of configs/tiny."""
     cache: str | None = None
     """Token cache with labels, named as in pretrain_ar. Some objectives need kept pixels or at least two views."""
     caches: Path = Path("caches")
@@ -38,6 +34,5 @@ class Compare:
         check_at_least_1(self, "amount", "seeds", "points")
         self.files = [Path(entry) for entry in self.entries] or sorted(_CONFIGS.glob("tiny/*.yaml"))
         names = [file.stem for file in self.files]
-        duplicates = sorted({name for name in names if names.count(name) > 1})
-        if duplicates:
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"entries must have different file names, got {duplicates[0]!r} twice")

@@ -12,12 +12,9 @@ from pipelines.settings import check_at_least_1
 class EvaluateTokenizer:
     """Evaluate tokenizers on the same held-out clips: a table, pictures and JSON."""
 
-    tokenizers: list[str] = field(
-        metadata={
-            "help": "Run folders, save_pretrained folders, hub ids, taming:FOLDER or torchscript:FOLDER. If one needs longer "
-            "clips, the last frame is repeated, and the repeats are not evaluated."
-        }
-    )
+    tokenizers: list[str]
+    """Run folders, save_pretrained folders, hub ids, taming:FOLDER or torchscript:FOLDER. If one needs longer clips, the last
+    frame is repeated, and the repeats are not evaluated."""
     trust: bool = False
     """Allow tokenizers and detectors that contain code, such as TorchScript."""
     videos: str = "builtin:moving-digits"

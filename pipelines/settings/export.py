@@ -12,9 +12,8 @@ class Export:
     """Folder or address of a token cache, or the first letters of its name or key; by default the newest in --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
-    sample: list[str] = field(
-        default_factory=list, metadata={"help": "Paths, ids or row numbers of videos; by default four of them."}
-    )
+    sample: list[str] = field(default_factory=list)
+    """Paths, ids or row numbers of videos; by default four of them."""
     tokenizer: str | None = None
     """Tokenizer that decodes the codes; by default the one that made the cache."""
     trust: bool = False

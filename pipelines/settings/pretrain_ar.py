@@ -11,10 +11,8 @@ from pipelines.settings.training import Training
 if TYPE_CHECKING:
     from ar_model.inputs import CodeSpec
     from ar_model.objectives import Objective
-
-    MakeObjective = Callable[[CodeSpec], Objective]
 else:
-    MakeObjective = Any
+    CodeSpec = Objective = Any
 
 
 def _objective() -> tuple[Any, type]:
@@ -33,10 +31,8 @@ class Pretrain(Training):
     --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
-    objective: MakeObjective = class_setting(
-        _objective,
-        "Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings.",
-    )
+    objective: Callable[[CodeSpec], Objective] = class_setting(_objective)
+    """Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings."""
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
     """Kernel of all attention layers; auto measures which one is fastest on the shapes of this run."""
     compile: bool = False
@@ -48,8 +44,3 @@ class Pretrain(Training):
     snapshots: bool = False
     """Save the model at every validation under snapshots/ of the run folder, so that it can be probed."""
     steps: int = 1000
-    """Number of optimizer steps."""
-    batch_size: int = 16
-    """Clips per optimizer step, over all processes."""
-    lr: float = 3e-3
-    """Peak learning rate."""

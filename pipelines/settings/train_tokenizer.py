@@ -11,10 +11,8 @@ from tokenizer.loss_settings import Losses
 
 if TYPE_CHECKING:
     from tokenizer import VQ3D
-
-    MakeTokenizer = Callable[[], VQ3D]
 else:
-    MakeTokenizer = Any
+    VQ3D = Any
 
 
 def _model() -> tuple[Any, type]:
@@ -31,19 +29,13 @@ class TrainTokenizer(Training):
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """clips cut from each video"""
-    model: MakeTokenizer = class_setting(_model, "Tokenizer to train. --model.help VQ3D lists its settings.")
+    model: Callable[[], VQ3D] = class_setting(_model)
+    """Tokenizer to train. --model.help VQ3D lists its settings."""
     loss: Losses = field(default_factory=Losses)
     """training loss"""
     average: float = 0.99
     """Decay of the moving average of the weights. The average is validated and saved; 0 uses the weights themselves."""
-    steps: int = 500
-    """Number of optimizer steps."""
-    batch_size: int = 16
-    """Clips per optimizer step, over all processes."""
-    lr: float = 3e-3
-    """Peak learning rate."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW, on matrices only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,20 +12,16 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(kw_only=True)
 class Training:
-    """Settings of every training run.
-
-    Raises:
-        ValueError: for a number out of range.
-    """
+    """Settings of every training run; a ValueError if a number is out of range."""
 
     steps: int = 500
     """Number of optimizer steps."""
-    batch_size: int = 32
-    """Samples per optimizer step, over all processes."""
+    batch_size: int = 16
+    """Clips per optimizer step, over all processes."""
     accumulate: int = 1
     """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except for
     losses over a whole batch (FSQ's spread, LFQ's entropy, discriminator batch norm, VIMPAC's contrast), which use one part."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50
     """Steps of linear learning-rate warm-up; afterwards a cosine decays it to 1 %."""
