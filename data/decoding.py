@@ -24,8 +24,8 @@ VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VE
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
 # Codecs for which bits left over after a picture are refused too; with other codecs good videos have such bits.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
-_SYSTEM_ERROR_NAMES = ("EACCES", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EBADF")
-_SYSTEM_ERRORS = {getattr(errno, name) for name in _SYSTEM_ERROR_NAMES if hasattr(errno, name)}
+_OPEN_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE}
+_SYSTEM_ERRORS = _OPEN_ERRORS | {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
 # Frames that may be missing at the end: packed AVI streams and rounded durations account for up to two.
 _MISSING = 3
 

@@ -16,8 +16,8 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -71,24 +71,23 @@ class ShardWriter:
             column.append(facts[name])
         self._rows += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._committed:
             return
         try:
-            self._writer.close()
-            self._file.close()
-        except OSError:
-            pass  # the disk is full; the error that matters has been raised already
+            with suppress(OSError):  # the disk is full; the error that matters has been raised already
+                self._writer.close()
+                self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def commit(self, **facts: Any) -> None:
         """Finish the tar and write its record, including `facts` about the whole shard."""
         self._writer.close()
-        self._file.finish()
-        record = {"bytes": self._file.written, "sha256": self._file.digest.hexdigest(), **facts}
+        record = {"bytes": self._file.tell(), "sha256": self._file.digest.hexdigest(), **facts}
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         record |= {"samples": self._columns, "members": self._places}
         write_json(self.record, {**record, "checksum": sha256_of(record)})
         os.replace(self._temporary, self.tar)
@@ -96,26 +95,16 @@ class ShardWriter:
         sync_folder(self.tar.parent)
 
 
-class _HashingFile:
+class _HashingFile(io.BufferedWriter):
     """File that is hashed while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by the shard's writer
+        super().__init__(io.FileIO(path, "wb"))
         self.digest = hashlib.sha256()
-        self.written = 0
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Any) -> int:
         self.digest.update(content)
-        self.written += len(content)
-        return self._file.write(content)
-
-    def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
+        return super().write(content)
 
 
 def to_npy(array: np.ndarray) -> bytes:

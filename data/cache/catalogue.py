@@ -11,6 +11,7 @@ from data.cache.spec import FORMAT
 from data.cache.storage import Folder, is_address, read_json
 from data.clips import ClipSpec
 from data.shards import DamagedCache
+from data.text import one_line
 
 
 def find_cache(caches: Path, name: str | None) -> str:
@@ -86,7 +87,7 @@ def _entry(folder: Path) -> Entry:
     try:
         fields = _described(Folder(folder), folder)
     except (*MALFORMED, OSError, ZeroDivisionError) as error:
-        fields = {"state": f"damaged: {' '.join(str(error).split())}"}
+        fields = {"state": f"damaged: {one_line(error)}"}
     return Entry(name=folder.name, bytes=size, changed=last_used(folder), **fields)
 
 

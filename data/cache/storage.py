@@ -14,11 +14,11 @@ import threading
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib import request
 
 from data.shards import DamagedCache
 
@@ -218,20 +218,13 @@ def _fetch_http(address: str, size: int) -> bytes:
     # Not fsspec's HTTP backend: it would save ten lines for aiohttp and its seven packages, but it reads fewer bytes than
     # asked for before the end, decompresses bodies, retries on its own and takes a malformed answer for status 400.
     # With these handlers a redirect to file:, ftp: or data: fails.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
+    opener = request.OpenerDirector()
+    transport = (request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())
+    results = (request.HTTPDefaultErrorHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor())
+    for handler in transport + results:
         opener.add_handler(handler)
     try:
-        request = urllib.request.Request(urllib.parse.quote(address, safe=_UNESCAPED))
-        with opener.open(request, timeout=_TIMEOUT) as response:
+        with opener.open(request.Request(urllib.parse.quote(address, safe=_UNESCAPED)), timeout=_TIMEOUT) as response:
             content = response.read(size + 1)
             declared = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:

@@ -17,7 +17,7 @@ from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
 from data.shards import DamagedCache
-from data.text import printable, size, table
+from data.text import one_line, printable, size, table
 
 NAME = "python -m data.cache"
 CACHE = "Folder, address, or beginning of the name or key of a cache"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _fail(message: str, name: str = NAME) -> int:
     """Print an error in one line on stderr; return the exit code of a user's mistake."""
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

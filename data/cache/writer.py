@@ -10,10 +10,10 @@ import base64
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -131,9 +131,11 @@ class CacheWriter:
         for shard in list(self._claims):
             self.release(shard)
 
-    def open_shard(self, number: int) -> "CodeShard":
-        """Begin a shard; use the result in a `with` block."""
-        return CodeShard(self, number)
+    @contextmanager
+    def open_shard(self, number: int) -> Iterator["CodeShard"]:
+        """Begin a shard. Leaving the `with` block without `CodeShard.commit` deletes it."""
+        with ShardWriter(self.shards, number, ("video", "views", "padded", "frames")) as tar:
+            yield CodeShard(self, number, tar)
 
     def note(self, made_with: dict[str, str]) -> None:
         """Write made_with.json: where `videos` and `tokenizer` were found this time."""
@@ -239,24 +241,14 @@ class CacheWriter:
 
 
 class CodeShard:
-    """A shard that is being written. Leaving the `with` block without `commit` deletes it."""
+    """A shard that is being written, from `CacheWriter.open_shard`."""
 
-    def __init__(self, writer: CacheWriter, number: int) -> None:
-        self._cache, self._number, self._spec = writer, number, writer.spec
-        self._writer = ShardWriter(writer.shards, number, ("video", "views", "padded", "frames"))
+    def __init__(self, writer: CacheWriter, number: int, tar: ShardWriter) -> None:
+        self._cache, self._number, self._spec, self._writer = writer, number, writer.spec, tar
         self._row = {video.path: number * writer.shard_size + i for i, video in enumerate(writer.videos(number))}
         self._checksums: list[bytes] = []
         self._skipped: list[dict[str, str]] = []
         self._compared = {"codes": 0, "differ": 0}
-
-    def __enter__(self) -> "CodeShard":
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
 
     def skip(self, video: Video, reason: str) -> None:
         """Record a video without codes, and why it has none."""
