@@ -139,9 +139,7 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
         ValueError: if the video has changed since it was listed.
         FileNotFoundError: if the video has disappeared since it was listed.
     """
-    if spec.views == "dense":
-        return _dense_views(source, video, spec)
-    return _drawn_views(source, video, spec, spec.views)
+    return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
 
 
 def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:

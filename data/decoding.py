@@ -64,8 +64,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
     The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
     estimate: if it is wrong, the file is decoded once more with the true number. Memory holds the chosen frames only.
 
-    Raises:
-        DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
+    DamagedVideo if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
         total = max(1, _declared(container).frames)
@@ -79,10 +78,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
 
 
 def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
-    """Decode a video from start to end and yield each frame whose number is chosen, resized as in `read_frames`.
-
-    Raises DamagedVideo as `read_frames` does, often only at the end.
-    """
+    """Yield each frame whose number is chosen, as `read_frames`, but while decoding: damage may be found at the end only."""
     return FrameStream(_decode(path, short_side, is_chosen))
 
 

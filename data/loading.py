@@ -214,7 +214,7 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     """
     # A forked worker would inherit locks held by threads that it does not have; a fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
-    if context is not None:
+    if context:
         # The server imports torch once; otherwise every worker would import it.
         context.set_forkserver_preload(["data.loading"])
     loader = DataLoader(

@@ -31,9 +31,8 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
         return {_extension(keep, view): to_npy(pixels_THWC)}
     check_jpeg_height(keep, *pixels_THWC.shape[:2])
     file = io.BytesIO()
-    Image.fromarray(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:])).save(
-        file, "JPEG", quality=JPEG_QUALITY, subsampling=0
-    )
+    image = Image.fromarray(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:]))
+    image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return {_extension(keep, view): file.getvalue()}
 
 

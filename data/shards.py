@@ -115,13 +115,9 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Decode a .npy file of known type and shape; its header is compared with the expected one and never parsed.
-
-    Raises:
-        DamagedCache: if type, shape or length differ.
-    """
-    header = npy_header(np.dtype(dtype).str, shape)
-    if not content.startswith(header) or len(content) != len(header) + np.dtype(dtype).itemsize * int(np.prod(shape)):
+    """Decode a .npy file of known type and shape; DamagedCache if they or its length differ. Its header is never parsed."""
+    header = npy_header(dtype.str, shape)
+    if not content.startswith(header) or len(content) != len(header) + dtype.itemsize * int(np.prod(shape)):
         raise DamagedCache(f"an array in the cache is not {dtype} of shape {shape}")
     return np.frombuffer(content, dtype, offset=len(header)).reshape(shape)
 

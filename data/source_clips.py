@@ -22,11 +22,7 @@ NOTHING_HELD_OUT = (
 
 
 def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the canonical view of each of the given rows, uint8 (T, H, W, 3).
-
-    Raises:
-        ValueError: if the cache holds no pixels and its videos have changed or disappeared.
-    """
+    """Yield the canonical view of each row, uint8 (T, H, W, 3); errors as of `clips_of`."""
     yield from clips_of(cache, {row: [cache.canonical(row)] for row in rows})
 
 

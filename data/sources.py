@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import stat
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -67,10 +66,9 @@ def load_source(src: str) -> Source:
     if not src or not path.exists():
         raise FileNotFoundError(f"{src}: no such folder or list file")
     source = _folder(path) if path.is_dir() else _list_file(path)
-    counts = Counter(video.path for video in source.videos)
-    repeated = next((path for path, count in counts.items() if count > 1), None)
-    if repeated is not None:
-        raise ValueError(f"{src}: lists {repeated} more than once")
+    for video, following in zip(source.videos, source.videos[1:], strict=False):
+        if video.path == following.path:
+            raise ValueError(f"{src}: lists {video.path} more than once")
     return source
 
 

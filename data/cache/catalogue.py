@@ -15,11 +15,9 @@ from data.text import one_line
 
 
 def find_cache(caches: Path, name: str | None) -> str:
-    """Return the folder or address of a cache.
+    """Return the folder or address of a cache, the newest in the folder `caches` by default.
 
-    Args:
-        caches: folder that contains the caches.
-        name: folder or address of a cache, or the beginning of the name or key of one in `caches`; None: the newest.
+    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`.
 
     Raises:
         ValueError: if no cache matches, or several do.
@@ -55,7 +53,7 @@ def _key_in(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table of caches. Optional fields are None where they are unknown."""
+    """One row of the table of caches; None: unknown. `made_of` and `tokenizer` are as named on the command line."""
 
     name: str
     state: str
@@ -70,9 +68,7 @@ class Entry:
     clip: dict[str, Any] | None = None
     """Fields of the ClipSpec."""
     made_of: str | None = None
-    """Videos, as named on the command line."""
     tokenizer: str | None = None
-    """Tokenizer, as named on the command line."""
 
 
 def list_caches(caches: Path) -> list[Entry]:

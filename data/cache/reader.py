@@ -5,6 +5,7 @@ Legend: N videos, V views of one video, B clips of a batch, t h w the grid of co
 
 import hashlib
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from data.cache.index import MALFORMED, ClipIndex, ShardIndex, open_shards, read_manifest
+from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest, refuse_malformed
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
 from data.pixels import unpack_pixels
@@ -49,13 +50,8 @@ class TokenCache:
             problem = "is unfinished; run tokenize again" if unfinished else "is not a cache: manifest.json is missing"
             raise DamagedCache(f"{address}: {problem}")
         manifest = read_manifest(files)
-        try:
+        with refuse_malformed(f"{address}/manifest.json: is not a valid manifest"):
             return cls(files, manifest, checksums)
-        except MALFORMED as error:
-            if isinstance(error, DamagedCache):
-                raise
-            problem = f"is not a valid manifest ({type(error).__name__}: {error})"
-            raise DamagedCache(f"{address}/manifest.json: {problem}") from None
 
     def __init__(self, files: Files, manifest: dict[str, Any], checksums: bool) -> None:
         self._files, self.manifest = files, manifest
@@ -161,11 +157,9 @@ class TokenCache:
     @property
     def made_with(self) -> dict[str, str]:
         """The arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
-        try:
+        made_with: dict[str, Any] = {}
+        with suppress(DamagedCache):  # the file is information only
             made_with = read_json(self._files, "made_with.json")
-        except DamagedCache:
-            # The file is information only.
-            made_with = {}
         return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
@@ -176,16 +170,15 @@ class TokenCache:
         """
         if self._codebook_hash is None:
             return None
-        content = self._files.read("codebook.safetensors")
+        content, where = self._files.read("codebook.safetensors"), f"{self.address}/codebook.safetensors"
         if hashlib.sha256(content).hexdigest() != self._codebook_hash:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: was changed after it was written")
+            raise DamagedCache(f"{where}: was changed after it was written")
         try:
             codebook_VC = load(content)["codebook_VC"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: is not a codebook ({error})") from None
+            raise DamagedCache(f"{where}: is not a codebook ({error})") from None
         if codebook_VC.ndim != 2 or len(codebook_VC) != self.vocab_size:
-            problem = f"has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)"
-            raise DamagedCache(f"{self.address}/codebook.safetensors: {problem}")
+            raise DamagedCache(f"{where}: has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)")
         return codebook_VC
 
     def verify(self) -> None:

@@ -58,12 +58,11 @@ class Folder:
 
     def part(self, name: str, offset: int, size: int) -> bytes:
         """Read part of a shard; fewer bytes at the end of the file."""
-        # The local reference keeps the file open if another thread drops it from self._open.
-        file = self._open.get(name) or self._opened(name)
-        return os.pread(file.descriptor, size, offset)
+        return self.parts([name], [offset], size)[0]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
         """Read parts of equal size from several shards."""
+        # The local references keep the files open if another thread drops them from self._open.
         files = [self._open.get(name) or self._opened(name) for name in names]
         return [os.pread(file.descriptor, size, offset) for file, offset in zip(files, offsets, strict=True)]
 

@@ -121,8 +121,7 @@ class CacheWriter:
 
     def release(self, shard: int) -> None:
         """Release the claim of a shard, if this process holds it."""
-        claim = self._claims.pop(shard, None)
-        if claim is not None:
+        if claim := self._claims.pop(shard, None):
             claim.release()
 
     def release_all(self) -> None:
@@ -190,9 +189,9 @@ class CacheWriter:
             raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
         names = [self._tar(number).name for number in range(self._shard_count)]
         shards = open_shards(Folder(self.folder), names, self.preimage)
-        counts = np.zeros(self.spec.vocab_size, np.int64)
         for number, shard in enumerate(shards):
             self._check_videos(number, shard)
+        counts = np.zeros(self.spec.vocab_size, np.int64)
         for shard in shards:
             shard.verify()
             for row in range(len(shard.video_N)):
@@ -257,8 +256,7 @@ class CodeShard:
     def add(self, video: Video, codes_Vthw: np.ndarray, cuts: ClipCuts, pixels: Mapping[str, bytes]) -> None:
         """Append a video: its codes, where its clips were cut, and the members with their pixels.
 
-        Raises:
-            ValueError: if a code is outside the vocabulary, or the shape differs from the specification.
+        ValueError if a code is outside the vocabulary, or the shape differs from the specification.
         """
         facts = {k: getattr(video, k) for k in ("path", "size", "label", "group", "split")}
         facts |= {"frames": cuts.frames, "rate": cuts.rate, **describe(cuts.views, self._spec.clip)}
@@ -292,9 +290,7 @@ class CodeShard:
     def commit(self) -> None:
         """Finish the tar, write its record and release the claim. A shard that exists already is kept."""
         checksums = base64.b64encode(b"".join(self._checksums)).decode()
-        facts: dict[str, Any] = {"clip_xxh3": checksums, "skipped": self._skipped}
-        if self._spec.precision == "bf16":
-            facts["compared"] = self._compared
+        compared = {"compared": self._compared} if self._spec.precision == "bf16" else {}
         if not self._cache.has(self._number):
-            self._writer.commit(**facts)
+            self._writer.commit(clip_xxh3=checksums, skipped=self._skipped, **compared)
         self._cache.release(self._number)
