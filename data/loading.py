@@ -179,8 +179,7 @@ class ClipDataset(Dataset):
         try:
             views = read_clips(self.source, self.source.videos[row], self.spec).pixels_VTHWC
         except DamagedVideo as damage:
-            self._kept[row] = damage
-            return damage
+            return self._kept.setdefault(row, damage)
         if views.nbytes <= self._free:
             self._kept[row] = views
             self._free -= views.nbytes

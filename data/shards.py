@@ -42,7 +42,6 @@ class ShardWriter:
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.tar = folder / f"{number:06d}.tar"
-        self.record = self.tar.with_suffix(".json")
         self._temporary = temporary_name(self.tar)
         self._columns: dict[str, list] = {name: [] for name in columns}
         self._places: dict[str, dict[str, list[int]]] = {}
@@ -89,7 +88,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         record |= {"samples": self._columns, "members": self._places}
-        write_json(self.record, {**record, "checksum": sha256_of(record)})
+        write_json(self.tar.with_suffix(".json"), {**record, "checksum": sha256_of(record)})
         os.replace(self._temporary, self.tar)
         self._committed = True
         sync_folder(self.tar.parent)

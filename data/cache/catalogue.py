@@ -17,10 +17,8 @@ from data.text import one_line
 def find_cache(caches: Path, name: str | None) -> str:
     """Return the folder or address of a cache, the newest in the folder `caches` by default.
 
-    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`.
-
-    Raises:
-        ValueError: if no cache matches, or several do.
+    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`; ValueError if it does not
+    match exactly one, or there is no cache.
     """
     if name and (is_address(name) or any(Path(name, file).exists() for file in ("manifest.json", "plan.json"))):
         return name
@@ -53,20 +51,21 @@ def _key_in(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table of caches; None: unknown. `made_of` and `tokenizer` are as named on the command line."""
+    """One row of the table of caches; None: unknown.
+
+    `state`: `complete`, `3 of 8 shards`, or the damage; `changed`: seconds since 1970; `clip`: fields of the ClipSpec;
+    `made_of`, `tokenizer`: as named on the command line.
+    """
 
     name: str
     state: str
-    """`complete`, `3 of 8 shards`, or the damage."""
     bytes: int
     changed: float
-    """Seconds since 1970."""
     videos: int | None = None
     skipped: int | None = None
     clips: int | None = None
     codes: int | None = None
     clip: dict[str, Any] | None = None
-    """Fields of the ClipSpec."""
     made_of: str | None = None
     tokenizer: str | None = None
 

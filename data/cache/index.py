@@ -57,9 +57,7 @@ def open_shards(
     """Open the shards of a cache, in order.
 
     `names`: tars; `preimage`: `CacheSpec.preimage`; `records`: expected sha256 of each record, None: not checked.
-
-    Raises:
-        DamagedCache: if a shard or its record is missing or invalid, or videos are repeated or out of order.
+    DamagedCache if a shard or its record is missing or invalid, or videos are repeated or out of order.
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
@@ -147,14 +145,10 @@ class ShardIndex:
         distinct, inverse_N = np.unique(self.views_N, return_inverse=True)
         headers = [len(npy_header(self._dtype.str, (int(views), *self._shape))) for views in distinct]
         header_N = np.array(headers)[inverse_N]
-        if len(row) != count or (size != header_N + self.views_N * self.clip_bytes).any():
+        clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
+        if len(row) != count or (size != header_N + self.views_N * clip_bytes).any():
             raise ValueError("the size of codes.npy differs from the specification")
         return offset + header_N
-
-    @property
-    def clip_bytes(self) -> int:
-        """Size of the codes of one clip."""
-        return self._dtype.itemsize * int(np.prod(self._shape))
 
     def entry(self) -> dict[str, Any]:
         """The manifest's entry of this shard."""
@@ -270,9 +264,7 @@ class ClipIndex:
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Read one view each of a batch of videos: codes (B, t, h, w) in the dtype of the cache, writable.
 
-        Raises:
-            IndexError: if a video has no such view.
-            DamagedCache: if the checksum of a clip differs or a code is outside the vocabulary.
+        IndexError if a video has no such view; DamagedCache if a checksum differs or a code is outside the vocabulary.
         """
         missing_B = (views_B < 0) | (views_B >= self.views_N[rows_B])
         if missing_B.any():

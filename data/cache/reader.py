@@ -28,8 +28,11 @@ _TEXT = {str, type(None)}
 class TokenCache:
     """A finished cache of `len(cache)` videos, opened by `TokenCache.open`.
 
-    `videos`: path, size, label, group and split of each video that is not skipped; `manifest`, `spec`: see docs/cache.md;
-    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code (FSQ, LFQ).
+    `address`: folder or address that was opened; `remote`: whether it is an address: reading a sample then fetches its
+    whole shard; `name`: of the folder; `manifest`, `spec`: see docs/cache.md; `videos`: path, size, label, group and
+    split of each video that is not skipped; `views_N`: its number of views, equal for all videos unless they are dense;
+    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code
+    (FSQ, LFQ).
     """
 
     @classmethod
@@ -55,6 +58,7 @@ class TokenCache:
 
     def __init__(self, files: Files, manifest: dict[str, Any], checksums: bool) -> None:
         self._files, self.manifest = files, manifest
+        self.address, self.remote, self.name = files.address, not isinstance(files, Folder), Path(files.address).name
         self.key: str = manifest["key"]
         self.spec: dict[str, Any] = manifest["spec"]
         self.clip = ClipSpec(**self.spec["clip"])
@@ -74,28 +78,14 @@ class TokenCache:
         if [shard.entry() for shard in self.shards] != entries:
             raise ValueError("an entry of a shard differs from the shard's record")
         self.clips = ClipIndex(files, self.shards, self.spec, checksums)
+        self.views_N = self.clips.views_N
         if not len(self) or (len(self), int(self.views_N.sum())) != (manifest["samples"], manifest["clips"]):
             raise ValueError("samples or clips differ from the shards' records, or there are none")
         self._codebook_hash: str | None = manifest["codebook"]
         self.videos = [_video(self.spec["videos"][i]) for shard in self.shards for i in shard.video_N.tolist()]
 
-    @property
-    def address(self) -> str:
-        """Folder or address that was opened."""
-        return self._files.address
-
-    @property
-    def remote(self) -> bool:
-        """Whether the cache has an address instead of a folder: reading a sample then fetches its whole shard."""
-        return not isinstance(self._files, Folder)
-
-    @property
-    def name(self) -> str:
-        """Name of the cache's folder."""
-        return Path(self.address).name
-
     def __len__(self) -> int:
-        return len(self.clips.views_N)
+        return len(self.views_N)
 
     def _place(self, index: int) -> tuple[ShardIndex, int]:
         """Shard of a video, and its row in that shard."""
@@ -103,11 +93,6 @@ class TokenCache:
             raise IndexError(f"{self.address}: has {len(self)} videos, got index {index}")
         number = int(self.clips.shard_N[index])
         return self.shards[number], index - int(self.clips.first_row[number])
-
-    @property
-    def views_N(self) -> np.ndarray:  # noqa: N802
-        """Number of views of each video, (N,); equal for all videos unless the cache has dense views."""
-        return self.clips.views_N
 
     def codes(self, index: int) -> np.ndarray:
         """Read the codes of a video, (V, t, h, w), uint16 or uint32; DamagedCache if they are not those written."""

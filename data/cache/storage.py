@@ -172,8 +172,7 @@ def is_address(name: str) -> bool:
 def json_object(content: bytes, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
-    Raises:
-        ValueError: `WHERE: is not JSON (…)`, also where it is nested too deeply, or `WHERE: is not a JSON object`.
+    ValueError `WHERE: is not JSON (…)`, also if it is nested too deeply, or `WHERE: is not a JSON object`.
     """
     try:
         value = json.loads(content)
@@ -196,9 +195,7 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
 def _fetch(address: str, size: int) -> bytes:
     """Fetch at most `size` + 1 bytes from an address; transient failures are retried.
 
-    Raises:
-        DamagedCache: if the file does not exist.
-        OSError: if the server cannot be reached or keeps failing.
+    DamagedCache if the file does not exist, OSError if the server cannot be reached or keeps failing.
     """
     for attempt in range(_ATTEMPTS):
         try:

@@ -145,11 +145,8 @@ class CacheWriter:
     def finish(self, codebook_VC: np.ndarray | None) -> None:
         """Check every shard, count the codes, and write the manifest; if several processes call this, one of them does.
 
-        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C).
-
-        Raises:
-            ValueError: if no video could be used.
-            DamagedCache: if a shard differs from its record.
+        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C). ValueError if no video could be used;
+        DamagedCache if a shard differs from its record.
         """
         claim = Claim(self.folder / "manifest.claim")
         while not self.finished:
