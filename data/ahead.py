@@ -30,61 +30,47 @@ def ahead(
         for job in jobs:
             yield job, work(job)
         return
-    shared = _SharedState(jobs, work, depth)
-    threads = [threading.Thread(target=shared.run, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        shared.free_slots.release(max(workers + 2, window or 0))
-        while (started := shared.next()) is not None:
-            job, results = started
-            yield job, iter(results)
-            shared.free_slots.release()
-    finally:
-        shared.stopped.set()
-        shared.free_slots.release(workers)
-        # A thread that is inside a long video may take longer; it is a daemon and ends with the process.
-        deadline = time.monotonic() + 2
-        for thread in threads:
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+    jobs, lock = iter(jobs), threading.Lock()
+    started: queue.SimpleQueue[tuple[T, _Results[U]] | BaseException] = queue.SimpleQueue()
+    free_slots, stopped = threading.Semaphore(0), threading.Event()
 
-
-class _SharedState(Generic[T, U]):
-    """State shared by the caller and the threads."""
-
-    def __init__(self, jobs: Iterable[T], work: Callable[[T], Iterator[U]], depth: int) -> None:
-        self._jobs, self._work, self._depth = iter(jobs), work, depth
-        self._lock = threading.Lock()
-        self._started: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.free_slots = threading.Semaphore(0)
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
+    def run() -> None:
         """Run jobs until there are no more or the caller stops."""
-        while self.free_slots.acquire() and not self.stopped.is_set():
-            # The lock keeps `_started` in the order of the jobs.
-            with self._lock:
+        while free_slots.acquire() and not stopped.is_set():
+            # The lock keeps `started` in the order of the jobs.
+            with lock:
                 try:
-                    job = next(self._jobs)
+                    job = next(jobs)
                 except BaseException as error:
-                    self._started.put(None if isinstance(error, StopIteration) else error)
+                    started.put(error)
                     return
-                results: _Results[U] = _Results(self._depth, self.stopped)
-                self._started.put((job, results))
+                results: _Results[U] = _Results(depth, stopped)
+                started.put((job, results))
             try:
-                for result in self._work(job):
+                for result in work(job):
                     if not results.put(result):
                         return
                 results.end()
             except BaseException as error:
                 results.end(error)
 
-    def next(self) -> "tuple[T, _Results[U]] | None":
-        """Wait for the next started job; None after the last one. Raises the exception of `jobs`."""
-        started = self._started.get()
-        if isinstance(started, BaseException):
-            raise started
-        return started
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        free_slots.release(max(workers + 2, window or 0))
+        while not isinstance(item := started.get(), BaseException):
+            yield item[0], iter(item[1])
+            free_slots.release()
+        if not isinstance(item, StopIteration):
+            raise item
+    finally:
+        stopped.set()
+        free_slots.release(workers)
+        # A thread that is inside a long video may take longer; it is a daemon and ends with the process.
+        deadline = time.monotonic() + 2
+        for thread in threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class _Results(Generic[U]):

@@ -111,14 +111,9 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
     Raises:
         DamagedVideo: if the video cannot be used (data/decoding.py).
     """
-    clips: list[np.ndarray] = []
-    views: tuple[View, ...] = ()
-    for part in iter_clips(source, video, spec):
-        if isinstance(part, ClipCuts):
-            views = part.views
-        else:
-            clips.append(part)
-    return Clips(np.stack(clips), views)
+    *clips, cuts = iter_clips(source, video, spec)
+    assert isinstance(cuts, ClipCuts)
+    return Clips(np.stack(clips), cuts.views)  # type: ignore[arg-type]  # all but the last are arrays
 
 
 def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.ndarray:
@@ -144,9 +139,7 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
         ValueError: if the video has changed since it was listed.
         FileNotFoundError: if the video has disappeared since it was listed.
     """
-    if spec.views == "dense":
-        return _dense_views(source, video, spec)
-    return _drawn_views(source, video, spec, spec.views)
+    return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
 
 
 def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
@@ -172,7 +165,10 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
 
 def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
     views: list[View] = []
-    stream = _strided_frames(source, video, spec)
+    if source.root is None:
+        stream = FrameStream(_strided_rendered_frames(video, spec))
+    else:
+        stream = iter_frames(_listed_path(source, video), spec.size, lambda number: number % spec.stride == 0)
     frames = iter(stream)
     while clip := [pixels_HWC for _, pixels_HWC in islice(frames, spec.frames)]:
         start, real = len(views) * spec.frames * spec.stride, len(clip)
@@ -180,13 +176,6 @@ def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.nd
         views.append(_in_space(spec, video.path, 0, view, clip[0].shape[:2]))
         yield _cut(np.stack(clip), [min(i, real - 1) for i in range(spec.frames)], views[-1])
     yield ClipCuts(tuple(views), stream.total, stream.rate)
-
-
-def _strided_frames(source: Source, video: Video, spec: ClipSpec) -> FrameStream:
-    """Yield every stride-th frame of a video, resized."""
-    if source.root is None:
-        return FrameStream(_strided_rendered_frames(video, spec))
-    return iter_frames(_listed_path(source, video), spec.size, lambda number: number % spec.stride == 0)
 
 
 def _strided_rendered_frames(video: Video, spec: ClipSpec) -> Generator[NumberedFrame, None, tuple[int, None]]:

@@ -93,10 +93,8 @@ def _avi_damage(file: BinaryIO, file_size: int) -> str | None:
         elif identifier == b"idx1":
             index = file.read(min(size, file_size))
         offset += 8 + size + size % 2
-    chunks = []
-    for identifier, _, offset, size in struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16]):
-        if size and identifier[:2].isdigit():
-            chunks.append((offset, identifier + struct.pack("<I", size)))
+    entries = struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])
+    chunks = [(at, name + struct.pack("<I", size)) for name, _, at, size in entries if size and name[:2].isdigit()]
     # Offsets count from the list of chunks or from the start of the file; an index that fits neither is ignored.
     for base in (list_offset, 0):
         missing = [base + offset for offset, header in chunks if not _is_at(file, base + offset, header)]

@@ -24,8 +24,8 @@ VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VE
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
 # Codecs for which bits left over after a picture are refused too; with other codecs good videos have such bits.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
-_SYSTEM_ERROR_NAMES = ("EACCES", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EBADF")
-_SYSTEM_ERRORS = {getattr(errno, name) for name in _SYSTEM_ERROR_NAMES if hasattr(errno, name)}
+_OPEN_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE}
+_SYSTEM_ERRORS = _OPEN_ERRORS | {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
 # Frames that may be missing at the end: packed AVI streams and rounded durations account for up to two.
 _MISSING = 3
 
@@ -64,8 +64,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
     The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
     estimate: if it is wrong, the file is decoded once more with the true number. Memory holds the chosen frames only.
 
-    Raises:
-        DamagedVideo: if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
+    DamagedVideo if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
         total = max(1, _declared(container).frames)
@@ -79,10 +78,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
 
 
 def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
-    """Decode a video from start to end and yield each frame whose number is chosen, resized as in `read_frames`.
-
-    Raises DamagedVideo as `read_frames` does, often only at the end.
-    """
+    """Yield each frame whose number is chosen, as `read_frames`, but while decoding: damage may be found at the end only."""
     return FrameStream(_decode(path, short_side, is_chosen))
 
 

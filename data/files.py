@@ -73,16 +73,12 @@ def _temporary_file(path: Path, content: bytes) -> Iterator[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power failure, if the system supports it."""
-    try:
+    with suppress(OSError):  # some network file systems cannot
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # some network file systems cannot
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def temporary_name(path: Path) -> Path:

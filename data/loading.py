@@ -179,8 +179,7 @@ class ClipDataset(Dataset):
         try:
             views = read_clips(self.source, self.source.videos[row], self.spec).pixels_VTHWC
         except DamagedVideo as damage:
-            self._kept[row] = damage
-            return damage
+            return self._kept.setdefault(row, damage)
         if views.nbytes <= self._free:
             self._kept[row] = views
             self._free -= views.nbytes
@@ -214,7 +213,7 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
     """
     # A forked worker would inherit locks held by threads that it does not have; a fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
-    if context is not None:
+    if context:
         # The server imports torch once; otherwise every worker would import it.
         context.set_forkserver_preload(["data.loading"])
     loader = DataLoader(

@@ -30,33 +30,28 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
     if keep == "raw":
         return {_extension(keep, view): to_npy(pixels_THWC)}
     check_jpeg_height(keep, *pixels_THWC.shape[:2])
-    return {_extension(keep, view): _jpeg(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:]))}
+    file = io.BytesIO()
+    image = Image.fromarray(pixels_THWC.reshape(-1, *pixels_THWC.shape[2:]))
+    image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return {_extension(keep, view): file.getvalue()}
 
 
 def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec, view: int) -> np.ndarray:
     """Decode the pixels of a view, uint8 (T, H, W, 3); `read` returns a member by its extension. Raises DamagedCache."""
     shape = (clip.frames, clip.size, clip.size, 3)
     content = read(_extension(keep, view))
-    return from_npy(content, np.dtype("u1"), shape) if keep == "raw" else _unjpeg(content, shape)
-
-
-def _extension(keep: KeepPixels, view: int) -> str:
-    return f"view{view:02d}.{'npy' if keep == 'raw' else 'jpg'}"
-
-
-def _jpeg(image_HWC: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image_HWC).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return file.getvalue()
-
-
-def _unjpeg(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    if keep == "raw":
+        return from_npy(content, np.dtype("u1"), shape)
+    expected_size = (clip.size, clip.frames * clip.size)
     try:
         image = Image.open(io.BytesIO(content), formats=["JPEG"])
-        expected_size = (shape[2], shape[0] * shape[1])
         # Check before decoding: a forged size could exhaust the memory.
         if image.size != expected_size:
             raise DamagedCache(f"a JPEG in the cache has {image.size} pixels, expected {expected_size}")
         return np.asarray(image.convert("RGB")).reshape(shape)
     except (OSError, Image.DecompressionBombError) as error:
         raise DamagedCache(f"a JPEG in the cache does not decode: {error}") from None
+
+
+def _extension(keep: KeepPixels, view: int) -> str:
+    return f"view{view:02d}.{'npy' if keep == 'raw' else 'jpg'}"

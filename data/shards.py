@@ -16,8 +16,8 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,6 @@ class ShardWriter:
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str]) -> None:
         self.tar = folder / f"{number:06d}.tar"
-        self.record = self.tar.with_suffix(".json")
         self._temporary = temporary_name(self.tar)
         self._columns: dict[str, list] = {name: [] for name in columns}
         self._places: dict[str, dict[str, list[int]]] = {}
@@ -71,51 +70,40 @@ class ShardWriter:
             column.append(facts[name])
         self._rows += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._committed:
             return
         try:
-            self._writer.close()
-            self._file.close()
-        except OSError:
-            pass  # the disk is full; the error that matters has been raised already
+            with suppress(OSError):  # the disk is full; the error that matters has been raised already
+                self._writer.close()
+                self._file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def commit(self, **facts: Any) -> None:
         """Finish the tar and write its record, including `facts` about the whole shard."""
         self._writer.close()
-        self._file.finish()
-        record = {"bytes": self._file.written, "sha256": self._file.digest.hexdigest(), **facts}
+        record = {"bytes": self._file.tell(), "sha256": self._file.digest.hexdigest(), **facts}
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         record |= {"samples": self._columns, "members": self._places}
-        write_json(self.record, {**record, "checksum": sha256_of(record)})
+        write_json(self.tar.with_suffix(".json"), {**record, "checksum": sha256_of(record)})
         os.replace(self._temporary, self.tar)
         self._committed = True
         sync_folder(self.tar.parent)
 
 
-class _HashingFile:
+class _HashingFile(io.BufferedWriter):
     """File that is hashed while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by the shard's writer
+        super().__init__(io.FileIO(path, "wb"))
         self.digest = hashlib.sha256()
-        self.written = 0
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Any) -> int:
         self.digest.update(content)
-        self.written += len(content)
-        return self._file.write(content)
-
-    def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
+        return super().write(content)
 
 
 def to_npy(array: np.ndarray) -> bytes:
@@ -126,13 +114,9 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Decode a .npy file of known type and shape; its header is compared with the expected one and never parsed.
-
-    Raises:
-        DamagedCache: if type, shape or length differ.
-    """
-    header = npy_header(np.dtype(dtype).str, shape)
-    if not content.startswith(header) or len(content) != len(header) + np.dtype(dtype).itemsize * int(np.prod(shape)):
+    """Decode a .npy file of known type and shape; DamagedCache if they or its length differ. Its header is never parsed."""
+    header = npy_header(dtype.str, shape)
+    if not content.startswith(header) or len(content) != len(header) + dtype.itemsize * int(np.prod(shape)):
         raise DamagedCache(f"an array in the cache is not {dtype} of shape {shape}")
     return np.frombuffer(content, dtype, offset=len(header)).reshape(shape)
 

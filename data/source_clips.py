@@ -22,19 +22,14 @@ NOTHING_HELD_OUT = (
 
 
 def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the canonical view of each of the given rows, uint8 (T, H, W, 3).
-
-    Raises:
-        ValueError: if the cache holds no pixels and its videos have changed or disappeared.
-    """
+    """Yield the canonical view of each row, uint8 (T, H, W, 3); errors as of `clips_of`."""
     yield from clips_of(cache, {row: [cache.canonical(row)] for row in rows})
 
 
 def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[np.ndarray]:
     """Yield the pixels of some views of each row, uint8 (T, H, W, 3); the views of a row must be in ascending order.
 
-    Raises:
-        ValueError: if the cache holds no pixels and its videos have changed or disappeared.
+    ValueError if the cache holds no pixels and its videos have changed or disappeared.
     """
     if cache.spec["keep_pixels"] != "none":
         for row, chosen in views.items():
@@ -61,10 +56,7 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
     """Return the canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3).
 
     The videos are spread evenly over the held-out ones. Damaged videos are left out and added to `skipped` with their
-    reason. If no held-out video can be used, training videos are.
-
-    Raises:
-        ValueError: if no video at all can be used.
+    reason. If no held-out video can be used, training videos are; ValueError if no video at all can be used.
     """
     train_rows, held_out_rows = hold_out(source.videos)
     spread = np.linspace(0, len(held_out_rows) - 1, min(len(held_out_rows), most)).round().astype(int)

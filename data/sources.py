@@ -6,21 +6,20 @@ import hashlib
 import io
 import math
 import os
+import re
 import shlex
 import stat
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
-_SPLITS = (
-    dict.fromkeys(("train", "training"), "train")
-    | dict.fromkeys(("val", "valid", "validation"), "val")
-    | dict.fromkeys(("test", "testing"), "test")
-)
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 BUILTIN = "builtin:"
+# The text before a comment, and the comment: a # that begins a word outside quotes. shlex would also cut `lab#1`.
+_COMMENT = re.compile(r"""((?:[^'"#]+|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|(?<=\S)#)*).*""", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +66,9 @@ def load_source(src: str) -> Source:
     if not src or not path.exists():
         raise FileNotFoundError(f"{src}: no such folder or list file")
     source = _folder(path) if path.is_dir() else _list_file(path)
-    counts = Counter(video.path for video in source.videos)
-    repeated = next((path for path, count in counts.items() if count > 1), None)
-    if repeated is not None:
-        raise ValueError(f"{src}: lists {repeated} more than once")
+    for video, following in zip(source.videos, source.videos[1:], strict=False):
+        if video.path == following.path:
+            raise ValueError(f"{src}: lists {video.path} more than once")
     return source
 
 
@@ -158,7 +156,9 @@ def _list_file(file: Path) -> Source:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     if "\0" in text:
         raise ValueError(f"{file}: is neither a folder nor a text list of videos")
-    rows = _csv_rows(file, text) if _is_csv(file, text) else _plain_rows(file, text)
+    first_line = text.lstrip().split("\n", 1)[0]
+    is_csv = file.suffix.lower() == ".csv" or "path" in first_line.strip().lower().split(",")
+    rows = _csv_rows(file, text) if is_csv else _plain_rows(file, text)
     if not rows:
         raise ValueError(f"{file}: lists no videos")
     list_folder = os.path.realpath(file.parent)
@@ -195,11 +195,6 @@ def _list_file(file: Path) -> Source:
     return Source(name=file.stem, root=Path(root), videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
-def _is_csv(file: Path, text: str) -> bool:
-    header = text.lstrip().split("\n", 1)[0].strip().lower().split(",")
-    return file.suffix.lower() == ".csv" or "path" in header
-
-
 def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
@@ -215,7 +210,7 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     rows = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         try:
-            fields = shlex.split(_without_comment(line))
+            fields = shlex.split(_COMMENT.sub(r"\1", line))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
         if len(fields) > 3:
@@ -224,16 +219,3 @@ def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
         if fields:
             rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
     return rows
-
-
-def _without_comment(line: str) -> str:
-    """Return the line up to a # that begins a word outside quotes; shlex would also cut `lab#1`."""
-    quote = ""
-    for i, character in enumerate(line):
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character == "#" and (i == 0 or line[i - 1].isspace()):
-            return line[:i]
-    return line

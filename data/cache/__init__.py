@@ -6,16 +6,6 @@ caches/<name>-<first 12 hex digits of the key>/
   made_with.json          where the videos and the tokenizer were found the last time tokenize ran
   codebook.safetensors    code vectors of the tokenizer, if its codebook is learned
   shards/                 tars and their records (data/shards.py); <number>.claim links name the process at work on a shard
-
-spec.py       specification of the content, and its key
-writer.py     CacheWriter: fill a cache, from any number of processes
-reader.py     TokenCache: read a finished cache
-index.py      where the codes of each clip are; gather batches
-storage.py    file access: local folder or remote address
-stream.py     a cache as a webdataset pipeline
-catalogue.py  find and list caches
-merge.py      merge caches
-tool.py       python -m data.cache list | show | verify | merge
 """
 
 from data.cache.catalogue import find_cache

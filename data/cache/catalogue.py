@@ -11,17 +11,14 @@ from data.cache.spec import FORMAT
 from data.cache.storage import Folder, is_address, read_json
 from data.clips import ClipSpec
 from data.shards import DamagedCache
+from data.text import one_line
 
 
 def find_cache(caches: Path, name: str | None) -> str:
-    """Return the folder or address of a cache.
+    """Return the folder or address of a cache, the newest in the folder `caches` by default.
 
-    Args:
-        caches: folder that contains the caches.
-        name: folder or address of a cache, or the beginning of the name or key of one in `caches`; None: the newest.
-
-    Raises:
-        ValueError: if no cache matches, or several do.
+    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`; ValueError if it does not
+    match exactly one, or there is no cache.
     """
     if name and (is_address(name) or any(Path(name, file).exists() for file in ("manifest.json", "plan.json"))):
         return name
@@ -54,24 +51,23 @@ def _key_in(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table of caches. Optional fields are None where they are unknown."""
+    """One row of the table of caches; None: unknown.
+
+    `state`: `complete`, `3 of 8 shards`, or the damage; `changed`: seconds since 1970; `clip`: fields of the ClipSpec;
+    `made_of`, `tokenizer`: as named on the command line.
+    """
 
     name: str
     state: str
-    """`complete`, `3 of 8 shards`, or the damage."""
     bytes: int
     changed: float
-    """Seconds since 1970."""
     videos: int | None = None
     skipped: int | None = None
     clips: int | None = None
     codes: int | None = None
     clip: dict[str, Any] | None = None
-    """Fields of the ClipSpec."""
     made_of: str | None = None
-    """Videos, as named on the command line."""
     tokenizer: str | None = None
-    """Tokenizer, as named on the command line."""
 
 
 def list_caches(caches: Path) -> list[Entry]:
@@ -86,7 +82,7 @@ def _entry(folder: Path) -> Entry:
     try:
         fields = _described(Folder(folder), folder)
     except (*MALFORMED, OSError, ZeroDivisionError) as error:
-        fields = {"state": f"damaged: {' '.join(str(error).split())}"}
+        fields = {"state": f"damaged: {one_line(error)}"}
     return Entry(name=folder.name, bytes=size, changed=last_used(folder), **fields)
 
 

@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,6 +26,17 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, Rec
 """Exceptions that malformed JSON content causes when it is used."""
 _MAX_JSON_BYTES = 2**26  # of one sample; the dense views of a video of many hours need less
 _MAX_TAR_BYTES = 2**50  # offsets and sums of them stay far inside of int64
+
+
+@contextmanager
+def refuse_malformed(problem: str) -> Iterator[None]:
+    """Turn an exception of `MALFORMED` into DamagedCache: PROBLEM (type of the exception: its message)."""
+    try:
+        yield
+    except DamagedCache:
+        raise
+    except MALFORMED as error:
+        raise DamagedCache(f"{problem} ({type(error).__name__}: {error})") from None
 
 
 def read_manifest(files: Files) -> dict[str, Any]:
@@ -44,13 +56,8 @@ def open_shards(
 ) -> list["ShardIndex"]:
     """Open the shards of a cache, in order.
 
-    Args:
-        names: file names of the tars.
-        preimage: specification of the cache, `CacheSpec.preimage`.
-        records: expected sha256 of each record; None: not checked.
-
-    Raises:
-        DamagedCache: if a shard or its record is missing or invalid, or videos are repeated or out of order.
+    `names`: tars; `preimage`: `CacheSpec.preimage`; `records`: expected sha256 of each record, None: not checked.
+    DamagedCache if a shard or its record is missing or invalid, or videos are repeated or out of order.
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
@@ -83,25 +90,20 @@ class ShardIndex:
     `video_N`: rows in the list of videos; `views_N`, `frames_N`: clips and frames of each; `padded_N`: 1 if a clip is
     padded; `start_N`: offset of its first code in bytes; `checksum_C`: xxh3 of each clip.
 
-    Raises:
-        DamagedCache: if the content cannot be the record of a shard of this cache.
+    DamagedCache if the content cannot be the record of a shard of this cache.
     """
 
     def __init__(self, files: Files, name: str, record: bytes, preimage: dict[str, Any]) -> None:
         self._files, self.name, self.file = files, name, f"shards/{name}"
         self._record = hashlib.sha256(record).hexdigest()
         self._videos = preimage["videos"]
-        self._shape = tuple(preimage["codes_shape"])
-        self._vocab_size = preimage["vocab_size"]
+        self._shape, self._vocab_size = tuple(preimage["codes_shape"]), preimage["vocab_size"]
         self._dtype = code_dtype(self._vocab_size)
-        try:
+        with refuse_malformed(f"{files.address}/{self.file[:-4]}.json: is not a shard record"):
             content = json.loads(record)
             if content.pop("checksum") != sha256_of(content):
                 raise ValueError("was changed after it was written: checksum differs")
             self._read(content)
-        except MALFORMED as error:
-            where = f"{files.address}/{self.file[:-4]}.json"
-            raise DamagedCache(f"{where}: is not a shard record ({type(error).__name__}: {error})") from None
 
     def _read(self, record: dict[str, Any]) -> None:
         self.bytes, self.sha256 = int(record["bytes"]), str(record["sha256"])
@@ -143,14 +145,10 @@ class ShardIndex:
         distinct, inverse_N = np.unique(self.views_N, return_inverse=True)
         headers = [len(npy_header(self._dtype.str, (int(views), *self._shape))) for views in distinct]
         header_N = np.array(headers)[inverse_N]
-        if len(row) != count or (size != header_N + self.views_N * self.clip_bytes).any():
+        clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
+        if len(row) != count or (size != header_N + self.views_N * clip_bytes).any():
             raise ValueError("the size of codes.npy differs from the specification")
         return offset + header_N
-
-    @property
-    def clip_bytes(self) -> int:
-        """Size of the codes of one clip."""
-        return self._dtype.itemsize * int(np.prod(self._shape))
 
     def entry(self) -> dict[str, Any]:
         """The manifest's entry of this shard."""
@@ -192,20 +190,14 @@ class ShardIndex:
     def facts(self, row: int) -> dict[str, Any]:
         """Read the json member of a video: path, size, label, group, split, frames, frame rate, and its views.
 
-        Raises:
-            DamagedCache: if the member is missing, damaged, or describes another video.
+        DamagedCache if the member is missing, damaged, or describes another video.
         """
-        try:
+        with refuse_malformed(f"{self._sample(row)}: invalid json member"):
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
             facts = json.loads(self.read(row, "json"))
             if facts["path"] != self.path(row) or len(recorded_views(facts)) != self.views_N[row]:
                 raise ValueError("describes another video")
-        except DamagedCache:
-            raise
-        except MALFORMED as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise DamagedCache(f"{self._sample(row)}: invalid json member ({problem})") from None
         return facts
 
     def damage(self) -> list[str]:
@@ -230,8 +222,7 @@ class ShardIndex:
 
     def verify(self) -> None:
         """Hash the whole tar; DamagedCache for the first damaged sample."""
-        lines = self.damage()
-        if lines:
+        if lines := self.damage():
             raise DamagedCache(lines[0])
 
     def _sample(self, row: int) -> str:
@@ -248,8 +239,7 @@ class ClipIndex:
     def __init__(self, files: Files, shards: Sequence[ShardIndex], preimage: dict[str, Any], checksums: bool) -> None:
         self._files, self._checksums = files, checksums
         self._names = [shard.file for shard in shards]
-        self._shape = tuple(preimage["codes_shape"])
-        self._vocab_size = preimage["vocab_size"]
+        self._shape, self._vocab_size = tuple(preimage["codes_shape"]), preimage["vocab_size"]
         self._dtype = code_dtype(self._vocab_size)
         self._clip = ClipSpec(**preimage["clip"])
         self._clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
@@ -274,9 +264,7 @@ class ClipIndex:
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Read one view each of a batch of videos: codes (B, t, h, w) in the dtype of the cache, writable.
 
-        Raises:
-            IndexError: if a video has no such view.
-            DamagedCache: if the checksum of a clip differs or a code is outside the vocabulary.
+        IndexError if a video has no such view; DamagedCache if a checksum differs or a code is outside the vocabulary.
         """
         missing_B = (views_B < 0) | (views_B >= self.views_N[rows_B])
         if missing_B.any():

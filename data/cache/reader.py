@@ -5,6 +5,7 @@ Legend: N videos, V views of one video, B clips of a batch, t h w the grid of co
 
 import hashlib
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from data.cache.index import MALFORMED, ClipIndex, ShardIndex, open_shards, read_manifest
+from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest, refuse_malformed
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
 from data.pixels import unpack_pixels
@@ -27,8 +28,11 @@ _TEXT = {str, type(None)}
 class TokenCache:
     """A finished cache of `len(cache)` videos, opened by `TokenCache.open`.
 
-    `videos`: path, size, label, group and split of each video that is not skipped; `manifest`, `spec`: see docs/cache.md;
-    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code (FSQ, LFQ).
+    `address`: folder or address that was opened; `remote`: whether it is an address: reading a sample then fetches its
+    whole shard; `name`: of the folder; `manifest`, `spec`: see docs/cache.md; `videos`: path, size, label, group and
+    split of each video that is not skipped; `views_N`: its number of views, equal for all videos unless they are dense;
+    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code
+    (FSQ, LFQ).
     """
 
     @classmethod
@@ -49,16 +53,12 @@ class TokenCache:
             problem = "is unfinished; run tokenize again" if unfinished else "is not a cache: manifest.json is missing"
             raise DamagedCache(f"{address}: {problem}")
         manifest = read_manifest(files)
-        try:
+        with refuse_malformed(f"{address}/manifest.json: is not a valid manifest"):
             return cls(files, manifest, checksums)
-        except MALFORMED as error:
-            if isinstance(error, DamagedCache):
-                raise
-            problem = f"is not a valid manifest ({type(error).__name__}: {error})"
-            raise DamagedCache(f"{address}/manifest.json: {problem}") from None
 
     def __init__(self, files: Files, manifest: dict[str, Any], checksums: bool) -> None:
         self._files, self.manifest = files, manifest
+        self.address, self.remote, self.name = files.address, not isinstance(files, Folder), Path(files.address).name
         self.key: str = manifest["key"]
         self.spec: dict[str, Any] = manifest["spec"]
         self.clip = ClipSpec(**self.spec["clip"])
@@ -78,28 +78,14 @@ class TokenCache:
         if [shard.entry() for shard in self.shards] != entries:
             raise ValueError("an entry of a shard differs from the shard's record")
         self.clips = ClipIndex(files, self.shards, self.spec, checksums)
+        self.views_N = self.clips.views_N
         if not len(self) or (len(self), int(self.views_N.sum())) != (manifest["samples"], manifest["clips"]):
             raise ValueError("samples or clips differ from the shards' records, or there are none")
         self._codebook_hash: str | None = manifest["codebook"]
         self.videos = [_video(self.spec["videos"][i]) for shard in self.shards for i in shard.video_N.tolist()]
 
-    @property
-    def address(self) -> str:
-        """Folder or address that was opened."""
-        return self._files.address
-
-    @property
-    def remote(self) -> bool:
-        """Whether the cache has an address instead of a folder: reading a sample then fetches its whole shard."""
-        return not isinstance(self._files, Folder)
-
-    @property
-    def name(self) -> str:
-        """Name of the cache's folder."""
-        return Path(self.address).name
-
     def __len__(self) -> int:
-        return len(self.clips.views_N)
+        return len(self.views_N)
 
     def _place(self, index: int) -> tuple[ShardIndex, int]:
         """Shard of a video, and its row in that shard."""
@@ -107,11 +93,6 @@ class TokenCache:
             raise IndexError(f"{self.address}: has {len(self)} videos, got index {index}")
         number = int(self.clips.shard_N[index])
         return self.shards[number], index - int(self.clips.first_row[number])
-
-    @property
-    def views_N(self) -> np.ndarray:  # noqa: N802
-        """Number of views of each video, (N,); equal for all videos unless the cache has dense views."""
-        return self.clips.views_N
 
     def codes(self, index: int) -> np.ndarray:
         """Read the codes of a video, (V, t, h, w), uint16 or uint32; DamagedCache if they are not those written."""
@@ -161,11 +142,9 @@ class TokenCache:
     @property
     def made_with(self) -> dict[str, str]:
         """The arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
-        try:
+        made_with: dict[str, Any] = {}
+        with suppress(DamagedCache):  # the file is information only
             made_with = read_json(self._files, "made_with.json")
-        except DamagedCache:
-            # The file is information only.
-            made_with = {}
         return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
@@ -176,16 +155,15 @@ class TokenCache:
         """
         if self._codebook_hash is None:
             return None
-        content = self._files.read("codebook.safetensors")
+        content, where = self._files.read("codebook.safetensors"), f"{self.address}/codebook.safetensors"
         if hashlib.sha256(content).hexdigest() != self._codebook_hash:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: was changed after it was written")
+            raise DamagedCache(f"{where}: was changed after it was written")
         try:
             codebook_VC = load(content)["codebook_VC"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise DamagedCache(f"{self.address}/codebook.safetensors: is not a codebook ({error})") from None
+            raise DamagedCache(f"{where}: is not a codebook ({error})") from None
         if codebook_VC.ndim != 2 or len(codebook_VC) != self.vocab_size:
-            problem = f"has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)"
-            raise DamagedCache(f"{self.address}/codebook.safetensors: {problem}")
+            raise DamagedCache(f"{where}: has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)")
         return codebook_VC
 
     def verify(self) -> None:

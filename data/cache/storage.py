@@ -14,11 +14,11 @@ import threading
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib import request
 
 from data.shards import DamagedCache
 
@@ -58,12 +58,11 @@ class Folder:
 
     def part(self, name: str, offset: int, size: int) -> bytes:
         """Read part of a shard; fewer bytes at the end of the file."""
-        # The local reference keeps the file open if another thread drops it from self._open.
-        file = self._open.get(name) or self._opened(name)
-        return os.pread(file.descriptor, size, offset)
+        return self.parts([name], [offset], size)[0]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
         """Read parts of equal size from several shards."""
+        # The local references keep the files open if another thread drops them from self._open.
         files = [self._open.get(name) or self._opened(name) for name in names]
         return [os.pread(file.descriptor, size, offset) for file, offset in zip(files, offsets, strict=True)]
 
@@ -173,8 +172,7 @@ def is_address(name: str) -> bool:
 def json_object(content: bytes, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
-    Raises:
-        ValueError: `WHERE: is not JSON (…)`, also where it is nested too deeply, or `WHERE: is not a JSON object`.
+    ValueError `WHERE: is not JSON (…)`, also if it is nested too deeply, or `WHERE: is not a JSON object`.
     """
     try:
         value = json.loads(content)
@@ -197,9 +195,7 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
 def _fetch(address: str, size: int) -> bytes:
     """Fetch at most `size` + 1 bytes from an address; transient failures are retried.
 
-    Raises:
-        DamagedCache: if the file does not exist.
-        OSError: if the server cannot be reached or keeps failing.
+    DamagedCache if the file does not exist, OSError if the server cannot be reached or keeps failing.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -218,20 +214,13 @@ def _fetch_http(address: str, size: int) -> bytes:
     # Not fsspec's HTTP backend: it would save ten lines for aiohttp and its seven packages, but it reads fewer bytes than
     # asked for before the end, decompresses bodies, retries on its own and takes a malformed answer for status 400.
     # With these handlers a redirect to file:, ftp: or data: fails.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
+    opener = request.OpenerDirector()
+    transport = (request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())
+    results = (request.HTTPDefaultErrorHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor())
+    for handler in transport + results:
         opener.add_handler(handler)
     try:
-        request = urllib.request.Request(urllib.parse.quote(address, safe=_UNESCAPED))
-        with opener.open(request, timeout=_TIMEOUT) as response:
+        with opener.open(request.Request(urllib.parse.quote(address, safe=_UNESCAPED)), timeout=_TIMEOUT) as response:
             content = response.read(size + 1)
             declared = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:

@@ -17,7 +17,7 @@ from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
 from data.shards import DamagedCache
-from data.text import printable, size, table
+from data.text import one_line, printable, size, table
 
 NAME = "python -m data.cache"
 CACHE = "Folder, address, or beginning of the name or key of a cache"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _fail(message: str, name: str = NAME) -> int:
     """Print an error in one line on stderr; return the exit code of a user's mistake."""
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 
@@ -86,10 +86,6 @@ def _export(arguments: argparse.Namespace) -> Answer:
     raise ValueError("export has moved: use python pipelines/export.py")
 
 
-def _opened(arguments: argparse.Namespace, name: str | None) -> TokenCache:
-    return TokenCache.open(find_cache(arguments.caches, name))
-
-
 def _list(arguments: argparse.Namespace) -> Answer:
     entries = list_caches(arguments.caches)
     if not entries:
@@ -104,15 +100,15 @@ def _row(entry: Entry) -> list[str]:
     skipped = f" ({entry.skipped} skipped)" if entry.skipped else ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
     videos, *counts = ["?" if n is None else f"{n:,}" for n in (entry.videos, entry.clips, entry.codes)]
-    origin = [_shortened(entry.made_of), _shortened(entry.tokenizer)]
+    names = [entry.made_of or "?", entry.tokenizer or "?"]
+    origin = [name if len(name) <= 40 else f"…{name[-39:]}" for name in names]
     return [entry.name, entry.state, f"{videos}{skipped}", *counts, size(entry.bytes), cut, *origin, when]
 
 
 def _show(arguments: argparse.Namespace) -> Answer:
-    cache = _opened(arguments, arguments.cache)
+    cache = TokenCache.open(find_cache(arguments.caches, arguments.cache))
     manifest = cache.manifest
     stored = sum(shard["bytes"] for shard in manifest["shards"])
-    labels, splits = ([str(getattr(video, field)) for video in cache.videos] for field in ("label", "split"))
     content: dict[str, Any] = {
         "cache": cache.address,
         "key": cache.key,
@@ -126,15 +122,15 @@ def _show(arguments: argparse.Namespace) -> Answer:
         "shards": len(manifest["shards"]),
         "bytes": stored,
         "bytes_per_code": round(stored / manifest["codes"], 3),
-        "label": dict(Counter(labels)),
-        "split": dict(Counter(splits)),
+        **{field: dict(Counter(str(getattr(video, field)) for video in cache.videos)) for field in ("label", "split")},
         "groups": len({video.group for video in cache.videos} - {None}),
     }
     lines = [[name.replace("_", " "), _formatted(value)] for name, value in content.items() if name != "skipped"]
-    lines += [["skipped", str(len(manifest["skipped"]))]]
-    lines += [["", f"{entry['path']}: {entry['reason']}"] for entry in manifest["skipped"][:20]]
-    if len(manifest["skipped"]) > 20:
-        lines += [["", f"and {len(manifest['skipped']) - 20} more (--json lists all)"]]
+    skipped = manifest["skipped"]
+    lines.append(["skipped", str(len(skipped))])
+    lines += [["", f"{entry['path']}: {entry['reason']}"] for entry in skipped[:20]]
+    if len(skipped) > 20:
+        lines.append(["", f"and {len(skipped) - 20} more (--json lists all)"])
     return content, table(None, lines), 0
 
 
@@ -158,7 +154,7 @@ def _verify(arguments: argparse.Namespace) -> Answer:
 
 
 def _merge(arguments: argparse.Namespace) -> Answer:
-    parts = [_opened(arguments, name) for name in arguments.cache]
+    parts = [TokenCache.open(find_cache(arguments.caches, name)) for name in arguments.cache]
     name = arguments.name or "+".join(dict.fromkeys(part.name.rpartition("-")[0] or part.name for part in parts))
     with tqdm(total=sum(len(part.spec["videos"]) for part in parts), desc="merge", disable=None) as bar:
         folder = merge(parts, arguments.caches, name, bar.update)
@@ -177,9 +173,3 @@ def _formatted(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str("-" if value is None else value)
-
-
-def _shortened(text: str | None) -> str:
-    if text is None:
-        return "?"
-    return text if len(text) <= 40 else f"…{text[-39:]}"

@@ -10,10 +10,10 @@ import base64
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -121,8 +121,7 @@ class CacheWriter:
 
     def release(self, shard: int) -> None:
         """Release the claim of a shard, if this process holds it."""
-        claim = self._claims.pop(shard, None)
-        if claim is not None:
+        if claim := self._claims.pop(shard, None):
             claim.release()
 
     def release_all(self) -> None:
@@ -131,9 +130,11 @@ class CacheWriter:
         for shard in list(self._claims):
             self.release(shard)
 
-    def open_shard(self, number: int) -> "CodeShard":
-        """Begin a shard; use the result in a `with` block."""
-        return CodeShard(self, number)
+    @contextmanager
+    def open_shard(self, number: int) -> Iterator["CodeShard"]:
+        """Begin a shard. Leaving the `with` block without `CodeShard.commit` deletes it."""
+        with ShardWriter(self.shards, number, ("video", "views", "padded", "frames")) as tar:
+            yield CodeShard(self, number, tar)
 
     def note(self, made_with: dict[str, str]) -> None:
         """Write made_with.json: where `videos` and `tokenizer` were found this time."""
@@ -144,11 +145,8 @@ class CacheWriter:
     def finish(self, codebook_VC: np.ndarray | None) -> None:
         """Check every shard, count the codes, and write the manifest; if several processes call this, one of them does.
 
-        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C).
-
-        Raises:
-            ValueError: if no video could be used.
-            DamagedCache: if a shard differs from its record.
+        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C). ValueError if no video could be used;
+        DamagedCache if a shard differs from its record.
         """
         claim = Claim(self.folder / "manifest.claim")
         while not self.finished:
@@ -188,9 +186,9 @@ class CacheWriter:
             raise DamagedCache(f"{self.shards}: {len(self.missing())} shards are missing")
         names = [self._tar(number).name for number in range(self._shard_count)]
         shards = open_shards(Folder(self.folder), names, self.preimage)
-        counts = np.zeros(self.spec.vocab_size, np.int64)
         for number, shard in enumerate(shards):
             self._check_videos(number, shard)
+        counts = np.zeros(self.spec.vocab_size, np.int64)
         for shard in shards:
             shard.verify()
             for row in range(len(shard.video_N)):
@@ -239,24 +237,14 @@ class CacheWriter:
 
 
 class CodeShard:
-    """A shard that is being written. Leaving the `with` block without `commit` deletes it."""
+    """A shard that is being written, from `CacheWriter.open_shard`."""
 
-    def __init__(self, writer: CacheWriter, number: int) -> None:
-        self._cache, self._number, self._spec = writer, number, writer.spec
-        self._writer = ShardWriter(writer.shards, number, ("video", "views", "padded", "frames"))
+    def __init__(self, writer: CacheWriter, number: int, tar: ShardWriter) -> None:
+        self._cache, self._number, self._spec, self._writer = writer, number, writer.spec, tar
         self._row = {video.path: number * writer.shard_size + i for i, video in enumerate(writer.videos(number))}
         self._checksums: list[bytes] = []
         self._skipped: list[dict[str, str]] = []
         self._compared = {"codes": 0, "differ": 0}
-
-    def __enter__(self) -> "CodeShard":
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
 
     def skip(self, video: Video, reason: str) -> None:
         """Record a video without codes, and why it has none."""
@@ -265,8 +253,7 @@ class CodeShard:
     def add(self, video: Video, codes_Vthw: np.ndarray, cuts: ClipCuts, pixels: Mapping[str, bytes]) -> None:
         """Append a video: its codes, where its clips were cut, and the members with their pixels.
 
-        Raises:
-            ValueError: if a code is outside the vocabulary, or the shape differs from the specification.
+        ValueError if a code is outside the vocabulary, or the shape differs from the specification.
         """
         facts = {k: getattr(video, k) for k in ("path", "size", "label", "group", "split")}
         facts |= {"frames": cuts.frames, "rate": cuts.rate, **describe(cuts.views, self._spec.clip)}
@@ -300,9 +287,7 @@ class CodeShard:
     def commit(self) -> None:
         """Finish the tar, write its record and release the claim. A shard that exists already is kept."""
         checksums = base64.b64encode(b"".join(self._checksums)).decode()
-        facts: dict[str, Any] = {"clip_xxh3": checksums, "skipped": self._skipped}
-        if self._spec.precision == "bf16":
-            facts["compared"] = self._compared
+        compared = {"compared": self._compared} if self._spec.precision == "bf16" else {}
         if not self._cache.has(self._number):
-            self._writer.commit(**facts)
+            self._writer.commit(clip_xxh3=checksums, skipped=self._skipped, **compared)
         self._cache.release(self._number)
