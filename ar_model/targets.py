@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ar_model.cross_entropy import linear_cross_entropy
 from ar_model.inputs import CodeSpec, CodeTable, Grid, Patching, digits_of
+from ar_model.transformer import init_weights
 
 CodeLikelihood = Literal["joint", "digits"]
 
@@ -48,8 +49,7 @@ class CodeTarget(nn.Module):
         self.codes_per_token = codes_per_token
         self.levels = codes.levels if likelihood == "digits" else None
         self.split = nn.Linear(width, codes_per_token * width)
-        nn.init.xavier_uniform_(self.split.weight)
-        nn.init.zeros_(self.split.bias)
+        init_weights(self.split)
         if likelihood == "joint":
             if table is None:
                 self.table = CodeTable(codes, width, free_rows=True)
@@ -105,8 +105,7 @@ class PixelTarget(nn.Module):
                 "pixels cannot be normalised over a tubelet of one pixel: use a larger objective.code_patch"
             )
         self.head = nn.Linear(width, 3 * math.prod(tubelet))
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        init_weights(self.head)
 
     def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
         """Return the mean squared error, a scalar in fp32, for pixels in 0..255 or differences of such pixels."""

@@ -3,7 +3,6 @@
 Legend: B batch, T H W the grid of codes, L tokens, M some of them, D width.
 """
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -39,10 +38,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         super().__init_subclass__(
             coders={CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}, library_name="arvideo", **kwargs
         )
-        settings = inspect.signature(Objective.__init__).parameters.values()
-        defaults = {
-            setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty
-        }
+        defaults = Objective.__init__.__kwdefaults__ or {}
         cls._hub_mixin_jsonable_default_values = defaults | cls._hub_mixin_jsonable_default_values
 
     def __init__(
