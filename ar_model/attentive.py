@@ -107,9 +107,7 @@ def attentive_predict(
         seed: seed for initialisation and batch order; the global random state is neither used nor changed.
     """
     classes, y_N = np.unique(y_N, return_inverse=True)
-    trains_FN = np.zeros((len(folds), len(y_N)), dtype=bool)
-    for fold, (train, _) in enumerate(folds):
-        trains_FN[fold, train] = True
+    trains_FN = np.stack([np.isin(np.arange(len(y_N)), train) for train, _ in folds])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         moments_F2D = torch.stack([_moments(x_NLD, train) for train, _ in folds])

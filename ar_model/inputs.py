@@ -131,14 +131,12 @@ class Patching:
         if content == "codes":
             return patching
         if codes.clip is None:
-            raise ValueError(
-                "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
-            )
+            message = "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
+            raise ValueError(message)
         (frames, height, width), (t, h, w) = codes.clip, grid
         if frames % t or height % h or width % w:
-            raise ValueError(
-                f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
-            )
+            message = f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
+            raise ValueError(message)
         return cls("pixels", (frames // t, height // h, width // w))
 
     def grid(self, shape: Sequence[int]) -> Grid:
@@ -195,10 +193,8 @@ class TubeletEmbedding(nn.Module):
         return self.projection(((pixels_BLPC - self.mean_C) / self.std_C).flatten(2))
 
 
-def make_input(
-    patching: Patching, codes: CodeSpec, width: int, code_input: CodeInput
-) -> CodeEmbedding | TubeletEmbedding:
-    """Return the embedding layer for the tokens of a patching."""
+def make_input(patching: Patching, codes: CodeSpec, width: int, code_input: CodeInput) -> nn.Module:
+    """Return the CodeEmbedding or TubeletEmbedding for the tokens of a patching."""
     if patching.content == "pixels":
         return TubeletEmbedding(width, patching.box)
     return CodeEmbedding(codes, width, prod(patching.box), by_geometry=code_input == "geometry")

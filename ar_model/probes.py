@@ -45,8 +45,7 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
     - Else, if there are groups: up to ten folds that split no group (at most ten groups: one fold per group).
     - Else: up to ten stratified folds.
 
-    Raises:
-        ValueError: if nothing can be held out, or nothing is left to train on.
+    Raises a ValueError if nothing can be held out, or nothing is left to train on.
     """
     if held_out_N.any():
         train = np.flatnonzero(~held_out_N)

@@ -72,9 +72,8 @@ class VIMPAC(Objective):
         if temperature <= 0:
             raise ValueError(f"objective.temperature must be above 0, got {temperature}")
         if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
-            raise ValueError(
-                f"objective.ratio is for mask random, objective.blocks for mask block; objective.mask is {mask}"
-            )
+            message = "objective.ratio is for mask random, objective.blocks for mask block"
+            raise ValueError(f"{message}; objective.mask is {mask}")
         if mask == "random":
             check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
@@ -88,13 +87,9 @@ class VIMPAC(Objective):
         self.target = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood, table)
         self.head: nn.Sequential | None = None
         if self.needs_pairs:
-            layers = (
-                nn.Linear(self.width, head_width),
-                GlobalBatchNorm(head_width),
-                nn.ReLU(),
-                nn.Linear(head_width, 256),
+            self.head = nn.Sequential(
+                nn.Linear(self.width, head_width), GlobalBatchNorm(head_width), nn.ReLU(), nn.Linear(head_width, 256)
             )
-            self.head = nn.Sequential(*layers)
         for part in (self.embedding, self.encoder, self.head):
             if part is not None:
                 part.apply(init_weights)
