@@ -21,11 +21,6 @@ class Rotation(NamedTuple):
     def from_angles(cls, angle_BLA: Tensor) -> "Rotation":
         return cls(angle_BLA.cos()[:, None], angle_BLA.sin()[:, None])
 
-    @classmethod
-    def concatenate(cls, first: "Rotation", second: "Rotation") -> "Rotation":
-        """Concatenate the rotations of two token sequences along the token axis."""
-        return cls(torch.cat([first.cos, second.cos], dim=2), torch.cat([first.sin, second.sin], dim=2))
-
     def apply(self, x_BNLH: Tensor) -> Tensor:
         """Rotate the channel pairs (i, i + H / 2) of queries or keys."""
         cos, sin = self.cos.to(x_BNLH.dtype), self.sin.to(x_BNLH.dtype)

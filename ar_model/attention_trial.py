@@ -5,8 +5,8 @@ Legend: B batch, N heads, Q queries, K keys, H width of a head.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,7 +58,15 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
     Each backend runs alone, on random tensors of the recorded shapes, dtypes and masks. A backend that raises is a failure.
     Backends take turns and the fastest lap of each counts, so that other load on the machine affects all of them equally.
     """
-    with torch.no_grad(), _recorded_calls(model) as calls:
+    calls: Counter[Call] = Counter()
+
+    def record(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Mask]) -> None:
+        q, k, _values, mask = inputs
+        calls[Call(q.shape, k.shape, q.dtype, mask)] += 1
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for kernel in (module for module in model.modules() if isinstance(module, Kernel)):
+            hooks.enter_context(kernel.register_forward_pre_hook(record))
         forward()
     device = next(model.parameters()).device
     trial = Trial()
@@ -77,23 +85,6 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
         if name not in trial.failures:
             trial.seconds[name] = sum(count * best[name, call] for call, count in calls.items())
     return trial
-
-
-@contextmanager
-def _recorded_calls(model: nn.Module) -> Iterator[Counter[Call]]:
-    """Count the distinct kernel calls that the model makes inside the context."""
-    calls: Counter[Call] = Counter()
-
-    def record(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Mask]) -> None:
-        q, k, _values, mask = inputs
-        calls[Call(q.shape, k.shape, q.dtype, mask)] += 1
-
-    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, Kernel)]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _time(name: str, call: Call, device: torch.device) -> float:

@@ -13,6 +13,7 @@ O outputs of a linear layer.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ EPOCHS, MIN_STEPS, MAX_STEPS, BATCH = 30, 100, 400, 64
 LR, WEIGHT_DECAY = 3e-3, 0.05
 MOMENTUM, EPS = 0.1, 1e-5
 """PyTorch's defaults of batch normalisation."""
+
+
+class Fold(NamedTuple):
+    """Indices of the training samples and of the test samples."""
+
+    train: np.ndarray
+    test: np.ndarray
 
 
 class AttentiveProbes(nn.Module):
@@ -80,34 +88,26 @@ class _Norms(nn.Module):
         mean_F1D = (x_FBD * trains_FB1).sum(1, keepdim=True) / samples_F11.clamp(min=1)
         centred_FBD = x_FBD - mean_F1D
         square_F1D = (centred_FBD.square() * trains_FB1).sum(1, keepdim=True)
-        variance_F1D = square_F1D / samples_F11.clamp(min=1)
         with torch.no_grad():
             # As in nn.BatchNorm1d the running variance is unbiased; a single sample has none.
             momentum_F11 = torch.where(samples_F11 > 1, MOMENTUM, 0.0)
             self.mean_F1D.lerp_(mean_F1D, momentum_F11)
             self.variance_F1D.lerp_(square_F1D / (samples_F11 - 1).clamp(min=1), momentum_F11)
-        return centred_FBD * (variance_F1D + EPS).rsqrt()
+        return centred_FBD * (square_F1D / samples_F11.clamp(min=1) + EPS).rsqrt()
 
 
 def attentive_predict(
-    x_NLD: np.ndarray,
-    y_N: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    seed: int = 0,
-    device: torch.device | None = None,
+    x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], seed: int = 0, device: torch.device | None = None
 ) -> list[np.ndarray]:
     """Train one attentive probe per fold and return the predicted labels of its test samples, fold by fold.
 
     Args:
         x_NLD: tokens of a frozen network; may be a NumPy memmap.
         y_N: labels of any dtype that NumPy can sort.
-        folds: indices of the training samples and of the test samples of each fold.
         seed: seed for initialisation and batch order; the global random state is neither used nor changed.
     """
     classes, y_N = np.unique(y_N, return_inverse=True)
-    trains_FN = np.zeros((len(folds), len(y_N)), dtype=bool)
-    for fold, (train, _) in enumerate(folds):
-        trains_FN[fold, train] = True
+    trains_FN = np.stack([np.isin(np.arange(len(y_N)), train) for train, _ in folds])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         moments_F2D = torch.stack([_moments(x_NLD, train) for train, _ in folds])
@@ -115,15 +115,13 @@ def attentive_predict(
     _train(probes, x_NLD, torch.from_numpy(y_N), torch.from_numpy(trains_FN), seed, device)
     tested = np.unique(np.concatenate([test for _, test in folds]))
     with torch.inference_mode():
-        batches = [tested[first : first + BATCH] for first in range(0, len(tested), BATCH)]
+        batches = np.split(tested, range(BATCH, len(tested), BATCH))
         class_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in batches], dim=1).numpy()
     labels = []
     for class_M, (train, test) in zip(class_FM, folds, strict=True):
-        if len(train) > 1:
-            labels.append(classes[class_M[np.searchsorted(tested, test)]])
-        else:
-            # Batch normalisation cannot learn from one sample: predict its label.
-            labels.append(np.repeat(classes[y_N[train]], len(test)))
+        # Batch normalisation cannot learn from one sample: predict its label.
+        class_N = class_M[np.searchsorted(tested, test)] if len(train) > 1 else np.repeat(y_N[train], len(test))
+        labels.append(classes[class_N])
     return labels
 
 
@@ -134,9 +132,9 @@ def _train(
     batches = _batches(trains_FN.any(0).numpy().nonzero()[0], seed)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches), pct_start=0.1)
     for rows in batches:
-        y_B, trains_FB = y_N[rows].to(device), trains_FN[:, rows].to(device)
+        trains_FB = trains_FN[:, rows].to(device)
+        y_FB = y_N[rows].to(device).expand_as(trains_FB)
         logits_FBC = probes(_tokens(x_NLD, rows, device), trains_FB)
-        y_FB = y_B.expand_as(trains_FB)
         nats_FB = F.cross_entropy(logits_FBC.flatten(0, 1), y_FB.flatten(), reduction="none").view_as(trains_FB)
         loss_F = (nats_FB * trains_FB).sum(1) / trains_FB.sum(1).clamp(min=1)
         optimizer.zero_grad()
@@ -165,8 +163,8 @@ def _tokens(x_NLD: np.ndarray, rows: np.ndarray, device: torch.device | None) ->
 def _moments(x_NLD: np.ndarray, train: np.ndarray) -> Tensor:
     """Return mean and standard deviation of every feature over the tokens of the training samples, (2, D)."""
     count, total_D, square_D = 0, 0.0, 0.0
-    for first in range(0, len(train), BATCH):
-        x_MD = x_NLD[train[first : first + BATCH]].reshape(-1, x_NLD.shape[-1]).astype(np.float64)
+    for rows in np.split(train, range(BATCH, len(train), BATCH)):
+        x_MD = x_NLD[rows].reshape(-1, x_NLD.shape[-1]).astype(np.float64)
         count, total_D, square_D = count + len(x_MD), total_D + x_MD.sum(0), square_D + (x_MD**2).sum(0)
     mean_D = total_D / count
     std_D = np.sqrt(np.maximum(square_D / count - mean_D**2, 0))

@@ -49,9 +49,8 @@ def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
 def _bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the mask as a bias (Q, K) to add to the scores: 0 or -inf."""
     # A compiled graph builds its own bias.
-    if torch.compiler.is_compiling():
-        return _make_bias(mask, device, dtype)
-    return _cached_bias(mask, device, dtype)
+    make = _make_bias if torch.compiler.is_compiling() else _cached_bias
+    return make(mask, device, dtype)
 
 
 def _make_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -88,12 +87,6 @@ def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]
     blocks = math.ceil(mask.blocks / MAX_PIECES)
     for last in range(mask.blocks, 0, -blocks):
         yield range(max(0, last - blocks) * mask.queries, last * mask.queries), range(last * mask.keys)
-
-
-def _saves_weights(mask: Mask, q_GQH: Tensor, k_GKH: Tensor) -> bool:
-    """Whether the attention weights are small enough to be saved for the backward pass."""
-    scores = sum(len(rows) * len(columns) for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]))
-    return len(q_GQH) * scores * q_GQH.element_size() <= MAX_SAVED_BYTES
 
 
 def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tuple[slice, slice, slice, Tensor]]:
@@ -151,8 +144,10 @@ def _weight(q_GQH: Tensor, k_GKH: Tensor, bias: Tensor) -> Tensor:
 def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
     """Compute attention with plain matrix products: the fastest backend on CPUs."""
     q, k, v = (x.flatten(0, 1) for x in (q_BNQH, k_BNKH, v_BNKH))
+    scores = sum(len(rows) * len(columns) for rows, columns in _pieces(mask, q.shape[1], k.shape[1]))
+    save = len(q) * scores * q.element_size() <= MAX_SAVED_BYTES
     with torch.autocast(q.device.type, enabled=False):
-        out = _Plain.apply(q, k, v, mask, True) if _saves_weights(mask, q, k) else _plain_in_tiles(q, k, v, mask)
+        out = _Plain.apply(q, k, v, mask, True) if save else _plain_in_tiles(q, k, v, mask)
         return out.unflatten(0, q_BNQH.shape[:2])
 
 
@@ -214,12 +209,7 @@ def _check_cuda(name: str, x: Tensor) -> None:
         raise ValueError(f"attention {name} needs a CUDA device, got {x.device.type}")
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]] = {
-    "plain": _plain,
-    "sdpa": _sdpa,
-    "xformers": _xformers,
-    "flex": _flex,
-    "reference": reference,
-}
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]]
+BACKENDS = {"plain": _plain, "sdpa": _sdpa, "xformers": _xformers, "flex": _flex, "reference": reference}
 """Name -> function of q (B, N, Q, H), k and v (B, N, K, H) and a mask that returns (B, N, Q, H). A backend without a kernel for
 the tensors raises one of attention_trial.CANNOT_RUN."""

@@ -98,7 +98,6 @@ def uniform(seed_B: Tensor, n: int, stream: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)

@@ -1,8 +1,8 @@
 """Arithmetic and memory of a training step, from a trace with fake tensors (tensors that have a shape but no data)."""
 
 import weakref
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ar_model.backends import forget_masks
+
+aten = torch.ops.aten
 
 Build = Callable[[], tuple[nn.Module, Callable[[], object]]]
 """Function that makes a module and a step on it, with CPU tensors."""
@@ -43,42 +45,29 @@ def cost_of(build: Build) -> Cost:
     Nothing is computed and almost no memory is used. The step may use tensors that existed before, including bool masks as
     indices, but it cannot read values of tensors that it makes.
     """
-    with _without_cached_masks(), FakeTensorMode(allow_non_fake_inputs=True), _Trace() as trace:
+    with ExitStack() as stack, FakeTensorMode(allow_non_fake_inputs=True), _Trace() as trace:
+        # A real step must not use the cached fake masks of a trace, nor a trace the real ones.
+        forget_masks()
+        stack.callback(forget_masks)
         module, step = build()
         built = trace.live
         step()
         state = trace.live - built
-        gradients: dict[int, int] = {}
+        sizes: dict[int, int] = {}
 
         def record_gradient(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 storage = parameter.grad.untyped_storage()
-                gradients[trace.track(storage)] = storage.nbytes()
+                sizes[trace.track(storage)] = storage.nbytes()
 
-        hooks = [p.register_post_accumulate_grad_hook(record_gradient) for p in module.parameters() if p.requires_grad]
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                stack.enter_context(parameter.register_post_accumulate_grad_hook(record_gradient))
         trace.begin()
         step()
-        for hook in hooks:
-            hook.remove()
         weights = sum(s.nbytes() for s in {x.untyped_storage() for x in (*module.parameters(), *module.buffers())})
-    return Cost(
-        flop=trace.flop,
-        weights=weights,
-        gradients=sum(gradients.values()),
-        state=state,
-        others=trace.peak(without=gradients) - weights - state,
-        peak=trace.peak(),
-    )
-
-
-@contextmanager
-def _without_cached_masks() -> Iterator[None]:
-    """Clear the attention masks before and after: a real step must not use the cached fake masks of a trace."""
-    forget_masks()
-    try:
-        yield
-    finally:
-        forget_masks()
+    gradients, others = sum(sizes.values()), trace.peak(without=sizes) - weights - state
+    return Cost(trace.flop, weights, gradients, state, others, peak=trace.peak())
 
 
 class _Trace(TorchDispatchMode):
@@ -147,22 +136,13 @@ class _Trace(TorchDispatchMode):
 
 
 # FlopCounterMode itself would keep some tensors alive and spoil the memory, and its registry lacks the CPU's flash attention.
+_FLASH, _FLASH_BACKWARD = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_backward
 _FORMULAS = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_backward]
-    ),
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_FLASH],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[_FLASH_BACKWARD],
 }
-
-_INDEXING = {
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.index_put_.default,
-    torch.ops.aten._index_put_impl_.default,
-}
+_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 def _is_real_mask(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,30 +46,21 @@ class CodeSpec:
             raise ValueError(f"the product of levels {levels} must be vocab_size {vocab_size}, got {prod(levels)}")
         if codebook_VC is not None and len(codebook_VC) != vocab_size:
             raise ValueError(f"the codebook must have vocab_size {vocab_size} vectors, got {len(codebook_VC)}")
-        self.shape, self.vocab_size, self.levels, self.codebook_VC = shape, vocab_size, levels, codebook_VC
-        self.clip = clip
+        self.shape, self.clip = shape, clip
+        self.vocab_size, self.levels, self.codebook_VC = vocab_size, levels, codebook_VC
 
     def to_json(self) -> dict:
         """Return the JSON form. It holds the shape of a codebook only; its values are saved with the weights."""
+        data = {"shape": self.shape, "vocab_size": self.vocab_size, "levels": self.levels}
         codebook = None if self.codebook_VC is None else list(self.codebook_VC.shape)
-        return {
-            "shape": self.shape,
-            "vocab_size": self.vocab_size,
-            "levels": self.levels,
-            "codebook_shape": codebook,
-            "clip": self.clip,
-        }
+        return {**data, "codebook_shape": codebook, "clip": self.clip}
 
     @classmethod
     def from_json(cls, data: dict) -> "CodeSpec":
-        levels, codebook, clip = data["levels"], data["codebook_shape"], data.get("clip")
-        return cls(
-            shape=tuple(data["shape"]),
-            vocab_size=data["vocab_size"],
-            levels=None if levels is None else tuple(levels),
-            codebook_VC=None if codebook is None else torch.zeros(codebook),
-            clip=None if clip is None else tuple(clip),
-        )
+        lists = {"shape": data["shape"], "levels": data["levels"], "clip": data.get("clip")}
+        tuples: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in lists.items()}
+        codebook_VC = None if data["codebook_shape"] is None else torch.zeros(data["codebook_shape"])
+        return cls(**tuples, vocab_size=data["vocab_size"], codebook_VC=codebook_VC)
 
 
 class CodeTable(nn.Module):
@@ -82,8 +73,6 @@ class CodeTable(nn.Module):
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
         super().__init__()
-        self.digit_rows_VP: Tensor
-        self.codebook_VC: Tensor
         self.digits: nn.Parameter | None = None
         self.projection: nn.Linear | None = None
         self.rows: nn.Parameter | None = None
@@ -91,10 +80,10 @@ class CodeTable(nn.Module):
             self.digits = nn.Parameter(torch.randn(sum(codes.levels), width) * (0.5 / len(codes.levels) ** 0.5))
             first_row = torch.tensor([0, *accumulate(codes.levels[:-1])])
             rows_VP = digits_of(torch.arange(codes.vocab_size), codes.levels) + first_row
-            self.register_buffer("digit_rows_VP", rows_VP, persistent=False)
+            self.digit_rows_VP = nn.Buffer(rows_VP, persistent=False)
         elif by_geometry and codes.codebook_VC is not None:
             vectors_VC = codes.codebook_VC.float()
-            self.register_buffer("codebook_VC", vectors_VC / vectors_VC.std().clamp_min(1e-6))
+            self.codebook_VC = nn.Buffer(vectors_VC / vectors_VC.std().clamp_min(1e-6))
             self.projection = nn.Linear(vectors_VC.shape[1], width, bias=False)
         if self.digits is None and self.projection is None:
             self.rows = nn.Parameter(torch.randn(codes.vocab_size, width) * 0.5)
@@ -142,15 +131,13 @@ class Patching:
         if content == "codes":
             return patching
         if codes.clip is None:
-            raise ValueError(
-                "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
-            )
-        if any(pixels % tokens for pixels, tokens in zip(codes.clip, grid, strict=True)):
-            raise ValueError(
-                f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
-            )
-        frames, rows, columns = (pixels // tokens for pixels, tokens in zip(codes.clip, grid, strict=True))
-        return cls("pixels", (frames, rows, columns))
+            message = "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
+            raise ValueError(message)
+        (frames, height, width), (t, h, w) = codes.clip, grid
+        if frames % t or height % h or width % w:
+            message = f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
+            raise ValueError(message)
+        return cls("pixels", (frames // t, height // h, width // w))
 
     def grid(self, shape: Sequence[int]) -> Grid:
         """Return the tokens along (t, h, w) of a clip of `shape`. Raises a ValueError if the boxes do not divide it."""
@@ -198,21 +185,16 @@ class TubeletEmbedding(nn.Module):
 
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
-        self.mean_C: Tensor
-        self.std_C: Tensor
-        self.register_buffer("mean_C", 255 * torch.tensor([0.485, 0.456, 0.406]), persistent=False)
-        self.register_buffer("std_C", 255 * torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+        self.mean_C = nn.Buffer(255 * torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.std_C = nn.Buffer(255 * torch.tensor([0.229, 0.224, 0.225]), persistent=False)
         self.projection = nn.Linear(3 * prod(tubelet), width)
 
     def forward(self, pixels_BLPC: Tensor) -> Tensor:
-        x_BLPC = (pixels_BLPC - self.mean_C) / self.std_C
-        return self.projection(x_BLPC.flatten(2))
+        return self.projection(((pixels_BLPC - self.mean_C) / self.std_C).flatten(2))
 
 
-def make_input(
-    patching: Patching, codes: CodeSpec, width: int, code_input: CodeInput
-) -> CodeEmbedding | TubeletEmbedding:
-    """Return the embedding layer for the tokens of a patching."""
+def make_input(patching: Patching, codes: CodeSpec, width: int, code_input: CodeInput) -> nn.Module:
+    """Return the CodeEmbedding or TubeletEmbedding for the tokens of a patching."""
     if patching.content == "pixels":
         return TubeletEmbedding(width, patching.box)
     return CodeEmbedding(codes, width, prod(patching.box), by_geometry=code_input == "geometry")

@@ -64,16 +64,14 @@ def block_mask(grid: Grid, blocks: int, seed_B: Tensor, slices_B: Tensor | None 
     high_B, wide_B = torch.full_like(seed_B, h), torch.full_like(seed_B, w)
     limits = [(slices_B, 2 * slices_B // 3), (high_B, high_B // 2), (wide_B, wide_B // 2)]
     draws_BAN = uniform(seed_B, 6 * blocks, stream=4).view(len(seed_B), 6, blocks)
-    inside_BNTHW = torch.ones(len(seed_B), blocks, 1, 1, 1, dtype=torch.bool, device=seed_B.device)
+    inside = []
     for axis, (side_B, longest_B) in enumerate(limits):
         length_BN = 1 + (draws_BAN[:, 2 * axis] * longest_B.clamp(min=1)[:, None]).long()
         first_BN = (draws_BAN[:, 2 * axis + 1] * (side_B[:, None] - length_BN + 1)).long()
         index_S = torch.arange(grid[axis], device=seed_B.device)
-        along_BNS = (index_S >= first_BN[..., None]) & (index_S < (first_BN + length_BN)[..., None])
-        shape = [len(seed_B), blocks, 1, 1, 1]
-        shape[2 + axis] = grid[axis]
-        inside_BNTHW = inside_BNTHW & along_BNS.view(shape)
-    return inside_BNTHW.any(dim=1)
+        inside.append((index_S >= first_BN[..., None]) & (index_S < (first_BN + length_BN)[..., None]))
+    t_BNT, h_BNH, w_BNW = inside
+    return (t_BNT[..., None, None] & h_BNH[:, :, None, :, None] & w_BNW[:, :, None, None]).any(dim=1)
 
 
 def scattered_mask(ratio: float, seed_B: Tensor, absent_BL: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ar_model.attentive import attentive_predict
+from ar_model.attentive import Fold, attentive_predict
 
 PROTOCOL = (
     "features: the mean token of each time slice, concatenated and standardised; linear: a ridge classifier, whose penalty and "
@@ -38,14 +38,6 @@ def slice_means(layer_BLD: Tensor, slices: int) -> Tensor:
     return rearrange(layer_BLD.float(), "b (t s) d -> b t s d", t=slices).mean(2).flatten(1)
 
 
-@dataclass(frozen=True)
-class Fold:
-    """Indices of the training samples and of the test samples."""
-
-    train: np.ndarray
-    test: np.ndarray
-
-
 def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
     """Split labelled samples into folds, as a function of the seed.
 
@@ -53,8 +45,7 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
     - Else, if there are groups: up to ten folds that split no group (at most ten groups: one fold per group).
     - Else: up to ten stratified folds.
 
-    Raises:
-        ValueError: if nothing can be held out, or nothing is left to train on.
+    Raises a ValueError if nothing can be held out, or nothing is left to train on.
     """
     if held_out_N.any():
         train = np.flatnonzero(~held_out_N)
@@ -128,35 +119,30 @@ def evaluate(
     A sample counts once for each fold that tests it. `layers_NF` and `tokens_NLD` have one array per layer; tokens may be NumPy
     memmaps. `device` is for the attentive probe.
     """
-    # Probe -> layer -> fold -> bool array over the test samples.
-    correct: dict[str, list[list[np.ndarray]]] = {"linear": [[] for _ in layers_NF], "knn": [[] for _ in layers_NF]}
-    chosen = []
-    for fold in folds:
-        y_train, y_test, scores = y_N[fold.train], y_N[fold.test], []
-        for layer, x_NF in enumerate(layers_NF):
-            x_train, x_test = x_NF[fold.train], x_NF[fold.test]
-            linear = LinearProbe(x_train, y_train)
-            scores.append(linear.score)
-            correct["linear"][layer].append(linear.predict(x_test) == y_test)
-            correct["knn"][layer].append(knn_predict(x_train, y_train, x_test) == y_test)
-        chosen.append(scores.index(max(scores)) + 1)
+    # Probe -> layer -> fold -> predicted labels of the test samples.
+    predicted: dict[str, list[list[np.ndarray]]] = {"linear": [], "knn": []}
+    scores = []
+    for x_NF in layers_NF:
+        linear = [LinearProbe(x_NF[train], y_N[train]) for train, _ in folds]
+        scores.append([probe.score for probe in linear])
+        predicted["linear"].append([probe.predict(x_NF[test]) for probe, (_, test) in zip(linear, folds, strict=True)])
+        predicted["knn"].append([knn_predict(x_NF[train], y_N[train], x_NF[test]) for train, test in folds])
     if tokens_NLD:
-        correct["attentive"] = []
-    for x_NLD in tokens_NLD:
-        predictions = attentive_predict(x_NLD, y_N, [(fold.train, fold.test) for fold in folds], device=device)
-        correct["attentive"].append([y_M == y_N[fold.test] for y_M, fold in zip(predictions, folds, strict=True)])
+        predicted["attentive"] = [attentive_predict(x_NLD, y_N, folds, device=device) for x_NLD in tokens_NLD]
+    chosen = (np.argmax(scores, axis=0) + 1).tolist()
+    y_tested = np.concatenate([y_N[test] for _, test in folds])
     best, layers = {}, {}
-    for probe, layer_folds in correct.items():
-        best[probe] = _mean([layer_folds[layer - 1][fold] for fold, layer in enumerate(chosen)])
-        layers[probe] = [_mean(fold_results) for fold_results in layer_folds]
+    for probe, layer_folds in predicted.items():
+        best[probe] = _accuracy([layer_folds[layer - 1][fold] for fold, layer in enumerate(chosen)], y_tested)
+        layers[probe] = [_accuracy(labels, y_tested) for labels in layer_folds]
     return Accuracy(chosen, best, layers)
 
 
-def _mean(correct: Sequence[np.ndarray]) -> float:
-    return float(np.concatenate(correct).mean())
+def _accuracy(labels: Sequence[np.ndarray], y_tested: np.ndarray) -> float:
+    return float((np.concatenate(labels) == y_tested).mean())
 
 
 def chance(y_N: np.ndarray, folds: Sequence[Fold]) -> float:
     """Return the accuracy of the best constant prediction: the share of the most common class among the test samples."""
-    y_tested = np.concatenate([y_N[fold.test] for fold in folds])
+    y_tested = np.concatenate([y_N[test] for _, test in folds])
     return Counter(y_tested).most_common(1)[0][1] / len(y_tested)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ar_model.cross_entropy import linear_cross_entropy
 from ar_model.inputs import CodeSpec, CodeTable, Grid, Patching, digits_of
+from ar_model.transformer import init_weights
 
 CodeLikelihood = Literal["joint", "digits"]
 
@@ -48,8 +49,7 @@ class CodeTarget(nn.Module):
         self.codes_per_token = codes_per_token
         self.levels = codes.levels if likelihood == "digits" else None
         self.split = nn.Linear(width, codes_per_token * width)
-        nn.init.xavier_uniform_(self.split.weight)
-        nn.init.zeros_(self.split.bias)
+        init_weights(self.split)
         if likelihood == "joint":
             if table is None:
                 self.table = CodeTable(codes, width, free_rows=True)
@@ -65,9 +65,9 @@ class CodeTarget(nn.Module):
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of a code in nats, a scalar in fp32. `share_BL`: weights of tokens, which sum to 1."""
-        share_N = None
-        if share_BL is not None:
-            share_N = (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
+        share_N = (
+            None if share_BL is None else (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
+        )
         h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
         if self.levels is None:
             table = self._shared_table[0] if self._shared_table else self.table
@@ -101,12 +101,10 @@ class PixelTarget(nn.Module):
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
         if math.prod(tubelet) < 2:
-            raise ValueError(
-                "pixels cannot be normalised over a tubelet of one pixel: use a larger objective.code_patch"
-            )
+            message = "pixels cannot be normalised over a tubelet of one pixel: use a larger objective.code_patch"
+            raise ValueError(message)
         self.head = nn.Linear(width, 3 * math.prod(tubelet))
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        init_weights(self.head)
 
     def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
         """Return the mean squared error, a scalar in fp32, for pixels in 0..255 or differences of such pixels."""
@@ -132,15 +130,15 @@ def rgb_difference(pixels_BLPC: Tensor, slices: int, frames: int, difference: Di
     """
     pixels = pixels_BLPC.float()
     if difference == "within":
-        frames_BLFSC = pixels.unflatten(2, (frames, -1))
-        return frames_BLFSC.diff(dim=2).flatten(2, 3)
+        return pixels.unflatten(2, (frames, -1)).diff(dim=2).flatten(2, 3)
     steps = pixels.unflatten(1, (slices, -1)).diff(dim=1)
     return torch.cat([steps, steps[:, -1:]], dim=1).flatten(1, 2)
 
 
-def make_target(
-    patching: Patching, codes: CodeSpec, width: int, likelihood: CodeLikelihood
-) -> CodeTarget | PixelTarget:
+Target = CodeTarget | PixelTarget
+
+
+def make_target(patching: Patching, codes: CodeSpec, width: int, likelihood: CodeLikelihood) -> Target:
     """Return the head and loss for the tokens of a patching, given a decoder's width."""
     if patching.content == "pixels":
         return PixelTarget(width, patching.box)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ar_model.attention import Attention, Mask, Rotation
-
-Grid = tuple[int, int, int]
+from ar_model.inputs import Grid
 
 
 def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
@@ -87,11 +86,9 @@ class Positions(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.width, self.heads, self.rope, self.flat = grid, width, heads, rope, flat
-        self.encoding_LD: Tensor
-        self.angle_LA: Tensor
         encoding_LD = flat_positions(math.prod(grid), width) if flat else sincos_positions(grid, width, trained)
-        self.register_buffer("encoding_LD", encoding_LD, persistent=False)
-        self.register_buffer("angle_LA", rotary_angles(grid, width // max(1, heads), trained), persistent=False)
+        self.encoding_LD = nn.Buffer(encoding_LD, persistent=False)
+        self.angle_LA = nn.Buffer(rotary_angles(grid, width // max(1, heads), trained), persistent=False)
 
     def forward(self, tokens_BM: Tensor) -> tuple[Tensor, Rotation | None]:
         """Return the encodings (B, M, D) and the rotation of the tokens with these indices (raster order)."""
@@ -105,8 +102,8 @@ class Positions(nn.Module):
         """Return the positions of another grid that covers the same extent (see `positions_of`)."""
         if grid == self.grid:
             return self
-        resized = Positions(grid, self.width, self.heads, self.rope, self.grid, flat=self.flat)
-        return resized.to(self.encoding_LD.device)
+        args = grid, self.width, self.heads, self.rope, self.grid
+        return Positions(*args, flat=self.flat).to(self.encoding_LD.device)
 
 
 class MLP(nn.Sequential):
@@ -170,10 +167,15 @@ class Stack(nn.Module):
     blocks: nn.ModuleList
     recompute = False
 
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+    def _run(self, x: Tensor, *inputs: Any) -> list[Tensor]:
+        """Return the input `x` and the output of every block."""
+        layers = [x]
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                layers.append(checkpoint(block, layers[-1], *inputs, use_reentrant=False))
+            else:
+                layers.append(block(layers[-1], *inputs))
+        return layers
 
 
 class Encoder(Stack):
@@ -186,11 +188,7 @@ class Encoder(Stack):
 
     def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
         """Return the output of every block, (B, L, D) each, first to last, without the final norm."""
-        layers = []
-        for block in self.blocks:
-            x_BLD = self._run(block, x_BLD, mask, rotation)
-            layers.append(x_BLD)
-        return layers
+        return self._run(x_BLD, mask, rotation)[1:]
 
     def last(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
         """Return the normalised output of the last block, (B, L, D)."""
@@ -207,10 +205,7 @@ class CrossDecoder(Stack):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_BQD: Tensor, context_BME: Tensor, attention_context: AttentionContext) -> Tensor:
-        context_BMD = self.context(context_BME)
-        for block in self.blocks:
-            x_BQD = self._run(block, x_BQD, context_BMD, attention_context)
-        return self.norm(x_BQD)
+        return self.norm(self._run(x_BQD, self.context(context_BME), attention_context)[-1])
 
 
 class SelfDecoder(Stack):
@@ -227,9 +222,7 @@ class SelfDecoder(Stack):
     ) -> Tensor:
         """Decode. `position_BMD` is added to the context; `rotation` covers the context tokens, then the queries."""
         x_BLD = torch.cat([self.context(context_BME) + position_BMD, x_BQD], dim=1)
-        for block in self.blocks:
-            x_BLD = self._run(block, x_BLD, None, rotation)
-        return self.norm(x_BLD[:, -x_BQD.shape[1] :])
+        return self.norm(self._run(x_BLD, None, rotation)[-1][:, -x_BQD.shape[1] :])
 
 
 def recompute_activations(model: nn.Module) -> None:

@@ -37,11 +37,8 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
         config = json.loads((folder / "config.json").read_text())
         objective = OBJECTIVES[config.pop("objective")].from_config(config)
         weights = load_file(folder / "model.safetensors")
-        if trained:
-            objective.load_state_dict(weights, strict=True)
-        else:
-            parameters = dict(objective.named_parameters())
-            objective.load_state_dict({k: v for k, v in weights.items() if k not in parameters}, strict=False)
+        new = {} if trained else dict(objective.named_parameters())
+        objective.load_state_dict({k: v for k, v in weights.items() if k not in new}, strict=trained)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{folder}: holds no pre-trained model that can be read ({reason})") from None

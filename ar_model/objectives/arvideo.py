@@ -74,8 +74,7 @@ class ARVideo(Objective):
         check_shares(keep=keep, targets=targets, ranks=ranks)
         check_positive(decoder_width=decoder_width, decoder_depth=decoder_depth)
         self.clusters, self.order, self.causal = ClusterGrid(self.grid, as_grid("clusters", clusters)), order, causal
-        self.members_NK: Tensor
-        self.register_buffer("members_NK", self.clusters.members(), persistent=False)
+        self.members_NK = nn.Buffer(self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
         if n < 2:
             raise ValueError("objective.clusters: one cluster covers the whole clip, so nothing is left to predict")
@@ -84,7 +83,6 @@ class ARVideo(Objective):
             raise ValueError(
                 f"objective.causal false predicts dropped tokens, but objective.keep {keep} drops none of {size} per cluster"
             )
-
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, self.width, with_self=decoder_self)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
@@ -103,13 +101,9 @@ class ARVideo(Objective):
         # Encoder: block i of the mask is the cluster of rank i. Decoder: block i of the queries is rank i + 1, sees ranks 0..i.
         x_BMD = self.encode(batch, visible_BM, mask(self.kept, self.kept))
         query_BQD, rotation = self.query_positions(predicted_BQ)
-        attention_context = AttentionContext(
-            mask=mask(predicted, self.kept),
-            rotation=rotation,
-            context_rotation=self.query_positions(visible_BM)[1],
-            self_mask=mask(predicted, predicted),
-        )
-        h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, attention_context)
+        context_rotation = self.query_positions(visible_BM)[1]
+        context = AttentionContext(mask(predicted, self.kept), rotation, context_rotation, mask(predicted, predicted))
+        h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, context)
         loss = self.target(h_BQD, take(self.predicts.tokens(batch), predicted_BQ))
         return {"loss": loss, **self.target.numbers(loss.detach())}
 

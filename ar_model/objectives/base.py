@@ -3,7 +3,6 @@
 Legend: B batch, T H W the grid of codes, L tokens, M some of them, D width.
 """
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -36,13 +35,9 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # The mixin passes neither its options nor the defaults of the base class's settings on to subclasses.
-        super().__init_subclass__(
-            coders={CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}, library_name="arvideo", **kwargs
-        )
-        settings = inspect.signature(Objective.__init__).parameters.values()
-        defaults = {
-            setting.name: setting.default for setting in settings if setting.default is not inspect.Parameter.empty
-        }
+        coders = {CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}
+        super().__init_subclass__(coders=coders, library_name="arvideo", **kwargs)
+        defaults = Objective.__init__.__kwdefaults__ or {}
         cls._hub_mixin_jsonable_default_values = defaults | cls._hub_mixin_jsonable_default_values
 
     def __init__(
@@ -105,13 +100,10 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         The batch needs `codes_BTHW`, or `pixels_BTHWC` if `sees_pixels`, on the model's device. VIMPAC also reads `slices_B`.
         Clips may have another size than in training: positions are then interpolated.
 
-        Returns:
-            The output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
-            also under autocast. The L tokens are in raster order (t, h, w); L / `time_slices(batch)` of them are one time slice.
+        Returns the output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
+        also under autocast. The L tokens are in raster order (t, h, w); L / `time_slices(batch)` of them are one time slice.
 
-        Raises:
-            KeyError: if the batch lacks the input.
-            ValueError: if the tokens do not divide the clips.
+        Raises a KeyError if the batch lacks the input, a ValueError if the tokens do not divide the clips.
         """
         grid = self._grid(batch)
         x_BLD = self.embedding(self.input.tokens(batch))
@@ -140,9 +132,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, objective: str, **settings: Any) -> Any:  # type: ignore[override]
         if objective != cls.__name__:
-            raise ValueError(
-                f"the folder holds a {objective}, not a {cls.__name__}; load_objective loads any objective"
-            )
+            message = f"the folder holds a {objective}, not a {cls.__name__}; load_objective loads any objective"
+            raise ValueError(message)
         return super()._from_pretrained(**settings)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ar_model.inputs import CodeSpec, Content, Patching, take
 from ar_model.masking import Masking, check_ratio, draw_mask
 from ar_model.objectives.base import Objective, check_choices, check_positive
-from ar_model.targets import CodeLikelihood, CodeTarget, Difference, PixelTarget, rgb_difference
+from ar_model.targets import CodeLikelihood, CodeTarget, Difference, PixelTarget, Target, rgb_difference
 from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, init_weights
 
 
@@ -70,9 +70,8 @@ class MAM2(Objective):
         )
         self.weights = {"appearance": appearance, "motion": motion, "align": align}
         if min(self.weights.values()) < 0 or appearance == motion == 0:
-            raise ValueError(
-                f"weights of the objective must be at least 0, and appearance or motion above 0, got {self.weights}"
-            )
+            message = "weights of the objective must be at least 0, and appearance or motion above 0"
+            raise ValueError(f"{message}, got {self.weights}")
         check_positive(regressor_depth=regressor_depth, decoder_depth=decoder_depth)
         check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio, self.difference = mask, ratio, difference
@@ -107,7 +106,7 @@ class MAM2(Objective):
         numbers: dict[str, Tensor] = {}
         for name, decoder in self.decoders.items():
             h_BQD = cast(Encoder, decoder).last(regressed_BQD + query_BQD, rotation=rotation)
-            target = cast(CodeTarget | PixelTarget, self.targets[name])
+            target = cast(Target, self.targets[name])
             losses[name] = target(h_BQD, take(self._target_content(name, batch), hidden_BQ))
             numbers |= target.numbers(losses[name].detach())
         if self.weights["align"] > 0:

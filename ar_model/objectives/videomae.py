@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ar_model.attention import Rotation
 from ar_model.inputs import CodeSpec, Content, take
 from ar_model.masking import Masking, check_ratio, draw_mask
 from ar_model.objectives.base import Objective, check_choices
@@ -66,11 +65,8 @@ class VideoMAE(Objective):
         """Predict the tokens hidden by the mask that `seed_B` determines."""
         visible_BM, hidden_BQ = draw_mask(self.mask, self.grid, self.ratio, batch["seed_B"])
         x_BMD = self.encode(batch, visible_BM)
-        position_BMD, visible_rotation = self.decoder_positions(visible_BM)
-        query_BQD, hidden_rotation = self.decoder_positions(hidden_BQ)
-        rotation = None
-        if visible_rotation is not None and hidden_rotation is not None:
-            rotation = Rotation.concatenate(visible_rotation, hidden_rotation)
+        position_BLD, rotation = self.decoder_positions(torch.cat([visible_BM, hidden_BQ], dim=1))
+        position_BMD, query_BQD = position_BLD.tensor_split([visible_BM.shape[1]], dim=1)
         h_BQD = self.decoder(self.mask_D + query_BQD, x_BMD, position_BMD, rotation)
         loss = self.target(h_BQD, take(self.predicts.tokens(batch), hidden_BQ))
         return {"loss": loss, **self.target.numbers(loss.detach())}

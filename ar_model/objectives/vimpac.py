@@ -17,6 +17,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ar_model.attention import Rotation
@@ -71,9 +72,8 @@ class VIMPAC(Objective):
         if temperature <= 0:
             raise ValueError(f"objective.temperature must be above 0, got {temperature}")
         if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
-            raise ValueError(
-                f"objective.ratio is for mask random, objective.blocks for mask block; objective.mask is {mask}"
-            )
+            message = "objective.ratio is for mask random, objective.blocks for mask block"
+            raise ValueError(f"{message}; objective.mask is {mask}")
         if mask == "random":
             check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
@@ -85,7 +85,11 @@ class VIMPAC(Objective):
         if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood == "joint":
             table = self.embedding.table
         self.target = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood, table)
-        self.head = _contrastive_head(self.width, head_width) if self.needs_pairs else None
+        self.head: nn.Sequential | None = None
+        if self.needs_pairs:
+            self.head = nn.Sequential(
+                nn.Linear(self.width, head_width), GlobalBatchNorm(head_width), nn.ReLU(), nn.Linear(head_width, 256)
+            )
         for part in (self.embedding, self.encoder, self.head):
             if part is not None:
                 part.apply(init_weights)
@@ -130,8 +134,7 @@ class VIMPAC(Objective):
         position_1LD, rotation = positions(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         if rotation is not None:
             # The clip token has no position: angle 0 does not rotate it.
-            clip_rotation = Rotation.from_angles(torch.zeros_like(positions.angle_LA[None, :1]))
-            rotation = Rotation.concatenate(clip_rotation, rotation)
+            rotation = Rotation.from_angles(F.pad(positions.angle_LA, (0, 0, 1, 0))[None])
         clip_B1D = self.clip_D.to(x_BLD.dtype).expand(len(x_BLD), 1, -1)
         layers = self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
         return [(layer[:, 0], layer[:, 1:]) for layer in layers]
@@ -142,11 +145,6 @@ class VIMPAC(Objective):
             slices_B = (~absent_BL.view(-1, *self.grid)[:, :, 0, 0]).sum(1).expand(len(seed_B))
             return block_mask(self.grid, self.blocks, seed_B, slices_B).flatten(1)
         return scattered_mask(self.ratio, seed_B, absent_BL)
-
-
-def _contrastive_head(width: int, hidden: int, out: int = 256) -> nn.Sequential:
-    """Network between the clip token and the contrastive loss (section 3.3)."""
-    return nn.Sequential(nn.Linear(width, hidden), GlobalBatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +163,7 @@ def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
 
 def _append_pairs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return one batch of the clips, followed by their pairs. The pairs' seeds are the complements of the clips' seeds."""
-    joined = dict(batch)
-    joined["codes_BTHW"] = torch.cat([batch["codes_BTHW"], batch["pair_BTHW"]])
-    joined["seed_B"] = torch.cat([batch["seed_B"], ~batch["seed_B"]])
+    pairs = {"codes_BTHW": batch["pair_BTHW"], "seed_B": ~batch["seed_B"]}
     if "slices_B" in batch:
-        joined["slices_B"] = torch.cat([batch["slices_B"], batch["pair_slices_B"]])
-    return joined
+        pairs["slices_B"] = batch["pair_slices_B"]
+    return batch | {name: torch.cat([batch[name], pair]) for name, pair in pairs.items()}
