@@ -25,7 +25,7 @@ from pipelines.engine.run import Run, metrics_of, read_json, summary_of
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import mean_over_seeds
-from pipelines.evaluation.probing import LabelledVideos, probe_model
+from pipelines.evaluation.features import LabelledVideos, probe_model
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain

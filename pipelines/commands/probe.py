@@ -16,7 +16,7 @@ from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, find_run, summary_of
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error
-from pipelines.evaluation.probing import LabelledVideos, probe_model
+from pipelines.evaluation.features import LabelledVideos, probe_model
 from pipelines.settings.probe import Probe
 
 

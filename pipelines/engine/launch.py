@@ -25,7 +25,7 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     name = Path(sys.argv[0]).stem
     config, settings = parse(schema)
     # Imported after the flags are parsed: accelerate imports torch.
-    from pipelines.engine.processes import start_cpu_processes
+    from pipelines.engine.cpu_processes import start_cpu_processes
 
     start_cpu_processes()
     show_traceback = bool(os.environ.get("ARVIDEO_TRACEBACK"))

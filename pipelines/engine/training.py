@@ -5,7 +5,6 @@ global generator, which some quantizers use, is seeded again before each step.
 """
 
 import itertools
-import math
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from pipelines.engine import checkpoints
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
+from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.run import Run
 from pipelines.engine.sharding import name_layers
 from pipelines.engine.step import Losses, train_step
@@ -34,14 +34,6 @@ _LOG_EVERY = 10
 """Steps between two log lines."""
 _KEEP = 2
 """Number of checkpoints kept per run."""
-
-
-def lr_at(step: int, config: Training) -> float:
-    """Return the learning rate of a step, without scheduler state: linear warm-up, then a cosine to 1 % of the peak."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def make_accelerator(config: Training, run: Run) -> Accelerator:

@@ -13,7 +13,7 @@ from ar_model.probes import Fold, evaluate
 from data.cache import TokenCache
 from data.source_clips import canonical_clips
 from pipelines.evaluation.errors import accuracy_with_error
-from pipelines.evaluation.probing import LabelledVideos
+from pipelines.evaluation.features import LabelledVideos
 
 SIDE = 16
 """Height and width to which frames are averaged."""

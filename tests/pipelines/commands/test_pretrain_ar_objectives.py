@@ -13,7 +13,7 @@ from data.cache import TokenCache
 from data.loading import evaluation_batches
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start
-from tests.pipelines.engine.test_processes import launcher, processes
+from tests.pipelines.engine.test_cpu_processes import launcher, processes
 
 SIZE = ["--objective.width", "12", "--objective.depth", "2", "--objective.heads", "1"]
 OBJECTIVES = {

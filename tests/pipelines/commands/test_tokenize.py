@@ -20,7 +20,7 @@ from data.sources import load_source
 from pipelines.engine.encoding import Decoded, Encoder, decode
 from tests.helpers.commands import DIGITS, ENVIRONMENT, ROOT, TINY_MODEL, last_line, start
 from tests.helpers.videos import MakeVideo
-from tests.pipelines.engine.test_processes import hashes, launcher
+from tests.pipelines.engine.test_cpu_processes import hashes, launcher
 from tokenizer import load_tokenizer
 
 

@@ -12,7 +12,7 @@ from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.engine.run import metrics_of
 from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, start
-from tests.pipelines.engine.test_processes import launcher, processes
+from tests.pipelines.engine.test_cpu_processes import launcher, processes
 from tokenizer import VQ3D, load_tokenizer
 
 # --- pictures and movies

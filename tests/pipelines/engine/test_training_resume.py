@@ -17,7 +17,8 @@ from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from data.loading import Batch
 from pipelines.engine import checkpoints, training
-from pipelines.engine.training import lr_at, make_optimizer
+from pipelines.engine.learning_rate import lr_at
+from pipelines.engine.training import make_optimizer
 from pipelines.settings.training import Training
 from tests.helpers.commands import ENVIRONMENT, ROOT, TINIEST, TINY_MODEL, Call, last_line, start
 

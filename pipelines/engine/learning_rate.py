@@ -1,0 +1,13 @@
+"""Learning-rate schedule of every training run."""
+
+import math
+
+from pipelines.settings.training import Training
+
+
+def lr_at(step: int, config: Training) -> float:
+    """Return the learning rate of a step, without scheduler state: linear warm-up, then a cosine to 1 % of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
