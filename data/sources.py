@@ -118,11 +118,14 @@ def _file_size(path: str) -> int | None:
 
 
 def _folder(root: Path) -> Source:
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
+
     videos = []
     tops = [entry.name.lower() for entry in os.scandir(root) if entry.is_dir()]
     # Next to other classes, `train` is the class of trains.
     has_splits = bool(tops) and all(top in _SPLITS for top in tops)
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         real_folder = os.path.realpath(folder)
         # Do not follow links to a folder that contains this one.
         targets = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
@@ -143,10 +146,6 @@ def _folder(root: Path) -> Source:
     if not videos:
         raise ValueError(f"{root}: contains no video files ({_SUFFIXES})")
     return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _list_file(file: Path) -> Source:

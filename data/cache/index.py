@@ -188,10 +188,7 @@ class ShardIndex:
         return codes_Vthw
 
     def facts(self, row: int) -> dict[str, Any]:
-        """Read the json member of a video: path, size, label, group, split, frames, frame rate, and its views.
-
-        DamagedCache if the member is missing, damaged, or describes another video.
-        """
+        """Read the json member of a video, described in `TokenCache.facts`; DamagedCache if it is not that of the video."""
         with refuse_malformed(f"{self._sample(row)}: invalid json member"):
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")

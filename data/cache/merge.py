@@ -22,11 +22,8 @@ def merge(
 ) -> Path:
     """Write the videos of several caches into one, sorted by path, and return its folder. A killed merge is continued.
 
-    `done` is called after each shard with the number of its videos.
-
-    Raises:
-        ValueError: if the caches differ in more than their videos, or contain different videos of the same path.
-        DamagedCache: if a sample is damaged.
+    `done` is called after each shard with the number of its videos. ValueError if the caches differ in more than their
+    videos, or contain different videos of the same path; DamagedCache if a sample is damaged.
     """
     spec = _joined_spec(parts)
     writer = CacheWriter(caches, name, spec, parts[0].manifest["shard_size"])
