@@ -95,7 +95,9 @@ def _builtin(src: str) -> Source:
     from data import moving_digits  # imports torch
 
     if name != "moving-digits" or len(counts) not in (0, 2) or not all(count.isdigit() for count in counts):
-        raise ValueError(f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST], numbers of clips")
+        raise ValueError(
+            f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST], where TRAIN and TEST are numbers of clips"
+        )
     sizes = dict(zip(moving_digits.SPLITS, map(int, counts), strict=True)) if counts else moving_digits.SPLITS
     classes = moving_digits.CLASSES
     videos = [
@@ -104,12 +106,12 @@ def _builtin(src: str) -> Source:
         for i in range(size)
     ]
     if not videos:
-        raise ValueError(f"{src}: must name at least one clip")
+        raise ValueError(f"{src}: must contain at least one clip")
     return Source(name="moving-digits", root=None, videos=tuple(sorted(videos, key=lambda v: v.path)))
 
 
 def _file_size(path: str) -> int | None:
-    """Size in bytes; None if the path is missing, a broken link or no regular file."""
+    """Size in bytes; None if the path is missing, a broken link or not a regular file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -123,7 +125,7 @@ def _folder(root: Path) -> Source:
 
     videos = []
     tops = [entry.name.lower() for entry in os.scandir(root) if entry.is_dir()]
-    # Next to other classes, `train` is the class of trains.
+    # If some top folder is not named after a split, `train` is a class label (the vehicle), not a split.
     has_splits = bool(tops) and all(top in _SPLITS for top in tops)
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         real_folder = os.path.realpath(folder)

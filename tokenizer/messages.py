@@ -19,7 +19,7 @@ def require_trust(file: Path, trust: bool) -> None:
 def one_line(error: Exception) -> str:
     """Return the message of an exception in one line.
 
-    Of a long message both ends are kept: TorchScript starts with the position in the program and ends with the reason.
+    Both ends of a long message are kept: TorchScript starts with the position in the program and ends with the reason.
     """
     text = " ".join(str(error).split())
     if not isinstance(error, _SELF_EXPLAINING):
@@ -28,13 +28,13 @@ def one_line(error: Exception) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of a message of torch; the rest is advice, some of it dangerous (weights_only=False)."""
+    """Return the first sentence of a PyTorch error message; the rest is advice, some of it dangerous (weights_only=False)."""
     reason, _, _ = " ".join(str(error).split()).partition(". ")
     return (reason or type(error).__name__)[:_LONGEST]
 
 
 def show(value: object) -> str:
-    """Return a short representation of a value from a foreign file.
+    """Return a short representation of a value from an untrusted file.
 
     Containers are shown by their type only: aliases in a YAML file can make them endless.
     """
@@ -46,5 +46,5 @@ def show(value: object) -> str:
 
 
 def show_name(name: str) -> str:
-    """Return a name from a foreign file without control characters, cut to 120 characters."""
+    """Return a name from an untrusted file without control characters, cut to 120 characters."""
     return name[:120].encode("unicode_escape").decode()

@@ -20,10 +20,10 @@ from data.sources import Video
 def merge(
     parts: Sequence[TokenCache], caches: Path, name: str, done: Callable[[int], Any] = lambda videos: None
 ) -> Path:
-    """Write the videos of several caches into one, sorted by path, and return its folder. A killed merge is continued.
+    """Write the videos of several caches into one, sorted by path, and return its folder. Resumes an interrupted merge.
 
     `done` is called after each shard with the number of its videos. ValueError if the caches differ in more than their
-    videos, or contain different videos of the same path; DamagedCache if a sample is damaged.
+    videos, or contain different videos with the same path; DamagedCache if a sample is damaged.
     """
     spec = _joined_spec(parts)
     writer = CacheWriter(caches, name, spec, parts[0].manifest["shard_size"])

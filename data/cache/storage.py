@@ -1,4 +1,6 @@
-"""File access for caches: a local folder or a remote address. File names are chosen by this project, and no program is run.
+"""File access for caches: a local folder or a remote address.
+
+Reads only file names that this project generates, and never runs an external program.
 
 A remote shard is fetched whole and checked against the size and sha256 of its record before any byte of it is used. It
 stays in memory until newer shards need the space.
@@ -31,7 +33,7 @@ _MAX_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 _MAX_SHARD_BYTES = 2**34  # for remote shards, which are held in memory
 _MAX_FILE_BYTES = 2**28  # for remote manifests, records and codebooks
 _ATTEMPTS = 4
-_TIMEOUT = 30.0  # seconds without a byte
+_TIMEOUT = 30.0  # seconds without receiving data
 _UNESCAPED = "%/:=&?~#+!$,;'@()*[]"  # kept in an address; spaces and non-ASCII characters are percent-encoded
 
 
@@ -87,7 +89,7 @@ class Folder:
 
 
 class _OpenFile:
-    """An open file, closed with its last reference. O_NONBLOCK: opening a pipe must fail, not wait for a writer."""
+    """An open file, closed with its last reference. O_NONBLOCK: `os.open` must not block on a named pipe, which is rejected."""
 
     def __init__(self, folder: str, name: str) -> None:
         try:

@@ -145,7 +145,7 @@ def ours(
 
 
 def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bool) -> Entrant:
-    """Build VideoMAE of transformers with the settings of its paper (arXiv 2203.12602): 90 % masked tubes, normalised pixels.
+    """Build the VideoMAE of transformers with the settings of its paper (arXiv 2203.12602): 90 % masked tubes, normalised pixels.
 
     Raises:
         ValueError: if transformers is not installed.
@@ -153,7 +153,9 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
     try:
         from transformers import VideoMAEConfig, VideoMAEForPreTraining
     except ImportError as error:
-        raise ValueError(f"the peer is not installed ({error}): pip install transformers") from None
+        raise ValueError(
+            f"transformers, which provides the VideoMAE to compare with, is not installed ({error}): pip install transformers"
+        ) from None
     torch.manual_seed(0)
     config = VideoMAEConfig(
         image_size=shape.side,

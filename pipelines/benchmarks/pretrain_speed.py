@@ -55,7 +55,7 @@ SETTINGS = {
 }
 """ARVideo with its cheaper settings (its paper has targets 1.0 and ranks 1.0), and our code of the peer's objective."""
 SHARE = {"cpu": 0.5, "cuda": 0.4}
-"""Target share of the matrix-product peak, by device."""
+"""Target fraction of peak matmul throughput, by device."""
 STEPS_FROM_DISK = 6
 """Timed steps of training from disk."""
 LARGEST = 6
@@ -70,7 +70,7 @@ def measure(
     rounds = max(2, round(6 * scale))
     device_kind = "cuda" if device.type == "cuda" else "cpu"
     peak = matrix_peak(device, torch.bfloat16)
-    yield Row("the fastest product of bf16 matrices", "TFLOP/s", peak / 1e12)
+    yield Row("peak bf16 matmul throughput", "TFLOP/s", peak / 1e12)
     build_peer, timings = fastest(partial(videomae, shape, device), _variants(["sdpa", "eager"]))
     _log(timings)
     peer, peer_memory = build_peer(), memory_alone(build_peer)
@@ -84,11 +84,14 @@ def measure(
         what, target = f"{title}: {name} ({entrant.name})", _target("≥", setting.reach.get(device_kind))
         yield comparison(what, "clips/s", shape.batch / our_s, shape.batch / peer_s, peer.name, target)
         flop = flop_of(partial(ours, shape, **setting.settings), "plain")
-        yield comparison(f"arithmetic of a step, {name}", "TFLOP", flop / 1e12, peer_flop / 1e12, PEER)
-        what, target = f"share of the matrix-product peak, {name}", _target("≥", SHARE[device_kind])
+        yield comparison(f"FLOP per step, {name}", "TFLOP", flop / 1e12, peer_flop / 1e12, PEER)
+        what, target = f"fraction of peak matmul throughput, {name}", _target("≥", SHARE[device_kind])
         yield comparison(what, "", flop / our_s / peak, peer_flop / peer_s / peak, PEER, target)
         memory = memory_alone(build)
-        what, target = f"peak memory of a step beyond weights and optimizer, {name}", _target("≤", setting.memory)
+        what, target = (
+            f"peak memory of a step excluding weights and optimizer state, {name}",
+            _target("≤", setting.memory),
+        )
         yield comparison(what, "MiB", memory / 2**20, peer_memory / 2**20, peer.name, target)
         if setting.from_disk:
             what, steps = f"from disk, {name}; {PEER} reads {source.name}", max(2, round(STEPS_FROM_DISK * scale))

@@ -32,11 +32,11 @@ from pipelines.settings.pretrain_ar import Pretrain
 
 PROBES = ("attentive", "linear", "knn")
 _TIMED_STEPS = 40
-"""Steps of the short training from which a budget of seconds is converted to steps."""
+"""Steps of the short timing run that converts a budget in seconds to steps."""
 
 
 def main(config: Compare, settings: str) -> dict[str, Any]:
-    """Train and probe all entries, write the page, and return the summary. A comparison that was stopped is continued."""
+    """Train and probe all entries, write the page, and return the summary. An interrupted comparison is resumed."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     labelled = LabelledVideos.of(cache)
     entries: dict[str, Pretrain] = {}
@@ -140,7 +140,7 @@ def _probe_file(model: Path) -> Path:
 
 
 def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
-    """Probe one model of a training. Snapshots get no attentive probe; `untrained` is the network with new weights."""
+    """Probe one model of a training run; `untrained` has random initial weights. Snapshots get no attentive probe."""
     cache = TokenCache.open(address)
     labelled = LabelledVideos.of(cache)
     accelerator = start_accelerator(resolve_precision("auto"))
@@ -190,12 +190,12 @@ def _row(name: str, entry: Pretrain, jobs: Sequence[Job], accuracies: dict[Path,
 
 
 def _best(accuracies: Sequence[dict[str, Any]], probe: str) -> dict[str, float | None]:
-    """Accuracy of the chosen layers over seeds."""
+    """Mean accuracy and standard error over seeds, each at its selected layer."""
     return mean_over_seeds([accuracy["best"][probe] for accuracy in accuracies])
 
 
 def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, float | None]]:
-    """Accuracy of each layer over seeds, first to last."""
+    """Mean accuracy and standard error of each layer over seeds, first to last."""
     layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
     return [mean_over_seeds(layer) for layer in layers]
 

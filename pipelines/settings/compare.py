@@ -16,11 +16,11 @@ class Compare:
     entries: list[str] = field(default_factory=list)
     """Settings files of pretrain_ar to compare, each named by its file; by default those of configs/tiny."""
     cache: str | None = None
-    """Token cache with labels, named as in pretrain_ar. Some objectives need kept pixels or at least two views."""
+    """Token cache with labels, given as in pretrain_ar. Some objectives need cached pixels (--keep_pixels) or two views."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
     budget: Literal["steps", "clips", "seconds"] = "steps"
-    """Budget that is equal for all trainings: optimizer steps, clips, or wall time on this machine."""
+    """Budget that is the same for all training runs: optimizer steps, clips, or wall time on this machine."""
     amount: int = 1000
     """Steps, clips or seconds of each training."""
     seeds: int = 5

@@ -9,7 +9,7 @@ class Export:
     """Write clips of a token cache as mp4: the original pixels next to the decoded codes."""
 
     cache: str | None = None
-    """Folder or address of a token cache, or the first letters of its name or key; by default the newest in --caches."""
+    """Folder or address of a token cache, or a prefix of its name or key; by default the newest in --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
     sample: list[str] = field(default_factory=list)

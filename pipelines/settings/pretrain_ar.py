@@ -27,7 +27,7 @@ class Pretrain(Training):
     """Stage two: pre-train a transformer on cached codes."""
 
     cache: str | None = None
-    """Folder or https, s3, gs or hf address of a token cache, or the first letters of its name or key; by default the newest in
+    """Folder or https, s3, gs or hf address of a token cache, or a prefix of its name or key; by default the newest in
     --caches."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
@@ -38,9 +38,9 @@ class Pretrain(Training):
     compile: bool = False
     """Compile the transformer blocks. Steps are faster after about a minute; CPUs need a C++ compiler."""
     recompute: bool = False
-    """Use activation checkpointing: less memory, about 20 % more arithmetic, the same numbers."""
+    """Use activation checkpointing: less memory, about 20 % more compute, identical results."""
     plan: bool = False
-    """Print the cost of the run (parameters, tokens, arithmetic, memory, time) and exit. Nothing is trained or written."""
+    """Print the cost of the run (parameters, tokens, FLOPs, memory, time) and exit. Nothing is trained or written."""
     snapshots: bool = False
     """Save the model at every validation under snapshots/ of the run folder, so that it can be probed."""
     steps: int = 1000

@@ -34,7 +34,7 @@ class Tokenize:
     shard_size: int = 256
     """Videos per shard."""
     workers: int | None = None
-    """Threads that decode ahead; 0 decodes without threads. By default one less than the cores of this process."""
+    """Threads that decode ahead; 0 decodes without threads. By default one fewer than the cores of this process."""
     out: Path | None = None
     """Run folder; by default runs/tokenize-<hash of the settings>."""
 

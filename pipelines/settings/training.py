@@ -24,7 +24,7 @@ class Training:
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50
-    """Steps of linear learning-rate warm-up; afterwards a cosine decays it to 1 %."""
+    """Steps of linear learning-rate warm-up; followed by cosine decay to 1 % of the peak."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on matrices only."""
     clip_gradient: float = 1.0

@@ -32,8 +32,8 @@ def test_every_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names = [row.what for row in rows]
     counts = {
         "ViT of width": 1,
-        "arithmetic of a step": 1,
-        "share of the matrix-product peak": 1,
+        "FLOP per step": 1,
+        "fraction of peak matmul throughput": 1,
         "peak memory": 1,
         "from disk": 1,
         "share of the time": pretrain_speed.LARGEST,
