@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ar_model.backends import BACKENDS, Mask
+from ar_model.attention_mask import Mask
+from ar_model.backends import BACKENDS
 
 
 class Rotation(NamedTuple):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.attention import Kernel
-from ar_model.backends import BACKENDS, Mask
+from ar_model.attention_mask import Mask
+from ar_model.backends import BACKENDS
 
 CANNOT_RUN = (ImportError, NotImplementedError, ValueError, RuntimeError)
 """Errors of a backend that is not installed, or has no kernel for a device, dtype or shape."""

@@ -1,4 +1,4 @@
-"""Attention kernels: the block-triangular mask, one adapter per kernel, and a dense reference.
+"""Attention kernels: one adapter per kernel, and a dense reference.
 
 Legend: B batch, N heads, Q queries, K keys, H width of a head, G = B * N.
 """
@@ -6,7 +6,6 @@ Legend: B batch, N heads, Q queries, K keys, H width of a head, G = B * N.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,28 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-@dataclass(frozen=True)
-class BlockMask:
-    """Block-triangular mask of blocks of `queries` queries and `keys` keys: a query of block i sees the keys of blocks 0..i.
-
-    Tokens are sorted by the rank of their cluster, so one mask serves all samples of a batch, whatever their orders. In the
-    encoder, block i holds the cluster of rank i. In the decoder, block i of the queries is the cluster of rank i + 1, so that a
-    query sees lower ranks only.
-    """
-
-    blocks: int
-    queries: int
-    keys: int
-
-    def visible(self, device: torch.device) -> Tensor:
-        """Return a bool tensor (Q, K), true where the query sees the key."""
-        block = torch.arange(self.blocks, device=device)
-        return block.repeat_interleave(self.queries)[:, None] >= block.repeat_interleave(self.keys)[None, :]
-
-
-Mask = BlockMask | None
-"""None: every query sees every key."""
+from ar_model.attention_mask import BlockMask, Mask
 
 
 def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:

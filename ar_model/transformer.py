@@ -15,7 +15,8 @@ import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ar_model.attention import Attention, Mask, Rotation
+from ar_model.attention import Attention, Rotation
+from ar_model.attention_mask import Mask
 from ar_model.inputs import Grid
 
 

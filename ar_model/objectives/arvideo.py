@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ar_model.backends import BlockMask
+from ar_model.attention_mask import BlockMask
 from ar_model.clusters import ClusterGrid, Order, choose_clusters, cluster_order, tokens_by_rank
 from ar_model.inputs import CodeSpec, Content, Grid, take
 from ar_model.objectives.base import Objective, as_grid, check_choices, check_positive, check_shares

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from ar_model.attention import Mask
+from ar_model.attention_mask import Mask
 from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_input, take
 from ar_model.transformer import Encoder, Positions
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ar_model.inputs import CodeSpec, Content, Patching, take
-from ar_model.masking import Masking, check_ratio, draw_mask
 from ar_model.objectives.base import Objective, check_choices, check_positive
 from ar_model.targets import CodeLikelihood, CodeTarget, Difference, PixelTarget, Target, rgb_difference
+from ar_model.token_masking import Masking, check_ratio, draw_mask
 from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, init_weights
 
 

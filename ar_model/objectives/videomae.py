@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.inputs import CodeSpec, Content, take
-from ar_model.masking import Masking, check_ratio, draw_mask
 from ar_model.objectives.base import Objective, check_choices
 from ar_model.targets import CodeLikelihood, make_target
+from ar_model.token_masking import Masking, check_ratio, draw_mask
 from ar_model.transformer import SelfDecoder, init_weights
 
 

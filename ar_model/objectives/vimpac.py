@@ -24,9 +24,9 @@ from ar_model.attention import Rotation
 from ar_model.clusters import hashed
 from ar_model.contrastive import GlobalBatchNorm, nt_xent
 from ar_model.inputs import CodeEmbedding, CodeSpec, take
-from ar_model.masking import block_mask, check_ratio, scattered_mask
 from ar_model.objectives.base import Objective, check_choices, check_positive
 from ar_model.targets import CodeLikelihood, CodeTarget
+from ar_model.token_masking import block_mask, check_ratio, scattered_mask
 from ar_model.transformer import Positions, init_weights
 
 Hiding = Literal["block", "random"]

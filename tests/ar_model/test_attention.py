@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.attention import Attention, Rotation, set_backend
-from ar_model.backends import BACKENDS, BlockMask, Mask, reference
+from ar_model.attention_mask import BlockMask, Mask
+from ar_model.backends import BACKENDS, reference
 from ar_model.transformer import rotary_angles
 
 

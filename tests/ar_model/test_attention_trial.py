@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.attention import Attention, set_backend
+from ar_model.attention_mask import BlockMask, Mask
 from ar_model.attention_trial import Trial, try_backends
-from ar_model.backends import BACKENDS, BlockMask, Mask, reference
+from ar_model.backends import BACKENDS, reference
 from tests.helpers.small_arvideo import build, random_batch
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ar_model import backends
-from ar_model.backends import BACKENDS, MAX_PIECES, BlockMask, Mask, reference
+from ar_model.attention_mask import BlockMask, Mask
+from ar_model.backends import BACKENDS, MAX_PIECES, reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 Kernel = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]

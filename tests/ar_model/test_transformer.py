@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ar_model.attention import set_backend
-from ar_model.backends import BlockMask
+from ar_model.attention_mask import BlockMask
 from ar_model.objectives import ARVideo, load_objective
 from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, compile_blocks, recompute_activations
 from tests.helpers.small_arvideo import Batch, build, random_batch

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec
-from ar_model.masking import draw_mask
 from ar_model.objectives import MAM2
 from ar_model.targets import rgb_difference
+from ar_model.token_masking import draw_mask
 from tests.helpers.small_arvideo import random_batch, spec, spread
 
 GRID = (4, 4, 4)

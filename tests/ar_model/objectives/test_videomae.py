@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ar_model.inputs import CodeSpec
-from ar_model.masking import draw_mask
 from ar_model.objectives import VideoMAE
+from ar_model.token_masking import draw_mask
 from tests.helpers.small_arvideo import train
 
 GRID = (4, 4, 4)

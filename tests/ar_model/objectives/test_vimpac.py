@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ar_model.contrastive import nt_xent
 from ar_model.inputs import CodeSpec
-from ar_model.masking import block_mask
 from ar_model.objectives import VIMPAC
+from ar_model.token_masking import block_mask
 from tests.helpers.processes import in_processes
 
 GRID = (4, 6, 6)

@@ -1,0 +1,29 @@
+"""Attention mask of encoder and decoder: which query sees which key."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Block-triangular mask of blocks of `queries` queries and `keys` keys: a query of block i sees the keys of blocks 0..i.
+
+    Tokens are sorted by the rank of their cluster, so one mask serves all samples of a batch, whatever their orders. In the
+    encoder, block i holds the cluster of rank i. In the decoder, block i of the queries is the cluster of rank i + 1, so that a
+    query sees lower ranks only.
+    """
+
+    blocks: int
+    queries: int
+    keys: int
+
+    def visible(self, device: torch.device) -> Tensor:
+        """Return a bool tensor (Q, K), true where the query sees the key."""
+        block = torch.arange(self.blocks, device=device)
+        return block.repeat_interleave(self.queries)[:, None] >= block.repeat_interleave(self.keys)[None, :]
+
+
+Mask = BlockMask | None
+"""None: every query sees every key."""
