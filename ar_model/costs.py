@@ -1,4 +1,4 @@
-"""Arithmetic and memory of a training step, from a trace with fake tensors (tensors that have a shape but no data)."""
+"""FLOPs and memory of a training step, from a trace with fake tensors (tensors that have a shape but no data)."""
 
 import weakref
 from collections.abc import Callable, Container

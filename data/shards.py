@@ -114,7 +114,7 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Decode a .npy file of known type and shape; DamagedCache if they or its length differ. Its header is never parsed."""
+    """Decode a .npy file of known type and shape, without parsing its header. Raises DamagedCache if one differs."""
     header = npy_header(dtype.str, shape)
     if not content.startswith(header) or len(content) != len(header) + dtype.itemsize * int(np.prod(shape)):
         raise DamagedCache(f"an array in the cache is not {dtype} of shape {shape}")

@@ -56,7 +56,7 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
     """Return the canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3).
 
     The videos are spread evenly over the held-out ones. Damaged videos are left out and added to `skipped` with their
-    reason. If no held-out video can be used, training videos are; ValueError if no video at all can be used.
+    reason. If no held-out video can be used, training videos are. Raises ValueError if no video at all can be used.
     """
     train_rows, held_out_rows = hold_out(source.videos)
     spread = np.linspace(0, len(held_out_rows) - 1, min(len(held_out_rows), most)).round().astype(int)

@@ -17,7 +17,7 @@ from data.text import one_line
 def find_cache(caches: Path, name: str | None) -> str:
     """Return the folder or address of a cache, the newest in the folder `caches` by default.
 
-    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`; ValueError if it does not
+    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`. Raises ValueError if it does not
     match exactly one, or there is no cache.
     """
     if name and (is_address(name) or any(Path(name, file).exists() for file in ("manifest.json", "plan.json"))):

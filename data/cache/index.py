@@ -40,7 +40,7 @@ def refuse_malformed(problem: str) -> Iterator[None]:
 
 
 def read_manifest(files: Files) -> dict[str, Any]:
-    """Read a manifest, without its checksum; DamagedCache if it is missing, of another format, or was changed."""
+    """Read a manifest, without its checksum. Raises DamagedCache if it is missing, of another format, or was changed."""
     where = f"{files.address}/manifest.json"
     manifest = read_json(files, "manifest.json")
     checksum = manifest.pop("checksum", None)
@@ -168,7 +168,7 @@ class ShardIndex:
         return [extension for extension, table in self._members.items() if row in table[0]]
 
     def read(self, row: int, extension: str) -> bytes:
-        """Read a member; DamagedCache if its crc32 differs, or the video has no such member."""
+        """Read a member. Raises DamagedCache if its crc32 differs, or the video has no such member."""
         table = self._members.get(extension, np.zeros((4, 0), np.int64))
         i = int(np.searchsorted(table[0], row))
         if i == table.shape[1] or table[0, i] != row:
@@ -180,7 +180,7 @@ class ShardIndex:
         return content
 
     def codes(self, row: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w); DamagedCache if they changed or one is outside the vocabulary."""
+        """Read the codes of a video, (V, t, h, w). Raises DamagedCache if they changed or one is outside the vocabulary."""
         codes_Vthw = from_npy(self.read(row, "codes.npy"), self._dtype, (int(self.views_N[row]), *self._shape))
         if codes_Vthw.max() >= self._vocab_size:
             problem = f"code {codes_Vthw.max()} is outside the vocabulary of {self._vocab_size}"
@@ -188,7 +188,7 @@ class ShardIndex:
         return codes_Vthw
 
     def facts(self, row: int) -> dict[str, Any]:
-        """Read the json member of a video, described in `TokenCache.facts`; DamagedCache if it is not that of the video."""
+        """Read the json member of a video (see `TokenCache.facts`). Raises DamagedCache if it belongs to another video."""
         with refuse_malformed(f"{self._sample(row)}: invalid json member"):
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")

@@ -22,7 +22,7 @@ def merge(
 ) -> Path:
     """Write the videos of several caches into one, sorted by path, and return its folder. Resumes an interrupted merge.
 
-    `done` is called after each shard with the number of its videos. ValueError if the caches differ in more than their
+    `done` is called after each shard with the number of its videos. Raises ValueError if the caches differ in more than their
     videos, or contain different videos with the same path; DamagedCache if a sample is damaged.
     """
     spec = _joined_spec(parts)

@@ -95,7 +95,7 @@ class TokenCache:
         return self.shards[number], index - int(self.clips.first_row[number])
 
     def codes(self, index: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w), uint16 or uint32; DamagedCache if they are not those written."""
+        """Read the codes of a video, (V, t, h, w), uint16 or uint32. Raises DamagedCache if they are not those written."""
         shard, row = self._place(index)
         return shard.codes(row)
 
@@ -183,7 +183,7 @@ def _video(row: list) -> Video:
 
 
 def find_row(cache: TokenCache, name: str) -> int:
-    """Return the row of a video, given its path, the id of its sample, or the row; ValueError if there is none."""
+    """Return the row of a video, given its path, the id of its sample, or the row. Raises ValueError if there is none."""
     for row, video in enumerate(cache.videos):
         if name in (video.path, sample_id(video.path)):
             return row

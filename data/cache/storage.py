@@ -46,7 +46,7 @@ class Folder:
         self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes:
-        """Read a whole file; DamagedCache if it is missing."""
+        """Read a whole file. Raises DamagedCache if it is missing."""
         return b"".join(self.chunks(name))
 
     def check_size(self, name: str, size: int, sha256: str) -> None:
@@ -156,7 +156,7 @@ Files = Folder | Remote
 
 
 def open_files(address: str | Path) -> Files:
-    """Return the files of a folder or of a remote address; ValueError if the scheme is not in `SCHEMES`."""
+    """Return the files of a folder or of a remote address. Raises ValueError if the scheme is not in `SCHEMES`."""
     text = str(address)
     if not is_address(text):
         return Folder(Path(address))
@@ -186,7 +186,7 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a file of a cache that must be a JSON object; DamagedCache if it is missing or anything else."""
+    """Read a file of a cache that must be a JSON object. Raises DamagedCache if it is missing or anything else."""
     content = files.read(name)
     try:
         return json_object(content, f"{files.address}/{name}")

@@ -31,7 +31,7 @@ PEER = "VideoMAE"
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of our model and the targets of its comparison with the peer.
+    """Settings of our model and the targets of its comparison with VideoMAE of transformers.
 
     Attributes:
         settings: Keyword arguments of `ours`.
@@ -53,7 +53,7 @@ SETTINGS = {
     "targets 1.0, ranks 0.5": Setting({"targets": 1.0, "ranks": 0.5}),
     "our VideoMAE": Setting({"objective": VideoMAE}, {"cpu": 1.5, "cuda": 1.5}, memory=0.7),
 }
-"""ARVideo with its cheaper settings (its paper has targets 1.0 and ranks 1.0), and our code of the peer's objective."""
+"""ARVideo with its cheaper settings (its paper has targets 1.0 and ranks 1.0), and our implementation of VideoMAE."""
 SHARE = {"cpu": 0.5, "cuda": 0.4}
 """Target fraction of peak matmul throughput, by device."""
 STEPS_FROM_DISK = 6

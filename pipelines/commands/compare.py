@@ -46,7 +46,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE]))
     accelerator = start_accelerator(resolve_precision("auto"))
     if accelerator.num_processes > 1:
-        raise ValueError("compare starts its trainings itself: start it as one process, not with accelerate launch")
+        raise ValueError("compare starts its own training runs: start it with python, not with accelerate launch")
     if run.begin_unless_finished(accelerator):
         # The baselines come first: they fail at once if the videos are no longer available.
         bar = progress(accelerator, len(labelled.rows), "baselines")
@@ -60,7 +60,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
                 out, count = run.folder / "runs" / f"{file.stem}-seed{seed}", steps[file.stem]
                 jobs.append(_job(file, out, count, seed, math.ceil(count / config.points), "--snapshots", "true"))
         networks = len(jobs) * (config.points + 1)
-        say(accelerator, f"{len(jobs)} trainings, then probes of about {networks} networks, trained and untrained")
+        say(accelerator, f"{len(jobs)} training runs, then probes of about {networks} networks, trained and untrained")
         train(jobs, cache, accelerator.device)
         accuracies = _probe_all(cache, accelerator.device, jobs)
         table = [_row(file.stem, entries[file.stem], jobs, accuracies) for file in config.files]

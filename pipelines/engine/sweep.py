@@ -1,4 +1,4 @@
-"""Many trainings and probes: in parallel on the cores of a CPU, else one after the other."""
+"""Many training runs and probes: in parallel on the cores of a CPU, else one after the other."""
 
 import os
 import shutil

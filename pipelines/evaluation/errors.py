@@ -19,7 +19,7 @@ def accuracy_with_error(accuracies: Sequence[float], tested: int) -> dict[str, f
 
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean over trainings and its standard error, rounded to four digits; one training has no standard error.
+    """Mean over training runs and its standard error, rounded to four digits; one run has no standard error.
 
     The sampling error of the tested clips is left out, because all entries of a comparison share these clips.
     """

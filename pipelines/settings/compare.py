@@ -24,7 +24,7 @@ class Compare:
     amount: int = 1000
     """Steps, clips or seconds of each training."""
     seeds: int = 5
-    """Number of seeds: trainings of each entry, and untrained baselines."""
+    """Number of seeds. Each seed gives one training run and one untrained network per entry."""
     points: int = 4
     """Number of times each training is probed, the last time at its end; fewer if the steps do not divide evenly."""
     out: Path | None = None

@@ -1,4 +1,4 @@
-"""Settings shared by all trainings."""
+"""Settings shared by all training runs."""
 
 import math
 from dataclasses import dataclass
