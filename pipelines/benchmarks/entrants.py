@@ -1,4 +1,4 @@
-"""The models that the pre-training benchmark compares, ours and a public VideoMAE, with one interface for a training step.
+"""Our models and the public VideoMAE, which the pre-training benchmark compares through one training-step interface.
 
 The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
 """

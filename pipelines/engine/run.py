@@ -33,7 +33,7 @@ from pipelines.engine.device import device_name
 
 RUNS = Path("runs")
 FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
-"""Settings that may change when a run is continued, because they do not affect its numbers."""
+"""Settings that may change when a run is resumed, because they do not affect its numbers."""
 _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"]
 """Packages whose versions environment.json records."""
 
@@ -88,7 +88,7 @@ class Run:
         return False
 
     def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
-        """Return a choice that the settings leave open. It is made once, recorded, and kept when the run is continued."""
+        """Return a choice that the settings leave open. It is made once, recorded, and kept when the run is resumed."""
         choices = self._read_choices()
         if name not in choices:
             choices[name] = decide()

@@ -40,7 +40,7 @@ class Job:
         return (self.out / "summary.json").exists() and summary_of(self.out)["step"] == self.steps
 
 
-def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "trainings") -> None:
+def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "training runs") -> None:
     """Run pretrain_ar.py for all unfinished jobs, on CPUs with one core each. Models are kept, checkpoints are deleted.
 
     Raises:

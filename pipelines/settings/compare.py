@@ -26,7 +26,7 @@ class Compare:
     seeds: int = 5
     """Number of seeds. Each seed gives one training run and one untrained network per entry."""
     points: int = 4
-    """Number of times each training is probed, the last time at its end; fewer if the steps do not divide evenly."""
+    """Number of probes during each training run, the last one at its end; fewer if the steps do not divide evenly."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-<hash of the settings>."""
 

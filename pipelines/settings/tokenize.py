@@ -30,7 +30,7 @@ class Tokenize:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the tokenizer; bf16 is faster on GPUs and changes a few codes in a thousand."""
     encode_batch: int = 8
-    """Clips that pass through the tokenizer at once. It is part of the cache key, so that no code depends on its batch."""
+    """Clips per tokenizer call. It is part of the cache key, because the batch size can change codes through rounding."""
     shard_size: int = 256
     """Videos per shard."""
     workers: int | None = None
