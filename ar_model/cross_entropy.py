@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MAX_LOGITS = 2**22
-"""Logits of a chunk: 16 MiB in fp32."""
+"""Maximum number of logits of a chunk (16 MiB in fp32)."""
 
 
 def linear_cross_entropy(
     h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, share_N: Tensor | None = None
 ) -> Tensor:
-    """Return the cross-entropy in nats, a scalar in fp32, of the logits `h @ weight.T + bias` and int64 targets.
+    """Return the mean cross-entropy in nats (fp32 scalar) between the logits `h @ weight.T + bias` and int64 targets.
 
-    The forward pass also computes the gradients, one chunk of predictions at a time, so that no logit is stored or computed
-    twice. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in fp32. `share_N`: weights of
-    the predictions, which sum to 1; None: the plain mean.
+    The forward pass also computes the gradients, one chunk of predictions at a time. Logits are neither kept for the backward
+    pass nor computed again there. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in
+    fp32. `share_N` gives the weight of each prediction; the weights sum to 1. Without it, all predictions weigh the same.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
     return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad)

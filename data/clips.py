@@ -33,14 +33,14 @@ class ClipSpec:
     frames: int = 16
     """Frames of a clip. A shorter video is padded with its last frame; the padding is recorded."""
     size: int = 64
-    """Side of the square crop in pixels. The short side of the video is resized to it, the aspect ratio kept."""
+    """Side of the square crop in pixels. The short side of the video is resized to this size; the aspect ratio is kept."""
     stride: int = 1
     """Take every stride-th frame of the video."""
     views: int | Literal["dense"] = 1
-    """Clips of each video: the first from its middle, the others drawn by the hash of its path. dense: as many
-    consecutive clips as cover the whole video."""
+    """Clips of each video. The first is cut from the middle; the others are drawn at random, seeded by the path. dense:
+    consecutive clips that cover the whole video."""
     flip: bool = False
-    """Whether views after the first may be mirrored left to right."""
+    """Mirror views after the first left to right, at random."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "stride", "views"):

@@ -52,9 +52,9 @@ def load_source(src: str) -> Source:
 
     - A folder: every video file below it. The label of a file is the folder that contains it; the split is the top
       folder, if all top folders are named after splits (train, val, test and similar).
-    - A list file: lines `path [label [group]]` (shell quoting, # comments), or CSV with a header of path and any of
-      label, group, split. Paths are relative to the file.
-    - `builtin:moving-digits`, or with the numbers of clips per split `builtin:moving-digits:TRAIN:TEST`.
+    - A list file: lines `path [label [group]]` (shell quoting, # comments), or a CSV file whose header contains
+      path and optionally label, group and split. Paths are relative to the file.
+    - `builtin:moving-digits`, or `builtin:moving-digits:TRAIN:TEST` with the number of clips of each split.
 
     Raises:
         ValueError: if there are no videos, a listed video is missing or repeated, or the list is malformed.
@@ -75,8 +75,8 @@ def load_source(src: str) -> Source:
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
     """Return the rows to train on and the held-out rows.
 
-    Videos of a split other than train are held out. If no video has a split, every tenth group is held out, chosen by
-    hash; a video without a group is a group by itself. A single group is not held out.
+    Videos of a split other than train are held out. If no video has a split, a tenth of the groups, selected by
+    hash, is held out; a video without a group is a group by itself. A single group is not held out.
     """
     videos = list(videos)
     if any(video.split not in (None, "train") for video in videos):

@@ -21,9 +21,10 @@ class Losses:
     lpips_weights: Path | None = None
     """Folder with vgg16-397923af.pth (VGG16, published by torchvision) and vgg.pth (LPIPS 0.1)."""
     discriminator: Literal["none", "patch", "3d"] = "none"
-    """Discriminator to train against: patch (taming's, on single frames) or 3d (on clips)."""
+    """Discriminator to train against: patch (PatchGAN of taming-transformers, on single frames) or 3d (on clips)."""
     adversarial: float = 0.8
-    """Weight of the adversarial loss relative to the reconstruction loss, by their gradients at the last layer."""
+    """Weight of the adversarial loss. It is scaled by the ratio of the gradient norms of reconstruction and adversarial loss at
+    the last layer."""
     adversarial_start: int = 1000
     """First step at which the adversarial loss is added; the discriminator trains from step 0."""
     adversarial_cap: float = 1.0

@@ -9,17 +9,15 @@ _SELF_EXPLAINING = (ValueError, RuntimeError, OSError)
 
 
 def require_trust(file: Path, trust: bool) -> None:
-    """Raise ValueError unless the user trusts this file, which is a program."""
+    """Raise ValueError unless the user trusts this file, which contains code that runs on loading."""
     if not trust:
-        raise ValueError(
-            f"{file} is a program; it runs when it is loaded: pass --trust if you trust where it comes from"
-        )
+        raise ValueError(f"{file} contains code that runs when it is loaded; pass --trust if you trust its origin")
 
 
 def one_line(error: Exception) -> str:
     """Return the message of an exception in one line.
 
-    Both ends of a long message are kept: TorchScript starts with the position in the program and ends with the reason.
+    Both ends of a long message are kept: a TorchScript error starts with the source position and ends with the reason.
     """
     text = " ".join(str(error).split())
     if not isinstance(error, _SELF_EXPLAINING):

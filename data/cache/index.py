@@ -293,7 +293,7 @@ class ClipIndex:
 
 
 def _causal(frames: int, slices: int) -> bool:
-    """Whether the tokenizer is causal: one slice for the first frame, and one for every 2^n further frames."""
+    """Return whether the tokenizer is causal: one slice for the first frame, and one for every 2^n further frames."""
     if frames % slices:
         return True
     stride, rest = divmod(frames - 1, max(1, slices - 1))

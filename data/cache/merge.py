@@ -1,6 +1,6 @@
 """Merge caches of equal specification into the cache that tokenizing all their videos together would give.
 
-The two are equal byte for byte in fp32. In bf16 the counts of codes compared with fp32 are the sums over the parts.
+Both are equal byte for byte in fp32. A bf16 cache also counts the codes that were compared with fp32; the counts are added.
 """
 
 import time
@@ -85,14 +85,16 @@ def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:
                 values = f"{field} is {first.spec[field]} and {part.spec.get(field)}"
                 raise ValueError(f"cannot merge {first.address} and {part.address}: {values}")
         if first.manifest["codebook"] != part.manifest["codebook"]:
-            raise ValueError(f"cannot merge {first.address} and {part.address}: their codebook differs")
+            raise ValueError(f"cannot merge {first.address} and {part.address}: their codebooks differ")
     videos: dict[str, Video] = {}
     for part in parts:
         for row in part.spec["videos"]:
             video = Video(*row)
             if videos.setdefault(video.path, video) != video:
-                difference = f"size, label, group or split of {video.path} differ from those in another cache"
-                raise ValueError(f"{part.address}: {difference}; tokenize one list file with both instead")
+                difference = f"{video.path} has a different size, label, group or split in another cache"
+                raise ValueError(
+                    f"{part.address}: {difference}; list the videos of both caches in one file and tokenize that"
+                )
     shared = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
     return CacheSpec(
         **{k: first.spec[k] for k in shared},

@@ -59,7 +59,7 @@ class Folder:
             raise DamagedCache(f"{self.address}/{name}: has {actual} bytes, its record says {size}")
 
     def part(self, name: str, offset: int, size: int) -> bytes:
-        """Read part of a shard; fewer bytes at the end of the file."""
+        """Read part of a shard. Returns fewer bytes at the end of the file."""
         return self.parts([name], [offset], size)[0]
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
@@ -105,7 +105,7 @@ class _OpenFile:
 
 
 class Remote:
-    """Files behind an address; the methods are those of `Folder`."""
+    """Files at a remote address, with the same methods as `Folder`."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -139,7 +139,7 @@ class Remote:
                 raise DamagedCache(f"{where}: its record says {size} bytes, at most {_MAX_SHARD_BYTES} are allowed")
             content = _fetch(where, size)
             if len(content) != size:
-                raise DamagedCache(f"{where}: does not have the {size} bytes that its record says")
+                raise DamagedCache(f"{where}: has another size than the {size} bytes in its record")
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise DamagedCache(f"{where}: content has changed since it was written")
             while self._shards and sum(map(len, self._shards.values())) + size > MEMORY:
@@ -167,14 +167,14 @@ def open_files(address: str | Path) -> Files:
 
 
 def is_address(name: str) -> bool:
-    """Whether the name of a cache is an address; `pipe:` is webdataset's for shell commands, which `open_files` refuses."""
+    """Return whether a name is an address. webdataset's `pipe:` (a shell command) counts, so that `open_files` refuses it."""
     return "://" in name or name.startswith("pipe:")
 
 
 def json_object(content: bytes, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
-    ValueError `WHERE: is not JSON (…)`, also if it is nested too deeply, or `WHERE: is not a JSON object`.
+    Raises ValueError, starting with `where`, if the text is not JSON, is nested too deeply, or is not an object.
     """
     try:
         value = json.loads(content)
@@ -186,7 +186,7 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a file of a cache that must be a JSON object. Raises DamagedCache if it is missing or anything else."""
+    """Read a file of a cache that must be a JSON object. Raises DamagedCache if it is missing or not a JSON object."""
     content = files.read(name)
     try:
         return json_object(content, f"{files.address}/{name}")
@@ -197,7 +197,7 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
 def _fetch(address: str, size: int) -> bytes:
     """Fetch at most `size` + 1 bytes from an address; transient failures are retried.
 
-    DamagedCache if the file does not exist, OSError if the server cannot be reached or keeps failing.
+    Raises DamagedCache if the file does not exist, OSError if the server cannot be reached or keeps failing.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -213,8 +213,8 @@ def _fetch(address: str, size: int) -> bytes:
 
 
 def _fetch_http(address: str, size: int) -> bytes:
-    # Not fsspec's HTTP backend: it would save ten lines for aiohttp and its seven packages, but it reads fewer bytes than
-    # asked for before the end, decompresses bodies, retries on its own and takes a malformed answer for status 400.
+    # fsspec's HTTP backend is not used. It would save ten lines but add eight packages. It also returns short reads before
+    # the end of the file, decompresses bodies, adds its own retries and reports malformed responses as status 400.
     # With these handlers a redirect to file:, ftp: or data: fails.
     opener = request.OpenerDirector()
     transport = (request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())

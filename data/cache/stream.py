@@ -19,7 +19,7 @@ def stream(cache: TokenCache, *, seed: int | None = None, epoch: int = 0) -> web
 
     Shards are split among nodes (torch.distributed) and data workers. Append stages as in
     `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`. The order of the shards is drawn from
-    (seed, epoch), without a seed it is the order of the cache. The pipeline raises DamagedCache at a damaged sample.
+    (seed, epoch). Without a seed, it is the order of the cache. The pipeline raises DamagedCache at a damaged sample.
     """
     order = np.arange(len(cache.shards))
     if seed is not None:

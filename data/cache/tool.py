@@ -22,7 +22,7 @@ from data.text import one_line, printable, size, table
 NAME = "python -m data.cache"
 CACHE = "Folder, address, or beginning of the name or key of a cache"
 Answer = tuple[Any, str, int]
-"""What a command returns: JSON content for --json, text for people, exit code."""
+"""Result of a command: JSON content for --json, text for people, exit code."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -81,7 +81,7 @@ class CacheWriter:
         return [number for number in range(self._shard_count) if not self.has(number)]
 
     def has(self, shard: int) -> bool:
-        """Whether both the tar and the record of a shard exist; otherwise it is made again."""
+        """Return whether both the tar and the record of a shard exist. A shard without either is made again."""
         tar = self._tar(shard)
         return tar.exists() and tar.with_suffix(".json").exists()
 
@@ -169,7 +169,7 @@ class CacheWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the manifest exists and the records and sizes of all shards match it."""
+        """True if the manifest exists and the records and sizes of all shards match it."""
         try:
             for entry in self._manifest()["shards"]:
                 tar = self.shards / entry["file"]

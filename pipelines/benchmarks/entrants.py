@@ -1,6 +1,6 @@
 """Our models and the public VideoMAE, which the pre-training benchmark compares through one training-step interface.
 
-The peer is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
+The public model is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
 """
 
 import ctypes
@@ -27,14 +27,14 @@ from pipelines.engine.step import SingleProcess, train_step
 
 Batch = dict[str, Tensor]
 AS_FAST = 1.05
-"""Ratio of step times below which settings count as equally fast: two timings on two cores are no more precise."""
+"""Ratio of step times below which settings count as equally fast: timings on two cores are not more precise."""
 HIDDEN = 0.9
 """Share of tubes that VideoMAE masks."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that both models share: the clip, its tubelets (t, h, w), the encoder, and the clips of a step.
+    """Sizes that both models share: the clip, its tubelets (t, h, w), the encoder, and the number of clips per step.
 
     The vocabulary (FSQ levels) and the clusters (t, h, w, in tokens) are those of ARVideo.
     """
@@ -62,7 +62,7 @@ class Shape:
 
 
 class Entrant:
-    """A model in training. A step is an optimizer step of fused AdamW, in bf16 autocast."""
+    """One model of the benchmark with its optimizer and a batch. A step runs fused AdamW in bf16 autocast."""
 
     def __init__(
         self, name: str, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, budget: float = 1.0
@@ -76,7 +76,7 @@ class Entrant:
         )
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        # Blocks are compiled in their first step, and again after a reset: each side under its own budget.
+        # Blocks are compiled in their first step, and again after a reset of the compiler: apply the budget of this model.
         with functorch.patch(activation_memory_budget=self._budget):
             return {"loss": self._loss(self.model, batch)}
 
@@ -120,14 +120,14 @@ def ours(
     objective: type[Objective] = ARVideo,
     **settings: Any,
 ) -> Entrant:
-    """Build our model: ARVideo on cached codes or VideoMAE on pixels, with the settings of its paper changed by `settings`."""
+    """Build our model: ARVideo on cached codes or VideoMAE on pixels, with its paper's settings, overridden by `settings`."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "decoder_depth": 4}
     if objective is ARVideo:
         arguments |= {"clusters": shape.clusters, "keep": 0.2, "decoder_width": 512, "decoder_heads": 8}
     else:
         arguments |= {"decoder_width": shape.width // 2, "decoder_heads": shape.heads // 2, "rope": False, "flat": True}
-    # Built on its device: a traced module cannot be moved.
+    # Create the model on its device, because a module created during tracing cannot be moved.
     with device:
         model = objective(shape.codes(), **(arguments | settings))
     set_backend(model, attention)
@@ -186,9 +186,9 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
 
 @functools.cache
 def tube_mask(shape: Shape) -> Tensor:
-    """Mask of tubes, boolean (B, L): the same 90 % of places in all time slices of a clip.
+    """Mask of tubes, boolean (B, L): the same 90 % of positions in all time slices of a clip.
 
-    The mask is cached, because a tensor made within a trace of `costs` would be a fake one.
+    The mask is cached, because a tensor created while `cost_of` traces would be a FakeTensor.
     """
     t, h, w = shape.grid
     masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(HIDDEN * h * w)

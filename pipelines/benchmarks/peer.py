@@ -4,8 +4,6 @@ It needs `pip install magvit2-pytorch`. That package imports torchvision, which 
 Where torchvision is not installed, empty modules stand in for it; the loss is switched off and never called.
 """
 
-import importlib.machinery
-import importlib.util
 import sys
 import types
 from typing import Any
@@ -36,7 +34,8 @@ class _StandIn(types.ModuleType):
 def _stand_in_for_torchvision() -> None:
     for name in _STAND_INS:
         sys.modules[name] = _StandIn(name)
-        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+        # Libraries that look for torchvision need some specification of the module.
+        sys.modules[name].__spec__ = torch.__spec__
     for name in _STAND_INS[1:]:
         setattr(sys.modules["torchvision"], name.split(".")[1], sys.modules[name])
     vars(sys.modules["torchvision.models"])["VGG16_Weights"] = type("VGG16_Weights", (), {"DEFAULT": None})
@@ -51,7 +50,9 @@ class Peer(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if importlib.util.find_spec("torchvision") is None:
+        try:
+            import torchvision  # noqa: F401
+        except ImportError:
             _stand_in_for_torchvision()
         try:
             from magvit2_pytorch import VideoTokenizer

@@ -1,4 +1,4 @@
-"""A training step of ours compared with one of VideoMAE: throughput, peak memory, arithmetic, and training from disk."""
+"""Training step of our models against VideoMAE: throughput, peak memory, FLOPs, and training from disk."""
 
 import os
 import statistics
@@ -65,7 +65,7 @@ LARGEST = 6
 def measure(
     folder: Path, source: Source, device: torch.device, scale: float, shape: Shape | None = None
 ) -> Iterator[Row]:
-    """Find the fastest setting of each side, then alternate their steps and compare the medians."""
+    """Find the fastest setting of each model, then alternate their steps and compare the median times."""
     shape = shape or Shape(batch=8 if device.type == "cpu" else 64)
     rounds = max(2, round(6 * scale))
     device_kind = "cuda" if device.type == "cuda" else "cpu"
@@ -109,7 +109,7 @@ def _target(sign: str, ratio: float | None) -> str:
 
 def flop_of(build: partial[Entrant], attention: str) -> float:
     """Floating-point operations of the matrix products and the attention of a step, counted in a trace on a CPU."""
-    # The mask is cached: computed within the trace it would be a fake tensor.
+    # Compute and cache the mask first; created during the trace, it would be a FakeTensor.
     tube_mask(build.args[0])
 
     def traced() -> tuple[torch.nn.Module, Callable[[], object]]:
@@ -120,7 +120,7 @@ def flop_of(build: partial[Entrant], attention: str) -> float:
 
 
 def by_turns(timers: Sequence[Callable[[], float]], rounds: int) -> list[float]:
-    """Call the timers in turns and return the median of each; a first round is not counted."""
+    """Call the timers in turn and return the median of each. The first round is a warm-up and is discarded."""
     laps = [[timer() for timer in timers] for _ in range(rounds + 1)][1:]
     return [statistics.median(column) for column in zip(*laps, strict=True)]
 
@@ -152,10 +152,10 @@ def _log(text: str) -> None:
 def _from_disk(
     folder: Path, source: Source, shape: Shape, entrant: Entrant, peer: Entrant, steps: int
 ) -> tuple[float, float, int]:
-    """Time a step with data loading: ours reads codes from a cache, VideoMAE decodes and crops videos.
+    """Time a step with data loading: our model reads codes from a cache, VideoMAE decodes and crops videos.
 
     Returns:
-        Seconds of ours, seconds of VideoMAE with its best number of workers, and that number.
+        Seconds per step of our model, the same of VideoMAE with its best number of workers, and that number.
     """
     clip = ClipSpec(frames=shape.frames, size=shape.side, stride=4, views=1)
     cache = TokenCache.open(synthetic_cache(folder, source.videos, views=1, codes_shape=shape.grid, clip=clip))
@@ -184,7 +184,7 @@ def _from_disk(
 def _seconds(
     entrant: Entrant, dataset: Any, prepare: Callable[[Batch], dict[str, torch.Tensor]], workers: int, steps: int
 ) -> float:
-    """Seconds per step, with its batch read from disk, without the batches that workers may have read before."""
+    """Seconds per step including data loading, excluding the batches that workers may have prefetched."""
     ahead = 1 + 2 * workers
     stream = batches(dataset, range(ahead + steps), workers)
     for _ in range(ahead):

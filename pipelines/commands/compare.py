@@ -94,7 +94,7 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
 def _steps(
     config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
 ) -> dict[str, int]:
-    """Return the optimizer steps of each entry. They are kept in a file, so that a continued comparison uses the same."""
+    """Return the optimizer steps of each entry. They are kept in a file, so that a resumed comparison uses the same numbers."""
     steps_file = folder / "steps.json"
     if not steps_file.exists():
         if config.budget == "clips":
@@ -111,14 +111,14 @@ def _steps(
 
 
 def _seconds_per_step(run: Path) -> float:
-    """Seconds per step of a short run, without the steps before its first logged one, which include the warm-up."""
+    """Seconds per step of a short run, measured from its first logged step on to exclude warm-up."""
     logged = [line for line in metrics_of(run) if "seconds" in line]
     first, last = logged[0], logged[-1]
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def _job(file: Path, out: Path, steps: int, seed: int, validate_every: int, *flags: str) -> Job:
-    """Training with the settings of an entry's file."""
+    """Training run with the settings of an entry's file."""
     own_flags = ["--config", str(file.resolve()), "--validate_every", str(validate_every)]
     return Job(file.stem, out, steps, seed, [*own_flags, *flags])
 

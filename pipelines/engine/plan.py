@@ -41,9 +41,9 @@ class Model:
     attention: str
     """Attention kernel, or `auto`."""
     recompute: bool
-    """Whether activation checkpointing is on."""
+    """Use activation checkpointing."""
     compiled: bool
-    """Whether the run is compiled; the trace never is."""
+    """Compile the run; the trace is never compiled."""
 
 
 @dataclass(frozen=True)

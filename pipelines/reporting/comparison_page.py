@@ -66,7 +66,7 @@ def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
 
 
 def _is_ahead(one: Row, other: Row) -> bool:
-    """Whether the difference is larger than its standard error over seeds, which is 0 for a single seed."""
+    """Return whether the difference is larger than its standard error over seeds, which is 0 for a single seed."""
     return one["mean"] - other["mean"] > math.hypot(one["stderr"] or 0.0, other["stderr"] or 0.0)
 
 

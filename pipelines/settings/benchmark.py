@@ -15,11 +15,11 @@ class Benchmark:
     against magvit2-pytorch. pretrain: training speed against the ViT-B VideoMAE of transformers, with plots in
     runs/benchmark-pretrain."""
     videos: str = "builtin:moving-digits:400:0"
-    """A folder, a list file, or a built-in set, which costs no decoding."""
+    """A folder, a list file, or a built-in set, which needs no video decoding."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
     """clips cut from each video (cache and tokenizer)"""
     scale: float = 1.0
-    """Factor on the size of synthetic caches and the length of training runs; docs/benchmarks.md uses 1."""
+    """Scale factor for the size of synthetic caches and the length of training runs; docs/benchmarks.md uses 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 100:

@@ -17,7 +17,8 @@ class Probe:
     caches: Path = Path("caches")
     """Folder of all token caches."""
     seeds: int = 3
-    """Number of repetitions, each with new folds (or another 90 % of the training clips) and a new untrained network."""
+    """Number of repetitions, each with a new untrained network and new folds. With official splits, each uses another random
+    90 % of the training clips instead of new folds."""
     attentive: bool = False
     """Also train an attentive probe on the tokens of every layer. This takes minutes, and disk space for all tokens."""
     out: Path | None = None

@@ -20,11 +20,11 @@ class Training:
     """Clips per optimizer step, over all processes."""
     accumulate: int = 1
     """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except for
-    losses over a whole batch (FSQ's spread, LFQ's entropy, discriminator batch norm, VIMPAC's contrast), which use one part."""
+    terms computed over the batch (FSQ spread, LFQ entropy, discriminator batch norm, VIMPAC contrast): they see one part."""
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50
-    """Steps of linear learning-rate warm-up; followed by cosine decay to 1 % of the peak."""
+    """Steps of linear learning-rate warm-up, followed by cosine decay to 1 % of the peak."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on matrices only."""
     clip_gradient: float = 1.0
@@ -36,7 +36,7 @@ class Training:
     workers: int = 0
     """Processes that load batches; 0 loads them in the training process."""
     validate_every: int = 250
-    """Steps between validations; the last step is always validated."""
+    """Steps between validations. Validation also runs after the last step."""
     save_every: int = 250
     """Steps between checkpoints; the last two checkpoints are kept."""
     tracker: Literal["none", "tensorboard"] = "none"

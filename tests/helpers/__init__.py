@@ -1,1 +1,1 @@
-"""What several test files share: makers of videos, caches, models, and processes that misbehave."""
+"""Helpers that several test files share: makers of videos, caches, models, and processes that misbehave."""

@@ -55,7 +55,7 @@ class Outcome:
     undocumented: list[str] = field(default_factory=list)
     """Exceptions of types that no docstring mentions."""
     codes_match: bool = False
-    """Whether all codes are those that make_cache wrote."""
+    """True if all codes are those that make_cache wrote."""
     events: list[str] = field(default_factory=list)
     """Forbidden actions: code that was run, programs, connections, written files."""
     memory: int = 0

@@ -199,8 +199,16 @@ CASES: dict[str, tuple[str, Forge, str]] = {
     "taming loss is a call": ("taming", project(params={**PARAMS, "lossconfig": CALL}), LOADED),
     "taming ckpt_path is a pickle": ("taming", project(params={**PARAMS, "ckpt_path": "used.npy"}), LOADED),
     "taming remap is a pickle": ("taming", project(params={**PARAMS, "remap": "used.npy"}), "remap is 'used.npy'"),
-    "pair encoder is a program": ("pair", program("encoder.jit"), "pass --trust if you trust where it comes from"),
-    "pair decoder is a program": ("pair", program("decoder.jit"), "pass --trust if you trust where it comes from"),
+    "pair encoder is a program": (
+        "pair",
+        program("encoder.jit"),
+        "contains code that runs when it is loaded; pass --trust",
+    ),
+    "pair decoder is a program": (
+        "pair",
+        program("decoder.jit"),
+        "contains code that runs when it is loaded; pass --trust",
+    ),
     "pair encoder is a pickle": ("pair", plain("encoder.jit"), "pass --trust"),
     "pair encoder is a checkpoint": ("pair", saved("encoder.jit"), "pass --trust"),
     "pair config is a pickle": ("pair", plain("config.json"), "pass --trust"),

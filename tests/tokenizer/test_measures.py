@@ -185,7 +185,9 @@ def test_a_detector_is_not_loaded_without_trust(tmp_path: Path, monkeypatch: pyt
         load_detector(file, trust=True)
     torch.jit.script(TinyDetector()).save(str(file))
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match="is a program; it runs when it is loaded: pass --trust if you trust where"):
+    with pytest.raises(
+        ValueError, match="contains code that runs when it is loaded; pass --trust if you trust its origin"
+    ):
         load_detector(file, trust=False)
 
 
