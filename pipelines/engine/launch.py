@@ -23,13 +23,13 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     ARVIDEO_TRACEBACK=1 in the environment shows the traceback of a mistake instead.
     """
     name = Path(sys.argv[0]).stem
-    config, settings = parse(schema)
-    # Imported after the flags are parsed: accelerate imports torch.
-    from pipelines.engine.cpu_processes import start_cpu_processes
-
-    start_cpu_processes()
     show_traceback = bool(os.environ.get("ARVIDEO_TRACEBACK"))
     try:
+        config, settings = parse(schema)
+        # Imported after the flags are parsed: accelerate imports torch.
+        from pipelines.engine.cpu_processes import start_cpu_processes
+
+        start_cpu_processes()
         summary = body(config, settings)
     # safetensors reports a full disk as SafetensorError.
     except (ValueError, OSError, SafetensorError) as error:

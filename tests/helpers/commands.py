@@ -51,6 +51,20 @@ def start(folder: Path, script: str, *flags: str, launch: list[str] | None = Non
     )
 
 
+def python(folder: Path, *arguments: str) -> str:
+    """Run this Python in a folder, with the packages of the project, and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def last_line(result: Result) -> dict[str, Any]:
     """Return the summary of a successful run."""
     assert result.returncode == 0, result.stderr

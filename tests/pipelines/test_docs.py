@@ -3,8 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from data.cache.tool import main as cache_tool
 from pipelines.engine.config import parse
-from tests.helpers.commands import ENVIRONMENT, ROOT, SCHEMAS, TINY_MODEL, Call
+from tests.helpers.commands import ROOT, SCHEMAS, TINY_MODEL, Call, python
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -107,15 +105,7 @@ SNIPPETS = [
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_every_python_snippet_runs(snippet: str, finished_project: Path, names: dict[str, str]) -> None:
     code = re.sub(r"\b(TOKENIZER_RUN|RUN|CACHE|VIDEOS)\b", lambda match: names[match[0]], snippet)
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=finished_project,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
+    python(finished_project, "-c", code)
 
 
 def test_webdataset_reads_a_cache_in_six_lines() -> None:

@@ -1,28 +1,17 @@
 """Each program in examples/ does what its docstring says, on tiny videos."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tests.helpers.commands import ENVIRONMENT, ROOT
+from tests.helpers.commands import ROOT, python
 
 
 def run(folder: Path, name: str, *arguments: str) -> str:
     """Run an example in a folder and return what it prints."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments],
-        cwd=folder,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return python(folder, str(ROOT / "examples" / f"{name}.py"), *arguments)
 
 
 def test_extract_features_gives_one_vector_per_video(

@@ -1,0 +1,27 @@
+"""A command that is interrupted or fails ends with one line, whatever it was doing."""
+
+from typing import NoReturn
+
+import pytest
+
+from pipelines.engine.launch import command
+from pipelines.settings.probe import Probe
+
+
+@pytest.mark.parametrize(
+    "moment", ["pipelines.engine.launch.parse", "pipelines.engine.cpu_processes.start_cpu_processes"]
+)
+def test_ctrl_c_while_a_command_starts_is_one_line(
+    moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flags are parsed and torch is imported first, which takes seconds."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["probe.py"])
+    monkeypatch.setattr(moment, interrupt)
+    with pytest.raises(SystemExit) as stop:
+        command(Probe, lambda config, settings: {})
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "probe: error: interrupted; run the same command again to continue\n"
