@@ -22,7 +22,7 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
 
         objective = load_objective("runs/RUN")
         with torch.inference_mode():
-            layers = objective.features({"codes_BTHW": codes_BTHW})  # int64 codes -> one (B, L, D) tensor per block
+            layers = objective.features({"codes_BTHW": codes_BTHW})  # (B, L, D) for each block
 
     Args:
         folder: run folder of pretrain_ar, or a model folder: its `model/`, a snapshot, or what `Objective.save` wrote.
