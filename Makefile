@@ -1,7 +1,7 @@
-# Everything a clone needs: Python 3.10 or newer and make.
+# Requirements: Python 3.10 or newer and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# PyTorch's CPU build is enough for everything here; on Linux set PIP_EXTRA_INDEX_URL to PyTorch's CPU index to get it.
+# The CPU build of PyTorch is sufficient. To install it on Linux, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: setup demo test soak lint docs clean
@@ -14,14 +14,14 @@ setup: .venv/ready
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
 	@$(PIP) --editable '.[dev]'
-	@$(PIP) --no-deps taming-transformers-rom1504  # what it declares beyond torch serves modules that are not used here
+	@$(PIP) --no-deps taming-transformers-rom1504  # apart from torch, its dependencies belong to modules that are not used here
 	@touch $@
 
-# The four commands of the README with their defaults; the last line of each is one JSON object on stdout.
+# Four commands of the README with their default settings; the last line of stdout of each is one JSON object.
 demo: setup
 	@for step in tokenize pretrain_ar probe report; do $(BIN)/accelerate launch pipelines/$$step.py || exit 1; done
 
-# Several processes test at once: threads that wait must sleep, not spin.
+# Several test processes share the cores, so waiting OpenMP threads must sleep instead of spinning.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
 	@$(BIN)/ruff check .
@@ -36,7 +36,7 @@ lint: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# The documentation site, in build/site. Strict: a broken link or a missing reference is an error.
+# Documentation site in build/site. With --strict, a broken link or a missing reference is an error.
 docs: setup
 	@$(PIP) --editable '.[docs]'
 	@$(BIN)/mkdocs build --strict
