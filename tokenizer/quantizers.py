@@ -145,8 +145,6 @@ class EMAVQQuantizer(Quantizer):
         cosine: bool = False,
     ) -> None:
         super().__init__()
-        if vocab_size < 2 or channels < 1:
-            raise ValueError(_too_small(f"emavq{vocab_size}", vocab_size, channels))
         if not 0 <= decay < 1:
             raise ValueError(f"emavq{vocab_size}: decay {decay} must be from 0 to less than 1")
         self.vocab_size, self.channels = vocab_size, channels
@@ -169,9 +167,7 @@ class EMAVQQuantizer(Quantizer):
                 raise ValueError("the codebook was never trained: the first input of `encode` would initialise it")
             return self._nearest(z_BNC)
         if self._ranks != _ranks():
-            raise ValueError(
-                "the tokenizer was built before the process group: each process would train its own codebook"
-            )
+            raise ValueError("build the tokenizer after the process group, or each process trains its own codebook")
         # The counts are equal in all processes. If only some processes replaced codes, these would wait forever for the
         # others in a collective operation.
         quarter = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
@@ -192,10 +188,6 @@ class EMAVQQuantizer(Quantizer):
 def _ranks() -> int:
     """Return the world size, 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _too_small(name: str, vocab_size: int, channels: int) -> str:
-    return f"{name}: a codebook needs 2 vectors of 1 channel or more, got {vocab_size} vectors of {channels} channels"
 
 
 class LFQQuantizer(Quantizer):
@@ -222,7 +214,7 @@ class LFQQuantizer(Quantizer):
         spherical: bool = False,
     ) -> None:
         super().__init__()
-        if vocab_size < 2 or vocab_size & (vocab_size - 1):
+        if vocab_size & (vocab_size - 1):
             raise ValueError(f"lfq{vocab_size}: the vocabulary of LFQ must be a power of 2")
         if not inverse_temperature > 0:
             raise ValueError(f"lfq{vocab_size}: inverse_temperature {inverse_temperature} must be above 0")
@@ -292,8 +284,6 @@ class SimVQQuantizer(Quantizer):
         rotation_trick: bool = True,
     ) -> None:
         super().__init__()
-        if vocab_size < 2 or channels < 1:
-            raise ValueError(_too_small(f"simvq{vocab_size}", vocab_size, channels))
         self.sim = SimVQ(
             dim=channels,
             codebook_size=vocab_size,
@@ -325,9 +315,9 @@ def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
         ValueError: for an invalid name, an unknown option, or an option of the wrong type.
     """
     match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,6})", name)
-    if match is None or match[1] not in QUANTIZERS or int(match[2]) > LARGEST:
+    if match is None or match[1] not in QUANTIZERS or not 2 <= int(match[2]) <= LARGEST:
         kinds = ", ".join(f"{kind}N" for kind in QUANTIZERS)
-        raise ValueError(f"invalid quantizer {name!r}: expected one of {kinds}, with vocabulary size N up to {LARGEST}")
+        raise ValueError(f"invalid quantizer {name!r}: expected one of {kinds} with N from 2 to {LARGEST}")
     kind, vocab_size = match[1], int(match[2])
     parameters = inspect.signature(QUANTIZERS[kind]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -339,14 +329,15 @@ def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:
-    """Raise ValueError if an option is not of the type of its default; FSQ checks the values of `levels` itself."""
+    """Raise ValueError unless an option is valid for the type of its default; FSQ checks the values of `levels` itself."""
     if isinstance(default, bool):
-        valid = isinstance(value, bool)
+        valid, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
-        valid = isinstance(value, int) and not isinstance(value, bool)
+        valid, expected = type(value) is int and value >= 1, "an integer of at least 1"
     elif isinstance(default, float):
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        valid, expected = type(value) in (int, float) and 0 <= value < math.inf, "a finite number of at least 0"
     else:
         valid = value is None or isinstance(value, list | tuple) and all(type(level) is int for level in value)
+        expected = "a list of integers, for example [8, 5, 5, 5]"
     if not valid:
-        raise ValueError(f"{name} is {value!r}, but must be like {[8, 5, 5, 5] if default is None else default!r}")
+        raise ValueError(f"{name} is {value!r}, but must be {expected}")
