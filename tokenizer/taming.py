@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,26 +48,28 @@ class TamingTokenizer(VideoTokenizer):
         ValueError: if the package is not installed.
     """
 
-    causal = False
-    levels = None
     context = (0, 0)
 
     def __init__(self, *, quantizer: str, n_embed: int, embed_dim: int, ddconfig: Mapping[str, Any]) -> None:
         super().__init__()
-        networks, quantizers = _package()
+        # These modules need only torch; `taming.models` needs pytorch-lightning and is never imported.
+        try:
+            from taming.modules.diffusionmodules.model import Decoder, Encoder
+            from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer, VectorQuantizer2
+        except ImportError:
+            raise ValueError(f"a VQGAN {NEEDS_TAMING}") from None
         # The decoder prints its size.
         with contextlib.redirect_stdout(io.StringIO()):
-            self.encoder = networks.Encoder(**ddconfig)
-            self.decoder = networks.Decoder(**ddconfig)
+            self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self._gumbel = quantizer == "GumbelQuantize"
         if self._gumbel:
-            self.quantize = quantizers.GumbelQuantize(embed_dim, embed_dim, n_embed=n_embed)
+            self.quantize = GumbelQuantize(embed_dim, embed_dim, n_embed=n_embed)
         elif quantizer == "VectorQuantizer":
-            self.quantize = quantizers.VectorQuantizer(n_embed, embed_dim, beta=0.25)
+            self.quantize = VectorQuantizer(n_embed, embed_dim, beta=0.25)
         else:
-            self.quantize = quantizers.VectorQuantizer2(n_embed, embed_dim, beta=0.25, legacy=True)
+            self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=0.25, legacy=True)
         side = 2 ** (len(ddconfig["ch_mult"]) - 1)
         self.stride = (1, side, side)
         self.vocab_size = n_embed
@@ -97,19 +98,15 @@ class TamingTokenizer(VideoTokenizer):
         clips, frames, h, w = codes_Bthw.shape
         _, side, _ = self.stride
         pixels_BTHWC = codes_Bthw.new_empty((clips, frames, h * side, w * side, 3), dtype=torch.uint8)
-        shape_1hwD = (1, h, w, self._vectors.shape[1])
+        shape_1hwD = (1, h, w, self.codebook().shape[1])
         for pixels_HWC, codes_hw in zip(pixels_BTHWC.flatten(0, 1), codes_Bthw.flatten(0, 1), strict=True):
             vectors_1Dhw = self.quantize.get_codebook_entry(codes_hw.flatten().long(), shape_1hwD)
             frame_1CHW = self.decoder(self.post_quant_conv(vectors_1Dhw))
             pixels_HWC.copy_(to_uint8(rearrange(frame_1CHW, "1 c h w -> h w c")))
         return pixels_BTHWC
 
-    @property
-    def _vectors(self) -> Tensor:
-        return (self.quantize.embed if self._gumbel else self.quantize.embedding).weight
-
     def codebook(self) -> Tensor:
-        return self._vectors.detach()
+        return (self.quantize.embed if self._gumbel else self.quantize.embedding).weight.detach()
 
     def fingerprint(self) -> str:
         return hash_module(self, self._architecture)
@@ -142,19 +139,6 @@ def load_taming(folder: Path, quantizer: str | None = None) -> TamingTokenizer:
             raise ValueError(f"{file}: {key} holds values that are not finite")
     tokenizer.load_state_dict(copies, assign=True)
     return tokenizer.freeze()
-
-
-def _package() -> tuple[ModuleType, ModuleType]:
-    """Import the modules that need only torch; `taming.models` needs pytorch-lightning and is never imported."""
-    try:
-        from taming.modules.diffusionmodules import model
-        from taming.modules.vqvae import quantize
-
-        # Early versions of the package lack these classes.
-        quantize.VectorQuantizer2, quantize.GumbelQuantize  # noqa: B018
-    except (ImportError, AttributeError):
-        raise ValueError(f"a VQGAN {NEEDS_TAMING}") from None
-    return model, quantize
 
 
 # --- files of the folder

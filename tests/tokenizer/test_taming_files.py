@@ -74,7 +74,7 @@ def test_a_missing_file_of_the_folder_is_named(vqgan: tuple[Path, Any], tmp_path
 def test_a_missing_package_is_named_with_its_install_command(
     vqgan: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "taming.modules.vqvae", None)
+    monkeypatch.setitem(sys.modules, "taming.modules.vqvae.quantize", None)
     assert refused(f"taming:{vqgan[0]}").endswith("pip install --no-deps taming-transformers-rom1504")
 
 
