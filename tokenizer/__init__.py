@@ -6,11 +6,7 @@ Public names are imported at first use, so that `tokenizer.loss_settings` is imp
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizer.base import VideoTokenizer
-    from tokenizer.loading import load_tokenizer
-    from tokenizer.taming import TamingTokenizer
-    from tokenizer.torchscript import TorchScriptTokenizer
-    from tokenizer.vq3d import VQ3D
+    from tokenizer.loading import VQ3D, TamingTokenizer, TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 
 __all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 

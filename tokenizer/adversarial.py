@@ -101,8 +101,7 @@ class Adversary(nn.Module):
     def __init__(self, kind: DiscriminatorName, *, start: int, weight: float, cap: float) -> None:
         super().__init__()
         if start < 0 or not weight > 0 or not cap > 0:
-            values = f"{start}, {weight} and {cap}"
-            raise ValueError(f"adversarial start must be 0 or more, weight and cap positive, got {values}")
+            raise ValueError(f"adversarial start must be >= 0, weight and cap > 0, got {start}, {weight} and {cap}")
         self.discriminator = make_discriminator(kind)
         self.start, self.weight, self.cap = start, weight, cap
 

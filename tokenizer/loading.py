@@ -34,9 +34,8 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
     elif colon and kind == "torchscript":
         tokenizer = load_torchscript(Path(rest).expanduser(), trust)
     elif re.match(r"\w*:", source) and not Path(source).exists():
-        raise ValueError(
-            f"{source}: unknown kind of tokenizer {kind!r}; expected a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
-        )
+        expected = "a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
+        raise ValueError(f"{source}: unknown kind of tokenizer {kind!r}; expected {expected}")
     else:
         tokenizer = _load_own(source)
     return tokenizer.freeze()

@@ -113,11 +113,8 @@ def load_lpips(folder: Path) -> LPIPS:
     vgg_file, linear_file = _vgg_file(folder), folder / "vgg.pth"
     if not linear_file.is_file():
         raise ValueError(f"{linear_file}: no such file; it is {_LINEAR}")
-    vgg = {name: weight for name, weight in _tensors(vgg_file).items() if not name.startswith("classifier.")}
-    linear = _tensors(linear_file)
-    _check_tensors(vgg_file, vgg, _vgg_shapes(), _VGG)
-    _check_tensors(linear_file, linear, _LINEAR_SHAPES, _LINEAR)
-    return LPIPS(vgg | linear)
+    vgg = _read_tensors(vgg_file, _vgg_shapes(), _VGG, ignored=("classifier.",))
+    return LPIPS(vgg | _read_tensors(linear_file, _LINEAR_SHAPES, _LINEAR))
 
 
 def _vgg_file(folder: Path) -> Path:
@@ -130,18 +127,19 @@ def _vgg_file(folder: Path) -> Path:
     return files[0]
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], content: str, ignored: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Read tensors of exactly these names and shapes; names with an `ignored` prefix are dropped."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     # torch raises exceptions of many types, depending on what is wrong with the file.
     except Exception as error:
         raise ValueError(f"{file}: does not load as tensors: {one_line(error)}") from error
-    if isinstance(tensors, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
-        return tensors
-    raise ValueError(f"{file}: holds something other than tensors by name")
-
-
-def _check_tensors(file: Path, tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], content: str) -> None:
+    named = isinstance(tensors, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items())
+    if not named:
+        raise ValueError(f"{file}: holds something other than tensors by name")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ignored)}
     errors = [f"{name} is missing" for name in shapes if name not in tensors]
     errors += [f"{name} is not part of it" for name in tensors if name not in shapes]
     errors += [
@@ -152,6 +150,7 @@ def _check_tensors(file: Path, tensors: dict[str, Tensor], shapes: Mapping[str, 
     if errors:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise ValueError(f"{file}: {errors[0]}{more}; expected {content}")
+    return tensors
 
 
 def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:

@@ -161,9 +161,8 @@ class VideoDetector(nn.Module):
         with torch.autocast(pixels_BTHWC.device.type, enabled=False):
             parts = pixels_BTHWC.split(_DETECTOR_CLIPS)
             videos = (rearrange(to_float(part_BTHWC), "b t h w c -> b c t h w") for part_BTHWC in parts)
-            return torch.cat(
-                [self.program(video, rescale=False, resize=True, return_features=True) for video in videos]
-            )
+            features = [self.program(video, rescale=False, resize=True, return_features=True) for video in videos]
+        return torch.cat(features)
 
 
 def load_detector(file: Path, trust: bool) -> VideoDetector:

@@ -18,9 +18,7 @@ from tokenizer.quantizers import make_quantizer
 
 SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
 """Channels at each resolution, the finest first; each further resolution halves height and width."""
-NAME = re.compile(
-    r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9][0-9]?)x([1-9][0-9]?)x([1-9][0-9]?)-([a-z]+[1-9][0-9]*)"
-)
+NAME = re.compile(r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-([a-z]+[1-9]\d*)", re.ASCII)
 
 
 class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
@@ -133,10 +131,8 @@ def _parse_name(name: str) -> tuple[str, bool, tuple[int, int, int], str]:
     """Return size, whether causal, stride and quantizer of a name."""
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(
-            f"invalid tokenizer name {name!r}: expected vq3d[-size][-causal]-TxHxW-QUANTIZERvocab, for example "
-            "vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024"
-        )
+        expected = "vq3d[-size][-causal]-TxHxW-QUANTIZERvocab, for example vq3d-base-causal-4x16x16-emavq1024"
+        raise ValueError(f"invalid tokenizer name {name!r}: expected {expected}")
     t, h, w = (int(match[i]) for i in (3, 4, 5))
     # s & (s - 1) is 0 for powers of 2 only.
     if any(s & (s - 1) or s > 32 for s in (t, h, w)):
