@@ -16,7 +16,6 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -156,7 +155,10 @@ class _PickleInterpreter:
             case "REDUCE":
                 return _call_result(*self._pop(2))
             case "BINPERSID":
-                return _storage(*self._pop(1))
+                match self._pop(1):
+                    # The id that torch.save writes for a storage.
+                    case [("storage", _Name() as kind, str(key), _, _)] if kind in _DTYPES:
+                        return _Storage(_DTYPES[kind], key)
             case "EXT1" | "EXT2" | "EXT4":
                 self._record(f"extension {argument}")
             case "INST":
@@ -212,14 +214,6 @@ def _call_result(function: Any, arguments: Any) -> Any:
         return _View(*arguments[:4])
     if function == _PARAMETER and arguments and isinstance(arguments[0], _View):
         return arguments[0]
-    return _OPAQUE
-
-
-def _storage(reference: Any) -> Any:
-    """Return the storage of a persistent id as torch.save writes it."""
-    match reference:
-        case ("storage", _Name() as kind, str(key), _, _) if kind in _DTYPES:
-            return _Storage(_DTYPES[kind], key)
     return _OPAQUE
 
 
@@ -357,10 +351,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         checkpoint = find_checkpoint(path) if path.is_dir() else path
         contents = read_checkpoint(checkpoint)
-        if _loads(checkpoint):
+        try:
+            load_weights_only(checkpoint)
+        # torch raises exceptions of many types for files that hold more than tensors.
+        except Exception:
+            file = write_weights(checkpoint, contents.tensors)
+        else:
             print(f"{checkpoint}: loads as it is, nothing needs to be converted")
             return
-        file = write_weights(checkpoint, contents.tensors)
     except (ValueError, OSError) as error:
         parser.fail(str(error))
     size = sum(tensor.nbytes for tensor in contents.tensors.values())
@@ -373,14 +371,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(contents.names) > _LISTED:
         print(f"and to {len(contents.names) - _LISTED} more names")
     print(f"wrote {file}")
-
-
-def _loads(checkpoint: Path) -> bool:
-    # torch raises exceptions of many types for files that hold more than tensors.
-    with suppress(Exception):
-        load_weights_only(checkpoint)
-        return True
-    return False
 
 
 class _Parser(argparse.ArgumentParser):
