@@ -1,6 +1,6 @@
-"""Video tokenizers: pixels to codes and back. `load_tokenizer` loads every kind of tokenizer.
+"""Video tokenizers, which encode pixels to codes and decode codes to pixels. `load_tokenizer` loads every kind.
 
-Public names are imported at first use, so that `tokenizer.loss_settings` is importable without torch.
+Public names are imported on first use, so that `tokenizer.loss_settings` can be imported without torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tokenizer.streaming import Buffer, evaluating
 
 PIECE = 16
-"""Codes along time that one pass of the network makes of a long video, besides their context."""
+"""Number of codes along time that one forward pass computes for a long video, not counting their context."""
 
 T = TypeVar("T", bound="VideoTokenizer")
 _INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class VideoTokenizer(nn.Module):
-    """Pixels <-> codes. Pixels are always uint8, so that their range is unambiguous.
+    """Encoder of pixels to codes and decoder of codes to pixels. Pixels are always uint8, so their range is unambiguous.
 
     A subclass sets the attributes below and implements the abstract methods.
     """
@@ -32,15 +32,15 @@ class VideoTokenizer(nn.Module):
     stride: tuple[int, int, int]
     """Pixels per code along (t, h, w)."""
     causal: bool = False
-    """Whether the first frame has codes of its own that depend on no other frame. Clips then have 1 + k * stride frames."""
+    """True if the first frame has its own codes, which depend on no other frame. Clips then have 1 + k * stride frames."""
     levels: tuple[int, ...] | None = None
-    """Number of values of each digit of a code, lowest digit first; None if codes are rows of a codebook."""
+    """Number of values of each digit of a code, lowest digit first; None if a code is an index into a codebook."""
     context: tuple[int, int] | None = None
-    """Number of codes before and after a code, along time, that it depends on; None if it may depend on all."""
+    """Number of codes along time, before and after a code, on which it depends; None if it may depend on the whole clip."""
     _frozen: bool = False
 
     def freeze(self: T) -> T:
-        """Set evaluation mode and disable gradients permanently: later calls of `train`, also by a parent, do nothing."""
+        """Set evaluation mode and disable gradients. Later calls of `train` have no effect, also those by a parent."""
         self.eval().requires_grad_(False)
         self._frozen = True
         return self
@@ -52,7 +52,7 @@ class VideoTokenizer(nn.Module):
         """Return the shape (t, h, w) of the codes of a clip.
 
         Raises:
-            ValueError: if a size does not fit the stride; the message names the nearest sizes that do.
+            ValueError: if a size does not fit the stride; the message names the nearest valid sizes.
         """
         t, h, w = self.stride
         sizes = [("frames", frames, t, int(self.causal)), ("height", height, h, 0), ("width", width, w, 0)]
@@ -72,12 +72,12 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BTHWC: Tensor) -> Tensor:
-        """Encode uint8 (B, T, H, W, 3) to codes, int64 (B, t, h, w); long clips go through `encode_stream`.
+        """Encode pixels, uint8 (B, T, H, W, 3), to codes, int64 (B, t, h, w). Long clips are encoded by `encode_stream`.
 
-        Runs in evaluation mode, and restores the mode of each submodule.
+        The network runs in evaluation mode. Afterwards, the mode of each submodule is restored.
 
         Raises:
-            ValueError: for pixels that are not uint8, or a size that does not fit.
+            ValueError: if pixels are not uint8, or a size does not fit the stride.
         """
         check_pixels(pixels_BTHWC)
         codes, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
@@ -88,10 +88,12 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes_Bthw: Tensor) -> Tensor:
-        """Decode codes (B, t, h, w) to uint8 (B, T, H, W, 3), in evaluation mode; long clips go through `decode_stream`.
+        """Decode integer codes (B, t, h, w) to pixels, uint8 (B, T, H, W, 3). Long clips are decoded by `decode_stream`.
+
+        The network runs in evaluation mode. Afterwards, the mode of each submodule is restored.
 
         Raises:
-            ValueError: for codes that are not integers in [0, vocab_size), or an empty grid.
+            ValueError: if codes are not integers in [0, vocab_size), or the grid is empty.
         """
         codes_Bthw = self.checked_codes(codes_Bthw)
         if 0 in codes_Bthw.shape[1:]:
@@ -103,20 +105,20 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode a video of any length in memory that does not grow with the length.
+        """Encode a video of any length with constant memory.
 
-        A code depends only on the codes in its `context`. A piece that is encoded together with its context therefore has
-        the codes that it has in the whole video.
+        A code depends only on its own frames and those of its `context`. A piece that is encoded together with its
+        context therefore has the same codes as in one pass over the whole video.
 
         Args:
             pieces: consecutive pieces, uint8 (B, any number of frames, H, W, 3).
 
         Yields:
-            Codes, int64 (B, PIECE, h, w); the last tensor has the remaining codes: fewer, or up to a right context more.
+            Codes, int64 (B, PIECE, h, w). The last tensor has the remaining codes, fewer than PIECE + right context.
 
         Raises:
-            ValueError: for pixels that do not fit, for a total number of frames that does not fit (after the last piece),
-                or if a code may depend on the whole clip.
+            ValueError: if pixels are invalid, if the total number of frames does not fit the stride (raised after the
+                last piece), or if a code may depend on the whole clip.
         """
         done, buffer = 0, Buffer()
         _, right = self._checked_context()
@@ -135,15 +137,15 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode consecutive pieces of codes (B, any number, h, w) in memory that does not grow with their number.
+        """Decode consecutive pieces of codes (B, any number, h, w) with constant memory.
 
-        Pixels equal those of one pass except for rare differences of one grey level by rounding.
+        Pixels equal those of one pass over all codes, except for rare rounding differences of one grey level.
 
         Yields:
             Frames, uint8 (B, T, H, W, 3).
 
         Raises:
-            ValueError: for codes that are not integers in [0, vocab_size), or if a code may depend on the whole clip.
+            ValueError: if codes are not integers in [0, vocab_size), or if a code may depend on the whole clip.
         """
         done, buffer = 0, Buffer()
         _, right = self._checked_context()
@@ -157,13 +159,13 @@ class VideoTokenizer(nn.Module):
             yield self._decode_part(buffer, done, buffer.stop, buffer.stop)
 
     def _encode_part(self, buffer: Buffer, start: int, read_stop: int) -> Tensor:
-        """Return the codes from `start` on, encoded from all frames that they depend on up to `read_stop`."""
+        """Return the codes from `start` on, encoded from their context and the frames up to `read_stop`."""
         pass_start = self._pass_start(start)
         with evaluating(self):
             return self.encode_piece(buffer.read(pass_start * self.stride[0], read_stop))[:, start - pass_start :]
 
     def _decode_part(self, buffer: Buffer, start: int, stop: int, read_stop: int) -> Tensor:
-        """Return the frames of codes `start` to `stop`, decoded from all codes up to `read_stop`."""
+        """Return the frames of codes `start` to `stop`, decoded from their context and the codes up to `read_stop`."""
         pass_start = self._pass_start(start)
         first = self.frames_of(start - pass_start) if start > pass_start else 0
         with evaluating(self):
@@ -176,9 +178,9 @@ class VideoTokenizer(nn.Module):
         return self.context
 
     def _pass_start(self, code: int) -> int:
-        """Return the first code of a pass in which `code` comes out as in one pass over the whole video.
+        """Return the code at which a pass must start so that `code` is the same as in one pass over the whole video.
 
-        A causal pass starts one code earlier: its first code is that of a single frame and is discarded.
+        A causal pass starts one code earlier, because it encodes its first frame alone. That first code is discarded.
         """
         return max(0, code - self._checked_context()[0] - int(self.causal))
 
@@ -186,7 +188,7 @@ class VideoTokenizer(nn.Module):
         """Return codes of any integer type as int64.
 
         Raises:
-            ValueError: for codes that are not integers (B, t, h, w) in [0, vocab_size).
+            ValueError: if codes are not integers (B, t, h, w) in [0, vocab_size).
         """
         if codes_Bthw.ndim != 4 or codes_Bthw.dtype not in _INTEGERS:
             kind = f"{codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}"
@@ -210,15 +212,15 @@ class VideoTokenizer(nn.Module):
 
     @abstractmethod
     def codebook(self) -> Tensor | None:
-        """Return the vectors of a learned codebook, (vocab_size, C); None if codes are made of digits."""
+        """Return the vectors of a learned codebook, (vocab_size, C); None if the codebook is not learned."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the codes: architecture and weights."""
+        """Return a hash of everything that determines the codes: architecture and weights."""
 
 
 def _misfit(name: str, size: int, stride: int, lead: int) -> str:
-    """Return why a size is not `lead` + a multiple of the stride, and which sizes are; empty if it fits."""
+    """Return an error text with the nearest valid sizes; empty if the size is `lead` plus a multiple of the stride."""
     if size >= max(1, lead) and (size - lead) % stride == 0:
         return ""
     below = lead + max(0, (size - lead) // stride) * stride
@@ -241,14 +243,14 @@ def check_pixels(pixels_BTHWC: Tensor) -> None:
     if pixels_BTHWC.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
     if pixels_BTHWC.ndim != 5 or pixels_BTHWC.shape[-1] != 3:
-        raise ValueError(f"pixels of shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
+        raise ValueError(f"pixels have shape {tuple(pixels_BTHWC.shape)}, expected (clips, frames, height, width, 3)")
 
 
 def to_float(pixels_BTHWC: Tensor) -> Tensor:
     """Convert uint8 to float in [-1, 1].
 
     Raises:
-        ValueError: for any other dtype.
+        ValueError: if the dtype is not uint8.
     """
     if pixels_BTHWC.dtype != torch.uint8:
         raise ValueError(f"pixels are {pixels_BTHWC.dtype}, expected uint8")
@@ -256,5 +258,5 @@ def to_float(pixels_BTHWC: Tensor) -> Tensor:
 
 
 def to_uint8(video_BTHWC: Tensor) -> Tensor:
-    """Convert float in [-1, 1] to uint8; values outside are clipped."""
+    """Convert float in [-1, 1] to uint8; values out of range are clipped."""
     return ((video_BTHWC.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

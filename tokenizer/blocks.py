@@ -18,7 +18,7 @@ def space_to_depth(video_BTHWC: Tensor, block: Block) -> Tensor:
     """
     p, q, r = block
     x_BthwC = rearrange(video_BTHWC, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r)
-    # The permuted view is already in channels_last_3d format, so that one copy is enough.
+    # The permuted view is already in channels_last_3d format, so no second copy is needed.
     return x_BthwC.permute(0, 4, 1, 2, 3)
 
 
@@ -29,7 +29,7 @@ def depth_to_space(x_BCthw: Tensor, block: Block) -> Tensor:
 
 
 def haar_matrix(size: int) -> Tensor:
-    """Return the orthonormal Haar wavelets of `size` samples, a power of 2, as rows: the mean first, the finest last."""
+    """Return the orthonormal Haar matrix (size, size) for a power of 2. Its rows go from the mean to the finest wavelets."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         coarse = torch.kron(matrix, torch.tensor([[1.0, 1.0]]))
@@ -65,21 +65,21 @@ class Haar(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each position, so that no statistics are shared between times or clips."""
+    """LayerNorm over the channels of each position, so that no statistics are shared between positions or clips."""
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
         return super().forward(x_BCthw.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution over three positions along time; if causal, over a position and the two before it."""
+    """Convolution with kernel size 3 along time; if causal, over a position and the two before it."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__(channels, channels, (3, 1, 1), padding=(2 if causal else 1, 0, 0))
         self._causal = causal
 
     def forward(self, x_BCthw: Tensor) -> Tensor:
-        # With its own padding, oneDNN leaves parts of the weight's bf16 gradient unwritten for such short inputs.
+        # For such short inputs, oneDNN would leave parts of the weight's bf16 gradient unwritten if it did the padding.
         if x_BCthw.shape[2] < 3:
             before, after = (2, 0) if self._causal else (1, 1)
             return F.conv3d(F.pad(x_BCthw, (0, 0, 0, 0, before, after)), self.weight, self.bias)
@@ -89,7 +89,7 @@ class TimeConv(nn.Conv3d):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm residual block: a convolution in space, then one in time (arXiv 1711.11248). Initially the identity."""
+    """Pre-norm residual block with a convolution in space, then one in time (arXiv 1711.11248), initially the identity."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__()

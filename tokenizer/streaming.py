@@ -1,4 +1,4 @@
-"""Helpers of the streaming methods of `VideoTokenizer`."""
+"""Helpers for the streaming methods of `VideoTokenizer`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class Buffer:
-    """The most recent part of a stream of tensors (B, T, ...), addressed by positions along T from the stream's start."""
+    """Most recent part of a stream of tensors (B, T, ...). Positions along T count from the start of the stream."""
 
     def __init__(self) -> None:
         self._pieces: list[Tensor] = []
         self._start = 0
         self.stop = 0
-        """Length of the stream so far, including what was dropped."""
+        """Length of the stream so far, including the dropped part."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ class Buffer:
         """Append a piece.
 
         Raises:
-            ValueError: if its shape without the time axis differs from that of the pieces before it.
+            ValueError: if its shape without the time axis differs from that of the previous pieces.
         """
         if self._pieces and (len(piece), *piece.shape[2:]) != self.shape:
             shapes = f"{tuple(self._pieces[-1].shape)} and {tuple(piece.shape)}"
@@ -48,7 +48,7 @@ class Buffer:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return positions `start` to `stop`, excluding `stop`."""
-        # Joining here and not in `append` copies once per pass of the network, not once per piece.
+        # Pieces are joined here and not in `append`, so that they are copied once per forward pass, not once per piece.
         if len(self._pieces) > 1:
             self._pieces = [torch.cat(self._pieces, 1)]
         return self._pieces[0][:, start - self._start : stop - self._start]
