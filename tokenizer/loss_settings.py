@@ -1,4 +1,4 @@
-"""Settings of the losses of a tokenizer's training; importable without torch."""
+"""Settings of the training loss of a tokenizer. This module does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +11,21 @@ class Losses:
     """Losses added to the quantizer's own loss. If the codes are for pre-training only, the pixel error is enough.
 
     Raises:
-        ValueError: for a value out of range, or a setting without another one that it needs.
+        ValueError: if a value is out of range, or a setting is given without another setting that it needs.
     """
 
     pixels: Literal["mse", "l1"] = "mse"
     """Squared (mse) or absolute (l1) error of pixels in [-1, 1]."""
     lpips: float = 0.0
-    """Weight of the perceptual distance LPIPS; needs --loss.lpips_weights if not 0."""
+    """Weight of the perceptual distance LPIPS; a weight above 0 needs --loss.lpips_weights."""
     lpips_weights: Path | None = None
     """Folder with vgg16-397923af.pth (VGG16, published by torchvision) and vgg.pth (LPIPS 0.1)."""
     discriminator: Literal["none", "patch", "3d"] = "none"
     """Discriminator to train against: patch (PatchGAN of taming-transformers, on single frames) or 3d (on clips)."""
     adversarial: float = 0.8
-    """Weight of the adversarial loss. It is scaled by the ratio of the gradient norms of reconstruction and adversarial loss at
-    the last layer."""
+    """Weight of the adversarial loss, times the ratio of reconstruction to adversarial gradient norm at the last layer."""
     adversarial_start: int = 1000
-    """First step at which the adversarial loss is added; the discriminator trains from step 0."""
+    """First step with the adversarial loss; the discriminator is trained from step 0."""
     adversarial_cap: float = 1.0
     """Upper limit of the adaptive weight of the adversarial loss."""
 
@@ -36,11 +35,11 @@ class Losses:
         if self.discriminator not in ("none", "patch", "3d"):
             raise ValueError(f"loss.discriminator is {self.discriminator!r}, but must be none, patch or 3d")
         if not 0 <= self.lpips < math.inf:
-            raise ValueError(f"loss.lpips is {self.lpips}, but must not be negative")
+            raise ValueError(f"loss.lpips is {self.lpips}, but must be finite and at least 0")
         if self.lpips and self.lpips_weights is None:
-            raise ValueError("loss.lpips needs --loss.lpips_weights, the folder of its published weights")
+            raise ValueError("loss.lpips needs --loss.lpips_weights, the folder with the published weights")
         if self.lpips_weights is not None and not self.lpips:
-            raise ValueError("loss.lpips_weights does nothing without --loss.lpips, the weight of the distance")
+            raise ValueError("loss.lpips_weights has no effect without --loss.lpips, the weight of the loss")
         for name in ("adversarial", "adversarial_cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}, but must be above 0")

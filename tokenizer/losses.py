@@ -18,16 +18,16 @@ from tokenizer.vq3d import VQ3D
 
 
 class Reconstruction(nn.Module):
-    """A tokenizer with its losses, with the interface that the training loop expects of an objective.
+    """Tokenizer with its training loss. The training loop uses this module like an objective.
 
     Raises:
-        ValueError: if weights or a package that a loss needs are missing.
+        ValueError: if a weight file or a package that a loss needs is missing.
     """
 
     def __init__(self, tokenizer: VQ3D, losses: Losses) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        # `Losses` requires the folder of weights with every LPIPS weight.
+        # `Losses` guarantees that the folder is given if, and only if, the weight of LPIPS is not 0.
         self.lpips = load_lpips(losses.lpips_weights) if losses.lpips_weights is not None else None
         self.adversary: Adversary | None = None
         if losses.discriminator != "none":
@@ -36,15 +36,15 @@ class Reconstruction(nn.Module):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Networks with an update of their own: the tokenizer, and the adversary if there is one."""
+        """Networks whose gradients are clipped separately: the tokenizer, and the adversary if there is one."""
         return [self.tokenizer] if self.adversary is None else [self.tokenizer, self.adversary]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return `loss` and its parts, all scalars.
 
         A batch has `pixels_BTHWC` (uint8), `real_B` (bool, False for clips of damaged videos) and `step`. The parts are
-        `psnr` in dB, `quantizer`, `lpips`, `generator`, `discriminator`, `adversarial_weight` where they are in use, and
-        the numbers of `code_health`.
+        `psnr` (in dB), `quantizer`, the metrics of `code_health`, `lpips` if it has a weight, and `generator`,
+        `discriminator` and `adversarial_weight` if there is a discriminator.
         """
         real_B = batch["real_B"]
         video_BTHWC = to_float(batch["pixels_BTHWC"])
@@ -60,7 +60,7 @@ class Reconstruction(nn.Module):
             numbers["lpips"] = _mean(distance_BT.mean(1), real_B)
             error = error + self._losses.lpips * numbers["lpips"]
         loss = error + out["quantizer"]
-        # Clips of damaged videos are black in both inputs and give the discriminator no signal.
+        # Clips of damaged videos need no mask: they are black in both inputs and give the discriminator no signal.
         if self.adversary is not None:
             input_BCTHW = rearrange(video_BTHWC, "b t h w c -> b c t h w")
             reconstructed_BCTHW = rearrange(out["video"].float(), "b t h w c -> b c t h w")

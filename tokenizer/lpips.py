@@ -1,6 +1,6 @@
-"""LPIPS (arXiv 1801.03924): perceptual distance of two images, measured on features of VGG16 (arXiv 1409.1556).
+"""LPIPS (arXiv 1801.03924): perceptual distance of two images, computed on features of VGG16 (arXiv 1409.1556).
 
-Nothing is downloaded: both files of published weights are read from a folder that the user names.
+Nothing is downloaded: the user gives a folder with the two files of published weights.
 
 Legend: N images, C channels, H W height, width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenizer.messages import one_line
 
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Convolutions of the five stages of VGG16, by their index in torchvision's `features`; pooling is between the stages."""
+"""Indices of the convolutions in torchvision's `features`, for the five stages of VGG16. Pooling is between the stages."""
 _CHANNELS = (64, 128, 256, 512, 512)
 _LINEAR_SHAPES = {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
 _VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
@@ -36,9 +36,9 @@ def _vgg_shapes() -> dict[str, tuple[int, ...]]:
 class LPIPS(nn.Module):
     """Distance of images: weighted squared difference of unit-length features, mean over positions, sum over stages.
 
-    The weights are fixed: they get no gradients, and `train` has no effect. State dicts of parent modules do not contain
-    them, since they are published files. They are parameters and not buffers, because distributed training broadcasts
-    parameters once but buffers before every step. `load_lpips` reads them, by their published names.
+    The weights get no gradients, and `train` has no effect. The weights are not in the state dicts of parent modules, since
+    they are published files. They are parameters and not buffers, because distributed training broadcasts parameters once
+    but buffers before every step. The argument `weights` has the published names; `load_lpips` reads it from files.
     """
 
     mean: Tensor
@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
             if weight.ndim == 4:
                 weight = weight.contiguous(memory_format=torch.channels_last)
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight, requires_grad=False))
-        # Mean and deviation of ImageNet colours, converted from [0, 1] to [-1, 1] and rounded as LPIPS publishes them.
+        # Mean and standard deviation of ImageNet colours, scaled from [0, 1] to [-1, 1] and rounded as in LPIPS 0.1.
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
         self.training = False
@@ -63,7 +63,7 @@ class LPIPS(nn.Module):
         Under autocast the convolutions run in the autocast dtype; norms, differences and means in at least fp32.
 
         Raises:
-            ValueError: for images of another type or shape, or smaller than 16 pixels: VGG16 halves them four times.
+            ValueError: if images have another dtype or shape, or a side below 16 pixels (VGG16 halves images four times).
         """
         _check_images(a_NCHW, b_NCHW)
         distance_N = a_NCHW.new_zeros(len(a_NCHW))
@@ -101,12 +101,11 @@ class LPIPS(nn.Module):
 def load_lpips(folder: Path) -> LPIPS:
     """Load LPIPS from the two published files in a folder: `vgg16-397923af.pth` (or one other `vgg16*.pth`) and `vgg.pth`.
 
-    Files are read as tensors only; a program in them does not run.
+    Only tensors are read; code in the files does not run. `classifier.*` of VGG16 is ignored. Copies of `vgg.pth` with
+    additional `net.*` or `scaling_layer.*` are refused, since they could define another distance.
 
     Raises:
-        ValueError: if the folder or a file is missing, or holds anything but the published tensors. `classifier.*` of
-            VGG16 is not needed and ignored. Copies of `vgg.pth` with additional `net.*` or `scaling_layer.*` are
-            refused, since they could define another distance.
+        ValueError: if the folder or a file is missing, or a file holds other tensors than the published ones.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; LPIPS needs a folder with {_VGG}, and {_LINEAR}")
@@ -157,13 +156,13 @@ def _check_images(a_NCHW: Tensor, b_NCHW: Tensor) -> None:
     for image in (a_NCHW, b_NCHW):
         if not image.is_floating_point() or image.ndim != 4 or image.shape[1] != 3 or image.shape != a_NCHW.shape:
             shapes = f"{a_NCHW.dtype} {tuple(a_NCHW.shape)} and {b_NCHW.dtype} {tuple(b_NCHW.shape)}"
-            raise ValueError(f"images are {shapes}, expected two float tensors of one shape (images, 3, height, width)")
+            raise ValueError(f"images are {shapes}, expected equal float shapes (images, 3, height, width)")
     height, width = a_NCHW.shape[2:]
     if min(height, width) < 16:
-        raise ValueError(f"images of {height}x{width} are too small for LPIPS, which needs 16 pixels")
+        raise ValueError(f"images of {height}x{width} are too small: LPIPS needs 16x16 or more")
 
 
 def _unit_length(x_NChw: Tensor) -> Tensor:
-    """Normalize the features of each position to length 1; all-zero features stay zero and have finite gradients."""
+    """Normalize the features of each position to length 1. All-zero features stay zero and get finite gradients."""
     x_NChw = x_NChw.to(torch.promote_types(x_NChw.dtype, torch.float32))
     return x_NChw / (torch.linalg.vector_norm(x_NChw, dim=1, keepdim=True) + 1e-10)

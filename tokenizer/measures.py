@@ -1,4 +1,4 @@
-"""Measures of reconstruction quality and of the use of codes.
+"""Metrics of reconstruction quality and codebook usage.
 
 Legend: B clips, T H W C frames, height, width, colours; V codes of the vocabulary; N samples, D features, R rows.
 """
@@ -16,14 +16,14 @@ from tokenizer.messages import one_line, require_trust
 
 _SSIM_WINDOW = 11
 _DETECTOR_FRAMES = 10
-"""I3D halves time three times and pools over two positions; shorter clips leave nothing to pool."""
+"""Smallest number of frames for I3D, which halves the time axis three times and then pools over two positions."""
 _DETECTOR_ARGUMENTS = ("rescale", "resize", "return_features")
 _DETECTOR_CLIPS = 4
 """Clips per pass of I3D, which enlarges each frame to 224x224."""
 
 
 def psnr(squared_error: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB of a mean squared error of videos in [-1, 1]."""
+    """Return the peak signal-to-noise ratio in dB for a mean squared error of videos in [-1, 1]."""
     return 10 * torch.log10(4 / squared_error.clamp_min(1e-10))
 
 
@@ -31,23 +31,23 @@ def psnr_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
     """Return the PSNR of each clip in dB, (B,), from the mean squared error over all its frames; 106 dB for a perfect copy.
 
     Raises:
-        ValueError: for clips that are not uint8, or whose shapes differ.
+        ValueError: if clips are not uint8, or their shapes differ.
     """
     _check_clips(pixels_BTHWC, video_BTHWC)
-    # One clip at a time: as floats all clips would take four times the memory.
+    # One clip at a time, since floats take four times the memory of uint8.
     pairs = zip(pixels_BTHWC, video_BTHWC, strict=True)
     return psnr(torch.stack([(to_float(a_THWC) - to_float(b_THWC)).square().mean() for a_THWC, b_THWC in pairs]))
 
 
 def ssim_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
-    """Return the structural similarity of each clip, (B,), in [-1, 1], averaged over frames; a perfect copy has 1.
+    """Return the structural similarity (SSIM) of each clip, (B,), in [-1, 1], averaged over frames; 1 for a perfect copy.
 
-    As defined by Wang et al. 2004 (IEEE TIP 13(4)): a Gaussian window of 11x11 with sigma 1.5, K1 0.01, K2 0.03, data
-    range 0..255, and only windows that lie within the frame. R, G and B are measured separately and averaged. Computed
-    in fp32, also under autocast.
+    The parameters are those of Wang et al. 2004 (IEEE TIP 13(4)): a Gaussian window of 11x11 with sigma 1.5, K1 0.01,
+    K2 0.03, data range 0..255, and only windows that lie within the frame. The SSIM of R, G and B is averaged. The
+    computation is in fp32, also under autocast.
 
     Raises:
-        ValueError: for clips that are not uint8, whose shapes differ, or with a side under 11 pixels, the window size.
+        ValueError: if clips are not uint8, their shapes differ, or height or width is below 11 pixels, the window size.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -56,7 +56,7 @@ def ssim_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
     if min(height, width) < _SSIM_WINDOW:
         raise ValueError(f"frames of {height}x{width} are too small for SSIM, whose window is 11x11")
     similarities = []
-    # torchmetrics pads frames by reflection; its own mean would include those windows.
+    # torchmetrics pads frames by reflection. Its own mean would include windows that reach into the padding.
     inside = slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2))
     with torch.autocast(pixels_BTHWC.device.type, enabled=False):
         for clips in zip(video_BTHWC, pixels_BTHWC, strict=True):
@@ -69,13 +69,13 @@ def ssim_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
 
 
 def flicker_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
-    """Return the frame-to-frame change of each clip that is not in the input, (B,), in grey levels of 0..255.
+    """Return the flicker of each reconstructed clip, (B,), in grey levels of 0..255.
 
-    It is the mean absolute difference between the frame-to-frame differences of reconstruction and input. It is 0 for a
-    constant error of any size, and for clips of one frame.
+    Flicker is the mean absolute difference between the frame-to-frame differences of reconstruction and input. It is 0
+    for an error that is the same in all frames, and for clips of one frame.
 
     Raises:
-        ValueError: for clips that are not uint8, or whose shapes differ.
+        ValueError: if clips are not uint8, or their shapes differ.
     """
     _check_clips(pixels_BTHWC, video_BTHWC)
     if pixels_BTHWC.shape[1] == 1:
@@ -85,9 +85,9 @@ def flicker_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
 
 
 def code_health(counts_V: Tensor) -> dict[str, Tensor]:
-    """Return measures of the use of codes, from counts of each code (V,).
+    """Return metrics of codebook usage from the count of each code, (V,).
 
-    These are `code_usage`, the share of the vocabulary in use, `dead_codes`, the number of unused codes, and
+    The metrics are `code_usage`, the fraction of the vocabulary in use; `dead_codes`, the number of unused codes; and
     `perplexity`, the exponential of the entropy of the codes.
     """
     share_V = counts_V.double() / counts_V.sum().clamp_min(1)
@@ -97,10 +97,10 @@ def code_health(counts_V: Tensor) -> dict[str, Tensor]:
 
 
 def bits_per_pixel(codes: int, vocab_size: int, pixels: int) -> float:
-    """Return bits per pixel (of frames x height x width) of codes stored at fixed length, without entropy coding.
+    """Return the bits per pixel of fixed-length codes, without entropy coding; `pixels` is frames x height x width.
 
     Raises:
-        ValueError: for counts that are not positive.
+        ValueError: if an argument is below 1.
     """
     if min(codes, vocab_size, pixels) < 1:
         raise ValueError(f"codes, vocab_size and pixels must be at least 1, got {codes}, {vocab_size} and {pixels}")
@@ -116,19 +116,19 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
     where A and B are singular and iterative matrix roots fail. Computed in double precision.
 
     Raises:
-        ValueError: for features of different widths, fewer than two samples, or values that are not finite.
+        ValueError: if the numbers of features differ, a set has fewer than two samples, or a value is not finite.
     """
     sets = [features.detach().cpu().double() for features in (a_ND, b_ND)]
     if any(features.ndim != 2 or features.shape[1] != sets[0].shape[-1] for features in sets):
         shapes = f"{tuple(a_ND.shape)} and {tuple(b_ND.shape)}"
-        raise ValueError(f"features of shapes {shapes}, expected (samples, features)")
+        raise ValueError(f"features have shapes {shapes}, expected (samples, features) with equal numbers of features")
     if min(len(features) for features in sets) < 2:
         raise ValueError(f"{len(a_ND)} and {len(b_ND)} samples: a Frechet distance needs two or more of each")
     if not all(features.isfinite().all() for features in sets):
         raise ValueError("the Frechet distance is undefined: features are not finite")
     means_D = [features.mean(0) for features in sets]
     centred = [(f - mean_D) / math.sqrt(len(f) - 1) for f, mean_D in zip(sets, means_D, strict=True)]
-    # R of a QR decomposition has the same covariance and at most D rows.
+    # The factor R of a QR decomposition has the same covariance as the features, and at most D rows.
     x_RD, y_RD = (torch.linalg.qr(features, mode="r").R for features in centred)
     root = torch.linalg.svdvals(x_RD @ y_RD.T).sum()
     traces = sum(features.square().sum() for features in centred)
@@ -136,11 +136,11 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
 
 
 class VideoDetector(nn.Module):
-    """Features of clips for rFVD (arXiv 1812.01717), the `frechet_distance` between clips and reconstructions.
+    """Network whose features give rFVD (arXiv 1812.01717), the `frechet_distance` between clips and reconstructions.
 
     Args:
         program: called as `program(video_BCTHW, rescale=False, resize=True, return_features=True)` with float videos
-            in [-1, 1]; returns (B, D).
+            in [-1, 1]; returns features (B, D).
     """
 
     def __init__(self, program: Any) -> None:
@@ -152,7 +152,7 @@ class VideoDetector(nn.Module):
         """Return features (B, D) of clips, uint8 (B, T, H, W, 3), in fp32; the published I3D has D = 400.
 
         Raises:
-            ValueError: for clips that are not uint8, or of fewer than 10 frames, which I3D cannot pool.
+            ValueError: if clips are not uint8, or have fewer than 10 frames, which I3D cannot pool.
         """
         check_pixels(pixels_BTHWC)
         frames = pixels_BTHWC.shape[1]
@@ -169,7 +169,7 @@ def load_detector(file: Path, trust: bool) -> VideoDetector:
     """Load the published I3D detector, `i3d_torchscript.pt`, on the CPU and in evaluation mode.
 
     Raises:
-        ValueError: without `trust`, since TorchScript is a program; or if the file is missing or is not the detector.
+        ValueError: if `trust` is False, since TorchScript contains code, or if the file is missing or not the detector.
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; rFVD needs the published I3D detector, i3d_torchscript.pt")
@@ -181,7 +181,7 @@ def load_detector(file: Path, trust: bool) -> VideoDetector:
     except Exception as error:
         raise ValueError(f"{file}: does not load as TorchScript: {one_line(error)}") from error
     if not arguments.issuperset(_DETECTOR_ARGUMENTS):
-        raise ValueError(f"{file}: not the published I3D: its arguments lack some of {', '.join(_DETECTOR_ARGUMENTS)}")
+        raise ValueError(f"{file}: not the published I3D, which has the arguments {', '.join(_DETECTOR_ARGUMENTS)}")
     return VideoDetector(program).eval().requires_grad_(False)
 
 
@@ -190,4 +190,4 @@ def _check_clips(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> None:
     check_pixels(video_BTHWC)
     clips, reconstructions = tuple(pixels_BTHWC.shape), tuple(video_BTHWC.shape)
     if clips != reconstructions:
-        raise ValueError(f"clips of shape {clips} and reconstructions of {reconstructions} do not match")
+        raise ValueError(f"clips of shape {clips} and reconstructions of shape {reconstructions} do not match")

@@ -5,11 +5,11 @@ from pathlib import Path
 NEEDS_TAMING = "needs the package taming-transformers-rom1504: pip install --no-deps taming-transformers-rom1504"
 _LONGEST = 300
 _SELF_EXPLAINING = (ValueError, RuntimeError, OSError)
-"""Exceptions whose message is clear without the name of their type; that of KeyError, for example, is only the key."""
+"""Exceptions whose message is clear without the type name. The message of a KeyError, for example, is only the key."""
 
 
 def require_trust(file: Path, trust: bool) -> None:
-    """Raise ValueError unless the user trusts this file, which contains code that runs on loading."""
+    """Raise ValueError unless the user trusts this file, which contains code that runs when it is loaded."""
     if not trust:
         raise ValueError(f"{file} contains code that runs when it is loaded; pass --trust if you trust its origin")
 
@@ -26,7 +26,7 @@ def one_line(error: Exception) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of a PyTorch error message; the rest is advice, some of it dangerous (weights_only=False)."""
+    """Return the first sentence of a PyTorch error. The rest is advice, some of it dangerous (weights_only=False)."""
     reason, _, _ = " ".join(str(error).split()).partition(". ")
     return (reason or type(error).__name__)[:_LONGEST]
 
@@ -34,7 +34,7 @@ def first_sentence(error: Exception) -> str:
 def show(value: object) -> str:
     """Return a short representation of a value from an untrusted file.
 
-    Containers are shown by their type only: aliases in a YAML file can make them endless.
+    Containers are represented by their type only, since aliases in a YAML file can make them exponentially large.
     """
     if isinstance(value, str):
         return repr(value[:60])
