@@ -17,19 +17,19 @@ from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 _PAIRS = 2**24
-"""Pairs of a vector and a code that are compared at once; limits peak memory."""
+"""Largest number of (vector, code) pairs that are compared at once, to limit peak memory."""
 
 
 class Quantizer(nn.Module):
-    """Base class of all quantizers. They raise ValueError for a vocabulary size or an option that is out of range."""
+    """Base class of all quantizers. `make_quantizer` checks their names and options; the constructors check the rest."""
 
     vocab_size: int
     channels: int
     """Channels of each vector."""
     levels: tuple[int, ...] | None = None
-    """Number of values of each digit of a code, lowest digit first; None if codes are rows of a codebook."""
+    """Number of values of each digit of a code, lowest digit first; None if a code is an index into a codebook."""
     advice: str
-    """What to change when only a few codes are in use."""
+    """Advice to the user if only a few codes are in use."""
 
     def forward(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return quantized vectors (B, N, C), codes (B, N) int64 and the auxiliary loss (scalar), computed in fp32."""
@@ -38,7 +38,7 @@ class Quantizer(nn.Module):
         return quantized_BNC, codes_BN.long(), loss
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Do the work of `forward`, without autocast and on fp32 input."""
+        """Quantize fp32 vectors; `forward` calls this method with autocast disabled."""
         raise NotImplementedError
 
     def vectors(self, codes: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Quantizer(nn.Module):
         return self.codebook()[codes]  # type: ignore[index]  # overridden where there is no codebook
 
     def codebook(self) -> Tensor | None:
-        """Return the vectors of a learned codebook, (V, C); None if codes are made of digits."""
+        """Return the vectors of a learned codebook, (V, C); None if the codebook is not learned."""
         return None
 
 
@@ -54,14 +54,14 @@ class FSQQuantizer(Quantizer):
     """FSQ (arXiv 2309.15505): each channel is rounded to a few levels. It has no state to synchronise between processes.
 
     FSQ can collapse by saturation: where the tanh before rounding is flat, the gradient is zero and a channel stays there.
-    The `spread` loss pulls the vectors of a batch towards mean 0, deviation 1 and no correlation between channels, which
-    keeps them out of the flat part of the tanh.
+    The `spread` loss pulls the channels of a batch towards mean 0, standard deviation 1 and no correlation, which keeps
+    them out of the flat part of the tanh.
 
     Args:
         levels: number of values of each digit; default: table 1 of the paper for this vocabulary.
         spread: weight of the spread loss.
-        preserve_symmetry: levels are symmetric around 0 (arXiv 2411.19842).
-        noise_dropout: in training, share of values that get noise of at most +-0.5 after rounding, as in
+        preserve_symmetry: make levels symmetric around 0 (arXiv 2411.19842).
+        noise_dropout: fraction of values that get noise of at most +-0.5 after rounding, in training only, as in
             vector-quantize-pytorch; needs preserve_symmetry.
     """
 
@@ -109,7 +109,7 @@ class FSQQuantizer(Quantizer):
 
 
 def _spread_loss(z_NC: Tensor) -> Tensor:
-    """Return the mean squared distance from mean 0, deviation 1 and no correlation between channels."""
+    """Return the mean squared distance from mean 0, standard deviation 1 and no correlation between channels."""
     centred_NC = z_NC - z_NC.mean(0)
     deviation_C = (centred_NC.square().mean(0) + 1e-6).sqrt()
     correlation_CC = (centred_NC.T @ centred_NC) / len(z_NC) / torch.outer(deviation_C, deviation_C)
@@ -125,10 +125,10 @@ class EMAVQQuantizer(Quantizer):
     Args:
         decay: decay of the moving average, in [0, 1).
         commitment: weight of the commitment loss, which pulls inputs towards their codes.
-        revive_below: a code is replaced by a vector of the step if the moving average of its count per step is not above
-            this threshold. The threshold is limited to a quarter of the mean count of all codes.
+        revive_below: threshold of the moving average of a code's count per step. Codes below the threshold are replaced
+            by input vectors of the step. The threshold is at most a quarter of the mean count of all codes.
         rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
-        cosine: codes are compared by cosine similarity.
+        cosine: compare vectors and codes by cosine similarity.
     """
 
     advice = "raise --batch_size, or lower --lr, or choose a smaller vocabulary"
@@ -164,18 +164,18 @@ class EMAVQQuantizer(Quantizer):
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.training:
             if not self.vq._codebook.initted:
-                raise ValueError("the codebook was never trained: the first input of `encode` would initialise it")
+                raise ValueError("the codebook was never trained, so the first input of `encode` would initialise it")
             return self._nearest(z_BNC)
         if self._ranks != _ranks():
             raise ValueError("build the tokenizer after the process group, or each process trains its own codebook")
-        # The counts are equal in all processes. If only some processes replaced codes, these would wait forever for the
-        # others in a collective operation.
+        # `cluster_size` and so the threshold are equal in all processes. If only some processes replaced codes, they
+        # would wait forever in a collective operation.
         quarter = self.vq._codebook.cluster_size.sum() / (4 * self.vocab_size)
         self.vq._codebook.threshold_ema_dead_code = quarter.clamp(max=self._revive_below)
         return self.vq(z_BNC)
 
     def _nearest(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize in slices: the package allocates several (vectors, codes) matrices."""
+        """Quantize in slices, since the package allocates several (vectors, codes) matrices."""
         slices = z_BNC.flatten(0, 1).split(max(1, _PAIRS // self.vocab_size))
         parts = zip(*(self.vq(slice_NC[None])[:2] for slice_NC in slices), strict=True)
         quantized_BNC, codes_BN = (torch.cat(part, 1)[0].unflatten(0, z_BNC.shape[:2]) for part in parts)
@@ -186,7 +186,7 @@ class EMAVQQuantizer(Quantizer):
 
 
 def _ranks() -> int:
-    """Return the world size, 1 without a process group."""
+    """Return the world size, or 1 if there is no process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -194,11 +194,11 @@ class LFQQuantizer(Quantizer):
     """LFQ (arXiv 2310.05737): the digits of a code are the signs of the channels.
 
     Args:
-        entropy: weight of the entropy loss: low entropy of the codes of each vector, high entropy of the codes of all.
-        diversity: weight of the second entropy relative to the first.
+        entropy: weight of the entropy loss, which lowers the entropy of p(code | vector) and raises that of its mean.
+        diversity: weight of the entropy of the mean, relative to the mean entropy of p(code | vector).
         commitment: weight of the commitment loss, which pulls vectors towards their signs.
-        inverse_temperature: inverse temperature of the soft assignment whose entropies are taken.
-        spherical: vectors are projected on the unit sphere first, which is BSQ (arXiv 2406.07548).
+        inverse_temperature: inverse temperature of p(code | vector).
+        spherical: project vectors on the unit sphere first, as in BSQ (arXiv 2406.07548).
     """
 
     advice = "raise the quantizer's entropy weight (--model.options '{entropy: 0.1}') or its diversity"
@@ -235,10 +235,10 @@ class LFQQuantizer(Quantizer):
         return z_BNC + (quantized_BNC - z_BNC).detach(), codes_BN, loss
 
     def _entropy_loss(self, z_NC: Tensor) -> Tensor:
-        """Return the mean entropy of p(code | vector), less the entropy of its mean over the vectors of all processes.
+        """Return the mean entropy of p(code | vector) minus the weighted entropy of its mean over all processes.
 
-        The loss of vector-quantize-pytorch (1.32) is not used: with several processes, its mean over all vectors is the
-        mean of one process divided by the world size.
+        The loss of vector-quantize-pytorch (1.32) is not used, because with several processes its mean over all vectors is
+        the mean of one process divided by the world size.
         """
         codebook_VC = self.lfq.maybe_l2norm(self.lfq.codebook)
         # Every entry of the codebook is +value or -value. Channels are independent, so the entropy of a vector's codes is
@@ -250,7 +250,7 @@ class LFQQuantizer(Quantizer):
         def summed_probabilities(slice_NC: Tensor) -> Tensor:
             return (2 * self._inverse_temperature * slice_NC @ codebook_VC.T).softmax(-1).sum(0)
 
-        # A full (vectors, codes) matrix needs too much memory; each slice is recomputed in the backward pass.
+        # A full (vectors, codes) matrix needs too much memory, so each slice is recomputed in the backward pass.
         slices = z_NC.split(max(1, _PAIRS // self.vocab_size))
         mean_V = sum(checkpoint(summed_probabilities, part, use_reentrant=False) for part in slices) / len(z_NC)
         if _ranks() > 1:
@@ -267,8 +267,8 @@ class SimVQQuantizer(Quantizer):
     """SimVQ (arXiv 2411.02038): a frozen random codebook followed by a trained linear layer, which moves all codes at once.
 
     Args:
-        commitment: weight of the loss between inputs and their codes.
-        input_commitment: relative weight, in that loss, of the part that moves the inputs.
+        commitment: weight of the loss that pulls inputs and their codes towards each other.
+        input_commitment: weight of the part of this loss that moves inputs, relative to the part that moves codes.
         rotation_trick: rotate and scale gradients from code to input (arXiv 2410.06424) instead of straight-through.
     """
 
@@ -295,7 +295,7 @@ class SimVQQuantizer(Quantizer):
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized_BNC, codes_BN, loss = self.sim(z_BNC)
-        # In evaluation mode the package also returns rotated vectors; the decoder needs exactly those of the codes.
+        # The package returns rotated vectors also in evaluation mode. The decoder needs exactly the vectors of the codes.
         return quantized_BNC if self.training else self.vectors(codes_BN), codes_BN, loss
 
     def codebook(self) -> Tensor:
@@ -304,15 +304,15 @@ class SimVQQuantizer(Quantizer):
 
 
 LARGEST = 2**20
-"""The largest vocabulary: larger than that of any published tokenizer, and its codebook still fits into memory."""
+"""Largest vocabulary size: above that of any published tokenizer, with a codebook that still fits into memory."""
 QUANTIZERS = {"fsq": FSQQuantizer, "emavq": EMAVQQuantizer, "lfq": LFQQuantizer, "simvq": SimVQQuantizer}
 
 
 def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
-    """Make the quantizer of a name, which is its kind followed by the vocabulary size, for example `fsq1000`.
+    """Return the quantizer with a name, which is its kind followed by the vocabulary size, for example `fsq1000`.
 
     Raises:
-        ValueError: for an invalid name, an unknown option, or an option of the wrong type.
+        ValueError: if the name is invalid, or an option is unknown, of the wrong type or out of range.
     """
     match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,6})", name)
     if match is None or match[1] not in QUANTIZERS or not 2 <= int(match[2]) <= LARGEST:

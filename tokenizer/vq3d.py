@@ -17,24 +17,25 @@ from tokenizer.blocks import ChannelNorm, Haar, ResidualBlock, Upsample, depth_t
 from tokenizer.quantizers import make_quantizer
 
 SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
-"""Channels at each resolution, the finest first; each further resolution halves height and width."""
+"""Channels at each resolution, the finest first. Each further resolution halves height and width."""
 NAME = re.compile(r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-([a-z]+[1-9]\d*)", re.ASCII)
 
 
 class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
-    """Autoencoder: stem, residual blocks, quantizer, residual blocks, inverse stem. No convolution at full resolution.
+    """Autoencoder: stem, residual blocks, quantizer, residual blocks, inverse stem. No convolution runs at full resolution.
 
     Args:
         name: size (default tiny), whether causal, stride along (t, h, w), quantizer and vocabulary size, for example
             vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq,
-            lfq, simvq. A causal tokenizer takes 1 + k * t frames; the first frame is encoded alone, like an image.
-        stem: channels made of a block of pixels: `space` for the pixels themselves, `haar` for their wavelet coefficients.
-        width: channels at the finest resolution, a multiple of 8, doubled at each further one; default: set by the size.
+            lfq, simvq. A causal tokenizer takes 1 + k * t frames and encodes the first frame alone, like an image.
+        stem: contents of the input channels: `space` for the pixels of a block, `haar` for their wavelet coefficients.
+        width: channels at the finest resolution, a multiple of 8. The number doubles at each further resolution. Default:
+            set by the size.
         depth: residual blocks at each resolution, in the encoder and in the decoder.
         options: options of the quantizer, for example {decay: 0.95}; tokenizer/quantizers.py lists them.
 
     Raises:
-        ValueError: for an invalid name, or a setting out of range.
+        ValueError: if the name is invalid, or a setting is out of range.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
             reason = f"{size} halves height and width {len(widths) - 1} times"
             raise ValueError(f"{name}: {reason}, so the stride along both must be a multiple of {finer}")
         self.block = (t, h // finer, w // finer)
-        """Pixels of one position at the finest resolution."""
+        """Size of one position at the finest resolution, in pixels along (t, h, w)."""
         self.haar = Haar(self.block) if stem == "haar" else None
         block_channels = 3 * math.prod(self.block)
         self.encoder = _encoder(block_channels, widths, depth, self.quantizer.channels, self.causal)
@@ -78,7 +79,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight at which the adversarial loss and the reconstruction loss compare their gradients."""
+        """Weight at which the gradients of adversarial and reconstruction loss are compared."""
         return self.decoder[-1].weight  # type: ignore[return-value]
 
     def forward(self, pixels_BTHWC: Tensor) -> dict[str, Tensor]:
@@ -88,7 +89,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
             `video`: float (B, T, H, W, 3), nominally in [-1, 1]; `codes`: (B, t, h, w); `quantizer`: its auxiliary loss.
 
         Raises:
-            ValueError: for pixels that are not uint8, or a size that does not fit.
+            ValueError: if pixels are not uint8, or a size does not fit the stride.
         """
         self.codes_shape(*pixels_BTHWC.shape[1:4])
         quantized_BND, codes_Bthw, auxiliary = self._quantized(pixels_BTHWC)
@@ -109,7 +110,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         return hash_module(self, config)
 
     def _quantized(self, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return vectors (B, N, D), codes (B, t, h, w) and loss. If causal, the first frame is repeated to fill a block."""
+        """Return vectors (B, N, D), codes (B, t, h, w) and loss. If causal, repeat the first frame to fill a block."""
         video_BTHWC = to_float(pixels_BTHWC)
         if self.causal:
             ahead_BTHWC = video_BTHWC[:, :1].expand(-1, self.stride[0] - 1, -1, -1, -1)
@@ -147,7 +148,7 @@ def _encoder(pixels: int, widths: tuple[int, ...], depth: int, channels: int, ca
             layers.append(nn.Conv3d(widths[i - 1], width, (1, 2, 2), stride=(1, 2, 2)))
         layers += [ResidualBlock(width, causal=causal) for _ in range(depth)]
     last = nn.Conv3d(widths[-1], channels, 1)
-    # Small initial vectors stay where the tanh of FSQ is not flat.
+    # Small initial weights keep vectors out of the flat part of the tanh of FSQ.
     nn.init.normal_(last.weight, std=0.5 / widths[-1] ** 0.5)
     nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # the bias is not None
     return nn.Sequential(*layers, ChannelNorm(widths[-1]), last)
