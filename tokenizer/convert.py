@@ -1,11 +1,11 @@
-"""python -m tokenizer.convert: extract the weights of a Lightning checkpoint that holds more than weights.
+"""Extract the weights of a Lightning checkpoint that holds more than weights: `python -m tokenizer.convert`.
 
-The pickle in a checkpoint is a program that may call anything. Here its instructions are interpreted symbolically: names are
-recorded, nothing is imported, called or built, and of each tensor only the location of its bytes is kept.
+The pickle in a checkpoint is a program that may call any function. This module interprets its instructions symbolically:
+it records names and the location of each tensor's bytes, and it imports, calls and builds nothing.
 
-`weights_only=True` of torch (2.13), with stub classes in `add_safe_globals`, is no replacement: it refuses pickle protocols 4
-and 5, and every checkpoint that refers to `posix` or `sys`. A `pickle_module` for torch.load is none either: torch.load
-executes a TorchScript file that is named like a checkpoint.
+`torch.load(weights_only=True)` of torch 2.13 cannot do this, even with stub classes in `add_safe_globals`: it refuses pickle
+protocols 4 and 5, and every checkpoint that refers to `posix` or `sys`. `torch.load` with a custom `pickle_module` is not
+safe: it executes a TorchScript file that is named like a checkpoint.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tokenizer.messages import show_name
 from tokenizer.taming import WEIGHTS, find_checkpoint, load_weights_only
 
 INSTRUCTIONS = 2_000_000
-"""Limit for damaged or hostile pickles; a tensor takes about thirty instructions."""
+"""Largest number of instructions in a pickle, against damaged or hostile files; a tensor takes about 30."""
 
 _LISTED = 20
 _DTYPES = {
@@ -45,16 +45,16 @@ _DICTIONARY = "collections.OrderedDict"
 
 
 class _Name(str):
-    """Module and name of something that unpickling would import."""
+    """Full name of an object that unpickling would import."""
 
 
 class _Pairs(list):
-    """A dictionary as an alternating list of keys and values; keys are never hashed."""
+    """Dictionary as a list of alternating keys and values, so that keys are never hashed."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """A file of the archive, as numbers of a dtype."""
+    """Reference to a file of the archive that holds numbers of one dtype."""
 
     dtype: torch.dtype
     key: str
@@ -62,7 +62,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """Arguments of a tensor, not validated yet."""
+    """Arguments from which torch would build a tensor, not validated yet."""
 
     storage: _Storage
     offset: Any
@@ -71,13 +71,13 @@ class _View:
 
 
 _OPAQUE = object()
-"""Stands for every value that is not needed: results of calls, lists and sets."""
+"""Placeholder for all values that are not needed: results of calls, lists and sets."""
 
 
 class _PickleInterpreter:
-    """Interprets a pickle with placeholders for everything but numbers, strings, tuples and dictionaries.
+    """Interpreter of a pickle that keeps only numbers, strings, tuples, dictionaries and references to tensors.
 
-    `names` counts the names that it refers to, except those of dictionaries and tensors.
+    `names` counts the names that the pickle refers to, except those of dictionaries and tensors.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _PickleInterpreter:
         """Return the value of a pickle.
 
         Raises:
-            ValueError: if it is damaged, or has more than `INSTRUCTIONS` instructions.
+            ValueError: if the pickle is damaged, or has more than `INSTRUCTIONS` instructions.
         """
         try:
             for count, (instruction, argument, _) in enumerate(pickletools.genops(pickle)):
@@ -128,7 +128,7 @@ class _PickleInterpreter:
             case "SETITEMS":
                 self._set_items(self._pop_to_mark())
             case _:
-                # Not in one line: `_value` may replace `self._stack`.
+                # Two statements, because `_value` may replace `self._stack`.
                 value = self._value(instruction, argument)
                 self._stack.append(value)
 
@@ -198,14 +198,14 @@ class _PickleInterpreter:
 
 def _pairs(items: list[Any]) -> _Pairs:
     for key in items[::2]:
-        # Nested tuples with shared parts are small in the file, but torch.load would hash them for ever.
+        # torch.load would hash nested tuples with shared parts for ever, even if they are small in the file.
         if isinstance(key, tuple) and any(isinstance(item, tuple) for item in key):
             raise ValueError("a key of a dictionary is made of tuples of tuples")
     return _Pairs(items)
 
 
 def _call_result(function: Any, arguments: Any) -> Any:
-    """Return the value of a call, if it makes a dictionary or a tensor."""
+    """Return the dictionary or the view of a tensor that a call would build; the placeholder for any other call."""
     if not isinstance(function, _Name) or not isinstance(arguments, tuple):
         return _OPAQUE
     if function == _DICTIONARY and not arguments:
@@ -227,16 +227,16 @@ class Contents:
     tensors: dict[str, Tensor]
     """Tensors of its `state_dict`."""
     left_out: list[str]
-    """Keys of all other parts, and keys of the `state_dict` whose values are no tensors."""
+    """Keys of all other parts, and keys of the `state_dict` whose values are not tensors."""
     names: Counter[str]
-    """Classes and functions that it refers to, with counts."""
+    """Names of the classes and functions that the checkpoint refers to, with counts."""
 
 
 def read_checkpoint(file: Path) -> Contents:
     """Read the weights of a checkpoint without executing anything in it.
 
     Raises:
-        ValueError: in one line, if it is not a checkpoint, is damaged, or declares more data than the file holds.
+        ValueError: if the file is not a checkpoint, is damaged, or declares more data than it holds.
         OSError: if the file cannot be read.
     """
     try:
@@ -249,7 +249,7 @@ def read_checkpoint(file: Path) -> Contents:
 
 
 class _Archive:
-    """The zip archive that torch.save writes: `<name>/data.pkl`, and `<name>/data/<key>` for each storage."""
+    """Zip archive as written by torch.save: `<name>/data.pkl`, and `<name>/data/<key>` for each storage."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         self._archive, self._size = archive, size
@@ -260,7 +260,7 @@ class _Archive:
             raise ValueError(f"expected one data.pkl in its archive, found {len(pickles)}")
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}byteorder" in self._entries and self._bytes("byteorder") != sys.byteorder.encode():
-            raise ValueError("it was written on a machine of another byte order")
+            raise ValueError("it was written on a machine with another byte order")
 
     def read(self) -> Contents:
         interpreter = _PickleInterpreter()
@@ -306,12 +306,12 @@ class _Archive:
         if entry is None:
             raise ValueError(f"{name} is not in its archive")
         if entry.compress_type != zipfile.ZIP_STORED or max(entry.file_size, entry.compress_size) > self._size:
-            raise ValueError(f"{name} of its archive is compressed, or larger than the file")
+            raise ValueError(f"{name} in its archive is compressed, or larger than the file")
         return self._archive.read(entry)
 
 
 def _dictionary(value: Any) -> dict[str, Any]:
-    """Return pairs as a dictionary, without keys that are not strings."""
+    """Return pairs as a dictionary, without the pairs whose key is not a string."""
     if not isinstance(value, _Pairs) or len(value) % 2:
         raise ValueError("it has no state_dict")
     return {key: item for key, item in zip(value[::2], value[1::2], strict=True) if isinstance(key, str)}
@@ -321,10 +321,10 @@ def _dictionary(value: Any) -> dict[str, Any]:
 
 
 def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
-    """Write tensors next to the checkpoint, by an atomic rename of a complete file.
+    """Write tensors atomically to a file next to the checkpoint, and return its path.
 
     Raises:
-        ValueError: if safetensors cannot write them.
+        ValueError: if safetensors cannot write the tensors.
         OSError: if the file cannot be written or renamed.
     """
     file = checkpoint.parent / WEIGHTS
@@ -378,7 +378,7 @@ class _Parser(argparse.ArgumentParser):
         self.fail(f"{message} (--help lists the flags)")
 
     def fail(self, message: str) -> NoReturn:
-        """Print one line to stderr and exit with the code of a user's mistake."""
+        """Print the message in one line to stderr and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 

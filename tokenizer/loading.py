@@ -1,4 +1,4 @@
-"""Loading of tokenizers of every kind."""
+"""Loading of tokenizers of all kinds."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
     """Load a tokenizer, in evaluation mode and frozen.
 
     Args:
-        source: a run folder of train_tokenizer, a folder written by `save_pretrained`, or its id on the Hugging Face hub;
-            `taming:FOLDER`, a VQGAN as taming-transformers publishes it, optionally with `?quantizer=VectorQuantizer` for
-            codes of the package's first quantizer; or `torchscript:FOLDER`, with encoder.jit and decoder.jit.
-        trust: whether programs in the files may run; a TorchScript file is a program.
+        source: for a VQ3D, a run folder of train_tokenizer, a folder written by `save_pretrained`, or an id on the Hugging
+            Face hub. For a VQGAN of taming-transformers, `taming:FOLDER`; `?quantizer=VectorQuantizer` after it selects
+            the older of the package's quantizers. For a folder with encoder.jit and decoder.jit, `torchscript:FOLDER`.
+        trust: allow code in the files to run. A TorchScript file contains code.
 
     Raises:
         ValueError: if the source is not a valid tokenizer.
@@ -52,7 +52,7 @@ def _load_own(source: str) -> VQ3D:
         raise ValueError(f"{source}: no such tokenizer folder")
     try:
         if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
-            raise ValueError("it is a pre-trained model")
+            raise ValueError("it is a pre-trained ARVideo model")
         # The hub mixin prints a line for every load.
         with contextlib.redirect_stdout(io.StringIO()):
             return VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)

@@ -1,4 +1,4 @@
-"""VQGANs of taming-transformers (arXiv 2012.09841), loaded from their published layout and applied to single frames.
+"""VQGANs of taming-transformers (arXiv 2012.09841), loaded from their published files and applied to single frames.
 
 Legend: B clips, T H W C frames, height, width, colours; h w the grid of codes of a frame; V codes, D channels of a code.
 """
@@ -27,21 +27,23 @@ QUANTIZERS = {
     "taming.models.vqgan.VQNoDiscModel": ("VectorQuantizer2", "VectorQuantizer"),
     "taming.models.vqgan.GumbelVQ": ("GumbelQuantize",),
 }
-"""Quantizers of the package that a model can have; the first is the one that the current package uses."""
+"""Possible quantizers of each model class. The first is the one that the current package uses."""
 
 WEIGHTS = "weights.safetensors"
 """File that `python -m tokenizer.convert` writes next to a checkpoint."""
 
 _YAML_BYTES = 2**16
-"""Size limit of a project file."""
+"""Size limit of a project file, in bytes."""
 
 
 class TamingTokenizer(VideoTokenizer):
     """Encoder, quantizer and decoder of taming-transformers, applied to each frame separately.
 
     Args:
-        quantizer: `VectorQuantizer2` (in its legacy form), `VectorQuantizer` (its predecessor, which multiplies one-hot
+        quantizer: `VectorQuantizer2` (with legacy=True), `VectorQuantizer` (its predecessor, which multiplies one-hot
             vectors with the codebook) or `GumbelQuantize`.
+        n_embed: vocabulary size.
+        embed_dim: channels of a code.
         ddconfig: settings of encoder and decoder, as in the project YAML.
 
     Raises:
@@ -58,7 +60,7 @@ class TamingTokenizer(VideoTokenizer):
             from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer, VectorQuantizer2
         except ImportError:
             raise ValueError(f"a VQGAN {NEEDS_TAMING}") from None
-        # The decoder prints its size.
+        # The constructor of the decoder prints its size.
         with contextlib.redirect_stdout(io.StringIO()):
             self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
@@ -78,7 +80,7 @@ class TamingTokenizer(VideoTokenizer):
         self._architecture = {"class": type(self).__name__, "quantizer": quantizer, **plain}
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
-        """Encode one frame at a time: codes do not depend on the clip or batch, and peak memory is that of one frame."""
+        """Encode one frame at a time, so that codes do not depend on the batch and peak memory is that of one frame."""
         grid_thw = self.codes_shape(*pixels_BTHWC.shape[1:4])
         codes_Bthw = torch.empty((len(pixels_BTHWC), *grid_thw), dtype=torch.int64, device=pixels_BTHWC.device)
         for codes_hw, pixels_HWC in zip(codes_Bthw.flatten(0, 1), pixels_BTHWC.flatten(0, 1), strict=True):
@@ -88,7 +90,7 @@ class TamingTokenizer(VideoTokenizer):
     def _codes(self, frame_1CHW: Tensor) -> Tensor:
         z_1Dhw = self.quant_conv(self.encoder(frame_1CHW))
         with torch.autocast(z_1Dhw.device.type, enabled=False):
-            # `forward` of the package adds Gumbel noise also in evaluation mode; codes would differ between calls.
+            # `forward` of the package adds Gumbel noise also in evaluation mode, so codes would differ between calls.
             if self._gumbel:
                 return self.quantize.proj(z_1Dhw.float()).argmax(1)[0]
             _, _, (_, _, codes) = self.quantize(z_1Dhw.float())
@@ -118,21 +120,21 @@ def load_taming(folder: Path, quantizer: str | None = None) -> TamingTokenizer:
     Args:
         folder: folder with `model.yaml` or `...project.yaml` (there or in `configs`), and the `.ckpt` or
             `weights.safetensors` (there or in `checkpoints`).
-        quantizer: a name in `QUANTIZERS` that the model can have; default: the one that the current package uses.
+        quantizer: one of the model's names in `QUANTIZERS`; default: the first.
 
     Raises:
-        ValueError: in one line that names the file, if a file is missing or invalid.
+        ValueError: if a file is missing or invalid; the message names the file.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder, or not a folder")
     architecture = read_project(_find_project(folder), quantizer)
     file = _find_weights(folder)
     weights = _read_weights(file, folder)
-    # The YAML file may declare any size, so nothing is allocated before its shapes match the weights.
+    # The YAML file may declare any size, so memory is allocated only after its shapes match the weights.
     with torch.device("meta"):
         tokenizer = TamingTokenizer(**architecture)
     _compare(file, tokenizer.state_dict(), weights)
-    # Copies, since the tensors are mapped from the file.
+    # The tensors are memory-mapped; copies do not depend on the file.
     copies = {k: v.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for k, v in weights.items()}
     for key, tensor in copies.items():
         if not tensor.isfinite().all():
@@ -145,10 +147,10 @@ def load_taming(folder: Path, quantizer: str | None = None) -> TamingTokenizer:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """Return the Lightning checkpoint of a folder; of several, `last.ckpt`.
+    """Return the Lightning checkpoint of a folder, or `last.ckpt` if there are several.
 
     Raises:
-        ValueError: if there is none, or several without a `last.ckpt`.
+        ValueError: if there is no checkpoint, or there are several but no `last.ckpt`.
     """
     files = _files(folder, "checkpoints", ".ckpt")
     return _single(folder, [file for file in files if file.name == "last.ckpt"] or files, ".ckpt")
@@ -166,7 +168,7 @@ def _find_project(folder: Path) -> Path:
 
 
 def _files(folder: Path, subfolder: str, suffix: str) -> list[Path]:
-    """Return all files of a suffix in a folder and in one subfolder, sorted."""
+    """Return all files with a suffix in a folder and in one of its subfolders, sorted."""
     files = [*folder.glob(f"*{suffix}"), *(folder / subfolder).glob(f"*{suffix}")]
     return sorted(file for file in files if file.suffix == suffix and file.is_file())
 
@@ -175,7 +177,7 @@ def _single(folder: Path, files: Sequence[Path], kind: str) -> Path:
     if len(files) == 1:
         return files[0]
     names = ", ".join(str(file.relative_to(folder)) for file in files)
-    raise ValueError(f"{folder}: expected one {kind}, found {names}" if files else f"{folder}: no {kind} in it")
+    raise ValueError(f"{folder}: expected one {kind}, found {names or 'none'}")
 
 
 # --- the project YAML
@@ -232,14 +234,14 @@ def read_project(file: Path, quantizer: str | None) -> dict[str, Any]:
     """Return the arguments of `TamingTokenizer` for a project YAML.
 
     Raises:
-        ValueError: for a model that is not in `QUANTIZERS`, a field that is unknown, missing or out of range, or a
-            quantizer that the model cannot have.
+        ValueError: if the model is not in `QUANTIZERS`, a field is unknown, missing or out of range, or the model cannot
+            have the quantizer.
     """
     if file.stat().st_size > _YAML_BYTES:
         raise ValueError(f"{file}: a project file must have at most {_YAML_BYTES} bytes, got {file.stat().st_size}")
     try:
         project = yaml.safe_load(file.read_text("utf-8"))
-    # The parser raises exceptions of many types for damaged values.
+    # The parser raises exceptions of many types for invalid values.
     except Exception as error:
         raise ValueError(f"{file}: not a YAML file of plain values: {one_line(error)}") from None
     model = project.get("model") if isinstance(project, dict) else None
@@ -260,7 +262,7 @@ def read_project(file: Path, quantizer: str | None) -> dict[str, Any]:
 
 
 def _checked(file: Path, path: str, fields: Any, rules: dict[str, _Rule], ignored: set[str]) -> dict[str, Any]:
-    """Return the fields that have rules, all of them valid."""
+    """Return the fields that have rules. Raises ValueError for a missing, unknown or invalid field."""
     if not isinstance(fields, dict):
         raise ValueError(f"{file}: {path} is {show(fields)}, expected a mapping")
     for name in fields:
@@ -278,7 +280,7 @@ def _checked(file: Path, path: str, fields: Any, rules: dict[str, _Rule], ignore
 
 
 def _read_weights(file: Path, folder: Path) -> dict[str, Tensor]:
-    """Return the state of the networks, mapped from the file, without the weights of the training loss."""
+    """Return the memory-mapped state dict of the networks, without the weights of the training loss."""
     try:
         state = load_file(file) if file.suffix == ".safetensors" else load_weights_only(file)["state_dict"]
     except pickle.UnpicklingError as error:
@@ -298,13 +300,13 @@ def load_weights_only(file: Path) -> dict[str, Any]:
 
     Raises:
         pickle.UnpicklingError: if it holds more than weights and plain values.
-        Exception: of any other type if it is damaged.
+        Exception: of any type if the file is damaged.
     """
     with file.open("rb") as opened:
         zipped = opened.read(4) == b"PK\x03\x04"
     try:
         with warnings.catch_warnings():
-            # torch warns of things that it then refuses.
+            # torch warns about content that it then refuses.
             warnings.simplefilter("ignore")
             checkpoint = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
@@ -317,7 +319,7 @@ def load_weights_only(file: Path) -> dict[str, Any]:
 
 
 def _compare(file: Path, expected: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
-    """Raise ValueError unless names and shapes of the weights are those expected."""
+    """Raise ValueError unless the weights have the expected names and shapes."""
     for key, tensor in weights.items():
         plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or not tensor.is_floating_point():
@@ -326,12 +328,12 @@ def _compare(file: Path, expected: Mapping[str, Tensor], weights: Mapping[str, A
     differences = {
         "lacks": [key for key in expected if key not in weights],
         "holds unknown": [show_name(key) for key in weights if key not in expected],
-        "has in another shape": [f"{k} {a} instead of {b}" for k, (a, b) in shapes.items() if a != b],
+        "has other shapes:": [f"{k} {a} instead of {b}" for k, (a, b) in shapes.items() if a != b],
     }
     texts = [f"{verb} {_first(keys)}" for verb, keys in differences.items() if keys]
     if texts:
         raise ValueError(f"{file}: does not fit the project file: it {'; it '.join(texts)}")
-    # A tensor with stride 0 can have any size in a small file.
+    # A small file can declare a tensor of any size with stride 0.
     declared = sum(math.prod(tensor.shape) * tensor.element_size() for tensor in weights.values())
     if declared > file.stat().st_size:
         raise ValueError(f"{file}: declares {declared} bytes of weights, but has {file.stat().st_size}")

@@ -30,7 +30,7 @@ class Facts:
     """Properties of the codes that TorchScript files do not contain; `config.json` has exactly these fields.
 
     Raises:
-        ValueError: for a value of another type or out of range.
+        ValueError: if a value has the wrong type or is out of range.
     """
 
     stride: tuple[int, int, int]
@@ -39,7 +39,7 @@ class Facts:
     levels: tuple[int, ...] | None
     """Number of values of each digit of a code, lowest digit first; null if codes have no digits."""
     causal: bool
-    """Whether clips have 1 + k * stride frames."""
+    """True if the first frame has its own codes. Clips then have 1 + k * stride frames."""
 
     def __post_init__(self) -> None:
         if not _integers(self.stride, 1) or len(self.stride) != 3:
@@ -53,12 +53,12 @@ class Facts:
 
 
 def _integers(values: Any, low: int) -> bool:
-    """Whether values are a list or tuple of integers in [low, 2^31)."""
+    """Return whether values are a list or tuple of integers in [low, 2^31)."""
     return isinstance(values, list | tuple) and all(type(v) is int and low <= v < 2**31 for v in values)
 
 
 class TorchScriptTokenizer(VideoTokenizer):
-    """Two TorchScript programs, an encoder and a decoder, run in the dtype in which they were exported.
+    """Two TorchScript programs, an encoder and a decoder, which run in the dtype in which they were exported.
 
     Args:
         encoder: video (B, 3, T, H, W) in [-1, 1] -> codes (B, t, h, w), alone or first in a tuple.
@@ -68,7 +68,7 @@ class TorchScriptTokenizer(VideoTokenizer):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, facts: Facts, fingerprint: str) -> None:
         super().__init__()
-        # An empty first parameter: callers read the device from it, also if the files hold constants only.
+        # Callers read the device from the first parameter. The programs may have no parameters, only constants.
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
         self.encoder, self.decoder = encoder, decoder
         self.stride, self.vocab_size = facts.stride, facts.vocab_size
@@ -81,7 +81,7 @@ class TorchScriptTokenizer(VideoTokenizer):
         """Run the encoder and check its codes.
 
         Raises:
-            ValueError: for codes of another type or shape than declared, or outside the vocabulary.
+            ValueError: if the codes are not integers, have another shape than declared, or are outside the vocabulary.
         """
         video_BCTHW = rearrange(to_float(pixels_BTHWC), "b t h w c -> b c t h w").contiguous()
         codes_Bthw = _run(self.encoder, video_BCTHW.to(_float_type(self.encoder)))
@@ -105,7 +105,7 @@ class TorchScriptTokenizer(VideoTokenizer):
         """Run the decoder and check the shape of its video.
 
         Raises:
-            ValueError: for a video of another shape than declared.
+            ValueError: if the video has another shape than declared.
         """
         video_BCTHW = _run(self.decoder, codes_Bthw.to(self._code_type))
         clips, t, h, w = codes_Bthw.shape
@@ -117,7 +117,7 @@ class TorchScriptTokenizer(VideoTokenizer):
         return to_uint8(rearrange(video_BCTHW, "b c t h w -> b t h w c"))
 
     def codebook(self) -> None:
-        """Return None: the files do not declare the vectors of codes."""
+        """Return None, since the files do not contain the vectors of codes."""
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -129,7 +129,7 @@ def _float_type(module: nn.Module) -> torch.dtype:
 
 
 def _run(module: nn.Module, x: Tensor) -> Any:
-    # Optimized execution may fuse kernels after the first calls, so that codes would depend on the number of calls.
+    # Optimized execution may fuse kernels after the first calls, so codes could depend on the number of calls.
     with torch.autocast(x.device.type, enabled=False), torch.jit.optimized_execution(False):
         return module(x)
 
@@ -138,11 +138,11 @@ def load_torchscript(folder: Path, trust: bool) -> TorchScriptTokenizer:
     """Load `encoder.jit` and `decoder.jit`, frozen.
 
     Args:
-        folder: folder with both files, and with a `config.json` unless the folder has a name of Cosmos.
-        trust: whether the programs may run; if not, none of their bytes are read.
+        folder: folder with both files, and with a `config.json` unless the folder has the name of a Cosmos tokenizer.
+        trust: allow the programs to run. If False, the files are not read.
 
     Raises:
-        ValueError: in one line that names the file, without `trust`, or if the programs do not work as declared.
+        ValueError: if `trust` is False, if a file is missing or invalid, or if the programs do not work as declared.
     """
     files = [folder / "encoder.jit", folder / "decoder.jit"]
     for file in files:
@@ -153,7 +153,7 @@ def load_torchscript(folder: Path, trust: bool) -> TorchScriptTokenizer:
     digest = hashlib.sha256(json.dumps(asdict(facts), sort_keys=True).encode())
     modules: list[nn.Module] = []
     for file in files:
-        # Read once, so that the bytes that are hashed are the bytes that are loaded.
+        # The file is read once, so that the hash is that of the loaded bytes.
         data = file.read_bytes()
         digest.update(hashlib.sha256(data).digest())
         try:
@@ -172,7 +172,7 @@ def load_torchscript(folder: Path, trust: bool) -> TorchScriptTokenizer:
 def _read_facts(folder: Path) -> Facts:
     file = folder / "config.json"
     cosmos = re.search(r"DV(4x8x8|8x8x8|8x16x16)(?!\d)", os.path.basename(os.path.abspath(folder)))
-    # The config.json that Cosmos publishes does not describe the codes; the name of the folder does.
+    # The published config.json of a Cosmos tokenizer does not describe the codes. The name of its folder does.
     if cosmos:
         t, h, w = map(int, cosmos[1].split("x"))
         return Facts(stride=(t, h, w), vocab_size=64000, levels=(8, 8, 8, 5, 5, 5), causal=True)
@@ -193,7 +193,7 @@ def _read_facts(folder: Path) -> Facts:
 
 @torch.no_grad()
 def _try(tokenizer: TorchScriptTokenizer) -> None:
-    """Encode and decode clips of the two shortest lengths. Retry with larger frames if the first are too small.
+    """Encode and decode clips of the two shortest lengths, and retry with larger frames if a program fails.
 
     Raises:
         ValueError: if a clip is not encoded or decoded as declared.
@@ -213,4 +213,4 @@ def _try(tokenizer: TorchScriptTokenizer) -> None:
         # A program can raise exceptions of any type.
         except Exception as error:
             failures.append(f"{lengths} frames of {size[1]}x{size[2]}: {one_line(error)}")
-    raise ValueError(f"it does not take clips of {failures[0]}")
+    raise ValueError(f"it does not accept clips of {failures[0]}")

@@ -166,7 +166,7 @@ def test_help_and_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[
         convert.main(["a", "b"])
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and "--help" in error
-    assert "no .ckpt in it" in refused(tmp_path, capsys)
+    assert "expected one .ckpt, found none" in refused(tmp_path, capsys)
     refused(tmp_path / "none.ckpt", capsys)
     os.mkfifo(tmp_path / "pipe.ckpt")
     refused(tmp_path / "pipe.ckpt", capsys)

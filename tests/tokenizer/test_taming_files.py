@@ -64,11 +64,11 @@ def test_a_missing_file_of_the_folder_is_named(vqgan: tuple[Path, Any], tmp_path
     assert "no such folder" in refused(f"taming:{tmp_path / 'none'}")
     assert "no such folder" in refused(f"taming:{folder / 'configs' / 'model.yaml'}")
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert refused(f"taming:{folder}") == f"{folder}: no .ckpt in it"
+    assert refused(f"taming:{folder}") == f"{folder}: expected one .ckpt, found none"
     os.mkfifo(folder / "checkpoints" / "last.ckpt")
-    assert refused(f"taming:{folder}") == f"{folder}: no .ckpt in it"
+    assert refused(f"taming:{folder}") == f"{folder}: expected one .ckpt, found none"
     (folder / "configs" / "model.yaml").unlink()
-    assert refused(f"taming:{folder}") == f"{folder}: no project .yaml in it"
+    assert refused(f"taming:{folder}") == f"{folder}: expected one project .yaml, found none"
 
 
 def test_a_missing_package_is_named_with_its_install_command(
@@ -179,7 +179,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(vqgan: tuple[Path
     settings["model"]["params"].update(n_embed=2**24, embed_dim=2**16)  # 4 TB of codebook
     settings["model"]["params"]["ddconfig"].update(z_channels=2**16, ch=4096, ch_mult=[64] * 5)
     file.write_text(yaml.safe_dump(settings))
-    assert "has in another shape" in refused(f"taming:{vqgan[0]}")
+    assert "other shapes" in refused(f"taming:{vqgan[0]}")
 
 
 # --- the weights
@@ -192,7 +192,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "like the loss": (lambda s: s.update(lossy=torch.zeros(1)), "it holds unknown lossy"),
     "another shape": (
         lambda s: s.update({STATE: s[STATE][:8]}),
-        f"in another shape {STATE} (8, 3, 3, 3) instead of (32,",
+        f"{STATE} (8, 3, 3, 3) instead of (32,",
     ),
     "many": (lambda s: [s.pop(k) for k in list(s) if k.startswith("decoder.mid")], " and "),
     "integers": (lambda s: s.update({STATE: s[STATE].long()}), f"'{STATE}' is not a dense"),
