@@ -30,15 +30,13 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
     kind, colon, rest = source.partition(":")
     if colon and kind == "taming":
         folder, chosen, quantizer = rest.partition("?quantizer=")
-        tokenizer: VideoTokenizer = load_taming(Path(folder).expanduser(), quantizer if chosen else None)
-    elif colon and kind == "torchscript":
-        tokenizer = load_torchscript(Path(rest).expanduser(), trust)
-    elif re.match(r"\w*:", source) and not Path(source).exists():
+        return load_taming(Path(folder).expanduser(), quantizer if chosen else None)
+    if colon and kind == "torchscript":
+        return load_torchscript(Path(rest).expanduser(), trust)
+    if re.match(r"\w*:", source) and not Path(source).exists():
         expected = "a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
         raise ValueError(f"{source}: unknown kind of tokenizer {kind!r}; expected {expected}")
-    else:
-        tokenizer = _load_own(source)
-    return tokenizer.freeze()
+    return _load_own(source).freeze()
 
 
 def _load_own(source: str) -> VQ3D:

@@ -5,7 +5,6 @@ Nothing is downloaded: the user gives a folder with the two files of published w
 Legend: N images, C channels, H W height, width.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenizer.messages import one_line
 
+Shapes = dict[str, tuple[int, ...]]
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Indices of the convolutions in torchvision's `features`, for the five stages of VGG16. Pooling is between the stages."""
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -23,8 +23,8 @@ _VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
 _LINEAR = "LPIPS's linear layers for VGG16, published in the authors' PerceptualSimilarity repository as v0.1/vgg.pth"
 
 
-def _vgg_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _vgg_shapes() -> Shapes:
+    shapes: Shapes = {}
     before = 3
     for layers, channels in zip(_STAGES, _CHANNELS, strict=True):
         for layer in layers:
@@ -105,7 +105,7 @@ def load_lpips(folder: Path) -> LPIPS:
     additional `net.*` or `scaling_layer.*` are refused, since they could define another distance.
 
     Raises:
-        ValueError: if the folder or a file is missing, or a file holds other tensors than the published ones.
+        ValueError: if the folder or a file is missing, or a file holds anything but the published tensors.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; LPIPS needs a folder with {_VGG}, and {_LINEAR}")
@@ -126,9 +126,7 @@ def _vgg_file(folder: Path) -> Path:
     return files[0]
 
 
-def _read_tensors(
-    file: Path, shapes: Mapping[str, tuple[int, ...]], content: str, ignored: tuple[str, ...] = ()
-) -> dict[str, Tensor]:
+def _read_tensors(file: Path, shapes: Shapes, content: str, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Read tensors of exactly these names and shapes; names with an `ignored` prefix are dropped."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)

@@ -29,8 +29,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
             vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq,
             lfq, simvq. A causal tokenizer takes 1 + k * t frames and encodes the first frame alone, like an image.
         stem: contents of the input channels: `space` for the pixels of a block, `haar` for their wavelet coefficients.
-        width: channels at the finest resolution, a multiple of 8. The number doubles at each further resolution. Default:
-            set by the size.
+        width: channels at the finest resolution, a multiple of 8, doubled at each further resolution; default: by size.
         depth: residual blocks at each resolution, in the encoder and in the decoder.
         options: options of the quantizer, for example {decay: 0.95}; tokenizer/quantizers.py lists them.
 
@@ -65,8 +64,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         finer = 2 ** (len(widths) - 1)
         t, h, w = self.stride
         if h % finer or w % finer:
-            reason = f"{size} halves height and width {len(widths) - 1} times"
-            raise ValueError(f"{name}: {reason}, so the stride along both must be a multiple of {finer}")
+            raise ValueError(f"{name}: with size {size}, both spatial strides must be multiples of {finer}")
         self.block = (t, h // finer, w // finer)
         """Size of one position at the finest resolution, in pixels along (t, h, w)."""
         self.haar = Haar(self.block) if stem == "haar" else None
