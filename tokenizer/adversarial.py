@@ -84,15 +84,15 @@ class Adversary(nn.Module):
 
     Each loss sends gradients only to its own network: the generator loss treats the discriminator's weights as constants,
     and the discriminator loss uses detached reconstructions. One backward pass of the summed losses therefore gives each
-    network the same gradient as a separate backward pass. Both networks are updated in the same step; taming-transformers
-    updates them in turns.
+    network the gradient of its own loss. Both networks are updated in the same step; taming-transformers updates them in
+    turns.
 
     The discriminator is trained from step 0, so that its gradients are useful when the generator loss starts.
 
     Args:
         start: first step with a generator loss.
-        weight: ratio of the gradient norms of the weighted generator loss and the reconstruction loss, below the cap.
-        cap: upper limit of the adaptive weight, which is huge while the discriminator's gradients are near zero.
+        weight: ratio of the two gradient norms at the last layer, weighted generator loss to reconstruction loss.
+        cap: upper limit of the adaptive weight, which would be huge while the generator loss has gradients near zero.
 
     Raises:
         ValueError: if the start is negative, or the weight or the cap is not positive.

@@ -227,7 +227,7 @@ class Contents:
     tensors: dict[str, Tensor]
     """Tensors of its `state_dict`."""
     left_out: list[str]
-    """Keys of all other parts, and keys of the `state_dict` whose values are not tensors."""
+    """Keys of all other parts of the checkpoint, and keys of the `state_dict` whose values are not tensors."""
     names: Counter[str]
     """Names of the classes and functions that the checkpoint refers to, with counts."""
 
