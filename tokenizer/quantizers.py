@@ -88,7 +88,7 @@ class FSQQuantizer(Quantizer):
             sizes = ", ".join(map(str, self.TABLE))
             raise ValueError(f"fsq{vocab_size}: FSQ has levels for {sizes}; set `levels` for other sizes")
         self.levels = tuple(self.TABLE[vocab_size] if levels is None else levels)
-        if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels or (0,)):
+        if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels):
             raise ValueError(f"levels {self.levels} must be from 3 to 1000 each and multiply to {vocab_size}")
         if noise_dropout and not preserve_symmetry:
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
