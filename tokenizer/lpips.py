@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Indices of the convolutions in torchvision's `features`, for the five stages of VGG16. Pooling is between the stages."""
 _CHANNELS = (64, 128, 256, 512, 512)
-_LINEAR_SHAPES = {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
+_LINEAR_SHAPES: Shapes = {f"lin{stage}.model.1.weight": (1, channels, 1, 1) for stage, channels in enumerate(_CHANNELS)}
 _VGG = "VGG16, published with torchvision as vgg16-397923af.pth"
 _LINEAR = "LPIPS's linear layers for VGG16, published in the authors' PerceptualSimilarity repository as v0.1/vgg.pth"
 
