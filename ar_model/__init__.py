@@ -1,4 +1,4 @@
-"""Transformer, objectives and probes. `load_objective(folder)` loads a pre-trained model, `objective.features(batch)` uses it."""
+"""Transformer, objectives and probes. `load_objective(folder)` returns a pre-trained model with a method `features(batch)`."""
 
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import MAM2, VIMPAC, ARVideo, Objective, VideoMAE, load_objective

@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
 
 
 class Kernel(nn.Module):
-    """Calls the selected backend. It has no parameters; it is a module so that attention_trial.py can hook its inputs."""
+    """Module without parameters that calls the selected backend. attention_trial.py registers forward pre-hooks on it."""
 
     backend = "sdpa"
 
@@ -39,7 +39,7 @@ class Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self- or cross-attention. Raises a ValueError unless all heads get an even number of channels, for rotation."""
+    """Multi-head self- or cross-attention. Raises a ValueError unless the heads have an equal, even number of channels."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the output (B, L, D) for queries from `x` (B, L, D), and keys and values from `context` (B, M, D).
 
-        Without `context`, `x` attends to itself. `rotation` and `context_rotation` hold the rotary positions of each.
+        Without `context`, `x` attends to itself. `rotation` and `context_rotation` are the rotary positions of `x` and `context`.
         """
         if context is None:
             context, context_rotation = x, rotation

@@ -1,4 +1,4 @@
-"""Attention mask of encoder and decoder: which query sees which key."""
+"""Attention mask of encoder and decoder."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Block-triangular mask of blocks of `queries` queries and `keys` keys: a query of block i sees the keys of blocks 0..i.
+    """Block-triangular mask with `queries` queries and `keys` keys per block. A query in block i sees the keys of blocks 0..i.
 
-    Tokens are sorted by the rank of their cluster, so one mask serves all samples of a batch, whatever their orders. In the
-    encoder, block i holds the cluster of rank i. In the decoder, block i of the queries is the cluster of rank i + 1, so that a
-    query sees lower ranks only.
+    Tokens are sorted by the rank of their cluster, so all samples of a batch share one mask although their orders differ. In the
+    encoder, block i is the cluster of rank i. In the decoder, block i of the queries is the cluster of rank i + 1, so a query
+    sees only clusters of lower rank.
     """
 
     blocks: int

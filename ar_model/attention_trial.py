@@ -40,9 +40,9 @@ class Trial:
     """Result of timing several backends on the shapes of one forward pass."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Backend -> time of all attention of a step, forward and backward."""
+    """Backend -> seconds of all attention calls of a step, forward and backward."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Backend -> why it does not run here."""
+    """Backend -> error that the backend raises."""
 
     @property
     def fastest(self) -> str:
@@ -56,8 +56,8 @@ class Trial:
 def try_backends(model: nn.Module, forward: Callable[[], object], names: list[str], laps: int = 4) -> Trial:
     """Time backends on the attention calls of `forward`, which runs once with the model's current backend.
 
-    Each backend runs alone, on random tensors of the recorded shapes, dtypes and masks. A backend that raises is a failure.
-    Backends take turns and the fastest lap of each counts, so that other load on the machine affects all of them equally.
+    Each backend runs alone, on random tensors of the recorded shapes, dtypes and masks. An error in CANNOT_RUN is recorded in
+    `failures`. Backends take turns and the fastest lap of each counts, so that other load on the machine affects all equally.
     """
     calls: Counter[Call] = Counter()
 
@@ -90,7 +90,7 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
 
 def _time(name: str, call: Call, device: torch.device) -> float:
     """Return the seconds of one call, forward and backward."""
-    # A generator of its own: the trial must not advance the random state of the run.
+    # A separate generator, because the trial must not advance the random state of the run.
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
         torch.randn(size, device=device, dtype=call.dtype, generator=generator).requires_grad_()

@@ -1,13 +1,13 @@
 """Attentive probe: a learned query attends to the tokens of a frozen network, and a linear classifier predicts the label.
 
 It follows the probe of CAE (arXiv 2202.03026, section 4): one layer of cross-attention, normalisation without parameters, and a
-linear classifier. The query is a parameter, so query and key projection merge into one learned vector per head. A clip then costs
-L * D * H multiplications instead of L * D * D.
+linear classifier. The query is a parameter, so the query and key projections merge into one learned vector per head. A clip then
+costs L * D * H multiplications instead of L * D * D.
 
 The probes of all folds are trained together on the same batches, so that each batch of tokens is read once. Each probe learns
 from the samples of the batch that are in its fold's training set.
 
-Legend: N samples, B of a batch, M some of them, L tokens, D width, F folds, H heads, E = F * H, C classes, I inputs and
+Legend: N samples, B samples of a batch, M some samples, L tokens, D width, F folds, H heads, E = F * H, C classes, I inputs and
 O outputs of a linear layer.
 """
 
@@ -48,9 +48,9 @@ class AttentiveProbes(nn.Module):
         self.classify = _Linears(folds, width, classes)
 
     def forward(self, x_BLD: Tensor, trains_FB: Tensor | None = None) -> Tensor:
-        """Return the class logits (F, B, C). `trains_FB`: bool, whether a fold trains on a sample; None in evaluation."""
-        # Standardisation is folded into the query and the pooled output: subtracting the mean would shift all logits of a head
-        # equally and cancel in the softmax.
+        """Return the class logits (F, B, C). `trains_FB`: bool, true if a fold trains on a sample; None in evaluation."""
+        # The query and the pooled output are standardised instead of all tokens. The query needs no mean: subtracting a mean
+        # shifts all attention logits of a head equally, and the softmax ignores such a shift.
         x_BLD = x_BLD.float()
         query_DE = rearrange(self.scale_FD[..., None] * self.query_FDH, "f d h -> d (f h)")
         pooled_BED = (x_BLD @ query_DE).softmax(1).transpose(1, 2) @ x_BLD
@@ -89,7 +89,7 @@ class _Norms(nn.Module):
         centred_FBD = x_FBD - mean_F1D
         square_F1D = (centred_FBD.square() * trains_FB1).sum(1, keepdim=True)
         with torch.no_grad():
-            # As in nn.BatchNorm1d the running variance is unbiased; a single sample has none.
+            # As in nn.BatchNorm1d, the running variance is unbiased, so a single sample cannot update it.
             momentum_F11 = torch.where(samples_F11 > 1, MOMENTUM, 0.0)
             self.mean_F1D.lerp_(mean_F1D, momentum_F11)
             self.variance_F1D.lerp_(square_F1D / (samples_F11 - 1).clamp(min=1), momentum_F11)
@@ -119,7 +119,7 @@ def attentive_predict(
         class_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in batches], dim=1).numpy()
     labels = []
     for class_M, (train, test) in zip(class_FM, folds, strict=True):
-        # Batch normalisation cannot learn from one sample: predict its label.
+        # Batch normalisation cannot be trained on a single sample: predict the label of that sample.
         class_N = class_M[np.searchsorted(tested, test)] if len(train) > 1 else np.repeat(y_N[train], len(test))
         labels.append(classes[class_N])
     return labels
@@ -144,13 +144,13 @@ def _train(
 
 
 def _batches(train: np.ndarray, seed: int) -> Sequence[np.ndarray]:
-    """Return sorted sample indices of each step: EPOCHS shuffled epochs, within MIN_STEPS and MAX_STEPS steps."""
+    """Return the sorted sample indices of each step. The steps cover EPOCHS epochs, within MIN_STEPS and MAX_STEPS."""
     generator, size = np.random.default_rng(seed), min(BATCH, len(train))
     per_epoch = len(train) // size
     steps = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)
     batches: list[np.ndarray] = []
     while len(batches) < steps:
-        # A last batch that is not full is left out.
+        # The last batch of an epoch is dropped if it is not full.
         order = generator.permutation(train)[: per_epoch * size]
         batches += list(np.sort(order.reshape(per_epoch, size), axis=1))
     return batches[:steps]

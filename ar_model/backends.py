@@ -54,11 +54,11 @@ pieces leave 10/16 of the scores of a triangular mask."""
 MAX_SAVED_BYTES = 32 * 2**20
 """Plain attention saves the attention weights of a layer for the backward pass up to this size; larger ones are recomputed."""
 TILE_BYTES, TILE_HEADS = 4 * 2**20, 4
-"""Bytes of scores, and heads, of one tile when weights are recomputed: small enough for the cache of a processor."""
+"""Bytes of scores, and number of heads, of one tile when weights are recomputed. A tile fits into the cache of a CPU."""
 
 
 def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]]:
-    """Yield ranges of queries with the range of keys that at least one of them sees, last queries first."""
+    """Yield ranges of queries, the last first, each with the range of keys that at least one of its queries sees."""
     if mask is None:
         yield range(queries), range(keys)
         return
@@ -82,7 +82,10 @@ def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tup
 
 
 class _Plain(torch.autograd.Function):
-    """Attention as batched matrix products and a softmax. It saves the weights, or only its inputs (as in arXiv 2205.14135)."""
+    """Attention as batched matrix products and a softmax.
+
+    For the backward pass it saves the attention weights, or only its inputs, from which it recomputes them (arXiv 2205.14135).
+    """
 
     @staticmethod
     def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask, save: bool) -> Tensor:
@@ -142,7 +145,7 @@ def _sdpa(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
 
 def _xformers(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
     _check_cuda("xformers", q_BNQH)
-    # Not at the top of the module: on machines without CUDA this import prints a warning.
+    # Imported after the check, because this import prints a warning on machines without CUDA.
     from xformers.ops import memory_efficient_attention
 
     q, k, v = (x.transpose(1, 2) for x in (q_BNQH, k_BNKH, v_BNKH))
@@ -158,7 +161,7 @@ def _xformers(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
 def _flex(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
     _check_cuda("flex", q_BNQH)
     block_mask = None if mask is None else _flex_mask(mask, q_BNQH.device)
-    # Encoder, decoder, training, evaluation and batch sizes give more shapes than dynamo's default limit of 8 recompilations.
+    # Encoder and decoder have more shapes, in training and evaluation, than dynamo's default limit of 8 recompilations.
     with torch._dynamo.config.patch(recompile_limit=64):
         return _compiled_flex()(q_BNQH, k_BNKH, v_BNKH, block_mask=block_mask)
 
@@ -189,5 +192,5 @@ def _check_cuda(name: str, x: Tensor) -> None:
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]]
 BACKENDS = {"plain": _plain, "sdpa": _sdpa, "xformers": _xformers, "flex": _flex, "reference": reference}
-"""Name -> function of q (B, N, Q, H), k and v (B, N, K, H) and a mask that returns (B, N, Q, H). A backend without a kernel for
-the tensors raises one of attention_trial.CANNOT_RUN."""
+"""Name -> function that maps q (B, N, Q, H), k and v (B, N, K, H) and a mask to the output (B, N, Q, H). A backend without a
+kernel for the tensors raises one of attention_trial.CANNOT_RUN."""

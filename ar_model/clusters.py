@@ -1,7 +1,7 @@
 """Space-time clusters and the orders in which they are predicted (arXiv 2405.15160, sections 3.2 and 3.3).
 
 All functions return index tensors. Tokens are numbered 0..L-1 in raster order (t, h, w). The rank of a cluster is its position
-in the order. Random draws depend on the seed of the sample only.
+in the order. Random draws depend only on the seed of the sample.
 
 Legend: B samples, N clusters, K tokens of a cluster, L = N * K tokens, R ranks.
 """
@@ -28,10 +28,8 @@ class ClusterGrid:
             if side < 1 or tokens % side:
                 box, grid = ("x".join(map(str, sides)) for sides in (self.box, self.grid))
                 divisors = ", ".join(str(n) for n in range(1, tokens + 1) if tokens % n == 0)
-                raise ValueError(
-                    f"clusters of {box} tokens do not divide the grid of {grid} tokens: "
-                    f"objective.clusters can be {divisors} along {axis}"
-                )
+                hint = f"objective.clusters can be {divisors} along {axis}"
+                raise ValueError(f"clusters of {box} tokens do not divide the grid of {grid} tokens: {hint}")
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -76,7 +74,7 @@ def tokens_by_rank(members_NK: Tensor, order_BR: Tensor, seed_B: Tensor) -> Tens
     return members_NK[order_BR].gather(2, shuffle_BRK)
 
 
-# SplitMix64's constants as int64; PyTorch has no arithmetic on uint64.
+# SplitMix64's constants as int64, because PyTorch cannot multiply uint64.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
@@ -93,7 +91,7 @@ def hashed(seed_B: Tensor, n: int, stream: int) -> Tensor:
 
 
 def uniform(seed_B: Tensor, n: int, stream: int) -> Tensor:
-    """Return pseudo-random float32 in [0, 1) of shape (B, n). They have 24 bits: times an integer m they stay below m."""
+    """Return pseudo-random float32 in [0, 1) of shape (B, n). Each has 24 bits, so its product with an integer m is below m."""
     return _shift(hashed(seed_B, n, stream), 40).float() / 2**24
 
 
@@ -104,5 +102,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shift int64 to the right without sign extension."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -16,10 +16,10 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
 
     The loss is the cross-entropy of identifying a clip's partner among the clips of all other videos, averaged over the videos
     of this process and summed over both directions. Averaged over processes, the loss and its gradient under
-    DistributedDataParallel equal those of one process with all videos. Clips of the same video, by index `video_B` (int64),
-    are no negatives of each other; None: all videos differ.
+    DistributedDataParallel equal those of one process with all videos. Clips with the same index in `video_B` (int64) are not
+    negatives of each other. Without `video_B`, all videos are distinct.
 
-    Raises a ValueError if all processes together have one video only, which leaves no negatives.
+    Raises a ValueError if all processes together have only one video, because there are no negatives then.
     """
     with torch.autocast(first_BD.device.type, enabled=False):
         first_BD, second_BD = F.normalize(first_BD.float(), dim=1), F.normalize(second_BD.float(), dim=1)
@@ -32,7 +32,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
             row_B = row_B + dist.get_rank() * len(first_BD)
         clip_ED = torch.cat([first_GD, second_GD])
         video_B = row_B if video_B is None else video_B
-        # A clip itself, and further clips of a video that is in the batch twice.
+        # Not negatives: the clip itself, its partner, and other clips of its video if that is in the batch twice.
         same_BE = video_B[:, None] == _gather(video_B[:, None])[:, 0].repeat(2)
         losses = []
         for own_BD, partner_B in ((first_BD, row_B + videos), (second_BD, row_B)):
@@ -43,7 +43,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all processes, with equally many samples each. Unlike nn.SyncBatchNorm, it works on CPUs."""
+    """Batch normalisation over all processes, which must have equal batch sizes. Unlike nn.SyncBatchNorm, it works on CPUs."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):

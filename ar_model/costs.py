@@ -18,35 +18,35 @@ from ar_model.backends import forget_masks
 aten = torch.ops.aten
 
 Build = Callable[[], tuple[nn.Module, Callable[[], object]]]
-"""Function that makes a module and a step on it, with CPU tensors."""
+"""Function that returns a module and its training step, both with CPU tensors."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one step in a running training (that is, after another step). Memory is in bytes."""
+    """Cost of a training step that is not the first of its run. Memory is in bytes."""
 
     flop: int
-    """Operations of matrix products, convolutions and attention; a multiply-add counts as two."""
+    """FLOPs of matrix products, convolutions and attention. A multiply-add counts as two."""
     weights: int
     """Memory of parameters and buffers."""
     gradients: int
     """Memory of all gradients together."""
     state: int
-    """Memory that the step before left behind: the optimizer's moments."""
+    """Memory that remains allocated after the first step: the optimizer's moments."""
     others: int
     """Peak memory of everything else: activations, temporaries, the batch."""
     peak: int
-    """Peak memory of everything. Less than the sum if activations are freed before all gradients exist."""
+    """Peak memory of everything. It is less than the sum of the parts if activations are freed before all gradients exist."""
 
 
 def cost_of(build: Build) -> Cost:
-    """Trace two steps of what `build` makes and return the cost of the second.
+    """Call `build`, trace two of its training steps and return the cost of the second.
 
-    Nothing is computed and almost no memory is used. The step may use tensors that existed before, including bool masks as
-    indices, but it cannot read values of tensors that it makes.
+    Nothing is computed and almost no memory is used. The step may use tensors that exist before the call, including bool masks
+    as indices, but it cannot read the values of tensors that it creates.
     """
     with ExitStack() as stack, FakeTensorMode(allow_non_fake_inputs=True), _Trace() as trace:
-        # A real step must not use the cached fake masks of a trace, nor a trace the real ones.
+        # A trace must not use cached real masks, and later steps must not use the fake masks that the trace has cached.
         forget_masks()
         stack.callback(forget_masks)
         module, step = build()
@@ -71,24 +71,24 @@ def cost_of(build: Build) -> Cost:
 
 
 class _Trace(TorchDispatchMode):
-    """Counts operations and tracks the memory of all tensor storages."""
+    """Dispatch mode that counts FLOPs and tracks the memory of all tensor storages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
         """Bytes of all storages that are alive."""
         self.flop = 0
-        """Operations since `begin`."""
+        """FLOPs since `begin`."""
         self._storages: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._count = self._start = 0
         self._changes: list[tuple[int, int]] = []
 
     def begin(self) -> None:
-        """Start counting operations and the peak from here."""
+        """Reset the count of FLOPs and the peak memory."""
         self._start, self._changes, self.flop = self.live, [], 0
 
     def peak(self, without: Container[int] = ()) -> int:
-        """Return the peak number of bytes since `begin`, without the storages of some ids."""
+        """Return the peak number of bytes since `begin`, excluding the storages whose ids are in `without`."""
         live = peak = self._start
         for storage_id, change in self._changes:
             if storage_id not in without:
@@ -97,8 +97,8 @@ class _Trace(TorchDispatchMode):
         return peak
 
     def track(self, storage: torch.UntypedStorage) -> int:
-        """Return the id of a storage; a new one is counted until it is freed."""
-        # Addresses are reused after a storage is freed, so each storage gets an id of its own.
+        """Return the id of a storage. The memory of a new storage counts until it is freed."""
+        # An address may be reused after its storage is freed, so ids are not addresses.
         address = storage._cdata
         if address in self._storages:
             return self._storages[address][0]
@@ -119,7 +119,7 @@ class _Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        # Results of real masks stay real, because they may be used as indices.
+        # Operations on real masks return real masks, because these may be used as indices.
         if tensors and all(map(_is_real_mask, tensors)):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
@@ -135,7 +135,7 @@ class _Trace(TorchDispatchMode):
         return out
 
 
-# FlopCounterMode itself would keep some tensors alive and spoil the memory, and its registry lacks the CPU's flash attention.
+# FlopCounterMode is not used, because it keeps tensors alive that a step would free. Its registry lacks CPU flash attention.
 _FLASH, _FLASH_BACKWARD = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_backward
 _FORMULAS = {
     **flop_registry,
@@ -150,7 +150,7 @@ def _is_real_mask(x: Tensor) -> bool:
 
 
 def _integer_indices(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Replace real bool masks by their integer indices: the shape of the result depends on the values of a mask."""
+    """Replace real bool masks by their integer indices, because the shape of a result depends on the values of a mask."""
     integers: list[Tensor | None] = []
     for index in indices:
         if index is not None and _is_real_mask(index):

@@ -21,7 +21,7 @@ Grid = tuple[int, int, int]
 
 
 class CodeSpec:
-    """Description of a cache's codes. (No dataclass: the hub mixin would serialise its fields, including the codebook.)
+    """Description of a cache's codes. It is not a dataclass, because the hub mixin would serialise a dataclass with its codebook.
 
     Args:
         shape: codes of a clip along (t, h, w).
@@ -50,7 +50,7 @@ class CodeSpec:
         self.vocab_size, self.levels, self.codebook_VC = vocab_size, levels, codebook_VC
 
     def to_json(self) -> dict:
-        """Return the JSON form. It holds the shape of a codebook only; its values are saved with the weights."""
+        """Return the JSON form. It holds only the shape of a codebook; the vectors are saved with the model's weights."""
         data = {"shape": self.shape, "vocab_size": self.vocab_size, "levels": self.levels}
         codebook = None if self.codebook_VC is None else list(self.codebook_VC.shape)
         return {**data, "codebook_shape": codebook, "clip": self.clip}
@@ -66,9 +66,9 @@ class CodeSpec:
 class CodeTable(nn.Module):
     """Embedding table of codes, (V, D), composed from the geometry of the codes.
 
-    Codes made of digits: the sum of one learned vector per digit value. Codebook: a learned projection of its vectors. Otherwise,
-    or if `by_geometry` is false: one learned row per code. `free_rows` adds one learned row per code, initially zero, to the
-    first two.
+    The vector of a code made of digits is the sum of one learned vector per digit value. For a codebook, it is a learned
+    projection of the codebook's vector. Otherwise, or if `by_geometry` is false, each code has a learned row. `free_rows` adds a
+    learned row, initially zero, in the first two cases too.
     """
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
@@ -122,7 +122,7 @@ class Patching:
 
     @classmethod
     def of(cls, content: Content, codes: CodeSpec, code_patch: Grid) -> "Patching":
-        """Patching into tokens of `code_patch` codes, or into tubelets that give the same grid of tokens.
+        """Return the patching into tokens of `code_patch` codes, or into tubelets with the same grid of tokens.
 
         Raises a ValueError if the patches do not divide the codes or pixels, or if the cache holds no pixels.
         """
@@ -131,20 +131,17 @@ class Patching:
         if content == "codes":
             return patching
         if codes.clip is None:
-            message = "the objective needs pixels, but the cache holds none: use --keep_pixels jpeg or raw of tokenize"
-            raise ValueError(message)
+            raise ValueError("the objective needs pixels; the cache has none: tokenize with --keep_pixels jpeg or raw")
         (frames, height, width), (t, h, w) = codes.clip, grid
         if frames % t or height % h or width % w:
-            message = f"the token grid {grid} does not divide clips of {codes.clip} pixels (frames, height, width)"
-            raise ValueError(message)
+            raise ValueError(f"the token grid {grid} does not divide the clip {codes.clip} (frames, height, width)")
         return cls("pixels", (frames // t, height // h, width // w))
 
     def grid(self, shape: Sequence[int]) -> Grid:
-        """Return the tokens along (t, h, w) of a clip of `shape`. Raises a ValueError if the boxes do not divide it."""
+        """Return the numbers of tokens along (t, h, w) in a clip of `shape`. Raises a ValueError if boxes do not divide it."""
         (t, h, w), (pt, ph, pw) = shape, self.box
         if min(self.box) < 1 or t % pt or h % ph or w % pw:
-            clip = f"a clip of {tuple(shape)}"
-            raise ValueError(f"objective.code_patch: tokens of {self.box} {self.content} do not divide {clip}")
+            raise ValueError(f"objective.code_patch: {self.box} {self.content} do not divide a clip of {tuple(shape)}")
         return t // pt, h // ph, w // pw
 
     def clip(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -165,7 +162,7 @@ def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
 
 
 class CodeEmbedding(nn.Module):
-    """Embedding of tokens of P codes, (B, L, P) -> (B, L, D); vectors of several codes are merged by a linear layer."""
+    """Embedding of tokens of P codes, (B, L, P) -> (B, L, D). If P > 1, a linear layer merges the vectors of the codes."""
 
     def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()

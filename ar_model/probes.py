@@ -41,8 +41,8 @@ def slice_means(layer_BLD: Tensor, slices: int) -> Tensor:
 def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
     """Split labelled samples into folds, as a function of the seed.
 
-    - If there is an official held-out split: one fold that tests it and trains on a random nine tenths of the other samples.
-    - Else, if there are groups: up to ten folds that split no group (at most ten groups: one fold per group).
+    - With an official held-out split: one fold. It tests on that split and trains on a random 90 % of the other samples.
+    - Else, with groups: ten folds that keep each group together, or one fold per group if there are fewer groups.
     - Else: up to ten stratified folds.
 
     Raises a ValueError if nothing can be held out, or nothing is left to train on.
@@ -69,15 +69,15 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
 
 
 def folds_in_words(folds: int) -> str:
-    """Return what was tested, in words, given the number of folds of `make_folds`."""
+    """Return a description of the test samples, given the number of folds from `make_folds`."""
     return "the official held-out split" if folds == 1 else f"{folds} folds, which split no group if there are groups"
 
 
 class LinearProbe:
     """Ridge classifier on standardised features.
 
-    Its penalty has the best leave-one-out accuracy on the training samples, which has a closed form. `score` is that accuracy:
-    it allows choosing a layer without using held-out samples.
+    The penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form. `score` is that
+    accuracy. It allows choosing a layer without held-out samples.
     """
 
     def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:

@@ -28,9 +28,9 @@ class CodeTarget(nn.Module):
 
     Args:
         codes_per_token: codes of one token; each gets its own projection of the decoder's output.
-        table: output vectors of `joint` that are shared with an embedding of the same width.
+        table: embedding table of the same width, which `joint` then uses as its output vectors.
 
-    Raises a ValueError if `likelihood` is unknown, or `digits` for codes that are not made of digits.
+    Raises a ValueError if `likelihood` is unknown, or is `digits` for codes that are not made of digits.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CodeTarget(nn.Module):
         if likelihood not in get_args(CodeLikelihood):
             raise ValueError(f"likelihood must be joint or digits, got {likelihood!r}")
         if likelihood == "digits" and codes.levels is None:
-            raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ); these are rows of a codebook")
+            raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ), got rows of a codebook")
         self.codes_per_token = codes_per_token
         self.levels = codes.levels if likelihood == "digits" else None
         self.split = nn.Linear(width, codes_per_token * width)
@@ -65,10 +65,9 @@ class CodeTarget(nn.Module):
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of a code in nats, a scalar in fp32. `share_BL`: weights of tokens, which sum to 1."""
-        share_N = (
-            None if share_BL is None else (share_BL / self.codes_per_token).repeat_interleave(self.codes_per_token)
-        )
-        h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
+        codes = self.codes_per_token
+        share_N = None if share_BL is None else (share_BL / codes).repeat_interleave(codes)
+        h_BLPD = self.split(h_BLD).unflatten(-1, (codes, -1))
         if self.levels is None:
             table = self._shared_table[0] if self._shared_table else self.table
             rows_VD = table.matrix() * self.scale
@@ -93,7 +92,7 @@ class PixelTarget(nn.Module):
     """Mean squared error of a tubelet's pixels, normalised by the mean and standard deviation of each channel of each tubelet.
 
     The normalisation is VideoMAE's (arXiv 2203.12602 and its code: unbiased standard deviation plus 1e-6, of pixels in [0, 1]).
-    The paper of ARVideo does not say whether it normalises (arXiv 2405.15160).
+    The ARVideo paper (arXiv 2405.15160) does not state whether its targets are normalised.
 
     Raises a ValueError for tubelets of one pixel, which have no standard deviation.
     """
@@ -101,8 +100,7 @@ class PixelTarget(nn.Module):
     def __init__(self, width: int, tubelet: Grid) -> None:
         super().__init__()
         if math.prod(tubelet) < 2:
-            message = "pixels cannot be normalised over a tubelet of one pixel: use a larger objective.code_patch"
-            raise ValueError(message)
+            raise ValueError("a tubelet of one pixel cannot be normalised: use a larger objective.code_patch")
         self.head = nn.Linear(width, 3 * math.prod(tubelet))
         init_weights(self.head)
 

@@ -20,9 +20,9 @@ Masking = Literal["tube", "random", "frame"]
 def draw_mask(kind: Masking, grid: Grid, ratio: float, seed_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return the indices of the visible (B, M) and the hidden (B, Q) tokens, each in raster order.
 
-    The units that are hidden together are locations in all time slices (`tube`), whole slices (`frame`) or tokens (`random`).
-    Of n units, floor(ratio * n) are hidden, as in VideoMAE's code: the same number in every sample. Raises a ValueError if the
-    ratio hides no unit or all of them.
+    The units that are hidden are locations in all time slices (`tube`), whole slices (`frame`) or tokens (`random`). As in
+    VideoMAE's code, floor(ratio * n) of n units are hidden in every sample. Raises a ValueError if the ratio hides no unit or all
+    units.
     """
     units, count = check_ratio(kind, grid, ratio)
     order_BU = hashed(seed_B, units, stream=3).argsort(dim=1)
@@ -31,10 +31,10 @@ def draw_mask(kind: Masking, grid: Grid, ratio: float, seed_B: Tensor) -> tuple[
 
 
 def check_ratio(kind: Masking, grid: Grid, ratio: float) -> tuple[int, int]:
-    """Return the number of units and of hidden ones. Raises a ValueError if the ratio hides no unit or all of them."""
+    """Return the number of units and of hidden units. Raises a ValueError if the ratio hides no unit or all units."""
     t, h, w = grid
     units, name = {"tube": (h * w, "locations"), "frame": (t, "time slices"), "random": (t * h * w, "tokens")}[kind]
-    # The margin keeps products such as 0.29 * 100 = 28.999999999999996 from losing a unit.
+    # The margin corrects products such as 0.29 * 100 = 28.999999999999996, which would lose a unit.
     count = int(ratio * units + 1e-9)
     if not 0 < count < units:
         problem = "hides nothing" if count <= 0 else "leaves nothing visible"
@@ -56,8 +56,8 @@ def block_mask(grid: Grid, blocks: int, seed_B: Tensor, slices_B: Tensor | None 
     """Return a bool mask (B, T, H, W), true for tokens inside at least one of the sample's blocks.
 
     The sides of a block are uniform in 1..floor(2T / 3), 1..H / 2 and 1..W / 2; its position is uniform among those that fit.
-    (arXiv 2106.11250, section 3.2, says that 2T / 3 is rounded up; its code and its table of ratios round down.) `slices_B`: the
-    number of valid time slices of each sample, instead of T.
+    (Section 3.2 of arXiv 2106.11250 rounds 2T / 3 up, but the paper's code and its table of ratios round down.) `slices_B`: the
+    number of valid time slices of each sample, used instead of T.
     """
     t, h, w = grid
     slices_B = torch.full_like(seed_B, t) if slices_B is None else slices_B

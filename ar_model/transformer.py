@@ -1,6 +1,6 @@
 """Pre-norm transformer shared by all objectives: positions, blocks, an encoder, and decoders with cross- or self-attention.
 
-The blocks do not depend on orders or clusters: positions are gathered together with the tokens that they belong to.
+The blocks do not depend on orders or clusters, because the position of each token is gathered together with the token.
 
 Legend: B batch, L tokens, M context tokens, Q queries, D width, E width of the context, A rotary angles.
 """
@@ -30,7 +30,7 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
     channels_per_axis = (width - 2 * side, side, side)
     encodings = []
     for ids_L, channels in zip(positions_of(grid, trained).T, channels_per_axis, strict=True):
-        # Grids have tens of steps, not the thousands of a text: wavelengths range from 2 pi to 100 times that.
+        # Grids have tens of steps, while texts have thousands: wavelengths range from 2 pi to 100 * 2 pi, not 10000 * 2 pi.
         rate = 100.0 ** (-torch.arange(channels // 2) / max(1, channels // 2))
         angle = ids_L[:, None] * rate
         encodings += [angle.sin(), angle.cos()]
@@ -42,7 +42,7 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
 def flat_positions(count: int, width: int) -> Tensor:
     """Return fixed 1-D sine-cosine encodings of token indices, (count, width), as in the code of VideoMAE (arXiv 2203.12602).
 
-    They do not depend on the shape of the grid. The formula is that of arXiv 1706.03762, section 3.5.
+    The encodings do not depend on the shape of the grid. The formula is from arXiv 1706.03762, section 3.5.
     """
     rate_D = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angle_LD = torch.arange(count, dtype=torch.float64)[:, None] * rate_D
@@ -57,7 +57,7 @@ def rotary_angles(grid: Grid, head_width: int, trained: Grid | None = None) -> T
     """
     pairs = head_width // 2
     pairs_per_axis = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
-    # Periods range from 4 tokens, so that neighbours differ clearly, to 80, so that no grid is longer than a period.
+    # Periods range from 4 tokens, so that neighbours differ clearly, to 80 tokens, so that no grid is longer than a period.
     rates = [math.pi / 2 * 20.0 ** (-torch.arange(n) / max(1, n)) for n in pairs_per_axis]
     ids_L3 = positions_of(grid, trained)
     return torch.cat([ids_L3[:, i, None] * rate for i, rate in enumerate(rates)], dim=1)
@@ -66,8 +66,8 @@ def rotary_angles(grid: Grid, head_width: int, trained: Grid | None = None) -> T
 def positions_of(grid: Grid, trained: Grid | None = None) -> Tensor:
     """Return the position (t, h, w) of every token in raster order, (L, 3).
 
-    `trained` is the grid that the model was trained on, if it is another one. Both grids then cover the same extent, and
-    positions are scaled from `grid` to `trained` (as arXiv 2010.11929, section 3.2, interpolates its learned positions).
+    `trained` is the grid that the model was trained on, if it differs from `grid`. Both grids then cover the same extent, so
+    positions are scaled from `grid` to `trained` (arXiv 2010.11929, section 3.2, interpolates learned positions in this way).
     """
     axes = []
     for n, trained_n in zip(grid, trained or grid, strict=True):
@@ -79,7 +79,7 @@ def positions_of(grid: Grid, trained: Grid | None = None) -> Tensor:
 class Positions(nn.Module):
     """Positions of the tokens of a grid: sine-cosine encodings to add to tokens and, with `rope`, rotary positions.
 
-    `flat`: encode the token index in raster order instead of (t, h, w). Nothing here is saved with a model.
+    `flat`: encode the token index in raster order instead of (t, h, w). The buffers are not saved with a model.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Positions(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Two linear layers with a GELU between; the hidden layer is `ratio` times as wide."""
+    """Two linear layers with a GELU between them. The hidden layer is four times as wide."""
 
-    def __init__(self, width: int, ratio: int = 4) -> None:
-        super().__init__(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 class Block(nn.Module):
@@ -133,13 +133,13 @@ class AttentionContext(NamedTuple):
     """Masks and rotary positions of a decoder."""
 
     mask: Mask = None
-    """Which context tokens a query sees."""
+    """Mask of the context tokens that a query sees."""
     rotation: Rotation | None = None
     """Positions of the queries."""
     context_rotation: Rotation | None = None
     """Positions of the context tokens."""
     self_mask: Mask = None
-    """Which queries a query sees, in decoders with self-attention."""
+    """Mask of the queries that a query sees, in decoders with self-attention."""
 
 
 class CrossBlock(nn.Module):
@@ -180,7 +180,7 @@ class Stack(nn.Module):
 
 
 class Encoder(Stack):
-    """Sequence of self-attention blocks. `norm` normalises the output of the last block; see `last`."""
+    """Sequence of self-attention blocks. Only `last` applies the final layer norm."""
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -221,20 +221,20 @@ class SelfDecoder(Stack):
     def forward(
         self, x_BQD: Tensor, context_BME: Tensor, position_BMD: Tensor, rotation: Rotation | None = None
     ) -> Tensor:
-        """Decode. `position_BMD` is added to the context; `rotation` covers the context tokens, then the queries."""
+        """Decode the queries. `position_BMD` is added to the context. `rotation` covers the context tokens, then the queries."""
         x_BLD = torch.cat([self.context(context_BME) + position_BMD, x_BQD], dim=1)
         return self.norm(self._run(x_BLD, None, rotation)[-1][:, -x_BQD.shape[1] :])
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Turn on activation checkpointing of every block: less memory, a fifth more arithmetic, the same numbers."""
+    """Turn on activation checkpointing of every block. It saves memory, costs a fifth more FLOPs and gives the same results."""
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = True
 
 
 COMPILED_MEMORY = 0.7
-"""Share of the activations that compiled blocks may save for the backward pass; the compiler recomputes cheap ones instead. For
+"""Share of the activations that compiled blocks may save for the backward pass. The compiler recomputes the cheapest ones. For
 ViT-B on a CPU, 0.7 saves 40 % of the memory at no measurable cost; 0.4 saves a little more and costs a tenth of the speed."""
 
 
@@ -247,7 +247,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers with Xavier-uniform weights (arXiv 2203.12602) and zero biases; norms keep 1 and 0."""
+    """Initialise a linear layer with Xavier-uniform weights (arXiv 2203.12602) and zero biases. Other modules do not change."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Pre-training objectives. Each file describes one: its visible tokens, input, model and target."""
+"""Pre-training objectives. Each module describes the visible tokens, input, model and target of one objective."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
             layers = objective.features({"codes_BTHW": codes_BTHW})  # (B, L, D) for each block
 
     Args:
-        folder: run folder of pretrain_ar, or a model folder: its `model/`, a snapshot, or what `Objective.save` wrote.
+        folder: run folder of pretrain_ar, or a folder that `Objective.save` wrote, such as `model/` or a snapshot of a run.
         trained: False keeps new random parameters, as a baseline. Buffers, such as a tokenizer's codebook, are loaded anyway.
 
     Raises a ValueError if the folder holds no model, or the model cannot be read.

@@ -8,8 +8,8 @@ Model    A ViT with a block-triangular mask, and a decoder with cross-attention 
 Target   A random share `targets` of the tokens of each next cluster: cross-entropy of codes, or squared error of pixels as in
          the paper.
 
-Legend: B batch, N clusters, R ranks of a step, K tokens of a cluster, k visible and m predicted ones, M = R * k visible and
-Q = R * m predicted tokens, D width.
+Legend: B batch, N clusters, R ranks of a step, K tokens of a cluster, k of them visible, m of them predicted, M = R * k visible
+tokens, Q = R * m predicted tokens, D width.
 """
 
 import math
@@ -36,9 +36,8 @@ class ARVideo(Objective):
         order: order of prediction.
         keep: share of each cluster's tokens that the encoder sees.
         targets: share of each next cluster's tokens that is predicted in a training step. Validation predicts all.
-        ranks: share of the predicted clusters in a training step; the others are not seen either. Validation has all.
-        causal: false removes the causal mask and predicts dropped tokens, with the same clusters, dropping and decoder: a
-            control experiment.
+        ranks: share of the clusters that a training step predicts; it omits the others. Validation predicts all.
+        causal: false removes the causal mask and predicts the tokens that the encoder does not see, as a control experiment.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted.
         likelihood: one softmax per code, or one per digit of a code.
@@ -47,7 +46,7 @@ class ARVideo(Objective):
         decoder_heads: attention heads of the decoder.
         decoder_self: add self-attention to the decoder, in which queries see queries of the same and of lower ranks.
 
-    Raises a ValueError for clusters that do not divide the grid, shares outside (0, 1], or if nothing is left to predict.
+    Raises a ValueError if clusters do not divide the grid, a share is not in (0, 1], or nothing is left to predict.
     """
 
     def __init__(
@@ -80,9 +79,7 @@ class ARVideo(Objective):
             raise ValueError("objective.clusters: one cluster covers the whole clip, so nothing is left to predict")
         self.kept, self.predicted, self.ranks = _count(keep, size), _count(targets, size), _count(ranks, n - 1)
         if not causal and self.kept == size:
-            raise ValueError(
-                f"objective.causal false predicts dropped tokens, but objective.keep {keep} drops none of {size} per cluster"
-            )
+            raise ValueError(f"objective.causal false predicts unseen tokens, but objective.keep {keep} leaves none")
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, self.width, with_self=decoder_self)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
@@ -98,7 +95,7 @@ class ARVideo(Objective):
         def mask(queries: int, keys: int) -> BlockMask | None:
             return BlockMask(ranks, queries, keys) if self.causal else None
 
-        # Encoder: block i of the mask is the cluster of rank i. Decoder: block i of the queries is rank i + 1, sees ranks 0..i.
+        # In the encoder, block i of the mask is the cluster of rank i. In the decoder, query block i is that of rank i + 1.
         x_BMD = self.encode(batch, visible_BM, mask(self.kept, self.kept))
         query_BQD, rotation = self.query_positions(predicted_BQ)
         context_rotation = self.query_positions(visible_BM)[1]
@@ -108,7 +105,7 @@ class ARVideo(Objective):
         return {"loss": loss, **self.target.numbers(loss.detach())}
 
     def _counts(self) -> tuple[int, int]:
-        """Return the ranks of a step and the predicted tokens per cluster: as configured in training, else the maximum."""
+        """Return the numbers of ranks and of predicted tokens per cluster: the configured ones in training, else the maximum."""
         n, size = self.members_NK.shape
         max_predicted = size if self.causal else size - self.kept
         return (self.ranks, min(self.predicted, max_predicted)) if self.training else (n - 1, max_predicted)
@@ -124,5 +121,5 @@ class ARVideo(Objective):
 
 def _count(share: float, total: int) -> int:
     """Return the share of a total, rounded up, at least 1."""
-    # The margin keeps floating-point products such as 0.28 * 25 = 7.000000000000001 from being rounded up.
+    # The margin corrects products such as 0.28 * 25 = 7.000000000000001, which would be rounded up.
     return math.ceil(share * total - 1e-9)

@@ -22,9 +22,9 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     A batch is a dictionary of tensors whose first axis is the sample:
 
     - `codes_BTHW`: (B, T, H, W) int64. Codes in 0..vocab_size - 1.
-    - `pixels_BTHWC`: (B, frames, height, width, 3) uint8. RGB; for the loss if `needs_pixels`, for features if `sees_pixels`.
-    - `seed_B`: (B,) int64. Source of all randomness of the loss; features do not need it.
-    - `pair_BTHW`: like `codes_BTHW`. Another view of each video; for the loss in training if `needs_pairs`.
+    - `pixels_BTHWC`: (B, frames, height, width, 3) uint8. RGB; the loss needs it if `needs_pixels`, features if `sees_pixels`.
+    - `seed_B`: (B,) int64. Seeds of all randomness in the loss; features do not need them.
+    - `pair_BTHW`: like `codes_BTHW`. Another view of each video; the loss needs it in training if `needs_pairs`.
     - `slices_B`, `pair_slices_B`: (B,) int64. Number of valid time slices of codes; optional, used by VIMPAC.
     - `row_B`: (B,) int64. Index of the video in the cache; optional, used by VIMPAC's contrastive loss.
     """
@@ -34,7 +34,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     sees_pixels: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # The mixin passes neither its options nor the defaults of the base class's settings on to subclasses.
+        # Subclasses inherit neither the options of the mixin nor the default settings of the base class.
         coders = {CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}
         super().__init_subclass__(coders=coders, library_name="arvideo", **kwargs)
         defaults = Objective.__init__.__kwdefaults__ or {}
@@ -54,7 +54,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         depth: int = 4,
         heads: int = 4,
     ) -> None:
-        """Build what all objectives share: the patchings `input` and `predicts`, `grid`, `embedding`, `positions`, `encoder`.
+        """Build the shared parts: the patchings `input` and `predicts`, `grid`, `embedding`, `positions` and `encoder`.
 
         Subclasses initialise the weights with `init_weights`.
 
@@ -65,7 +65,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
             code_patch: codes of one token along (t, h, w).
             code_input: embed codes by their geometry, or by one free vector per code.
             rope: add rotary positions of (t, h, w) in attention to the sine-cosine encodings of tokens.
-            flat: sine-cosine encodings of a token's index (arXiv 2203.12602) instead of (t, h, w).
+            flat: use sine-cosine encodings of a token's index (arXiv 2203.12602) instead of (t, h, w).
             width: width of the encoder.
             depth: blocks of the encoder.
             heads: attention heads of the encoder.
@@ -98,12 +98,12 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         """Return the features of whole clips: no token is masked or dropped, and nothing is random.
 
         The batch needs `codes_BTHW`, or `pixels_BTHWC` if `sees_pixels`, on the model's device. VIMPAC also reads `slices_B`.
-        Clips may have another size than in training: positions are then interpolated.
+        If clips have another size than in training, positions are interpolated.
 
         Returns the output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
-        also under autocast. The L tokens are in raster order (t, h, w); L / `time_slices(batch)` of them are one time slice.
+        even under autocast. The L tokens are in raster order (t, h, w), with L / `time_slices(batch)` tokens per time slice.
 
-        Raises a KeyError if the batch lacks the input, a ValueError if the tokens do not divide the clips.
+        Raises a KeyError if the batch lacks the input, and a ValueError if the tokens do not divide the clips.
         """
         grid = self._grid(batch)
         x_BLD = self.embedding(self.input.tokens(batch))
@@ -132,8 +132,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, objective: str, **settings: Any) -> Any:  # type: ignore[override]
         if objective != cls.__name__:
-            message = f"the folder holds a {objective}, not a {cls.__name__}; load_objective loads any objective"
-            raise ValueError(message)
+            raise ValueError(f"the folder holds {objective}, not {cls.__name__}: use load_objective for any objective")
         return super()._from_pretrained(**settings)
 
 
@@ -145,7 +144,7 @@ def check_choices(**settings: tuple[str, Any]) -> None:
 
 
 def check_positive(**settings: float) -> None:
-    """Raise a ValueError if a setting, a count, is below 1."""
+    """Raise a ValueError if a count is below 1."""
     for name, count in settings.items():
         if count < 1:
             raise ValueError(f"objective.{name} must be at least 1, got {count}")

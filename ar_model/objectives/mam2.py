@@ -1,8 +1,8 @@
 """MAM2: predict the appearance and the motion of hidden tubelets with separate decoders (arXiv 2210.05234).
 
-We know the paper's abstract only: an encoder, a regressor that separates visible from hidden tokens, and two decoders, one for
-VQGAN codes and one for RGB differences. The rest follows the image model that it extends (CAE, arXiv 2202.03026) and is a
-setting: the mask, the depths, the loss weights, which RGB difference, and whether latents are aligned.
+This module is based on the paper's abstract: an encoder, a regressor that separates visible from hidden tokens, and two
+decoders, one for VQGAN codes and one for RGB differences. The rest follows CAE (arXiv 2202.03026), the image model that MAM2
+extends, and can be set: the mask, the depths, the loss weights, the kind of RGB difference, and the alignment of latents.
 
 Visible  A part of the tubelets; the same locations are hidden in every time slice.
 Input    Tubelets of pixels, or codes of a tokenizer.
@@ -29,21 +29,21 @@ from ar_model.transformer import AttentionContext, CrossDecoder, Encoder, init_w
 
 
 class MAM2(Objective):
-    """Masked appearance and motion modelling (arXiv 2210.05234; details that its abstract does not give are our choice).
+    """Masked appearance and motion modelling (arXiv 2210.05234, with details beyond its abstract chosen here).
 
     Args:
-        mask: what is hidden together: the same location in all time slices, whole slices, or single tokens.
-        ratio: share that is hidden.
+        mask: hide the same locations in all time slices, whole slices, or single tokens.
+        ratio: share of the tokens that are hidden.
         input: input of the encoder.
-        appearance: weight of the codes' cross-entropy; 0 builds no such decoder.
-        motion: weight of the squared error of RGB differences; 0 builds no such decoder.
+        appearance: weight of the codes' cross-entropy; 0 omits the decoder of codes.
+        motion: weight of the squared error of RGB differences; 0 omits the decoder of differences.
         align: weight of the squared error between the regressor's and the encoder's output for hidden tokens; 2 in CAE.
-        difference: RGB difference between frames within a tubelet, or to the next tubelet.
+        difference: RGB difference between the frames of a tubelet, or to the next tubelet.
         likelihood: one softmax per code, or one per digit of a code.
         regressor_depth: blocks of the regressor, as wide as the encoder.
         decoder_depth: blocks of each decoder, as wide as the encoder.
 
-    Raises a ValueError if the ratio hides nothing or leaves nothing visible, or for invalid weights, depths or differences.
+    Raises a ValueError if the ratio hides nothing or everything, or a weight, depth or difference is invalid.
     """
 
     needs_pixels = True

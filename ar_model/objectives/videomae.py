@@ -21,11 +21,11 @@ from ar_model.transformer import SelfDecoder, init_weights
 
 
 class VideoMAE(Objective):
-    """Masked autoencoding of tubes (arXiv 2203.12602). The paper's positions are `flat` true and `rope` false.
+    """Masked autoencoding of tubes (arXiv 2203.12602). The paper's positions correspond to `flat` true and `rope` false.
 
     Args:
-        mask: what is hidden together: the same location in all time slices, whole slices, or single tokens.
-        ratio: share that is hidden.
+        mask: hide the same locations in all time slices, whole slices, or single tokens.
+        ratio: share of the tokens that are hidden.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted for hidden tokens.
         likelihood: one softmax per code, or one per digit of a code.
@@ -33,7 +33,7 @@ class VideoMAE(Objective):
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
 
-    Raises a ValueError if the ratio hides nothing or leaves nothing visible.
+    Raises a ValueError if the ratio hides nothing or everything.
     """
 
     def __init__(

@@ -1,14 +1,14 @@
-"""VIMPAC: predict the codes of hidden blocks, and which two clips are of the same video (arXiv 2106.11250).
+"""VIMPAC: predict the codes of hidden blocks, and which two clips are from the same video (arXiv 2106.11250).
 
-Visible  All tokens, except that one learned vector replaces those in a few cuboids, about 15 % (section 3.2), and another
-         replaces those after the end of a short video.
+Visible  All tokens, but one learned vector replaces the tokens in a few cuboids, about 15 % (section 3.2), and another learned
+         vector replaces the tokens after the end of a short video.
 Input    Codes of a tokenizer, and one clip token.
 Model    A ViT on all tokens, without a decoder.
-Target   Cross-entropy of the hidden codes, whose output vectors are shared with the input embedding; and NT-Xent between two
+Target   Cross-entropy of the hidden codes, whose output vectors are shared with the input embedding, and NT-Xent between two
          clips of each video (section 3.3), on the clip token after a small network.
 
-The ViT is the one that all objectives here share: pre-norm blocks with joint attention. The paper's blocks are post-norm and
-attend along time first, then along height and width.
+The ViT has pre-norm blocks with attention over all tokens, as for the other objectives here. The paper's blocks are post-norm
+and attend along time first, then along height and width.
 
 Legend: B clips (with pairs: all first clips, then all second clips), L tokens, K of them that may be predicted, D width.
 """
@@ -31,20 +31,20 @@ from ar_model.transformer import Positions, init_weights
 
 Hiding = Literal["block", "random"]
 BLOCKS, RATIO = 5, 0.15
-"""Defaults. Each is valid for one kind of mask only; with the other kind, any other value is an error."""
+"""Defaults. Each setting belongs to one kind of mask, and must keep its default with the other kind."""
 MAX_PREDICTED = 0.5
-"""Share of a clip's tokens that enter the loss at most. It gives all clips equally many rows; blocks rarely hide more."""
+"""Maximum share of a clip's tokens in the loss. All clips get this number of rows. Blocks rarely hide more."""
 
 
 class VIMPAC(Objective):
     """Masked code modelling by blocks, and contrast between two clips of a video (arXiv 2106.11250).
 
     Args:
-        mask: what is hidden: blocks, or single tokens anywhere.
-        blocks: number of blocks with mask block; they may overlap. 5 to 7 hide about 15 %.
-        ratio: share that is hidden with mask random.
-        contrast: weight of the contrastive loss between two clips of a video; 0 turns it off, and one view per video is enough.
-        temperature: temperature of the contrastive loss, which is also multiplied by it.
+        mask: hide blocks, or single tokens anywhere.
+        blocks: number of blocks with mask block. Blocks may overlap; 5 to 7 blocks hide about 15 %.
+        ratio: share of the tokens that mask random hides.
+        contrast: weight of the contrastive loss between two clips of a video; with 0, one view per video is enough.
+        temperature: temperature of the contrastive loss, also a factor of its weight.
         likelihood: one softmax per code, or one per digit of a code.
         head_width: hidden width of the contrastive head.
 
@@ -72,8 +72,7 @@ class VIMPAC(Objective):
         if temperature <= 0:
             raise ValueError(f"objective.temperature must be above 0, got {temperature}")
         if (mask == "block" and ratio != RATIO) or (mask == "random" and blocks != BLOCKS):
-            message = "objective.ratio is for mask random, objective.blocks for mask block"
-            raise ValueError(f"{message}; objective.mask is {mask}")
+            raise ValueError(f"objective.ratio needs objective.mask random, objective.blocks mask block; got {mask}")
         if mask == "random":
             check_ratio("random", self.grid, ratio)
         self.mask, self.blocks, self.ratio, self.contrast, self.temperature = mask, blocks, ratio, contrast, temperature
@@ -95,10 +94,10 @@ class VIMPAC(Objective):
                 part.apply(init_weights)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Predict the hidden codes; with `pair_BTHW` and `contrast`, also which clips are of the same video."""
+        """Predict the hidden codes and, with `pair_BTHW` and `contrast`, which clips are from the same video."""
         with_pairs = self.head is not None and "pair_BTHW" in batch
         if with_pairs:
-            # Both losses use the same masked clips, as in the paper. A pair has its own blocks.
+            # Both losses use the same masked clips, as in the paper. The second clip of a pair has blocks of its own.
             batch = _append_pairs(batch)
         content_BLP, absent_BL, seed_B = self.input.tokens(batch), self._absent(batch), batch["seed_B"]
         hidden_BL = self._hidden(seed_B, absent_BL)
@@ -122,7 +121,7 @@ class VIMPAC(Objective):
         return torch.where(absent_BL[..., None], self.pad_D, self.embedding(content_BLP))
 
     def _absent(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return a bool mask of the tokens after the end of their video, (B or 1, L)."""
+        """Return a bool mask, (B or 1, L), true for tokens after the end of their video."""
         t, h, w = self._grid(batch)
         slice_L = torch.arange(t, device=batch["codes_BTHW"].device).repeat_interleave(h * w)
         if "slices_B" not in batch:
@@ -140,7 +139,7 @@ class VIMPAC(Objective):
         return [(layer[:, 0], layer[:, 1:]) for layer in layers]
 
     def _hidden(self, seed_B: Tensor, absent_BL: Tensor) -> Tensor:
-        """Return a bool mask of the hidden tokens, (B, L); tokens after the end of a video are not hidden."""
+        """Return a bool mask, (B, L), true for hidden tokens. Tokens after the end of a video are not hidden."""
         if self.mask == "block":
             slices_B = (~absent_BL.view(-1, *self.grid)[:, :, 0, 0]).sum(1).expand(len(seed_B))
             return block_mask(self.grid, self.blocks, seed_B, slices_B).flatten(1)
@@ -148,9 +147,10 @@ class VIMPAC(Objective):
 
 
 def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return K token indices per clip, hidden ones first, and their weights in the loss, both (B, K).
+    """Return K token indices per clip, hidden tokens first, and their weights in the loss, both (B, K).
 
-    All hidden tokens of a clip weigh the same, visible ones weigh nothing, and all clips weigh the same; the sum is 1.
+    The hidden tokens of a clip share its weight equally, and visible tokens have weight 0. All clips have equal weights, and the
+    sum is 1.
     """
     count = hidden_BL.shape[1]
     # Random keys in [-2**61, 2**61): adding 2**62 puts hidden tokens first, in random order.
@@ -162,7 +162,7 @@ def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _append_pairs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return one batch of the clips, followed by their pairs. The pairs' seeds are the complements of the clips' seeds."""
+    """Return one batch of all clips, then all their pairs. The seed of a pair is the bitwise complement of the clip's seed."""
     pairs = {"codes_BTHW": batch["pair_BTHW"], "seed_B": ~batch["seed_B"]}
     if "slices_B" in batch:
         pairs["slices_B"] = batch["pair_slices_B"]
