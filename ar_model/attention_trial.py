@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -35,13 +34,12 @@ class Call(NamedTuple):
     mask: Mask
 
 
-@dataclass
-class Trial:
+class Trial(NamedTuple):
     """Result of timing several backends on the shapes of one forward pass."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
     """Backend -> seconds of all attention calls of a step, forward and backward."""
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str]
     """Backend -> error that the backend raises."""
 
     @property
@@ -70,22 +68,21 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
             hooks.enter_context(kernel.register_forward_pre_hook(record))
         forward()
     device = next(model.parameters()).device
-    trial = Trial()
+    failures: dict[str, str] = {}
     best: dict[tuple[str, Call], float] = {}
     for lap in range(laps + 1):
-        for name in [name for name in names if name not in trial.failures]:
+        for name in [name for name in names if name not in failures]:
             try:
                 for call in calls:
-                    seconds = _time(name, call, device)
+                    elapsed = _time(name, call, device)
                     # Lap 0 is a warm-up: some kernels are compiled in it.
                     if lap > 0:
-                        best[name, call] = min(seconds, best.get((name, call), seconds))
+                        best[name, call] = min(elapsed, best.get((name, call), elapsed))
             except CANNOT_RUN as error:
-                trial.failures[name] = reason(error)
-    for name in names:
-        if name not in trial.failures:
-            trial.seconds[name] = sum(count * best[name, call] for call, count in calls.items())
-    return trial
+                failures[name] = reason(error)
+    working = [name for name in names if name not in failures]
+    seconds = {name: sum(count * best[name, call] for call, count in calls.items()) for name in working}
+    return Trial(seconds, failures)
 
 
 def _time(name: str, call: Call, device: torch.device) -> float:

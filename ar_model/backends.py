@@ -82,10 +82,7 @@ def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tup
 
 
 class _Plain(torch.autograd.Function):
-    """Attention as batched matrix products and a softmax.
-
-    For the backward pass it saves the attention weights, or only its inputs, from which it recomputes them (arXiv 2205.14135).
-    """
+    """Attention as batched matrix products and a softmax. Backward uses saved weights or recomputes them (arXiv 2205.14135)."""
 
     @staticmethod
     def forward(ctx: Any, q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask, save: bool) -> Tensor:

@@ -27,9 +27,8 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, video_B: Te
         videos = len(first_GD)
         if videos < 2:
             raise ValueError("the contrastive loss needs negatives: batch_size must be at least 2, got 1")
-        row_B = torch.arange(len(first_BD), device=first_BD.device)
-        if dist.is_initialized():
-            row_B = row_B + dist.get_rank() * len(first_BD)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        row_B = torch.arange(len(first_BD), device=first_BD.device) + rank * len(first_BD)
         clip_ED = torch.cat([first_GD, second_GD])
         video_B = row_B if video_B is None else video_B
         # Not negatives: the clip itself, its partner, and other clips of its video if that is in the batch twice.

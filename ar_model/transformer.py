@@ -103,8 +103,8 @@ class Positions(nn.Module):
         """Return the positions of another grid that covers the same extent (see `positions_of`)."""
         if grid == self.grid:
             return self
-        args = grid, self.width, self.heads, self.rope, self.grid
-        return Positions(*args, flat=self.flat).to(self.encoding_LD.device)
+        positions = Positions(grid, self.width, self.heads, self.rope, self.grid, flat=self.flat)
+        return positions.to(self.encoding_LD.device)
 
 
 class MLP(nn.Sequential):

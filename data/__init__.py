@@ -1,7 +1,4 @@
-"""Videos, clips, the token cache, and batches of it.
-
-Importing the public names needs no torch.
-"""
+"""Videos, clips, the token cache, and batches from the cache. Importing the public names does not import torch."""
 
 from data.cache import DamagedCache, TokenCache
 from data.clips import ClipSpec, read_clip

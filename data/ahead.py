@@ -18,13 +18,13 @@ def ahead(
 ) -> Generator[tuple[T, Iterator[U]], None, None]:
     """Yield each job, in order, with an iterator over the results of `work(job)`.
 
-    Consume the results of a job before advancing to the next one; an exception of the job is raised there.
+    Consume the results of a job before advancing to the next job. An exception in a job is raised by its iterator.
 
     Args:
-        jobs: Iterated in the threads, by one at a time.
-        workers: Number of threads; 0 runs each job in the caller, when its results are read.
-        depth: Largest number of stored results of a job; its thread holds one more while it waits for room.
-        window: Largest number of jobs in memory; at least `workers` + 2, the default.
+        jobs: Jobs. The threads advance this iterable, one thread at a time.
+        workers: Number of threads. 0 runs each job in the caller's thread, when its results are read.
+        depth: Maximum number of stored results of a job. Its thread holds one more while it waits for room.
+        window: Maximum number of jobs in memory, at least `workers` + 2 (the default).
     """
     if workers == 0:
         for job in jobs:
@@ -81,7 +81,7 @@ class _Results(Generic[U]):
         self._items: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def put(self, result: U) -> bool:
-        """Wait for room and store a result; False if the caller has stopped."""
+        """Wait for room, store a result and return True. Return False if the caller has stopped."""
         while not self._stopped.is_set():
             if self._room.acquire(timeout=0.2):
                 self._items.put((True, result))

@@ -1,8 +1,8 @@
-"""Views of a video: which frames, which crop, mirrored or not. A pure function of (specification, video, view number).
+"""Views of a video: frames, crop and mirroring, as a pure function of (specification, video, view number).
 
 View 0 is the canonical view, used for evaluation: the middle of the video, the middle of the frame, not mirrored.
 Further views are drawn from the hash of the video's path, so a cache of several views is a fixed augmentation.
-Dense views are consecutive clips that cover the video from its first frame to its last; middle crop, not mirrored.
+Dense views are consecutive clips that cover the video from its first frame to its last, with the middle crop, not mirrored.
 
 Legend: V views, T frames, H W pixels, C colours.
 """
@@ -24,11 +24,7 @@ from data.sources import Source, Video
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """How clips are cut from a video.
-
-    Raises:
-        ValueError: for a number below 1.
-    """
+    """Settings for cutting clips from a video. Raises ValueError for a number below 1."""
 
     frames: int = 16
     """Frames of a clip. A shorter video is padded with its last frame; the padding is recorded."""
@@ -57,7 +53,7 @@ class View:
     """First frame in the video."""
     stride: int
     real: int
-    """Number of valid frames; the others repeat the last valid frame."""
+    """Number of valid frames. The other frames repeat the last valid frame."""
     top: int
     left: int
     """Corner of the crop in the resized frame."""
@@ -90,13 +86,13 @@ _COLUMNS = ("start", "real", "top", "left", "flip")
 
 
 def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
-    """Return the views in a compact JSON form: common numbers once, and one column for each number that varies."""
+    """Return the views as compact JSON content: numbers that all views share once, and a column for each other number."""
     columns = {name: [int(getattr(view, name)) for view in views] for name in _COLUMNS}
     return {"stride": spec.stride, "crop": spec.size, **columns}
 
 
 def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
-    """Return the views from the JSON form made by `describe`."""
+    """Return the views from the JSON content made by `describe`."""
     stride, size = int(described["stride"]), int(described["crop"])
     rows = [[int(value) for value in row] for row in zip(*(described[name] for name in _COLUMNS), strict=True)]
     return tuple(
@@ -106,11 +102,7 @@ def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
 
 
 def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
-    """Cut all views of a video, uint8.
-
-    Raises:
-        DamagedVideo: if the video cannot be used (data/decoding.py).
-    """
+    """Cut all views of a video, uint8. Raises the same errors as `iter_clips`."""
     *clips, cuts = iter_clips(source, video, spec)
     assert isinstance(cuts, ClipCuts)
     return Clips(np.stack(clips), cuts.views)  # type: ignore[arg-type]  # all but the last are arrays
@@ -119,9 +111,7 @@ def read_clips(source: Source, video: Video, spec: ClipSpec) -> Clips:
 def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.ndarray:
     """Cut one view of a video, uint8 (T, H, W, 3).
 
-    Raises:
-        DamagedVideo: if the video cannot be used.
-        IndexError: if the video has no such view.
+    Raises the same errors as `iter_clips`, and IndexError if the video has no such view.
     """
     for number, part in enumerate(iter_clips(source, video, spec)):
         if number == view and not isinstance(part, ClipCuts):
@@ -132,12 +122,9 @@ def read_clip(source: Source, video: Video, spec: ClipSpec, view: int) -> np.nda
 def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
     """Yield the views of a video one after the other, uint8 (T, H, W, 3), and finally their positions.
 
-    Only one dense view is in memory at a time, so a video may be of any length.
-
-    Raises:
-        DamagedVideo: if the video cannot be used, often only after its last view.
-        ValueError: if the video has changed since it was listed.
-        FileNotFoundError: if the video has disappeared since it was listed.
+    Only one dense view is in memory at a time, so a video may have any length. Raises DamagedVideo if the video cannot be
+    used, often only after its last view; ValueError if it has changed since it was listed; FileNotFoundError if it has
+    disappeared since then.
     """
     return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
 
@@ -186,7 +173,7 @@ def _strided_rendered_frames(video: Video, spec: ClipSpec) -> Generator[Numbered
 
 
 def _listed_path(source: Source, video: Video) -> Path:
-    """Return the path of a video; raise a ValueError if its size has changed since it was listed."""
+    """Return the path of a video. Raises ValueError if its size has changed, FileNotFoundError if it has disappeared."""
     assert source.root is not None
     path = source.root / video.path
     if not path.exists():
@@ -207,12 +194,12 @@ def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
     return np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in clip])
 
 
-# Axes of the random draws; their order is part of every view.
+# Axes of the random draws. Other numbers would change all drawn views.
 _START, _TOP, _LEFT, _FLIP = range(4)
 
 
 def _draw(path: str, view: int, axis: int, choices: int) -> int:
-    """Return a number from 0 to choices - 1, determined by the arguments; the middle one for the canonical view."""
+    """Return a number in 0..choices - 1: the middle one for the canonical view, else a random one seeded by the arguments."""
     if view == 0:
         return (choices - 1) // 2
     seed = hashlib.sha256(os.fsencode(path)).digest()[:8]
@@ -220,10 +207,10 @@ def _draw(path: str, view: int, axis: int, choices: int) -> int:
 
 
 def _in_time(spec: ClipSpec, path: str, view: int, total: int) -> View:
-    """Place a view in a video of `total` frames; its crop is not set yet."""
+    """Place a view in a video of `total` frames. Its crop is not set yet."""
     span = (spec.frames - 1) * spec.stride + 1
     if total < span:
-        # A short video is taken from its first frame and padded after its last.
+        # A short video is used from its first frame and padded after its last frame.
         start, real = 0, (total - 1) // spec.stride + 1
     else:
         start, real = _draw(path, view, _START, total - span + 1), spec.frames

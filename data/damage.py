@@ -1,7 +1,7 @@
 """Find damage that a decoder alone does not report: H.264, HEVC, VP8 and VP9 decoders accept almost any bytes.
 
-`container_damage` verifies checksums, sync bytes or the index of a container. These checks are exact and cost one
-reading of the file; MP4 and WebM files have nothing to verify. `overrun_decoder` finds damage in small H.264 pictures.
+`container_damage` verifies checksums, sync bytes or the index of a container. These checks are exact and read the file
+once. MP4 and WebM files have nothing to verify. `overrun_decoder` finds damage in small H.264 pictures.
 """
 
 import re
@@ -19,7 +19,7 @@ _SEGMENT, _CLUSTER, _VOID, _CRC32 = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"
 
 
 def container_damage(path: Path, container_format: str) -> str | None:
-    """Return why the file is damaged, on one line; None if its checks pass or it has none.
+    """Return the damage of a file in one line, or None if all checks pass or its format has no checks.
 
     `container_format` is FFmpeg's name of the format. Raises OSError if the file cannot be read.
     """
@@ -31,7 +31,7 @@ def container_damage(path: Path, container_format: str) -> str | None:
 
 
 def _matroska_damage(file: BinaryIO, file_size: int) -> str | None:
-    """Verify the CRC-32 with which a cluster of frames may begin; it covers the rest of the cluster."""
+    """Verify the CRC-32 of clusters of frames. A cluster may begin with a CRC-32 of its other bytes."""
     while (identifier := _ebml_number(file)) and (length := _ebml_number(file)):
         if identifier == _SEGMENT:
             continue  # the clusters are inside the segment
@@ -39,7 +39,7 @@ def _matroska_damage(file: BinaryIO, file_size: int) -> str | None:
             return None
         size = int.from_bytes(length, "big") & ((1 << 7 * len(length)) - 1)
         start = file.tell()
-        # A live recording does not know the size of its elements.
+        # In a live recording, the size of an element may be unknown.
         if start + size > file_size:
             return None
         if identifier == _CLUSTER and file.read(2) == _CRC32:
@@ -53,7 +53,7 @@ def _matroska_damage(file: BinaryIO, file_size: int) -> str | None:
 
 
 def _ebml_number(file: BinaryIO) -> bytes | None:
-    """Read a variable-length number with its marker bit; None at the end of the file or if there is no number."""
+    """Read a variable-length number with its marker bit. Return None at the end of the file or if there is no number."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -61,7 +61,7 @@ def _ebml_number(file: BinaryIO) -> bytes | None:
 
 
 def _transport_damage(file: BinaryIO, file_size: int) -> str | None:
-    """Verify that each packet of 188 bytes begins with a sync byte; some recorders add 4 bytes before or 16 after it."""
+    """Verify that each packet of 188 bytes begins with a sync byte. Some recorders add 4 bytes before or 16 after a packet."""
     head = file.read(5 * 204)
     grids = [(start, period) for period in (188, 192, 204) for start in range(period)]
     grid = next((grid for grid in grids if head[grid[0] :: grid[1]][:5] == b"G" * 5), None)
@@ -109,7 +109,7 @@ def _is_at(file: BinaryIO, offset: int, content: bytes) -> bool:
 
 
 _EXTRA_ROWS = 16
-# Pixels. In larger pictures damage causes errors by itself, and this check costs up to twice the decoding time.
+# In pixels. In larger pictures, damage causes errors in the first decoder, and this check can double the decoding time.
 _SMALL = 99 * 16 * 16
 # H.264 profiles whose parameter sets contain a chroma format.
 _CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
@@ -118,9 +118,9 @@ _CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135
 def overrun_decoder(video: av.VideoCodecContext) -> av.VideoCodecContext | None:
     """Return a second decoder for the packets of small H.264 pictures that raises FFmpegError where data is damaged.
 
-    A decoder stops at the last block of a picture, however much data is left. The second decoder is given a header that
-    declares more rows, so it continues and runs into an error unless the data marks the end of the picture. Its frames
-    are useless. It skips all steps that do not affect parsing and adds about 40 % to the decoding of 64 x 64 pixels.
+    A decoder stops at the last block of a picture, even if data is left. The second decoder gets a header that declares
+    more rows, so it continues and meets an error unless the data marks the end of the picture. Its frames are useless. It
+    skips all steps that do not affect parsing and adds about 40 % to the decoding time of 64 x 64 pixels.
 
     Returns None if the video has another codec, is larger or interlaced, or is not described by its header alone.
     """
@@ -164,7 +164,7 @@ class _Bits:
 
 
 def _with_more_rows(parameters: bytes) -> bytes | None:
-    """Return a sequence parameter set (ITU-T H.264, 7.3.2.1.1) with taller pictures; None if interlaced or rare."""
+    """Return a sequence parameter set (ITU-T H.264, 7.3.2.1.1) with more rows, or None if it is interlaced or rare."""
     bits = _Bits(parameters.replace(b"\0\0\3", b"\0\0"))
     profile = bits.fixed(32) >> 16 & 255  # between the unit's header, constraints and level, a byte each
     bits.golomb()  # identifier of the parameter set

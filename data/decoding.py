@@ -20,13 +20,12 @@ from data.text import one_line
 _VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
 VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-2"
 """Versions that decide which frames a video has and whether it is refused; part of a cache's key."""
-# Demuxers for files that hold a video; without this list a text file could be a playlist that opens other files.
+# Allowed demuxers. Without this list, a text file could be read as a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
-# Codecs for which bits left over after a picture are refused too; with other codecs good videos have such bits.
+# Codecs for which unused bits after a picture are errors too. With other codecs, intact videos have such bits.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
-_OPEN_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE}
-_SYSTEM_ERRORS = _OPEN_ERRORS | {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
-# Frames that may be missing at the end: packed AVI streams and rounded durations account for up to two.
+_SYSTEM_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
+# Frames that may be missing at the end. Packed AVI streams and rounded durations account for up to two.
 _MISSING = 3
 
 NumberedFrame = tuple[int, np.ndarray]
@@ -34,7 +33,7 @@ NumberedFrame = tuple[int, np.ndarray]
 
 
 class DamagedVideo(Exception):
-    """The video cannot be used; the message is the reason, on one line."""
+    """Error for a video that cannot be used. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Frames:
 
 
 class FrameStream:
-    """Iterator over frame numbers and pixels; sets `total` and `rate` of the video, as in `Frames`, at its end."""
+    """Iterator over frame numbers and pixels. At its end it sets `total` and `rate` of the video, as in `Frames`."""
 
     def __init__(self, frames: Generator[NumberedFrame, None, tuple[int, float | None]]) -> None:
         self._frames = frames
@@ -62,9 +61,9 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
     """Decode the frames numbered `choose(total)`, resized so that the short side has `short_side` pixels.
 
     The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
-    estimate: if it is wrong, the file is decoded once more with the true number. Memory holds the chosen frames only.
+    estimate: if it is wrong, the file is decoded once more with the true number. Memory holds only the chosen frames.
 
-    DamagedVideo if the file is empty, is no video, ends early, or holds frames that do not decode cleanly.
+    Raises DamagedVideo if the file is empty, is not a video, ends early, or contains frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
         total = max(1, _declared(container).frames)
@@ -78,7 +77,7 @@ def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[in
 
 
 def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
-    """Yield each frame whose number is chosen, as `read_frames`, but while decoding: damage may be found at the end only."""
+    """Decode chosen frames like `read_frames`, but yield each at once. Damage may be found only at the end."""
     return FrameStream(_decode(path, short_side, is_chosen))
 
 
@@ -96,10 +95,10 @@ def _as_damage(path: Path) -> Iterator[None]:
 
 
 def _raise_system_error(error: Exception, path: Path) -> None:
-    """Raise an OSError if the disk or the system failed: a cache would record it as damage of the video for ever."""
+    """Raise an OSError if the disk or the system failed, because a cache would record a DamagedVideo permanently."""
     number = getattr(error, "errno", None)
     if number == errno.EIO:
-        # Some demuxers report damage as EIO too; if the disk has failed, this reading fails.
+        # Some demuxers report damage as EIO too. If the disk has failed, reading the file raises an OSError.
         with path.open("rb") as file:
             while file.read(2**20):
                 pass
@@ -108,7 +107,7 @@ def _raise_system_error(error: Exception, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return FFmpeg's message without error number and path."""
+    """Return FFmpeg's message without the error number and the path."""
     return one_line(getattr(error, "strerror", None) or error)
 
 
@@ -122,21 +121,21 @@ def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
 
 
 def _shape(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
-    """Height and width of the resized frame, before it is turned upright."""
+    """Return height and width of the resized frame, before it is turned upright."""
     scale = short_side / min(frame.width, frame.height)
     return max(short_side, round(frame.height * scale)), max(short_side, round(frame.width * scale))
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """Length of the video according to its file; 0 for an unknown number."""
+    """Length of the video according to its file, with 0 for an unknown number."""
 
     frames: int
     seconds: float
     start: float
     rate: float
-    # Whether `frames` is stored in the file, not computed from the duration; False for AVI, which counts pauses too.
     counts_frames: bool
+    """True if the file stores `frames`, False if `frames` is computed from the duration or, in AVI files, includes pauses."""
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -173,7 +172,7 @@ def _decode(
         overrun = overrun_decoder(stream.codec_context)
         try:
             for packet in container.demux():
-                # Packets of all streams count: the file ends where the last stream ends.
+                # Packets of all streams count, because the file ends where the last stream ends.
                 end = max(end, _end(packet, declared.rate))
                 if packet.stream is not stream:
                     continue
@@ -198,7 +197,7 @@ def _decode(
 
 
 def _end(packet: av.Packet, rate: float) -> float:
-    """Time in seconds at which the packet has been shown; 0 if unknown."""
+    """Return the time in seconds at which the display of the packet ends, 0 if it is unknown."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
     start, default = float(packet.pts * packet.time_base), 1 / rate if rate else 0.0
@@ -211,9 +210,9 @@ def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -
     if declared.counts_frames:
         missing = declared.frames - count - hidden
     else:
-        # The clock of an AVI may tick faster than frames come.
+        # The rate that an AVI declares may be higher than its true frame rate.
         rate = min(declared.rate, count / end) if end > 0 else declared.rate
-        # Durations count from zero in some formats, from the first picture in others: use the smaller gap.
+        # Durations count from zero in some formats and from the first picture in others. Use the smaller gap.
         missing = round((declared.seconds - max(end, end - declared.start)) * rate)
     if missing > _MISSING:
         raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")

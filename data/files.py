@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 SIGN_OF_LIFE = 15.0
-"""Seconds between two updates of the time stamp of a claim by its owner."""
+"""Seconds between two updates of a claim's timestamp by its owner."""
 ABANDONED_AFTER = 180.0
-"""Seconds without an update after which a claim of another machine is stale."""
+"""Seconds without an update after which the claim of another machine is stale."""
 _DAY = 86_400.0
 
 
@@ -32,19 +32,19 @@ def compact(content: Any) -> str:
 
 
 def sha256_of(content: Any) -> str:
-    """Hash of JSON content; the order of keys does not matter."""
+    """Return the sha256 of JSON content in hex. The order of keys does not matter."""
     return hashlib.sha256(compact(content).encode()).hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; it is on the disk when this function returns."""
+    """Write a file atomically and flush it to the disk."""
     with _temporary_file(path, content) as temporary:
         os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 def write_first(path: Path, content: bytes) -> None:
-    """Write a file atomically unless it exists already; the first of several writers wins."""
+    """Write a file atomically unless it exists already. The first of several writers wins."""
     with _temporary_file(path, content) as temporary:
         try:
             os.link(temporary, path)
@@ -82,7 +82,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Path at which this process writes a file before it renames it to `path`."""
+    """Return the path at which this process writes a file before renaming it to `path`."""
     return path.with_name(f"{path.name}.tmp-{machine()}-{os.getpid()}")
 
 
@@ -102,16 +102,16 @@ def remove_left_overs(folder: Path) -> None:
 class Claim:
     """Lock on a piece of work among processes of this and other machines.
 
-    A symbolic link whose target names the owner: it is created atomically by one process only, on network file systems
-    too. A claim only avoids duplicate work. If links do not exist, or two processes take over a stale claim at the same
-    time, both do the work and write the same bytes.
+    The lock is a symbolic link whose target names the owner. Only one process can create it, on network file systems too.
+    A claim only avoids duplicate work. If the file system has no links, or two processes take over a stale claim at the
+    same time, both do the work and write the same bytes.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self) -> bool:
-        """Try to claim the work and return whether this process may do it; a stale claim is taken over."""
+        """Try to claim the work and return whether this process may do it. A stale claim is taken over."""
         try:
             if self._path.is_symlink() and _is_stale(self._path):
                 self._path.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ class Claim:
         return True
 
     def keep(self) -> None:
-        """Update the time stamp, which shows other machines that the owner is alive."""
+        """Update the timestamp, which shows other machines that the owner is alive."""
         with suppress(OSError, NotImplementedError):
             os.utime(self._path, follow_symlinks=False)
 
@@ -133,7 +133,7 @@ class Claim:
 
 @functools.cache
 def machine() -> str:
-    """Name of this machine, or of this container, since containers have process numbers of their own."""
+    """Return a name of this machine, or of this container, because each container numbers its own processes."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -142,12 +142,12 @@ def machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """Start time of a process of this machine, None if it is dead; tells it from a later process of the same number."""
+    """Return the start time of a process of this machine, None if it is dead. A later process may reuse the number."""
     try:
         entry = psutil.Process(process)
         if entry.status() == psutil.STATUS_ZOMBIE:
             return None
-        # Linux counts ticks since the machine started; psutil's seconds change when the clock is set.
+        # Linux counts ticks since the machine started. psutil's start time changes when the clock is set.
         with suppress(OSError):
             return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
         return f"{entry.create_time():.2f}"
@@ -164,7 +164,7 @@ def _is_stale(claim: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the last update; 0 if the file does not exist."""
+    """Return the seconds since the last update, 0 if the file does not exist."""
     try:
         return time.time() - path.lstat().st_mtime
     except OSError:

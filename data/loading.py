@@ -1,9 +1,9 @@
-"""Batches as a pure function of (seed, step, rank, world size): the state of a loader is one integer.
+"""Batches as a pure function of (seed, step, rank, world size): the state of a loader is one integer, the step.
 
-Each epoch is a new permutation of the samples. Batches continue across the border of two epochs, so every sample comes
-exactly once per epoch and none is dropped. Each rank reads an equal consecutive part of the global batch, so the
-sequence of global batches does not depend on the number of ranks or workers. For a remote cache the shards are
-permuted, and the samples within a few neighbouring shards, so that each shard is fetched once per epoch.
+Each epoch is a new permutation of the samples. Batches continue across the border of two epochs, so every epoch contains
+each sample exactly once. Each rank reads an equal consecutive part of the global batch, so the sequence of global batches
+does not depend on the number of ranks or workers. For a remote cache, blocks of a few neighbouring shards are permuted,
+and the samples within each block, so that each shard is fetched once per epoch.
 
 Legend: N samples, B samples of this rank, T H W codes or pixels, V views.
 """
@@ -29,8 +29,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draw:
-    """Samples of one step on this rank, and random numbers for each: `view_B` and `other_B` in [0, 1) choose the view and
-    a second view, `seed_B` is the seed of everything drawn later, such as masks."""
+    """Samples of one step on this rank, with random numbers for each sample.
+
+    `view_B` and `other_B` in [0, 1) choose the view and a second view. `seed_B` seeds all later draws, such as masks.
+    """
 
     rows_B: np.ndarray
     view_B: np.ndarray
@@ -42,8 +44,7 @@ class Draw:
 class BatchPlan:
     """Plan of the batches of all steps.
 
-    Raises:
-        ValueError: if there are no samples, or the batch does not divide evenly among the ranks.
+    Raises ValueError if there are no samples, or the batch does not divide evenly among the ranks.
     """
 
     samples: int
@@ -53,18 +54,17 @@ class BatchPlan:
     rank: int = 0
     world: int = 1
     blocks_N: np.ndarray | None = None
-    """Block number of each sample, in ascending order: blocks are permuted, and samples within blocks. None: one block."""
+    """Block number of each sample, ascending. Blocks are permuted, and samples within each block. None means one block."""
     _epochs: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.batch_size < 1 or self.batch_size % self.world:
-            allowed = f"a positive multiple of the number of processes ({self.world})"
-            raise ValueError(f"batch_size must be {allowed}, got {self.batch_size}")
+            raise ValueError(f"batch_size must be a positive multiple of world ({self.world}), got {self.batch_size}")
 
     def draw(self, step: int) -> Draw:
-        """Return what this rank reads in a step."""
+        """Return the samples that this rank reads in a step."""
         share = self.batch_size // self.world
         first = step * self.batch_size + self.rank * share
         last = first + share - 1
@@ -85,7 +85,7 @@ class BatchPlan:
                 # The stable sort by block keeps the samples of a block in their random order.
                 place_of_block = rng.permutation(self.blocks_N[-1] + 1)
                 order = order[np.argsort(place_of_block[self.blocks_N[order]], kind="stable")]
-            # Keep two epochs: a batch covers at most two, unless epochs are tiny.
+            # Keep two epochs, because a batch covers at most two unless epochs are tiny.
             while len(self._epochs) > 1:
                 self._epochs.pop(next(iter(self._epochs)), None)
             self._epochs[epoch] = (order, view, seed, other)
@@ -97,10 +97,10 @@ class BatchPlan:
 
 
 def blocks_of(cache: TokenCache, rows: Sequence[int]) -> np.ndarray | None:
-    """Return the block number of each sample of a remote cache; None for a cache in a folder, which needs no blocks.
+    """Return the block number of each sample of a remote cache. Return None for a cache in a folder, which needs no blocks.
 
-    A block is a run of neighbouring shards that fits into half of the memory for shards, so that the next block fits
-    beside it. A larger shard is a block by itself.
+    A block is a run of neighbouring shards that fits into half of the memory for shards, so that two blocks fit at once. A
+    larger shard is a block by itself.
     """
     if not cache.remote:
         return None
@@ -118,11 +118,10 @@ class TokenDataset(Dataset):
     """Dataset that maps a step to a batch of cached codes.
 
     A batch holds `codes_BTHW`, `slices_B` (number of time slices without padding), `seed_B` and `row_B` (row in the
-    cache). With `pairs` also `pair_BTHW` and `pair_slices_B` of another view of the same videos. With `pixels` also
-    `pixels_BTHWC` (uint8), the clips that were encoded.
+    cache). With `pairs` it also holds `pair_BTHW` and `pair_slices_B` of another view of the same videos. With `pixels` it
+    also holds `pixels_BTHWC` (uint8), the clips that were encoded.
 
-    Raises:
-        ValueError: with `pairs` if a video has only one view, with `pixels` if the cache holds no pixels.
+    Raises ValueError with `pairs` if a video has only one view, and with `pixels` if the cache holds no pixels.
     """
 
     def __init__(
@@ -207,11 +206,11 @@ def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
 
 
 def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
-    """Load the batches of `steps`, in order, ahead of time in `workers` processes (0: on demand in this process).
+    """Load the batches of `steps`, in order, ahead of time in `workers` processes. 0 loads on demand in this process.
 
-    An OSError or ValueError of the dataset is raised here unchanged.
+    An OSError or ValueError in the dataset is raised here unchanged.
     """
-    # A forked worker would inherit locks held by threads that it does not have; a fork server has no other threads.
+    # A forked worker would inherit locks of threads that it does not have. A fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
     if context:
         # The server imports torch once; otherwise every worker would import it.
@@ -228,13 +227,13 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
 
 
 def _large_arrays_as_tensors(batch: Batch) -> Batch:
-    """Convert large arrays: arrays travel from a worker through a pipe, tensors in shared memory, in 0.5 ms for any size."""
+    """Convert large arrays. A worker sends arrays through a pipe, but tensors of any size in 0.5 ms by shared memory."""
     large = {key: torch.from_numpy(v) for key, v in batch.items() if isinstance(v, np.ndarray) and v.nbytes >= 2**19}
     return {**batch, **large}
 
 
 class _ErrorForwardingDataset(Dataset):
-    """Dataset that returns errors as items: a worker would wrap a raised error in its traceback."""
+    """Dataset that returns errors as items, because a worker would add its traceback to the message of a raised error."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -247,7 +246,7 @@ class _ErrorForwardingDataset(Dataset):
 
 
 def _as_tensors(batch: Batch) -> Batch:
-    """Convert arrays to tensors, codes to int64; raise a forwarded error."""
+    """Convert arrays to tensors and codes to int64, or raise a forwarded error."""
     if "error" in batch:
         raise batch["error"]
     tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
@@ -257,9 +256,9 @@ def _as_tensors(batch: Batch) -> Batch:
 def evaluation_batches(
     cache: TokenCache, rows: Sequence[int], batch_size: int, *, pixels: bool = False
 ) -> Iterator[Batch]:
-    """Yield batches of the canonical view of each row, in order; the last batch may be smaller.
+    """Yield batches of the canonical view of each row, in order. The last batch may be smaller.
 
-    `seed_B` depends on the row only. With `pixels` the batches also hold `pixels_BTHWC`, as in TokenDataset.
+    `seed_B` depends only on the row. With `pixels` the batches also hold `pixels_BTHWC`, as in TokenDataset.
     """
     for first in range(0, len(rows), batch_size):
         row_B = np.asarray(rows[first : first + batch_size])

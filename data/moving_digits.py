@@ -1,10 +1,10 @@
 """Moving digits: real handwritten digits in eight motions, rendered on demand. A single frame does not reveal the motion.
 
 The state of a clip is a point (x, y, angle, log-scale) on a 4-dimensional torus: a digit that leaves on one side
-returns on the opposite side, and a digit that has grown to full size starts again small. The point is drawn uniformly;
-the class determines only the coordinate along which it travels, and the direction. A translation of a torus keeps the
-uniform distribution, so every single frame has the same distribution in all eight classes. Only the difference between
-frames carries the label.
+returns on the opposite side, and a digit that has grown to full size starts again small. The point is drawn uniformly.
+The class determines only the coordinate along which the point moves, and the direction. A translation of a torus keeps
+the uniform distribution, so every single frame has the same distribution in all eight classes. Only the difference
+between frames carries the label.
 
 Everything is a pure function of (seed, split, index). Training and held-out split use different handwritten samples.
 """
@@ -23,7 +23,7 @@ FRAMES = 16
 CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "growing", "shrinking")
 SPLITS: Mapping[str, int] = MappingProxyType({"train": 1600, "test": 600})  # clips per split
 
-# Axis of the torus and direction of each class; image rows count downwards, angles clockwise as displayed.
+# Axis of the torus and direction of each class. Image rows count downwards, and angles clockwise as displayed.
 _MOTION = ((0, -1), (0, 1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1))
 # Slowest and fastest motion along each axis per frame, in pixels, pixels, radians and shares of the scale range.
 _SPEED = ((2.0, 4.0), (2.0, 4.0), (0.15, 0.35), (0.04, 0.08))
@@ -33,7 +33,7 @@ _HEIGHT = (22.0, 44.0)  # smallest and largest digit, in pixels
 
 @functools.cache
 def _glyphs(split: str) -> torch.Tensor:
-    """Handwritten digits of one split, (N, 1, 32, 32) in 0..1, smoothed from scikit-learn's 8x8 scans."""
+    """Return the handwritten digits of one split, (N, 1, 32, 32) in 0..1, smoothed from scikit-learn's 8x8 scans."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     images = torch.from_numpy(load_digits().images).float()[:, None] / 16

@@ -1,4 +1,4 @@
-"""Pixels of clips in a cache: one member per view, an array or a JPEG of its frames stacked vertically.
+"""Pixels of clips in a cache. Each view has one member: an array, or a JPEG of its frames stacked vertically.
 
 Legend: T frames, H W pixels, C colours.
 """
@@ -24,7 +24,7 @@ def check_jpeg_height(keep: KeepPixels, frames: int, height: int) -> None:
 
 
 def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[str, bytes]:
-    """Encode the pixels of a view as a member of a shard, by extension; empty if pixels are not kept."""
+    """Encode the pixels of a view as a member of a shard, {extension: content}. Return {} if pixels are not kept."""
     if keep == "none":
         return {}
     if keep == "raw":
@@ -37,7 +37,10 @@ def pack_pixels(keep: KeepPixels, view: int, pixels_THWC: np.ndarray) -> dict[st
 
 
 def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec, view: int) -> np.ndarray:
-    """Decode the pixels of a view, uint8 (T, H, W, 3); `read` returns a member by its extension. Raises DamagedCache."""
+    """Decode the pixels of a view, uint8 (T, H, W, 3). `read` returns a member by its extension.
+
+    Raises DamagedCache if the member does not decode or has another size.
+    """
     shape = (clip.frames, clip.size, clip.size, 3)
     content = read(_extension(keep, view))
     if keep == "raw":
@@ -45,7 +48,7 @@ def unpack_pixels(keep: KeepPixels, read: Callable[[str], bytes], clip: ClipSpec
     expected_size = (clip.size, clip.frames * clip.size)
     try:
         image = Image.open(io.BytesIO(content), formats=["JPEG"])
-        # Check before decoding: a forged size could exhaust the memory.
+        # Check before decoding, because a forged size could exhaust the memory.
         if image.size != expected_size:
             raise DamagedCache(f"a JPEG in the cache has {image.size} pixels, expected {expected_size}")
         return np.asarray(image.convert("RGB")).reshape(shape)

@@ -33,7 +33,7 @@ class DamagedCache(ValueError):
 
 
 def sample_id(path: str) -> str:
-    """Name of a video's sample: a hash, because webdataset cuts names at the first dot and paths may hold any bytes."""
+    """Return the name of a video's sample, a hash: webdataset cuts names at the first dot, and paths may hold any bytes."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
@@ -56,7 +56,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, members: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-        """Append a sample: its members by extension, and one fact for each column of the record."""
+        """Append a sample with its members by extension and one fact for each column of the record."""
         # webdataset.TarWriter writes the members in this order.
         for extension in sorted(members):
             content = members[extension]
@@ -114,7 +114,7 @@ def to_npy(array: np.ndarray) -> bytes:
 
 
 def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Decode a .npy file of known type and shape, without parsing its header. Raises DamagedCache if one differs."""
+    """Decode a .npy file of known dtype and shape without parsing its header. Raises DamagedCache if dtype or shape differ."""
     header = npy_header(dtype.str, shape)
     if not content.startswith(header) or len(content) != len(header) + dtype.itemsize * int(np.prod(shape)):
         raise DamagedCache(f"an array in the cache is not {dtype} of shape {shape}")
@@ -123,7 +123,7 @@ def from_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndar
 
 @functools.lru_cache(maxsize=4096)
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Header of a .npy file of this type (in NumPy's notation) and shape."""
+    """Return the header of a .npy file with this dtype (in NumPy's notation) and shape."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
     return file.getvalue()

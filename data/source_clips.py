@@ -1,4 +1,4 @@
-"""Clips of pixels: held-out clips of a source, and clips of a cache, stored in it or cut again from its videos.
+"""Clips of pixels: held-out clips of a source, and clips of a cache, read from the cache or cut again from its videos.
 
 Legend: B clips, T H W C frames, height, width, colours.
 """
@@ -22,14 +22,14 @@ NOTHING_HELD_OUT = (
 
 
 def canonical_clips(cache: TokenCache, rows: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the canonical view of each row, uint8 (T, H, W, 3); errors as of `clips_of`."""
+    """Yield the canonical view of each row, uint8 (T, H, W, 3). Raises the same errors as `clips_of`."""
     yield from clips_of(cache, {row: [cache.canonical(row)] for row in rows})
 
 
 def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[np.ndarray]:
-    """Yield the pixels of some views of each row, uint8 (T, H, W, 3); the views of a row must be in ascending order.
+    """Yield the pixels of some views of each row, uint8 (T, H, W, 3). The views of a row must be in ascending order.
 
-    ValueError if the cache holds no pixels and its videos have changed or disappeared.
+    Raises ValueError if the cache holds no pixels and its videos have changed or disappeared.
     """
     if cache.spec["keep_pixels"] != "none":
         for row, chosen in views.items():
@@ -55,8 +55,8 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
 def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str, str]) -> torch.Tensor:
     """Return the canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3).
 
-    The videos are spread evenly over the held-out ones. Damaged videos are left out and added to `skipped` with their
-    reason. If no held-out video can be used, training videos are. Raises ValueError if no video at all can be used.
+    The videos are spread evenly over the held-out videos. Damaged videos are left out and added to `skipped` with the
+    reason. If no held-out video can be used, training videos are used. Raises ValueError if no video can be used.
     """
     train_rows, held_out_rows = hold_out(source.videos)
     spread = np.linspace(0, len(held_out_rows) - 1, min(len(held_out_rows), most)).round().astype(int)

@@ -18,13 +18,13 @@ SUFFIXES = frozenset(_SUFFIXES.split())
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 BUILTIN = "builtin:"
-# The text before a comment, and the comment: a # that begins a word outside quotes. shlex would also cut `lab#1`.
+# Text before a comment, then the comment. It starts with # at the start of an unquoted word. shlex would also cut `lab#1`.
 _COMMENT = re.compile(r"""((?:[^'"#]+|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|(?<=\S)#)*).*""", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video of a source. `path` is relative to the source's root; videos of one `group` stay in the same fold."""
+    """One video of a source. `path` is relative to the source's root. Videos of one `group` stay in the same fold."""
 
     path: str
     size: int
@@ -35,7 +35,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Source:
-    """Videos sorted by path; `root` is None for a built-in set."""
+    """Videos sorted by path. `root` is None for a built-in set."""
 
     name: str
     root: Path | None
@@ -43,22 +43,21 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Hash of the list: paths, sizes, labels, groups and splits."""
+        """sha256 of the list: paths, sizes, labels, groups and splits."""
         return hashlib.sha256(repr([astuple(video) for video in self.videos]).encode()).hexdigest()
 
 
 def load_source(src: str) -> Source:
-    """List the videos that a value of `--videos` names.
+    """List the videos of a source, given as a value of `--videos`.
 
-    - A folder: every video file below it. The label of a file is the folder that contains it; the split is the top
-      folder, if all top folders are named after splits (train, val, test and similar).
+    - A folder: every video file in it and its subfolders. The label of a file is the name of its folder. The split is
+      the top folder, if all top folders are named after splits (train, val, test and similar).
     - A list file: lines `path [label [group]]` (shell quoting, # comments), or a CSV file whose header contains
       path and optionally label, group and split. Paths are relative to the file.
     - `builtin:moving-digits`, or `builtin:moving-digits:TRAIN:TEST` with the number of clips of each split.
 
-    Raises:
-        ValueError: if there are no videos, a listed video is missing or repeated, or the list is malformed.
-        FileNotFoundError: if there is no such folder or file.
+    Raises FileNotFoundError if there is no such folder or file, and ValueError if there are no videos, a listed video is
+    missing or repeated, or the list is malformed.
     """
     if src.startswith(BUILTIN):
         return _builtin(src)
@@ -75,8 +74,8 @@ def load_source(src: str) -> Source:
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
     """Return the rows to train on and the held-out rows.
 
-    Videos of a split other than train are held out. If no video has a split, a tenth of the groups, selected by
-    hash, is held out; a video without a group is a group by itself. A single group is not held out.
+    Videos of a split other than train are held out. If no video has such a split, a tenth of the groups, selected by
+    hash, is held out. A video without a group is a group by itself. A single group is not held out.
     """
     videos = list(videos)
     if any(video.split not in (None, "train") for video in videos):
@@ -95,9 +94,7 @@ def _builtin(src: str) -> Source:
     from data import moving_digits  # imports torch
 
     if name != "moving-digits" or len(counts) not in (0, 2) or not all(count.isdigit() for count in counts):
-        raise ValueError(
-            f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST], where TRAIN and TEST are numbers of clips"
-        )
+        raise ValueError(f"{src}: unknown built-in set, expected builtin:moving-digits[:TRAIN:TEST] (numbers of clips)")
     sizes = dict(zip(moving_digits.SPLITS, map(int, counts), strict=True)) if counts else moving_digits.SPLITS
     classes = moving_digits.CLASSES
     videos = [
@@ -111,7 +108,7 @@ def _builtin(src: str) -> Source:
 
 
 def _file_size(path: str) -> int | None:
-    """Size in bytes; None if the path is missing, a broken link or not a regular file."""
+    """Return the size in bytes, or None if the path is missing, a broken link or not a regular file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -179,7 +176,7 @@ def _list_file(file: Path) -> Source:
     if missing:
         line, name = missing[0]
         raise ValueError(f"{file}, line {line}: no such video: {name} ({len(missing)} of {len(rows)} are missing)")
-    # Paths are relative to the list if possible, so that moving list and videos together changes nothing.
+    # Paths are relative to the list if possible, so that they stay the same if list and videos are moved together.
     folders = {os.path.dirname(path) for path, _, _ in entries}
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
     root = list_folder if inside else os.path.commonpath(folders)

@@ -1,13 +1,13 @@
-"""Text for people: tables, sizes, error messages on one line, printable names."""
+"""Text for users: tables, sizes, error messages in one line, printable names."""
 
 
 def one_line(message: object, max_length: int | None = None) -> str:
-    """Return an error or a text on one line: every run of whitespace becomes one space, at most `max_length` characters."""
+    """Return an error or a text in one line of at most `max_length` characters. All whitespace becomes single spaces."""
     return " ".join(str(message).split())[:max_length]
 
 
 def table(head: list[str] | None, rows: list[list[str]]) -> str:
-    """Format rows as aligned text columns under the titles `head`; columns of numbers are aligned to the right."""
+    """Format rows as aligned text columns under the titles `head`. Columns of numbers are aligned to the right."""
     lines = [[printable(cell) for cell in row] for row in rows]
     if head:
         lines.insert(0, [printable(title) for title in head])
@@ -33,5 +33,5 @@ def size(byte_count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that would break a line of a table or control a terminal; file names may hold any character."""
+    """Replace characters that break table rows or control the terminal. File names may contain such characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -15,10 +15,10 @@ from data.text import one_line
 
 
 def find_cache(caches: Path, name: str | None) -> str:
-    """Return the folder or address of a cache, the newest in the folder `caches` by default.
+    """Return the folder or address of a cache, by default the newest cache in the folder `caches`.
 
-    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`. Raises ValueError if it does not
-    match exactly one, or there is no cache.
+    `name`: a folder or an address, or the beginning of the name or key of a cache in `caches`. Raises ValueError if `name` does
+    not match exactly one cache, or there is no finished cache.
     """
     if name and (is_address(name) or any(Path(name, file).exists() for file in ("manifest.json", "plan.json"))):
         return name
@@ -36,7 +36,7 @@ def find_cache(caches: Path, name: str | None) -> str:
 
 
 def last_used(folder: Path) -> float:
-    """Return when tokenize last made or reused a cache, in seconds since 1970. Commands take the newest by default."""
+    """Return the time when tokenize last made or reused a cache, in seconds since 1970."""
     statuses = [_status(folder / name) for name in ("manifest.json", "made_with.json", "plan.json")]
     return max((status.st_mtime for status in statuses if status), default=0.0)
 
@@ -51,10 +51,10 @@ def _key_in(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table of caches; None: unknown.
+    """One row of the table of caches. None means that a value is unknown.
 
     `state`: `complete`, `3 of 8 shards`, or the damage; `changed`: seconds since 1970; `clip`: fields of the ClipSpec;
-    `made_of`, `tokenizer`: as named on the command line.
+    `made_of`, `tokenizer`: arguments of tokenize.
     """
 
     name: str
@@ -90,12 +90,12 @@ def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:
-        # Another process may delete or rename files meanwhile.
+        # Another process may delete or rename the file during the scan.
         return None
 
 
 def _described(files: Folder, folder: Path) -> dict[str, Any]:
-    """Fields of an Entry, read from manifest or plan."""
+    """Return fields of an Entry, read from the manifest or the plan."""
     made_with = read_json(files, "made_with.json") if (folder / "made_with.json").exists() else {}
     origin = {"made_of": made_with.get("videos"), "tokenizer": made_with.get("tokenizer")}
     if not (folder / "manifest.json").exists():

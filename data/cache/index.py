@@ -1,4 +1,4 @@
-"""Index of the codes of every clip, read from the records of the shards. Every value of a record is checked before use.
+"""Index of the codes of all clips, read from the records of the shards. Every value of a record is checked before use.
 
 Legend: N videos, V views of one video, C clips (all views of all videos), B clips of a batch, t h w the grid of codes.
 """
@@ -24,13 +24,15 @@ from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
 """Exceptions that malformed JSON content causes when it is used."""
-_MAX_JSON_BYTES = 2**26  # of one sample; the dense views of a video of many hours need less
-_MAX_TAR_BYTES = 2**50  # offsets and sums of them stay far inside of int64
+# The dense views of a video of many hours need less.
+_MAX_JSON_BYTES = 2**26
+# Sums of offsets must not overflow int64.
+_MAX_TAR_BYTES = 2**50
 
 
 @contextmanager
 def refuse_malformed(problem: str) -> Iterator[None]:
-    """Turn an exception of `MALFORMED` into DamagedCache: PROBLEM (type of the exception: its message)."""
+    """Turn an exception in `MALFORMED` into DamagedCache with the message `problem (exception type: message)`."""
     try:
         yield
     except DamagedCache:
@@ -40,7 +42,7 @@ def refuse_malformed(problem: str) -> Iterator[None]:
 
 
 def read_manifest(files: Files) -> dict[str, Any]:
-    """Read a manifest, without its checksum. Raises DamagedCache if it is missing, of another format, or was changed."""
+    """Read a manifest, without its checksum. Raises DamagedCache if it is missing, has another format, or was changed."""
     where = f"{files.address}/manifest.json"
     manifest = read_json(files, "manifest.json")
     checksum = manifest.pop("checksum", None)
@@ -56,8 +58,8 @@ def open_shards(
 ) -> list["ShardIndex"]:
     """Open the shards of a cache, in order.
 
-    `names`: tars; `preimage`: `CacheSpec.preimage`; `records`: expected sha256 of each record, None: not checked.
-    DamagedCache if a shard or its record is missing or invalid, or videos are repeated or out of order.
+    `names`: tars; `preimage`: `CacheSpec.preimage`; `records`: expected sha256 of each record, or None to skip this check.
+    Raises DamagedCache if a shard or its record is missing or invalid, or videos are repeated or out of order.
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
@@ -85,12 +87,12 @@ def open_shards(
 
 
 class ShardIndex:
-    """The record of one shard: which videos the tar contains, and where their members are.
+    """Record of one shard: the videos in the tar, and the positions of their members.
 
-    `video_N`: rows in the list of videos; `views_N`, `frames_N`: clips and frames of each; `padded_N`: 1 if a clip is
-    padded; `start_N`: offset of its first code in bytes; `checksum_C`: xxh3 of each clip.
+    `video_N`: row of each video in the list of videos; `views_N`, `frames_N`: its numbers of clips and frames; `padded_N`: 1
+    if one of its clips is padded; `start_N`: offset of its first code in bytes; `checksum_C`: xxh3 of each clip.
 
-    DamagedCache if the content cannot be the record of a shard of this cache.
+    Raises DamagedCache if the content is not a valid record of a shard of this cache.
     """
 
     def __init__(self, files: Files, name: str, record: bytes, preimage: dict[str, Any]) -> None:
@@ -122,13 +124,13 @@ class ShardIndex:
             raise ValueError("refers to a video that is not in the list")
         self._members = {extension: self._member(columns, count) for extension, columns in record["members"].items()}
         self.checksum_C = np.frombuffer(base64.b64decode(record["clip_xxh3"], validate=True), "V8")
-        # Python's sum, because that of NumPy could overflow.
+        # Python's sum, because NumPy's sum could overflow.
         if len(self.checksum_C) != sum(self.views_N.tolist()):
             raise ValueError("the number of checksums is not the number of clips")
         self.start_N = self._starts(count)
 
     def _member(self, columns: dict[str, list[int]], count: int) -> np.ndarray:
-        """Row, offset, size and crc32 of the members of one extension, (4, n); checked to be inside the tar."""
+        """Return row, offset, size and crc32 of the members of one extension, (4, n). Raises ValueError for invalid values."""
         table = np.stack([_integers(columns[name]) for name in ("row", "offset", "size", "crc")])
         row, offset, size = table[:3]
         if (table < 0).any() or (offset > self.bytes).any() or (size > self.bytes - offset).any():
@@ -138,7 +140,7 @@ class ShardIndex:
         return table
 
     def _starts(self, count: int) -> np.ndarray:
-        """Offset of the first code of each video, behind the header of its .npy member."""
+        """Return the offset of the first code of each video, after the header of its .npy member."""
         if not count:
             return np.zeros(0, np.int64)
         row, offset, size, _ = self._members["codes.npy"]
@@ -151,20 +153,20 @@ class ShardIndex:
         return offset + header_N
 
     def entry(self) -> dict[str, Any]:
-        """The manifest's entry of this shard."""
+        """Return the manifest's entry of this shard."""
         checks = {"bytes": self.bytes, "sha256": self.sha256, "record": self._record}
         return {"file": self.name, "samples": len(self.video_N), **checks}
 
     def path(self, row: int) -> str:
-        """Path of a video, relative to its source."""
+        """Return the path of a video, relative to its source."""
         return self._videos[self.video_N[row]][0]
 
     def key(self, row: int) -> str:
-        """Name of the sample of a video in the tar."""
+        """Return the name of the sample of a video in the tar."""
         return sample_id(self.path(row))
 
     def extensions(self, row: int) -> list[str]:
-        """Extensions of the members of a video."""
+        """Return the extensions of the members of a video."""
         return [extension for extension, table in self._members.items() if row in table[0]]
 
     def read(self, row: int, extension: str) -> bytes:
@@ -174,17 +176,16 @@ class ShardIndex:
         if i == table.shape[1] or table[0, i] != row:
             raise DamagedCache(f"{self._sample(row)}: has no {extension}")
         _, offset, size, crc = table[:, i].tolist()
-        content = self._files.part(self.file, offset, size)
+        (content,) = self._files.parts([self.file], [offset], size)
         if len(content) != size or zlib.crc32(content) != crc:
             raise DamagedCache(f"{self._sample(row)}, {extension}: is damaged")
         return content
 
     def codes(self, row: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w). Raises DamagedCache if they changed or one is outside the vocabulary."""
+        """Read the codes of a video, (V, t, h, w). Raises DamagedCache if they changed or a code is not in the vocabulary."""
         codes_Vthw = from_npy(self.read(row, "codes.npy"), self._dtype, (int(self.views_N[row]), *self._shape))
         if codes_Vthw.max() >= self._vocab_size:
-            problem = f"code {codes_Vthw.max()} is outside the vocabulary of {self._vocab_size}"
-            raise DamagedCache(f"{self._sample(row)}: {problem}")
+            raise DamagedCache(f"{self._sample(row)}: code {codes_Vthw.max()} is not below {self._vocab_size}")
         return codes_Vthw
 
     def facts(self, row: int) -> dict[str, Any]:
@@ -198,7 +199,7 @@ class ShardIndex:
         return facts
 
     def damage(self) -> list[str]:
-        """Hash the whole tar; return one line for each damaged sample, an empty list if nothing has changed."""
+        """Hash the whole tar and return one line for each damaged sample, or an empty list if nothing has changed."""
         digest = hashlib.sha256()
         try:
             for chunk in self._files.chunks(self.file):
@@ -214,23 +215,22 @@ class ShardIndex:
                     self.read(row, extension)
             except DamagedCache as error:
                 lines.append(str(error))
-        where = f"{self._files.address}/{self.file}"
-        return lines or [f"{where}: content has changed since it was written, outside its samples"]
+        return lines or [f"{self._files.address}/{self.file}: has changed outside its samples"]
 
     def verify(self) -> None:
-        """Hash the whole tar; DamagedCache for the first damaged sample."""
+        """Hash the whole tar. Raises DamagedCache for the first damaged sample."""
         if lines := self.damage():
             raise DamagedCache(lines[0])
 
     def _sample(self, row: int) -> str:
-        """Tar, sample and video, for messages."""
+        """Return tar, sample and video for messages."""
         return f"{self._files.address}/{self.file}: sample {self.key(row)} ({self.path(row)})"
 
 
 class ClipIndex:
-    """Offsets and checksums of all clips of a cache. It lacks the list of videos, so that it is cheap to send to workers.
+    """Offsets and checksums of all clips of a cache. It omits the list of videos, so that sending it to workers is cheap.
 
-    `shard_N`: shard of each video; `views_N`: its clips; `first_row`: number of videos before each shard.
+    `shard_N`: shard of each video; `views_N`: its number of clips; `first_row`: number of videos before each shard.
     """
 
     def __init__(self, files: Files, shards: Sequence[ShardIndex], preimage: dict[str, Any], checksums: bool) -> None:
@@ -250,7 +250,7 @@ class ClipIndex:
         self._checksum_C = np.concatenate([shard.checksum_C for shard in shards])
 
     def slices(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Number of time slices that contain valid frames, (B,); later slices are padded with the last frame of the video."""
+        """Return the number of time slices with valid frames, (B,). Later slices contain only padding."""
         clip, slices = self._clip, self._shape[0]
         earlier_B = views_B * clip.frames if clip.views == "dense" else 0
         frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - earlier_B, 1, clip.frames)
@@ -259,9 +259,9 @@ class ClipIndex:
         return -(-frames_B * slices // clip.frames)
 
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Read one view each of a batch of videos: codes (B, t, h, w) in the dtype of the cache, writable.
+        """Read one view of each video of a batch: codes (B, t, h, w) in the dtype of the cache, writable.
 
-        IndexError if a video has no such view; DamagedCache if a checksum differs or a code is outside the vocabulary.
+        Raises IndexError if a video has no such view, and DamagedCache if a checksum differs or a code is not in the vocabulary.
         """
         missing_B = (views_B < 0) | (views_B >= self.views_N[rows_B])
         if missing_B.any():
@@ -270,7 +270,7 @@ class ClipIndex:
         size = self._clip_bytes
         offsets = (self._start_N[rows_B] + views_B * size).tolist()
         clips = self._files.parts([self._names[shard] for shard in self.shard_N[rows_B].tolist()], offsets, size)
-        # A bytearray: torch.from_numpy needs writable memory.
+        # A bytearray, because torch.from_numpy needs writable memory.
         content = bytearray().join(clips)
         if self._checksums:
             expected_B = self._checksum_C[self._first_N[rows_B] + views_B]
@@ -293,7 +293,7 @@ class ClipIndex:
 
 
 def _causal(frames: int, slices: int) -> bool:
-    """Return whether the tokenizer is causal: one slice for the first frame, and one for every 2^n further frames."""
+    """Return whether the tokenizer is causal: one slice for the first frame, and one slice per 2^n further frames."""
     if frames % slices:
         return True
     stride, rest = divmod(frames - 1, max(1, slices - 1))

@@ -1,6 +1,7 @@
 """Merge caches of equal specification into the cache that tokenizing all their videos together would give.
 
-Both are equal byte for byte in fp32. A bf16 cache also counts the codes that were compared with fp32; the counts are added.
+In fp32, the two are equal byte for byte. A bf16 cache also counts the codes that were compared with fp32, and merging adds
+these counts.
 """
 
 import time
@@ -23,7 +24,7 @@ def merge(
     """Write the videos of several caches into one, sorted by path, and return its folder. Resumes an interrupted merge.
 
     `done` is called after each shard with the number of its videos. Raises ValueError if the caches differ in more than their
-    videos, or contain different videos with the same path; DamagedCache if a sample is damaged.
+    videos, or contain different videos with the same path, and DamagedCache if a sample is damaged.
     """
     spec = _joined_spec(parts)
     writer = CacheWriter(caches, name, spec, parts[0].manifest["shard_size"])
@@ -43,7 +44,7 @@ def merge(
                     shard.add_members(video, part.codes(index), members, frames, padded)
                 else:
                     shard.skip(video, reasons[video.path])
-            # The manifest sums the counts over all shards, so one shard records those of all parts.
+            # The manifest sums the counts over all shards, so the first shard records the counts of all parts.
             if number == 0:
                 for compared in [part.manifest["bf16"] for part in parts if part.manifest["bf16"]]:
                     shard.compare(compared["codes"], compared["differ"])
@@ -66,7 +67,7 @@ def merge(
 
 
 def _check_other_codes(parts: Sequence[TokenCache]) -> None:
-    """Compare the codes of videos that are in several parts: path and size can be equal for different videos."""
+    """Compare the codes of videos that are in several parts, because path and size can be equal for different videos."""
     first_of: dict[str, tuple[TokenCache, int]] = {}
     for part in parts:
         for index, video in enumerate(part.videos):
@@ -91,10 +92,8 @@ def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:
         for row in part.spec["videos"]:
             video = Video(*row)
             if videos.setdefault(video.path, video) != video:
-                difference = f"{video.path} has a different size, label, group or split in another cache"
-                raise ValueError(
-                    f"{part.address}: {difference}; list the videos of both caches in one file and tokenize that"
-                )
+                hint = "list the videos of both caches in one file and tokenize that file"
+                raise ValueError(f"{part.address}: {video.path} differs in size, label, group or split; {hint}")
     shared = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
     return CacheSpec(
         **{k: first.spec[k] for k in shared},

@@ -28,11 +28,11 @@ _TEXT = {str, type(None)}
 class TokenCache:
     """A finished cache of `len(cache)` videos, opened by `TokenCache.open`.
 
-    `address`: folder or address that was opened; `remote`: whether it is an address: reading a sample then fetches its
-    whole shard; `name`: of the folder; `manifest`, `spec`: see docs/cache.md; `videos`: path, size, label, group and
-    split of each video that is not skipped; `views_N`: its number of views, equal for all videos unless they are dense;
-    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: of each digit of a code
-    (FSQ, LFQ).
+    `address`: folder or address that was opened; `remote`: true for an address, where reading a sample fetches its whole
+    shard; `name`: name of the folder; `manifest`, `spec`: see docs/cache.md; `videos`: path, size, label, group and split
+    of each video that is not skipped; `views_N`: its number of views, equal for all videos unless views are dense;
+    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: number of values of each digit
+    of a code (FSQ, LFQ).
     """
 
     @classmethod
@@ -42,10 +42,8 @@ class TokenCache:
         This checks manifest, records and file sizes. The checksum of a clip is checked whenever the clip is read, unless
         `checksums` is False. The hash of a whole shard is checked by `verify`, and when a remote shard is fetched.
 
-        Raises:
-            DamagedCache: if this is not a finished cache, or a file was changed.
-            ValueError: for an address of another scheme.
-            OSError: if an address cannot be read.
+        Raises DamagedCache if this is not a finished cache or a file was changed, ValueError for an address of another
+        scheme, and OSError if an address cannot be read.
         """
         files = open_files(address)
         if isinstance(files, Folder) and not Path(address, "manifest.json").exists():
@@ -88,19 +86,19 @@ class TokenCache:
         return len(self.views_N)
 
     def _place(self, index: int) -> tuple[ShardIndex, int]:
-        """Shard of a video, and its row in that shard."""
+        """Return the shard of a video and its row in that shard."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.address}: has {len(self)} videos, got index {index}")
         number = int(self.clips.shard_N[index])
         return self.shards[number], index - int(self.clips.first_row[number])
 
     def codes(self, index: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w), uint16 or uint32. Raises DamagedCache if they are not those written."""
+        """Read the codes of a video, (V, t, h, w), uint16 or uint32. Raises DamagedCache if they have changed."""
         shard, row = self._place(index)
         return shard.codes(row)
 
     def canonical(self, index: int) -> int:
-        """Return the view that evaluation uses: the one from the middle of the video."""
+        """Return the number of the view that evaluation uses, from the middle of the video."""
         return int(self.views_N[index] - 1) // 2 if self.clip.views == "dense" else 0
 
     def facts(self, index: int) -> dict[str, Any]:
@@ -109,17 +107,17 @@ class TokenCache:
         return shard.facts(row)
 
     def members(self, index: int) -> tuple[dict[str, bytes], int, bool]:
-        """Read all members of a video but its codes, by extension; and its number of frames, and whether a clip is padded."""
+        """Return a video's members except its codes, by extension, its number of frames, and whether a clip is padded."""
         shard, row = self._place(index)
         members = {name: shard.read(row, name) for name in shard.extensions(row) if name != "codes.npy"}
         return members, int(shard.frames_N[row]), bool(shard.padded_N[row])
 
     def views(self, index: int) -> tuple[View, ...]:
-        """Return where the clips of a video were cut."""
+        """Return the positions of the clips in a video."""
         return recorded_views(self.facts(index))
 
     def timeline(self, index: int) -> np.ndarray:
-        """Return the first frame of each clip and the one after its last, (V, 2); divide by the `rate` of `facts` for seconds."""
+        """Return the first frame of each clip and the frame after its last, (V, 2). `facts` has the frames per second."""
         shard, row = self._place(index)
         frames = int(shard.frames_N[row])
         return np.array([(v.start, min(v.start + v.real * v.stride, frames)) for v in self.views(index)])
@@ -127,9 +125,7 @@ class TokenCache:
     def pixels(self, index: int, view: int) -> np.ndarray:
         """Read the pixels of one view, uint8 (T, H, W, 3).
 
-        Raises:
-            ValueError: if the cache was made without `--keep_pixels`.
-            IndexError: if the video has no such view.
+        Raises ValueError if the cache was made without `--keep_pixels`, and IndexError if the video has no such view.
         """
         keep = self.spec["keep_pixels"]
         if keep == "none":
@@ -141,17 +137,16 @@ class TokenCache:
 
     @property
     def made_with(self) -> dict[str, str]:
-        """The arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
+        """Arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
         made_with: dict[str, Any] = {}
         with suppress(DamagedCache):  # the file is information only
             made_with = read_json(self._files, "made_with.json")
         return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
-        """Read the code vectors of a learned codebook, (vocab_size, C); None if the tokenizer has none (FSQ, LFQ).
+        """Read the code vectors of a learned codebook, (vocab_size, C). Return None if the tokenizer has none (FSQ, LFQ).
 
-        Raises:
-            DamagedCache: if the file is missing or was changed.
+        Raises DamagedCache if the file is missing or was changed.
         """
         if self._codebook_hash is None:
             return None
@@ -167,7 +162,7 @@ class TokenCache:
         return codebook_VC
 
     def verify(self) -> None:
-        """Check the hash of every shard and of the codebook; DamagedCache for the first damaged sample."""
+        """Check the hashes of all shards and of the codebook. Raises DamagedCache for the first damaged sample."""
         for shard in self.shards:
             shard.verify()
         self.codebook()
@@ -175,7 +170,7 @@ class TokenCache:
 
 def _video(row: list) -> Video:
     path, size, label, group, split = row
-    # Exact types instead of isinstance: a list may have millions of videos.
+    # Exact types are faster than isinstance, and a list may have millions of videos.
     texts = {type(label), type(group), type(split)} <= _TEXT
     if not (texts and type(path) is str and type(size) is int and type(row) is list):
         raise ValueError(f"expected [path, size, label, group, split] of a video, got {row!r:.80}")
@@ -183,7 +178,7 @@ def _video(row: list) -> Video:
 
 
 def find_row(cache: TokenCache, name: str) -> int:
-    """Return the row of a video, given its path, the id of its sample, or the row. Raises ValueError if there is none."""
+    """Return the row of a video, given its path, its sample id, or the row. Raises ValueError if there is no such video."""
     for row, video in enumerate(cache.videos):
         if name in (video.path, sample_id(video.path)):
             return row

@@ -43,7 +43,7 @@ class CacheSpec:
     cutting: str = CUTTING
 
     def preimage(self) -> dict[str, Any]:
-        """The specification as JSON content; the key is its hash."""
+        """Return the specification as JSON content. The key is its hash."""
         settings = {k: v for k, v in vars(self).items() if k not in ("clip", "videos")}
         content = json.loads(compact({"format": FORMAT, **settings, "clip": asdict(self.clip)}))
         return {**content, "videos": [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]}
@@ -55,7 +55,7 @@ class CacheSpec:
 
 
 def code_dtype(vocab_size: int) -> np.dtype:
-    """Return uint16, or uint32 where the vocabulary does not fit into it; both little-endian."""
+    """Return little-endian uint16, or uint32 if uint16 is too small for the vocabulary."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 

@@ -1,9 +1,8 @@
 """File access for caches: a local folder or a remote address.
 
-Reads only file names that this project generates, and never runs an external program.
-
-A remote shard is fetched whole and checked against the size and sha256 of its record before any byte of it is used. It
-stays in memory until newer shards need the space.
+This module reads only file names that this project generates, and never runs an external program. A remote shard is
+fetched whole and checked against the size and sha256 in its record before it is used. It stays in memory until newer
+shards need the space.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from urllib import request
 from data.shards import DamagedCache
 
 SCHEMES = ("https", "http", "s3", "gs", "hf")
-"""Schemes of remote caches; s3, gs and hf are read through fsspec and the package of that store."""
+"""Schemes of remote caches. s3, gs and hf need fsspec and the package of that store."""
 MEMORY = 2**29
 """Bytes of remote shards that a process keeps in memory."""
 # Half of the limit leaves file descriptors to the rest of the process.
@@ -56,14 +55,10 @@ class Folder:
         except FileNotFoundError:
             raise DamagedCache(f"{self.address}/{name}: missing") from None
         if actual != size:
-            raise DamagedCache(f"{self.address}/{name}: has {actual} bytes, its record says {size}")
-
-    def part(self, name: str, offset: int, size: int) -> bytes:
-        """Read part of a shard. Returns fewer bytes at the end of the file."""
-        return self.parts([name], [offset], size)[0]
+            raise DamagedCache(f"{self.address}/{name}: has {actual} bytes, expected {size} as in its record")
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
-        """Read parts of equal size from several shards."""
+        """Read parts of equal size from several shards. A part at the end of a shard may be shorter."""
         # The local references keep the files open if another thread drops them from self._open.
         files = [self._open.get(name) or self._opened(name) for name in names]
         return [os.pread(file.descriptor, size, offset) for file, offset in zip(files, offsets, strict=True)]
@@ -75,7 +70,7 @@ class Folder:
             yield chunk
 
     def _opened(self, name: str) -> "_OpenFile":
-        """Open a file and keep it open; beyond `_MAX_OPEN_FILES` the file opened first is dropped."""
+        """Open a file and keep it open. Beyond `_MAX_OPEN_FILES`, drop the file that was opened first."""
         file = _OpenFile(self.address, name)
         with self._lock:
             self._open[name] = file
@@ -89,7 +84,7 @@ class Folder:
 
 
 class _OpenFile:
-    """An open file, closed with its last reference. O_NONBLOCK: `os.open` must not block on a named pipe, which is rejected."""
+    """An open file, closed with its last reference. With O_NONBLOCK, `os.open` does not block on a named pipe."""
 
     def __init__(self, folder: str, name: str) -> None:
         try:
@@ -119,27 +114,24 @@ class Remote:
         """Store size and sha256 of a shard, for the check after its download."""
         self._expected[name] = (size, sha256)
 
-    def part(self, name: str, offset: int, size: int) -> bytes:
-        return self._shard(name)[offset : offset + size]
-
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
         places = list(zip(names, offsets, strict=True))
         # Sorted, so that each shard is fetched at most once even if only one fits into memory.
-        content = {key: self.part(*key, size) for key in sorted(set(places))}
-        return [content[key] for key in places]
+        content = {(name, offset): self._shard(name)[offset : offset + size] for name, offset in sorted(set(places))}
+        return [content[place] for place in places]
 
     def chunks(self, name: str) -> Iterator[bytes]:
         yield self._shard(name)
 
     def _shard(self, name: str) -> bytes:
-        """Content of a shard, from memory or fetched and checked."""
+        """Return the content of a shard, from memory or fetched and checked."""
         if name not in self._shards:
             where, (size, sha256) = f"{self.address}/{name}", self._expected[name]
             if size > _MAX_SHARD_BYTES:
-                raise DamagedCache(f"{where}: its record says {size} bytes, at most {_MAX_SHARD_BYTES} are allowed")
+                raise DamagedCache(f"{where}: has {size} bytes in its record, at most {_MAX_SHARD_BYTES} are allowed")
             content = _fetch(where, size)
             if len(content) != size:
-                raise DamagedCache(f"{where}: has another size than the {size} bytes in its record")
+                raise DamagedCache(f"{where}: does not have the {size} bytes in its record")
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise DamagedCache(f"{where}: content has changed since it was written")
             while self._shards and sum(map(len, self._shards.values())) + size > MEMORY:
@@ -167,14 +159,14 @@ def open_files(address: str | Path) -> Files:
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is an address. webdataset's `pipe:` (a shell command) counts, so that `open_files` refuses it."""
+    """Return whether a name is an address. This includes webdataset's `pipe:` (a shell command), which `open_files` refuses."""
     return "://" in name or name.startswith("pipe:")
 
 
 def json_object(content: bytes, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
-    Raises ValueError, starting with `where`, if the text is not JSON, is nested too deeply, or is not an object.
+    Raises ValueError if the text is not JSON, is nested too deeply, or is not an object. The message starts with `where`.
     """
     try:
         value = json.loads(content)
@@ -186,7 +178,7 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a file of a cache that must be a JSON object. Raises DamagedCache if it is missing or not a JSON object."""
+    """Read a JSON object from a file of a cache. Raises DamagedCache if the file is missing or is not a JSON object."""
     content = files.read(name)
     try:
         return json_object(content, f"{files.address}/{name}")
@@ -195,9 +187,9 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
 
 
 def _fetch(address: str, size: int) -> bytes:
-    """Fetch at most `size` + 1 bytes from an address; transient failures are retried.
+    """Fetch at most `size` + 1 bytes from an address. Transient failures are retried.
 
-    Raises DamagedCache if the file does not exist, OSError if the server cannot be reached or keeps failing.
+    Raises DamagedCache if the file does not exist, and OSError if the server cannot be reached or keeps failing.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -213,8 +205,8 @@ def _fetch(address: str, size: int) -> bytes:
 
 
 def _fetch_http(address: str, size: int) -> bytes:
-    # fsspec's HTTP backend is not used. It would save ten lines but add eight packages. It also returns short reads before
-    # the end of the file, decompresses bodies, adds its own retries and reports malformed responses as status 400.
+    # fsspec's HTTP backend is not used: it adds eight packages, returns short reads before the end of the file, decompresses
+    # bodies, retries by itself and reports malformed responses as status 400.
     # With these handlers a redirect to file:, ftp: or data: fails.
     opener = request.OpenerDirector()
     transport = (request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())
@@ -228,7 +220,7 @@ def _fetch_http(address: str, size: int) -> bytes:
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise FileNotFoundError(address) from None
-        # Of the client errors only a timeout, "too early" and "too many requests" can pass.
+        # Among client errors, only a timeout, "too early" and "too many requests" are transient.
         if error.code < 500 and error.code not in (408, 425, 429):
             raise PermissionError(f"{error.code} {error.reason}") from None
         raise
@@ -249,5 +241,5 @@ def _fetch_fsspec(address: str, size: int) -> bytes:
     except OSError:
         raise
     except Exception as error:
-        # Stores raise exceptions of their own that share no base class.
+        # The packages of the stores raise exceptions that have no common base class.
         raise OSError(f"{type(error).__name__}: {error}") from None

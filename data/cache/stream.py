@@ -1,7 +1,7 @@
 """A cache as a webdataset pipeline, for training code that is built on webdataset.
 
-webdataset opens addresses with a shell command and unpickles members. Here it only splits shards among nodes and
-workers and chains stages; storage.py reads the shards, and every sample is checked.
+webdataset itself would open addresses with a shell command and unpickle members. Here, it only splits shards among nodes
+and workers and chains stages, while storage.py reads the shards. Every sample is checked.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from data.cache.reader import TokenCache
 def stream(cache: TokenCache, *, seed: int | None = None, epoch: int = 0) -> webdataset.DataPipeline:
     """Return a pipeline of all samples, shard by shard: `__key__`, `codes.npy` (V, t, h, w), `json` (dict), `__url__`.
 
-    Shards are split among nodes (torch.distributed) and data workers. Append stages as in
+    Shards are split among nodes (torch.distributed) and data workers. Append stages with `compose`, such as
     `stream(cache).compose(webdataset.shuffle(1000), webdataset.batched(32))`. The order of the shards is drawn from
     (seed, epoch). Without a seed, it is the order of the cache. The pipeline raises DamagedCache at a damaged sample.
     """

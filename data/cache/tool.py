@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and print its result; exit code 1 if `verify` finds damage, 2 for a user's mistake."""
+    """Run a command, print its result and exit: with code 1 if `verify` finds damage, with code 2 after a user's mistake."""
     arguments = _parser().parse_args(argv)
     try:
         content, text, code = arguments.command(arguments)
@@ -40,19 +40,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(130)
-    # Names of videos may contain characters that the terminal's encoding lacks.
+    # Names of videos may contain characters that do not exist in the terminal's encoding.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     print(json.dumps(content) if arguments.json else "\n".join(map(printable, text.splitlines())))
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # `| head` closed the pipe; without this Python reports the error again at exit.
+        # `| head` has closed the pipe. Without this line, Python reports the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def _fail(message: str, name: str = NAME) -> int:
-    """Print an error in one line on stderr; return the exit code of a user's mistake."""
+    """Print an error in one line on stderr and return the exit code of a user's mistake."""
     print(f"{name}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("list", _list, "List all caches, newest first, with their origin, size and state.")
     sub = add("show", _show, "Show the settings of a cache, its counts, and the skipped videos with the reason.")
     sub.add_argument("cache", nargs="?", help=f"{CACHE} (default: the newest).")
-    sub = add("verify", _verify, "Hash every shard and name each damaged sample.")
+    sub = add("verify", _verify, "Hash every shard and list each damaged sample.")
     sub.add_argument("cache", nargs="*", default=[None], help=f"{CACHE} (default: the newest).")
-    sub = add("merge", _merge, "Merge caches of equal specification into the cache that all their videos would give.")
+    sub = add("merge", _merge, "Merge caches with equal settings into one cache of all their videos.")
     sub.add_argument("cache", nargs="+", help=f"{CACHE}; at least two are needed.")
     sub.add_argument("--name", help="Name of the merged cache (default: the names of its parts, joined by +).")
     sub = add("export", _export, "Moved to python pipelines/export.py, which writes clips of a cache as mp4.")
@@ -148,7 +148,7 @@ def _verify(arguments: argparse.Namespace) -> Answer:
         except DamagedCache as error:
             damage[address].append(str(error))
         if damage[address]:
-            summary = "delete the damaged shards and run tokenize again; only they are made again"
+            summary = "delete the damaged shards and run tokenize again; it makes only the missing shards"
         lines += [*damage[address], f"{address}: {summary}"]
     return damage, "\n".join(lines), 1 if any(damage.values()) else 0
 

@@ -1,7 +1,7 @@
 """Fill a cache shard by shard, from any number of processes on any number of machines that share the folder.
 
-Each process claims shards that no other is writing; one of them writes the manifest at the end. The content of a shard
-depends only on the specification and the shard size, not on the process or the time.
+Each process claims shards that no other process is writing, and one process writes the manifest at the end. The content of
+a shard depends only on the specification and the shard size, not on the process or the time.
 
 Legend: V views, t h w the grid of codes.
 """
@@ -30,7 +30,7 @@ from data.sources import Video
 
 
 class CacheWriter:
-    """Fill one cache. The folder of a cache with the same key is reused, whatever its name; a finished one first."""
+    """Writer of one cache. It reuses a folder with the same key, even with another name, and prefers a finished cache."""
 
     def __init__(self, caches: Path, name: str, spec: CacheSpec, shard_size: int) -> None:
         self.spec, self.preimage = spec, spec.preimage()
@@ -47,7 +47,7 @@ class CacheWriter:
         self._idle.set()
 
     def begin(self) -> None:
-        """Create the folder and the plan, and delete damaged shards. The first process's plan, with its shard size, is used."""
+        """Create the folder and the plan, and delete damaged shards. All processes use the plan of the first process."""
         self.shards.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "manifest.json").exists():
             plan = {"shard_size": self._requested_size, "spec": self.preimage}
@@ -62,7 +62,7 @@ class CacheWriter:
 
     @cached_property
     def shard_size(self) -> int:
-        """Videos of a shard, from the manifest or the plan."""
+        """Number of videos of a shard, from the manifest or the plan."""
         finished = (self.folder / "manifest.json").exists()
         size = (self._manifest() if finished else read_json(Folder(self.folder), "plan.json")).get("shard_size")
         if not isinstance(size, int) or size < 1:
@@ -77,22 +77,22 @@ class CacheWriter:
         return self.shards / f"{shard:06d}.tar"
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that do not exist yet."""
+        """Return the numbers of the shards that do not exist yet."""
         return [number for number in range(self._shard_count) if not self.has(number)]
 
     def has(self, shard: int) -> bool:
-        """Return whether both the tar and the record of a shard exist. A shard without either is made again."""
+        """Return whether both the tar and the record of a shard exist. If one is missing, the shard is written again."""
         tar = self._tar(shard)
         return tar.exists() and tar.with_suffix(".json").exists()
 
     def videos(self, shard: int) -> tuple[Video, ...]:
-        """Videos of a shard."""
+        """Return the videos of a shard."""
         return self.spec.videos[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     def claims(self, first: int = 0) -> Iterator[int]:
-        """Iterate over missing shards, from the `first` missing one on, claiming each unless another process has.
+        """Claim and yield the missing shards that no other process has claimed, starting with missing shard `first`.
 
-        `CodeShard.commit` releases the claim; after an error `release_all` does.
+        `CodeShard.commit` releases the claim. After an error, `release_all` releases it.
         """
         missing = self.missing()
         for number in missing[first:] + missing[:first]:
@@ -106,7 +106,7 @@ class CacheWriter:
                     yield number
 
     def _hold(self, number: int, claim: Claim) -> None:
-        """Refresh the claim's timestamp from a thread until it is released: encoding one video may take hours."""
+        """Refresh the claim's timestamp in a thread until the claim is released, because one video may take hours."""
         self._claims[number] = claim
         if not self._idle.is_set():
             return
@@ -137,15 +137,15 @@ class CacheWriter:
             yield CodeShard(self, number, tar)
 
     def note(self, made_with: dict[str, str]) -> None:
-        """Write made_with.json: where `videos` and `tokenizer` were found this time."""
+        """Write made_with.json: the locations of `videos` and `tokenizer` in this run."""
         write_json(self.folder / "made_with.json", made_with)
         remove_left_overs(self.folder)
         remove_left_overs(self.shards)
 
     def finish(self, codebook_VC: np.ndarray | None) -> None:
-        """Check every shard, count the codes, and write the manifest; if several processes call this, one of them does.
+        """Check every shard, count the codes, and write the manifest. If several processes call this, one of them writes.
 
-        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C). ValueError if no video could be used;
+        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C). Raises ValueError if no video can be used, and
         DamagedCache if a shard differs from its record.
         """
         claim = Claim(self.folder / "manifest.claim")
@@ -160,7 +160,7 @@ class CacheWriter:
                 self.release(-1)
 
     def _manifest(self) -> dict[str, Any]:
-        """The current manifest, read again if the file has changed."""
+        """Return the manifest, read again if the file has changed."""
         status = (self.folder / "manifest.json").stat()
         version = (status.st_mtime_ns, status.st_size)
         if self._manifest_read[0] != version:
@@ -197,8 +197,7 @@ class CacheWriter:
         skipped = [entry for shard in shards for entry in shard.skipped]
         if samples == 0:
             first = f"the first, {skipped[0]['path']}: {skipped[0]['reason']}"
-            hint = f"delete {self.folder} to try them again"
-            raise ValueError(f"none of the {len(skipped)} videos can be used; {first} ({hint})")
+            raise ValueError(f"none of the {len(skipped)} videos can be used (delete {self.folder} to retry); {first}")
         share = counts[counts > 0] / counts.sum()
         compared, differ = (sum(shard.compared[key] for shard in shards) for key in ("codes", "differ"))
         bf16 = {"codes": compared, "differ": differ, "rate": differ / compared if compared else None}
@@ -218,15 +217,15 @@ class CacheWriter:
             "codebook": self._write_codebook(codebook_VC),
             "bf16": bf16 if self.spec.precision == "bf16" else None,
         }
-        # The manifest contains the specification, so the plan does not need it any longer.
+        # The manifest contains the specification, so the plan no longer needs it.
         write_json(self.folder / "plan.json", {"shard_size": self.shard_size})
         write_json(self.folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
 
     def _check_videos(self, number: int, shard: ShardIndex) -> None:
-        """Check that a shard lists each of its videos once: with codes, or as skipped with the reason."""
+        """Check that a shard lists each of its videos once, either with codes or as skipped."""
         paths = [shard.path(row) for row in range(len(shard.video_N))] + [entry["path"] for entry in shard.skipped]
         if sorted(paths) != sorted(video.path for video in self.videos(number)):
-            raise DamagedCache(f"{self.shards / shard.name}: its videos are not those of this shard; delete it")
+            raise DamagedCache(f"{self.shards / shard.name}: contains the videos of another shard; delete it")
 
     def _write_codebook(self, codebook_VC: np.ndarray | None) -> str | None:
         if codebook_VC is None:
@@ -247,13 +246,13 @@ class CodeShard:
         self._compared = {"codes": 0, "differ": 0}
 
     def skip(self, video: Video, reason: str) -> None:
-        """Record a video without codes, and why it has none."""
+        """Record a video without codes, with the reason."""
         self._skipped.append({"path": video.path, "reason": reason})
 
     def add(self, video: Video, codes_Vthw: np.ndarray, cuts: ClipCuts, pixels: Mapping[str, bytes]) -> None:
-        """Append a video: its codes, where its clips were cut, and the members with their pixels.
+        """Append a video: its codes, the positions of its clips, and the members with their pixels.
 
-        ValueError if a code is outside the vocabulary, or the shape differs from the specification.
+        Raises ValueError if a code is not in the vocabulary, or the shape differs from the specification.
         """
         facts = {k: getattr(video, k) for k in ("path", "size", "label", "group", "split")}
         facts |= {"frames": cuts.frames, "rate": cuts.rate, **describe(cuts.views, self._spec.clip)}
@@ -263,7 +262,7 @@ class CodeShard:
     def add_members(
         self, video: Video, codes_Vthw: np.ndarray, members: Mapping[str, bytes], frames: int, padded: bool
     ) -> None:
-        """Append a video whose other members exist already, for example in another cache; errors as of `add`."""
+        """Append a video whose other members exist already, for example in another cache. Raises the same errors as `add`."""
         spec = self._spec
         if codes_Vthw.shape[1:] != tuple(spec.codes_shape) or len(codes_Vthw) < 1:
             t, h, w = spec.codes_shape
@@ -280,12 +279,12 @@ class CodeShard:
         )
 
     def compare(self, codes: int, differ: int) -> None:
-        """Add counts of codes that were also computed in fp32, and of those that differ."""
+        """Add the number of codes that were also computed in fp32, and the number of codes that differ."""
         self._compared["codes"] += codes
         self._compared["differ"] += differ
 
     def commit(self) -> None:
-        """Finish the tar, write its record and release the claim. A shard that exists already is kept."""
+        """Finish the tar, write its record and release the claim. A shard that exists already is not replaced."""
         checksums = base64.b64encode(b"".join(self._checksums)).decode()
         compared = {"compared": self._compared} if self._spec.precision == "bf16" else {}
         if not self._cache.has(self._number):
