@@ -144,7 +144,7 @@ def _train(
 
 
 def _batches(train: np.ndarray, seed: int) -> Sequence[np.ndarray]:
-    """Return the sorted sample indices of each step. The steps cover EPOCHS epochs, within MIN_STEPS and MAX_STEPS."""
+    """Return the sorted sample indices of each step, for EPOCHS epochs but at least MIN_STEPS and at most MAX_STEPS steps."""
     generator, size = np.random.default_rng(seed), min(BATCH, len(train))
     per_epoch = len(train) // size
     steps = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)

@@ -38,7 +38,7 @@ def _make_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Ten
 
 @functools.lru_cache(maxsize=64)
 def _cached_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # A tensor made in inference mode could not be used in training later.
+    # Training could not use a tensor that was made in inference mode.
     with torch.inference_mode(False):
         return _make_bias(mask, device, dtype)
 
@@ -52,7 +52,7 @@ MAX_PIECES = 4
 """Plain attention splits the queries into at most this many pieces, and skips the keys that no query of a piece sees. Four
 pieces leave 10/16 of the scores of a triangular mask."""
 MAX_SAVED_BYTES = 32 * 2**20
-"""Plain attention saves the attention weights of a layer for the backward pass up to this size; larger ones are recomputed."""
+"""Plain attention saves the weights of a layer for the backward pass up to this size. Larger weights are recomputed."""
 TILE_BYTES, TILE_HEADS = 4 * 2**20, 4
 """Bytes of scores, and number of heads, of one tile when weights are recomputed. A tile fits into the cache of a CPU."""
 

@@ -18,7 +18,7 @@ Order = Literal["random", "spatial-first", "temporal-first"]
 
 @dataclass(frozen=True)
 class ClusterGrid:
-    """Partition of a (T, H, W) grid of tokens into boxes of (kt, kh, kw) tokens. Raises a ValueError if they do not fit."""
+    """Partition of a (T, H, W) grid of tokens into boxes of (kt, kh, kw) tokens. Raises a ValueError if boxes do not fit."""
 
     grid: tuple[int, int, int]
     box: tuple[int, int, int]

@@ -20,8 +20,8 @@ def linear_cross_entropy(
     """Return the mean cross-entropy in nats (fp32 scalar) between the logits `h @ weight.T + bias` and int64 targets.
 
     The forward pass also computes the gradients, one chunk of predictions at a time. Logits are neither kept for the backward
-    pass nor computed again there. Matrix products run in the autocast dtype where autocast is on; softmax and sums run in
-    fp32. `share_N` gives the weight of each prediction; the weights sum to 1. Without it, all predictions weigh the same.
+    pass nor computed again there. Matrix products run in the autocast dtype if autocast is enabled. Softmax and sums run in
+    fp32. `share_N` gives the weight of each prediction, with a sum of 1. Without it, all predictions have equal weights.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
     return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad)
@@ -41,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
         total = torch.zeros((), device=h_ND.device)
-        # Without gradients these stay empty.
+        # Without gradients, these tensors stay empty.
         dh_ND = torch.empty_like(h_ND if needs_grad else h_ND[:0])
         dweight_VD, dbias_V = (
             torch.zeros_like(x if needs_grad else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)

@@ -55,7 +55,7 @@ def _tokens(kind: Masking, grid: Grid, units_BU: Tensor) -> Tensor:
 def block_mask(grid: Grid, blocks: int, seed_B: Tensor, slices_B: Tensor | None = None) -> Tensor:
     """Return a bool mask (B, T, H, W), true for tokens inside at least one of the sample's blocks.
 
-    The sides of a block are uniform in 1..floor(2T / 3), 1..H / 2 and 1..W / 2; its position is uniform among those that fit.
+    The sides of a block are drawn uniformly from 1..floor(2T / 3), 1..H / 2 and 1..W / 2, and its position from all that fit.
     (Section 3.2 of arXiv 2106.11250 rounds 2T / 3 up, but the paper's code and its table of ratios round down.) `slices_B`: the
     number of valid time slices of each sample, used instead of T.
     """

@@ -67,14 +67,14 @@ def ahead(
     finally:
         stopped.set()
         free_slots.release(workers)
-        # A thread that is inside a long video may take longer; it is a daemon and ends with the process.
+        # A thread that decodes a long video may take longer. It is a daemon and ends with the process.
         deadline = time.monotonic() + 2
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class _Results(Generic[U]):
-    """Queue of the results of one job; holds at most `depth`."""
+    """Queue of at most `depth` results of one job."""
 
     def __init__(self, depth: int, stopped: threading.Event) -> None:
         self._room, self._stopped = threading.Semaphore(depth), stopped

@@ -159,7 +159,7 @@ def _declared(container: av.container.InputContainer) -> _Declared:
 def _decode(
     path: Path, short_side: int, is_chosen: Callable[[int], bool]
 ) -> Generator[NumberedFrame, None, tuple[int, float | None]]:
-    """Yield the chosen frames; return the number of frames and the frames per second."""
+    """Yield the chosen frames, and return the number of frames and the frames per second."""
     count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
     with _as_damage(path), _open(path) as container:

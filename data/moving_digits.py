@@ -62,7 +62,7 @@ def trajectory(seed: int, split: str, index: int) -> np.ndarray:
 
 
 def render(seed: int, split: str, index: int) -> np.ndarray:
-    """Render clip `index` of a split, uint8 (FRAMES, SIZE, SIZE, 3); its class is `CLASSES[index % 8]`."""
+    """Render clip `index` of a split, uint8 (FRAMES, SIZE, SIZE, 3). Its class is `CLASSES[index % 8]`."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 1])
     glyphs = _glyphs(split)
     glyph = glyphs[int(rng.integers(len(glyphs)))]

@@ -25,11 +25,11 @@ import numpy as np
 from data.files import sha256_of, sync_folder, temporary_name, write_json
 
 BLOCK = 512
-"""Bytes of a tar header; contents are padded to a multiple of it."""
+"""Bytes of a tar header. Contents are padded to a multiple of this size."""
 
 
 class DamagedCache(ValueError):
-    """A file of a cache is missing or does not match its record."""
+    """Error for a file of a cache that is missing or does not match its record."""
 
 
 def sample_id(path: str) -> str:

@@ -36,7 +36,7 @@ class ARVideo(Objective):
         order: order of prediction.
         keep: share of each cluster's tokens that the encoder sees.
         targets: share of each next cluster's tokens that is predicted in a training step. Validation predicts all.
-        ranks: share of the clusters that a training step predicts; it omits the others. Validation predicts all.
+        ranks: share of the clusters that a training step predicts; the other clusters are omitted. Validation predicts all.
         causal: false removes the causal mask and predicts the tokens that the encoder does not see, as a control experiment.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted.
@@ -95,7 +95,7 @@ class ARVideo(Objective):
         def mask(queries: int, keys: int) -> BlockMask | None:
             return BlockMask(ranks, queries, keys) if self.causal else None
 
-        # In the encoder, block i of the mask is the cluster of rank i. In the decoder, query block i is that of rank i + 1.
+        # In the encoder, block i of the mask is the cluster of rank i. In the decoder, block i of the queries is rank i + 1.
         x_BMD = self.encode(batch, visible_BM, mask(self.kept, self.kept))
         query_BQD, rotation = self.query_positions(predicted_BQ)
         context_rotation = self.query_positions(visible_BM)[1]

@@ -149,8 +149,7 @@ class VIMPAC(Objective):
 def _predicted(hidden_BL: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return K token indices per clip, hidden tokens first, and their weights in the loss, both (B, K).
 
-    The hidden tokens of a clip share its weight equally, and visible tokens have weight 0. All clips have equal weights, and the
-    sum is 1.
+    The hidden tokens of a clip have equal weights, and visible tokens have weight 0. The weights of each clip sum to 1 / B.
     """
     count = hidden_BL.shape[1]
     # Random keys in [-2**61, 2**61): adding 2**62 puts hidden tokens first, in random order.

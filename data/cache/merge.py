@@ -1,7 +1,6 @@
 """Merge caches of equal specification into the cache that tokenizing all their videos together would give.
 
-In fp32, the two are equal byte for byte. A bf16 cache also counts the codes that were compared with fp32, and merging adds
-these counts.
+In fp32, the two are equal byte for byte. In bf16, merging adds the counts of codes that were compared with fp32.
 """
 
 import time
