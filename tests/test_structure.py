@@ -1,4 +1,4 @@
-"""The layout: imports point one way, without circles or back doors; files stay short; nothing optional is imported early."""
+"""Imports point one way, without cycles or back doors. Files stay short. Optional packages are imported where they are used."""
 
 import ast
 import subprocess
@@ -15,15 +15,15 @@ BELOW = {
     "ar_model": ["ar_model"],
     "pipelines": ["tokenizer", "data", "ar_model"],
 }
-"""What a package may import, besides the layers of pipelines."""
+"""Packages that each package may import. `LAYERS` limits imports within pipelines."""
 LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", ""]
-"""Folders of pipelines, each of which may import those before it; the last is the top, with the commands that a user starts."""
+"""Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
     *("train_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
     *("probe", "compare", "report", "export", "benchmark"),
 }
 BACK_DOORS = {"importlib", "import_module", "__import__", "runpy", "exec", "eval"}
-"""Names that no module uses; importlib.metadata, which only reads version numbers, is allowed."""
+"""Names that no module may use. importlib.metadata is allowed, because it only reads version numbers."""
 OPTIONAL = ("xformers", "taming", "torchvision", "torchmetrics", "magvit2_pytorch")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
@@ -96,7 +96,7 @@ def test_files_stay_under_400_lines(path: Path) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("pipelines.settings")])
 def test_settings_import_no_torch(module: str) -> None:
-    """Otherwise `--help` takes seconds."""
+    """Importing torch would make `--help` take seconds."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 

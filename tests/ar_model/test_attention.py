@@ -1,4 +1,4 @@
-"""Attention layers: equal results with every backend, also under autocast; rotary scores depend on relative positions only."""
+"""Attention layers give equal results with every backend, also in autocast. Rotary scores depend on relative positions only."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ class Clock:
 
 
 class FakeBackend:
-    """A backend that records its calls and advances the clock, by the number of keys and the lap."""
+    """A backend that records its calls and advances the clock by the seconds given for the number of keys and the lap."""
 
     def __init__(self, clock: Clock, seconds_by_keys: dict[int, list[float]]) -> None:
         self.clock, self.seconds = clock, {keys: list(laps) for keys, laps in seconds_by_keys.items()}
@@ -50,7 +50,7 @@ class ThreeLayers(nn.Module):
 
 
 def test_the_time_of_a_backend_is_the_sum_over_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first lap, in which kernels may be compiled, does not count. Of the others the fastest counts."""
+    """The first lap, in which kernels may be compiled, is ignored. Each layer counts with the fastest of the other laps."""
     clock = Clock(monkeypatch)
     spy = FakeBackend(clock, {6: [90.0, 3.0, 2.0, 4.0, 4.0], 5: [0.25, 0.75, 0.5, 0.5, 1.0]})
     monkeypatch.setitem(BACKENDS, "plain", spy)
@@ -146,7 +146,7 @@ def test_on_a_cpu_the_cuda_kernels_are_failures_with_a_reason() -> None:
     assert all(name in why and "CUDA" in why and "cpu" in why for name, why in trial.failures.items())
 
 
-def test_where_nothing_runs_the_error_names_each_backend_and_its_reason() -> None:
+def test_if_no_backend_runs_the_error_names_each_backend_and_its_reason() -> None:
     layer = Attention(32, 2)
     trial = try_backends(layer, lambda: layer(torch.randn(1, 4, 32)), ["xformers", "flex"])
     assert trial.seconds == {}

@@ -12,7 +12,7 @@ TRAIN, TEST = np.arange(0, 160), np.arange(160, 240)
 
 @pytest.fixture(scope="module")
 def clips() -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and labels. One token per clip, at a random position, encodes the class; the mean token hardly does."""
+    """Return tokens and labels. One token per clip, at a random position, encodes the class. The mean over tokens hardly does."""
     draw = np.random.default_rng(0)
     y_N = draw.integers(0, 3, 240)
     x_NLD = draw.standard_normal((240, 40, 8))

@@ -92,7 +92,7 @@ def test_kernel_equals_the_reference_forward_and_backward(
     if name == "flex":
         pytest.importorskip("triton", reason="FlexAttention is compiled by Triton, which is not installed")
     generator = torch.Generator().manual_seed(1)
-    # flex compiles every shape: fewer cases.
+    # flex compiles every shape, so fewer cases are tested.
     for mask, queries, keys in mask_cases(12 if name == "flex" else 50):
         batch, heads, width = 1 + queries % 2, 1 + keys % 3, (16, 32, 8)[queries % (2 if device == "cuda" else 3)]
 
@@ -149,7 +149,7 @@ def test_plain_equals_the_reference_when_weights_are_recomputed_in_tiles(
 
 
 def test_plain_saves_no_weights_of_large_inputs() -> None:
-    """48 heads of 1,000 tokens have 92 MiB of weights in bf16; only queries, keys and values are saved."""
+    """The attention weights of 48 heads of 1,000 tokens take 92 MiB in bf16. Only queries, keys and values are saved."""
     q, k, v = (torch.randn(4, 12, 1000, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     saved: list[int] = []
 
@@ -176,7 +176,7 @@ class ScoreCounter(TorchDispatchMode):
 
 @pytest.mark.parametrize("blocks, share", [(1, 1), (2, 3 / 4), (4, 10 / 16), (8, 10 / 16), (40, 10 / 16), (5, 17 / 25)])
 def test_plain_skips_keys_that_no_query_of_a_piece_sees(blocks: int, share: float) -> None:
-    """Four pieces leave 63 % of the scores. Five blocks make pieces of one, two and two blocks."""
+    """With four pieces, 63 % of the scores are computed. Five blocks are split into pieces of one, two and two blocks."""
     x = torch.randn(1, 1, 40, 4)
     with ScoreCounter() as counter:
         BACKENDS["plain"](x, x, x, BlockMask(blocks, 40 // blocks, 40 // blocks))

@@ -22,7 +22,7 @@ B, M, Q, D, E, V, PIXELS = 3, 14, 21, 16, 12, 24, 3 * 2 * 4 * 4
 DEPTH, DECODER_DEPTH = 2, 1
 SIZES = {"width": D, "depth": DEPTH, "heads": 2, "decoder_width": E, "decoder_depth": DECODER_DEPTH, "decoder_heads": 3}
 SCORES = (7 * 2 + 5 * 2 + 3 * 2 + 1 * 1) / 49
-"""Share of the scores of 7 x 7 blocks that plain attention computes: it splits the queries into 2, 2, 2 and 1 blocks."""
+"""Share of the scores of 7 x 7 blocks that plain attention computes. It splits the queries into 2, 2, 2 and 1 blocks."""
 
 
 def arvideo(backend: str = "plain", recompute: bool = False, batch: int = B, **settings: Any) -> ARVideo:
@@ -58,7 +58,7 @@ def step_of(make: Callable[[], ARVideo], batch: int = B) -> Build:
 
 
 def by_hand(first: int, head: int, scores: float, passes: float = 3, visible: int = M) -> float:
-    """Count the operations of a step.
+    """Return the FLOPs of a step.
 
     Every weight is used once in the forward and twice in the backward pass. The exception is the `first` layer, whose input needs
     no gradient.
@@ -67,12 +67,13 @@ def by_hand(first: int, head: int, scores: float, passes: float = 3, visible: in
         first: weights of a linear input layer.
         head: weights of the head.
         scores: share of the attention scores that are computed.
-        passes: how often each product of attention is computed in forward and backward.
+        passes: number of times that each matmul of attention is computed in the forward and backward pass.
         visible: tokens that the encoder sees.
     """
     weights = 12 * D * D * DEPTH * visible  # q, kv, out and the MLP's 4 + 4
     weights += DECODER_DEPTH * (10 * E * E * Q + 2 * E * E * visible) + D * E * visible + head * Q
-    products = DEPTH * visible * visible * D + DECODER_DEPTH * Q * visible * E  # queries by keys; values need as many
+    # Queries times keys. Multiplying by the values takes as many.
+    products = DEPTH * visible * visible * D + DECODER_DEPTH * Q * visible * E
     return 2 * B * (3 * weights + 2 * first * visible + passes * scores * 2 * products)
 
 
@@ -85,15 +86,15 @@ CODES = E * E + E * V
     [
         ({}, by_hand(0, CODES, SCORES)),
         ({"causal": False, "keep": 0.25}, by_hand(0, CODES, 1, visible=7)),
-        ({"backend": "sdpa"}, by_hand(0, CODES, 1, passes=3.5)),  # its backward pass computes the scores again
+        ({"backend": "sdpa"}, by_hand(0, CODES, 1, passes=3.5)),  # the backward pass of sdpa computes the scores again
         ({"input": "pixels", "target": "pixels"}, by_hand(PIXELS * D, PIXELS * E, SCORES)),
     ],
 )
-def test_arithmetic_of_arvideo(settings: dict[str, Any], expected: float) -> None:
+def test_flops_of_arvideo(settings: dict[str, Any], expected: float) -> None:
     assert cost_of(step_of(partial(arvideo, **settings))).flop == expected
 
 
-def test_arithmetic_of_recomputation() -> None:
+def test_flops_of_activation_checkpointing() -> None:
     """Each block is computed again, except for the second layer of its MLP, whose output the backward pass does not need."""
     without, with_recompute = (cost_of(step_of(partial(arvideo, recompute=r))).flop for r in (False, True))
     recomputed = DEPTH * (8 * D * D * M + SCORES * 2 * M * M * D)
@@ -102,7 +103,7 @@ def test_arithmetic_of_recomputation() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_real_step_has_as_many_operations(recompute: bool) -> None:
+def test_a_real_step_has_the_traced_flops(recompute: bool) -> None:
     build = step_of(partial(arvideo, recompute=recompute))
     with FlopCounterMode(display=False) as counter:
         build()[1]()
@@ -155,7 +156,7 @@ def test_the_peak_is_in_the_optimizer_step_if_weights_dominate() -> None:
     assert cost.others == pytest.approx(2 * 4 * 1000, rel=0.01)
 
 
-def test_recomputation_takes_less_memory() -> None:
+def test_activation_checkpointing_takes_less_memory() -> None:
     without, with_recompute = (cost_of(step_of(partial(arvideo, recompute=r), batch=64)) for r in (False, True))
     assert with_recompute.others < without.others / 2
     for part in ("weights", "gradients", "state"):
@@ -172,7 +173,7 @@ def test_a_model_too_large_for_any_machine_can_be_traced() -> None:
 
 
 def test_real_masks_can_be_indices() -> None:
-    """The public VideoMAE does so: `x[mask]` has as many rows as the mask has true values."""
+    """The public VideoMAE indexes with masks: `x[mask]` has as many rows as the mask has true values."""
     mask = torch.tensor([[True, False, True], [True, True, False]])
 
     def build() -> tuple[nn.Module, Callable[[], None]]:

@@ -89,7 +89,7 @@ def test_under_autocast_it_equals_unchunked_cross_entropy_within_bf16_precision(
     expected = with_gradients(unchunked, inputs)
     results = with_gradients(autocast_loss, inputs)
     assert_close(results, expected, 1e-2)
-    assert (results[1] - expected[1]).norm() > 1e-4 * expected[1].norm()  # the products did run in bf16
+    assert (results[1] - expected[1]).norm() > 1e-4 * expected[1].norm()  # the matmuls did run in bf16
     assert results[1].dtype == torch.float32  # the dtype of the input
 
 
@@ -162,7 +162,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_grad_mode_no_gradient_is_computed(mode: Any) -> None:
-    """Also if a parameter is among the inputs: validation must not pay for gradients."""
+    """Validation must not pay for gradients, even if an input is a parameter."""
     h, weight, bias, target = draw()
     bias = torch.nn.Parameter(bias)
     with OperationLog() as log, mode():

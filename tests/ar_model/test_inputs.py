@@ -24,7 +24,7 @@ def test_digits_equal_those_of_the_fsq_library(levels: tuple[int, ...]) -> None:
     codes = torch.arange(fsq.codebook_size)
     digits = digits_of(codes, levels)
     assert torch.equal(digits, fsq.indices_to_level_indices(codes).long())
-    # The quantizer itself agrees: the vector of a code is its rescaled digits.
+    # In the quantizer too, the vector of a code is its rescaled digits.
     half = torch.tensor(levels) // 2
     assert torch.allclose((digits - half) / half, fsq.indices_to_codes(codes).float())
 

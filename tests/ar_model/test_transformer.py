@@ -100,7 +100,7 @@ def assert_same_step(model: ARVideo, other: ARVideo, batch: Batch) -> None:
 @needs_compiler
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_has_the_same_names_and_numbers_and_can_be_loaded(tmp_path: Path) -> None:
-    """Only the encoder is compiled: a kind of block takes ten seconds unless it is in the compiler's cache."""
+    """Only the encoder is compiled, because each kind of block takes ten seconds unless it is in the compiler's cache."""
     plain, compiled, batch = build().train(), build().train(), random_batch(2)
     compile_blocks(compiled.encoder)
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -118,7 +118,7 @@ def test_a_compiled_model_has_the_same_names_and_numbers_and_can_be_loaded(tmp_p
 def test_blocks_have_no_graph_breaks_and_equal_blocks_share_a_graph(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], backend: str
 ) -> None:
-    """Otherwise a deep model would exceed dynamo's recompilation limit. Blocks are traced here, but not compiled."""
+    """With a graph per block, a deep model would exceed dynamo's recompilation limit. Blocks are only traced here."""
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
     plain, compiled = (build(depth=3, decoder_depth=3, **settings).train() for _ in range(2))
     batch = random_batch(2)
@@ -156,7 +156,7 @@ def test_the_decoder_has_self_attention_only_with_decoder_self() -> None:
 
 
 def dependencies(run: Callable[[Tensor], Tensor], x_1LD: Tensor) -> Tensor:
-    """Return a bool tensor (outputs, inputs): whether an output token depends on an input token."""
+    """Return a bool tensor (outputs, inputs) that is true where an output token depends on an input token."""
     jacobian = torch.autograd.functional.jacobian(run, x_1LD)  # (1, outputs, D, 1, inputs, D)
     assert isinstance(jacobian, Tensor)
     return (jacobian != 0).any(5).any(2)[0, :, 0]

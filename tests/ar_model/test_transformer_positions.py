@@ -1,4 +1,4 @@
-"""Positions of another grid are interpolated: they cover the same extent as the trained grid, with other steps."""
+"""Positions of another grid are interpolated. They cover the same extent as the trained grid, with another step size."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""ahead(): results in order, limits on jobs and results in memory, errors raised at their place, threads stopped."""
+"""ahead() returns results in order, limits jobs and results in memory, raises errors in their place, and stops its threads."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ def becomes_true(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 class CountedWork:
-    """Jobs 0, 1, ... with the results (job, 0), (job, 1), ...; counts started jobs and results of each job."""
+    """Jobs 0, 1, ... with the results (job, 0), (job, 1), ... Counts the started jobs and the results of each job."""
 
     def __init__(self, jobs: int, results: int, max_seconds: float = 0.0) -> None:
         self.jobs, self.results, self.max_seconds = jobs, results, max_seconds

@@ -19,7 +19,7 @@ SPEC = ClipSpec(frames=4, size=32, stride=2, views=6, flip=True)
 
 
 def cut_again(source: Source, video: Video, view: View, count: int) -> np.ndarray:
-    """Cut the pixels of a view with its record only."""
+    """Cut the pixels of a view again, from nothing but its record."""
     assert source.root is not None
     pixels = read_frames(source.root / video.path, view.size, lambda _: view.frames(count)).pixels_THWC
     box = pixels[:, view.top : view.top + view.size, view.left : view.left + view.size]

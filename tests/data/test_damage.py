@@ -29,7 +29,7 @@ OVERWRITTEN = [
     ("avi", "mpeg4"),
     ("avi", "msmpeg4v3"),
     ("mpg", "mpeg2video"),
-    # The decoders of VP8 and HEVC find only about 10 and 40 % by themselves; these containers have checksums.
+    # The decoders of VP8 and HEVC detect only about 10 % and 40 % of the damage, but these containers have checksums.
     ("mkv", "libvpx"),
     ("ts", "libx265"),
 ]
@@ -39,7 +39,7 @@ WriteFile = Callable[[Path, int], object]
 
 
 def coloured(number: int, count: int = 6) -> list[np.ndarray]:
-    """Frames whose colour encodes a number below 512; it survives any codec."""
+    """Frames whose colour encodes a number below 512. The number survives any codec."""
     colour = [30 + 28 * (number // 8**digit % 8) for digit in range(3)]
     return [np.full((48, 64, 3), colour, np.uint8)] * count
 
@@ -52,7 +52,7 @@ def number_of(pixels_THWC: np.ndarray) -> int:
 
 
 def read_or_reason(path: Path) -> np.ndarray | str:
-    """Return all frames, or why the file is refused; any error other than DamagedVideo fails the test."""
+    """Return all frames, or the reason why the file is refused. Any error other than DamagedVideo fails the test."""
     try:
         return read_frames(path, 48, range).pixels_THWC
     except DamagedVideo as damage:
@@ -188,7 +188,7 @@ def test_damaged_files_are_refused_and_all_others_read_correctly(tmp_path: Path,
 def test_overwritten_bytes_are_found(tmp_path: Path, suffix: str, codec: str) -> None:
     path = make_video(tmp_path / f"a.{suffix}", moving_blocks(1), codec=codec, **OPTIONS.get(codec, {}))
     frames, content, draw = decoded_leniently(path), path.read_bytes(), random.Random(0)
-    refusals = []  # of the trials that do harm
+    refusals = []  # one value for each trial that is refused or changes the decoded frames
     for _ in range(40):
         path.write_bytes(with_noise(content, draw))
         refused = isinstance(read_or_reason(path), str)
@@ -213,12 +213,12 @@ def test_overwritten_bytes_are_found(tmp_path: Path, suffix: str, codec: str) ->
     ],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
-def test_h264_with_unusual_options_is_no_damage(tmp_path: Path, suffix: str, options: str) -> None:
+def test_h264_with_unusual_options_is_not_damage(tmp_path: Path, suffix: str, options: str) -> None:
     path = make_video(tmp_path / f"a.{suffix}", moving_blocks(0), codec="libx264", **{"x264-params": options})
     assert len(read_or_reason(path)) == 24
 
 
-def test_concatenated_transport_streams_are_no_damage(tmp_path: Path) -> None:
+def test_concatenated_transport_streams_are_not_damage(tmp_path: Path) -> None:
     part = make_video(tmp_path / "part.ts", moving_blocks(0), codec="libx264").read_bytes()
     path = tmp_path / "a.ts"
     path.write_bytes(part + part)
@@ -226,7 +226,7 @@ def test_concatenated_transport_streams_are_no_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4"])
-def test_clock_faster_than_the_frame_rate_is_no_damage(tmp_path: Path, suffix: str) -> None:
+def test_clock_faster_than_the_frame_rate_is_not_damage(tmp_path: Path, suffix: str) -> None:
     path = make_video(tmp_path / f"a.{suffix}", moving_blocks(0), rate=600, times=range(0, 24 * 40, 40))
     assert len(read_or_reason(path)) == 24
 

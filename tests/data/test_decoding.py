@@ -1,4 +1,4 @@
-"""Decoding: the chosen frames, upright and in proportion; any damage raises DamagedVideo with a reason on one line."""
+"""Decoding returns the chosen frames, upright and in proportion. Any damage raises DamagedVideo with a one-line reason."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def numbers_of(frames: Frames) -> list[int]:
 
 
 def reason_of(path: Path) -> str | None:
-    """Return why the video is refused, None if it is not; any error other than DamagedVideo fails the test."""
+    """Return the reason why the video is refused, or None if it is read. Any error other than DamagedVideo fails the test."""
     try:
         read(path, 0)
     except DamagedVideo as damage:
@@ -142,19 +142,19 @@ def test_declared_number_of_frames_that_is_too_small_loses_no_frames(tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
-def test_sound_longer_than_the_video_stream_is_no_damage(tmp_path: Path, suffix: str) -> None:
+def test_sound_longer_than_the_video_stream_is_not_damage(tmp_path: Path, suffix: str) -> None:
     path = make_video(tmp_path / f"a.{suffix}", numbered_frames(COUNT), audio_seconds=5)
     assert read(path, 0).total == COUNT
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_video_stream_that_begins_late_is_no_damage(tmp_path: Path, suffix: str) -> None:
+def test_video_stream_that_begins_late_is_not_damage(tmp_path: Path, suffix: str) -> None:
     path = make_video(tmp_path / f"a.{suffix}", numbered_frames(COUNT), times=range(30, 30 + COUNT))
     assert read(path, 0).total == COUNT
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_long_duration_of_the_last_frame_is_no_damage(tmp_path: Path, suffix: str) -> None:
+def test_long_duration_of_the_last_frame_is_not_damage(tmp_path: Path, suffix: str) -> None:
     # Screen recorders write such durations, here three seconds.
     path = make_video(tmp_path / f"a.{suffix}", numbered_frames(COUNT), last_duration=30)
     assert read(path, 0).total == COUNT

@@ -1,4 +1,4 @@
-"""Files shared by processes: atomic writes, first writer wins, one owner per claim, removal of what dead processes left."""
+"""Files shared by processes: atomic writes, first writer wins, one owner per claim, removal of files that dead processes left."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from data.files import Claim, compact, machine, remove_left_overs, temporary_nam
 from tests.helpers.cache_contents import in_a_child
 
 DEAD = 99_999_999
-"""Number of a process that cannot exist: Linux counts to 2**22."""
+"""ID of a process that cannot exist: Linux has IDs up to 2**22."""
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_without_symbolic_links_every_claim_succeeds(tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-# --- what dead processes left
+# --- files of dead processes
 
 
 def test_files_of_dead_processes_are_removed_and_those_of_living_processes_stay(

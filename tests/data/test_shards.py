@@ -63,7 +63,7 @@ def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copied(tar: Path, folder: Path, content: bytes | bytearray) -> Path:
-    """Write a copy of a shard with another content and the same record."""
+    """Write a copy of a shard with other content and the same record."""
     copy = folder / "shards" / tar.name
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(content)

@@ -68,7 +68,7 @@ class Outcome:
 
 
 def run_all(address: str | Path) -> Iterator[tuple[str, Exception | None]]:
-    """Open a cache and run all operations; yields the name and the exception of each."""
+    """Open a cache, run all operations, and yield the name and the exception of each."""
     try:
         cache = TokenCache.open(address)
     except Exception as error:

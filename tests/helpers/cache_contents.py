@@ -78,7 +78,7 @@ def some_cuts(views: int, real: int = 4) -> ClipCuts:
 def written_by_hand(
     caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray] | np.ndarray, shards: int | None = None
 ) -> CacheWriter:
-    """Write the first shards of a cache of given codes, one video per shard, the first video padded; not finished."""
+    """Write the first shards of an unfinished cache of given codes, one video per shard. The first video is padded."""
     writer = CacheWriter(caches, "hand", spec, 1)
     writer.begin()
     for number in writer.missing()[:shards]:
@@ -91,7 +91,7 @@ def written_by_hand(
 
 
 def filled(caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray], codebook_VC: np.ndarray | None = None) -> Path:
-    """Write and finish a cache of given codes, one video per shard. Shards are claimed, as in tokenize."""
+    """Write and finish a cache of given codes, one video per shard. The writer claims each shard, like tokenize."""
     writer = CacheWriter(caches, "filled", spec, 1)
     writer.begin()
     try:
@@ -128,7 +128,7 @@ class Child:
         self.pid = pid
 
     def wait(self) -> int:
-        """Wait for its end; returns the exit code, or minus the signal that killed it."""
+        """Wait for the process; return its exit code, or minus the number of the signal that killed it."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 

@@ -82,7 +82,7 @@ def refused(result: Result) -> str:
 
 
 def kills(script: str, trials: int, *arguments: str) -> dict[str, Any]:
-    """Run a helper that kills processes; return its result. It forks, which is unsafe in pytest, a process with threads."""
+    """Run a helper that kills processes; return its result. The helper forks, which is unsafe in a process with threads."""
     result = subprocess.run(
         [sys.executable, "-m", f"tests.helpers.{script}", str(trials), *arguments],
         cwd=ROOT,
@@ -120,7 +120,7 @@ class Call:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         self._monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
-        # Two threads would wait for each other on busy cores.
+        # One thread: two threads would wait for each other on busy cores.
         self._monkeypatch.setattr("pipelines.engine.device.cores", lambda accelerator: 1)
         module = importlib.import_module(f"pipelines.{script}")
         self._capsys.readouterr()
@@ -135,7 +135,7 @@ class Call:
             assert len(lines) == 1, self.err
             return lines[0]
         finally:
-            # A training that failed leaves its own handler.
+            # A training run that failed leaves its own signal handler.
             signal.signal(signal.SIGINT, interrupt)
         self.out, self.err = self._capsys.readouterr()
         return json.loads(self.out.splitlines()[-1])

@@ -35,7 +35,8 @@ def count_cuts(shard: Path, step: int = 64) -> Counter[str]:
     """Truncate a shard after every `step` bytes.
 
     Counts:
-        cuts: truncations; refused: of them, those with DamagedCache when the cache is opened.
+        cuts: all truncations.
+        refused: those that raise DamagedCache when the cache is opened.
     """
     counts, content = Counter[str](), shard.read_bytes()
     with _copied(shard) as (folder, tar):
@@ -50,10 +51,14 @@ def count_flips(shard: Path, flips: int, seed: int = 0) -> Counter[str]:
     """Flip one random bit of a shard, `flips` times.
 
     Counts:
-        flips: all; verified: of them, those with DamagedCache from `TokenCache.verify`.
-        in_samples: inside of a member; named: of them, those for which `damage` returns one line with the sample's key.
-        outside: all others; reported: of them, those for which `damage` says so, and all codes can be read.
-        in_codes: inside of codes; codes, gather: of them, those that `TokenCache.codes` and `ClipIndex.gather` refuse.
+        flips: all flips.
+        verified: those for which `TokenCache.verify` raises DamagedCache.
+        in_samples: flips inside a member.
+        named: those in_samples for which `damage` returns one line with the sample's key.
+        outside: flips outside all members.
+        reported: those outside for which `damage` reports this and all codes can be read.
+        in_codes: flips inside codes.
+        codes, gather: those in_codes that `TokenCache.codes` and `ClipIndex.gather` refuse.
     """
     counts, spans, draw = Counter[str](), spans_of(shard), random.Random(seed)
     content = bytearray(shard.read_bytes())
@@ -74,7 +79,8 @@ def count_metadata_flips(folder: Path, flips: int, seed: int = 0) -> Counter[str
     """Flip one random bit of a cache's manifest or of one of its records, `flips` times.
 
     Counts:
-        flips: all; refused: of them, those with DamagedCache when the cache is opened.
+        flips: all flips.
+        refused: those that raise DamagedCache when the cache is opened.
     """
     draw, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,7 +112,7 @@ def spans_of(shard: Path) -> list[Span]:
 
 
 def _when_read(cache: TokenCache, name: str, place: int, spans: list[Span]) -> Counter[str]:
-    """Counts, see `count_flips`, for damage of the byte at a position of a shard."""
+    """Return the counts of `count_flips` for damage of the byte at a position of a shard."""
     shard = next(shard for shard in cache.shards if shard.name == name)
     span = next((span for span in spans if span.first <= place < span.end), None)
     lines, rows = shard.damage(), range(len(shard.video_N))
@@ -135,7 +141,7 @@ def _refused(work: Callable[[], object]) -> bool:
 
 @contextmanager
 def _copied(shard: Path) -> Iterator[tuple[Path, Path]]:
-    """Copy the cache of a shard; yields the folder of the copy, and the copied tar."""
+    """Copy the cache of a shard; yield the folder of the copy and the copied tar."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(shutil.copytree(shard.parent.parent, Path(temporary, shard.parent.parent.name)))
         yield folder, folder / "shards" / shard.name

@@ -19,9 +19,9 @@ from data.shards import sample_id
 
 
 class Forgery:
-    """The manifest of a cache, and the record and tar of its shard 0: to be changed, then written back by `seal`.
+    """The manifest of a cache, and the record and tar of its shard 0. A case changes them, and `seal` writes them back.
 
-    `canary`: path of a file that must not appear, since only code in the cache would write it.
+    `canary`: path of a file that must not appear, since only code from the cache would write it.
     """
 
     def __init__(self, folder: Path, canary: Path) -> None:
@@ -119,7 +119,7 @@ class Payload:
 
 
 CASES: dict[str, tuple[Callable[[Forgery], object], str | None]] = {}
-"""Name -> the forgery, and the first of `audited_process.OPERATIONS` that must refuse it; None: all must succeed."""
+"""Name -> the forgery, and the first of `audited_process.OPERATIONS` that must refuse it, or None if all must succeed."""
 
 
 def case(name: str, refused_at: str | None, forge: Callable[[Forgery], object]) -> None:

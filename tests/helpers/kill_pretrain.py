@@ -30,7 +30,7 @@ FLAGS = [*TINY_MODEL, "--steps", "16", "--save_every", "2", "--validate_every", 
 WHOLE = ["state.json", "model.safetensors", "optimizer.safetensors"]
 """Files of a checkpoint."""
 SIGNS = [None, None, "checkpoints/.step_*", "model/*", "*.tmp-*"]
-"""Files that a kill waits for after its random delay, as a sign that something is being written; None: no wait."""
+"""Files that a kill waits for after its random delay, as a sign that something is being written. None means no wait."""
 
 
 def child(out: Path) -> int:

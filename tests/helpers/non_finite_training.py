@@ -1,4 +1,4 @@
-"""A tiny training that meets a non-finite value: `python -m tests.helpers.non_finite_training FOLDER` runs one of two ranks.
+"""A tiny training run with a non-finite value: `python -m tests.helpers.non_finite_training FOLDER` runs one of two ranks.
 
 Each rank prints JSON: the error that stopped the training, whether weights or files changed, and the error for tokenizers
 that differ between the ranks.

@@ -174,7 +174,7 @@ def locate(traced: Traced, shape: Grid, patch: Grid, box: Grid, ranks: int | Non
 
 
 def same_outputs(a: Objective, b: Objective, batch: Batch) -> bool:
-    """Whether two models have bit-equal losses and features."""
+    """Return whether two models have bit-equal losses and features."""
     with torch.no_grad():
         losses = torch.equal(a(batch)["loss"], b(batch)["loss"])
         return losses and all(torch.equal(x, y) for x, y in zip(a.features(batch), b.features(batch), strict=True))

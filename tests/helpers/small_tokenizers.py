@@ -48,7 +48,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def one_rounding_apart(a: Tensor, b: Tensor) -> bool:
-    """Whether pixels differ by at most one grey level in at most 1 of 1,000 places.
+    """Return whether pixels differ by at most one grey level in at most 1 of 1,000 places.
 
     A convolution may sum in another order if a clip is longer, which can change the rounding to a grey level.
     """

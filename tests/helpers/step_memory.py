@@ -24,7 +24,7 @@ _step = training._step
 
 
 class LastStepDone(Exception):
-    """End of the training after the requested steps."""
+    """Raised to stop training after the requested steps."""
 
 
 def main(flags: list[str]) -> None:
@@ -49,7 +49,7 @@ def _run(flags: list[str], steps: int) -> int:
             raise LastStepDone
         return losses
 
-    # Take the requested attention kernel without measuring all of them.
+    # Use the requested attention kernel without timing all of them.
     kernel = patch.object(pretrain_ar, "_attention", lambda *inputs: inputs[-1].attention)
     with kernel, patch.object(training, "_step", watched), contextlib.suppress(LastStepDone):
         pretrain_ar.main(*parse(pretrain_ar.Pretrain, flags))

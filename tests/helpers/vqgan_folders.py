@@ -79,7 +79,7 @@ class Payload:
 
 
 class Loss(nn.Module):
-    """Stands for the loss of the package with LPIPS and a discriminator, which a tokenizer does not need."""
+    """A stand-in for the package's loss with LPIPS and a discriminator, which a tokenizer does not need."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ class Handler(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> bool:
-        """Send a response, with no other headers than the given ones; returns True, as `Server.respond` must."""
+        """Send a response with only the given headers. Returns True, as `Server.respond` must."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -31,7 +31,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`requests`: requested paths; `respond`: sends a response instead of the file, or returns False to send the file."""
+    """`requests` has the requested paths. `respond` sends a response instead of the file, or returns False to send the file."""
 
     daemon_threads = True
     # `open_shards` fetches records from many threads.
@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
 
 
 def failing(times: int, suffix: str, respond: Callable[[Handler], bool]) -> Callable[[Handler], bool]:
-    """A value for `Server.respond` that replaces the first responses for the files with this suffix."""
+    """Return a function for `Server.respond` that replaces the first responses for files with this suffix."""
     remaining = [times]
 
     def respond_first(handler: Handler) -> bool:

@@ -54,13 +54,13 @@ def test_the_paper_has_300_visible_and_1470_predicted_tokens() -> None:
         ("spacetime_2x7x7", 16),
     ],
 )
-def test_units_of_table_6(name: str, clusters: int) -> None:
+def test_numbers_of_clusters_of_table_6(name: str, clusters: int) -> None:
     model = build(*PAPER, f"papers/arvideo/table6_unit_{name}.yaml")
     assert math.prod(model.clusters.counts) == clusters
 
 
 @pytest.mark.parametrize("keep, kept", [("25", 25), ("20", 20), ("10", 10), ("05", 5)])
-def test_dropping_of_table_8(keep: str, kept: int) -> None:
+def test_kept_tokens_of_table_8(keep: str, kept: int) -> None:
     assert build(*PAPER, f"papers/arvideo/table8_keep_{keep}.yaml").kept == kept
 
 

@@ -86,7 +86,7 @@ def _check_pipeline(script: str, flags: list[str]) -> None:
 
 @pytest.fixture
 def names(answers: dict[str, Any]) -> dict[str, str]:
-    """Placeholders of the docs, and what stands for them here."""
+    """Placeholders in the docs, and the values that replace them here."""
     return {
         "TOKENIZER_RUN": answers["train_tokenizer"]["run"],
         "RUN": answers["pretrain_ar"]["run"],

@@ -94,7 +94,7 @@ def test_the_patch_discriminator_has_the_layers_and_initialisation_of_taming() -
 
 
 def test_the_3d_discriminator_has_spectral_norm_one() -> None:
-    """In every convolution, also after its weights have grown."""
+    """The norm is one in every convolution, even after its weights have grown."""
     discriminator = make_discriminator("3d")
     with torch.no_grad():
         for p in discriminator.parameters():
@@ -123,7 +123,7 @@ def test_without_taming_the_error_of_the_patch_discriminator_has_the_install_com
 
 
 def test_hinge_loss_of_known_logits() -> None:
-    """Real logits 2 and 1 have loss 0, 0 has loss 1, -1 has loss 2; for fake logits with the opposite sign."""
+    """The real logits 2, 1, 0 and -1 have the losses 0, 0, 1 and 2. For fake logits the signs are reversed."""
     real, fake = torch.tensor([2.0, 1.0, 0.0, -1.0]), torch.tensor([-2.0, -1.0, 0.0, 0.5])
     assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (3 / 4 + 2.5 / 4))
     assert hinge_loss(0 * real, 0 * fake).item() == 1
@@ -131,7 +131,7 @@ def test_hinge_loss_of_known_logits() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_the_discriminator_is_that_of_its_own_loss(kind: DiscriminatorName) -> None:
-    """The generator loss does not change its running statistics and spectral norms."""
+    """The generator loss does not change the discriminator's running statistics and spectral norms."""
     ours, alone = Tiny(kind), Tiny(kind)
     real = videos()
     ours(real)["loss"].backward()
@@ -185,7 +185,7 @@ def test_the_adaptive_weight_is_capped() -> None:
 
 
 def test_a_discriminator_without_gradients_gives_a_finite_weight() -> None:
-    """The denominator is 1e-4, and the cap applies."""
+    """Without gradients the denominator is 1e-4, and the cap limits the weight."""
     ours = Tiny("3d", cap=100.0)
     with torch.no_grad():
         ours.adversary.discriminator.layers[0].bias.fill_(-1e4)  # type: ignore[union-attr, operator]

@@ -1,4 +1,4 @@
-"""Encoding and decoding do not change a tokenizer, in any mode, also as part of another module; freezing is permanent."""
+"""Encoding and decoding do not change a tokenizer in any mode, even inside another module. Freezing is permanent."""
 
 import math
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_encoding_and_decoding_in_training_mode_change_no_state_and_use_no_rando
 
 
 class Watched(VQ3D):
-    """Records its mode whenever it encodes or decodes; stands for a tokenizer with dropout."""
+    """A tokenizer that records its mode when it encodes or decodes, in place of one with dropout."""
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
         self.modes.append(any(part.training for part in self.modules()))
@@ -147,7 +147,7 @@ def test_between_pieces_of_a_stream_training_mode_and_gradients_are_enabled() ->
 
 
 def test_an_untrained_codebook_is_refused() -> None:
-    """Otherwise the first input of `encode` would initialise the codebook."""
+    """If it were accepted, the first input of `encode` would initialise the codebook."""
     tokenizer = build("vq3d-2x4x4-emavq16", fitted=False)
     before = state(tokenizer)
     for mode in (False, True):

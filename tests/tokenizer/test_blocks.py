@@ -48,7 +48,7 @@ def test_the_haar_matrix_is_orthonormal_with_the_mean_first_and_the_finest_last(
     assert torch.allclose(matrix @ matrix.T, torch.eye(size), atol=1e-6)
     assert torch.allclose(matrix[0], torch.full((size,), size**-0.5))
     assert torch.allclose(matrix[1:].sum(1), torch.zeros(size - 1), atol=1e-6)
-    # Number of samples of each detail: all, a half, a half, four quarters, ...
+    # Number of samples that each detail spans: all, then twice one half, then four times one quarter, ...
     widths = (matrix != 0).sum(1)[1:]
     assert widths.tolist() == sorted(widths.tolist(), reverse=True)
     if size > 1:

@@ -1,4 +1,4 @@
-"""Training loss of a tokenizer: pixel errors of undamaged clips only, PSNR of known errors, use and perplexity of known
+"""Training loss of a tokenizer: pixel errors of undamaged clips only, PSNR of known errors, usage and perplexity of known
 counts of codes, and an adversarial loss from its start step on."""
 
 import math
@@ -205,7 +205,7 @@ def test_all_trained_parameters_belong_to_the_networks(lpips_weights: Path) -> N
 
 
 def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
-    """They are only close to those of fp32: the codes of vectors between two codes may differ."""
+    """The losses only approximate those without autocast, because vectors between two codes may get the other code."""
     losses = Losses(lpips=0.5, lpips_weights=lpips_weights, discriminator="3d", adversarial_start=0)
     torch.manual_seed(0)
     module = Reconstruction(build("vq3d-2x8x8-fsq240", stem="haar").train(), losses)

@@ -65,8 +65,8 @@ def lpips(folder: Path) -> LPIPS:
 
 
 @pytest.fixture
-def peer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """LPIPS of taming with the same weights, and with stand-ins for the modules that would download them."""
+def taming_lpips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """LPIPS of taming with the same weights, and with stand-ins for the modules that would download weights."""
     pytest.importorskip("taming")
 
     def vgg16(pretrained: bool) -> types.SimpleNamespace:
@@ -110,15 +110,15 @@ def measured(distance: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor)
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @pytest.mark.parametrize("images", [random_images, smooth_images])
 def test_distances_and_gradients_are_those_of_taming(
-    folder: Path, peer: nn.Module, images: Callable[[int], Tensor]
+    folder: Path, taming_lpips: nn.Module, images: Callable[[int], Tensor]
 ) -> None:
     """Gradients are compared in double precision: in single precision, rounding switches a few ReLUs."""
     ours = load_lpips(folder)
     a, b = images(1), images(2)
-    single, expected_single = ours(a, b), peer(a, b).flatten()
+    single, expected_single = ours(a, b), taming_lpips(a, b).flatten()
     assert (single - expected_single).abs().max() <= 1e-6 * expected_single.min()
     results = measured(ours.double(), a.double(), b.double())
-    expected = measured(peer.double(), a.double(), b.double())
+    expected = measured(taming_lpips.double(), a.double(), b.double())
     assert results[0].shape == (2,)
     for actual, reference in zip(results, expected, strict=True):
         assert (actual - reference).abs().max() <= 1e-10 * reference.abs().max()

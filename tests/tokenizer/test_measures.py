@@ -29,7 +29,7 @@ def clips(count: int = 2, frames: int = 3, height: int = 20, width: int = 16, se
 
 
 def test_psnr_of_clips_with_known_errors() -> None:
-    """An error of 1 grey level everywhere; of 10 grey levels in half of the frames; a perfect copy."""
+    """The clips have an error of 1 grey level everywhere, of 10 grey levels in half of the frames, and no error."""
     pixels = torch.full((3, 4, 8, 8, 3), 100, dtype=torch.uint8)
     video = pixels.clone()
     video[0] += 1

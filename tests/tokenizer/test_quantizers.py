@@ -194,7 +194,7 @@ def test_lfq_takes_the_sign_of_each_channel_and_spherical_vectors_have_length_on
 @pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize("inverse_temperature", [1.0, 30.0])
 def test_the_loss_of_lfq_equals_its_definition(spherical: bool, inverse_temperature: float) -> None:
-    """arXiv 2310.05737, eq. 5: mean entropy of p(code | vector), less the entropy of its mean, plus the commitment loss."""
+    """arXiv 2310.05737, eq. 5: mean entropy of p(code | vector), minus the entropy of its mean, plus the commitment loss."""
     options = {"entropy": 0.3, "diversity": 1.7, "commitment": 0.4, "inverse_temperature": inverse_temperature}
     quantizer = make("lfq16", spherical=spherical, **options).train()
     z = vectors(quantizer, seed=3).double()

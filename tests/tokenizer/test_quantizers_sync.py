@@ -82,7 +82,7 @@ def train(rank: int, count: int, steps: int, options: dict[str, Any], broadcast:
 def test_all_processes_hold_the_same_codebook_after_every_step(
     tmp_path: Path, count: int, steps: int, options: dict[str, Any], broadcast: bool
 ) -> None:
-    """The codebook is initialised by k-means on vectors of all processes, and dead codes are replaced by such vectors."""
+    """Vectors of all processes initialise the codebook by k-means and replace dead codes."""
     results = in_processes(train, count, tmp_path, steps, options, broadcast, before=built_early)
     buffers = {f"quantizer.vq._codebook.{name}" for name in ("initted", "cluster_size", "embed_avg", "embed")}
     for result in results:
@@ -115,7 +115,7 @@ def stepped(quantizer: Quantizer, state: Any, z: Tensor) -> dict[str, Any]:
 def test_two_processes_have_the_update_of_one_process_with_all_data(
     tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    """Otherwise a process would learn from its own data only, or its share would have too small a weight."""
+    """A process must not learn from its own data only, and its share must have the full weight."""
     torch.manual_seed(0)
     quantizer = make_quantizer(name, options)
     z = torch.randn(4, 50, quantizer.channels) + 0.5

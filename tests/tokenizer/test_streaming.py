@@ -167,7 +167,7 @@ def test_invalid_pieces_of_codes_are_refused(invalid: Tensor, reason: str) -> No
 
 
 class WholeClips(VQ3D):
-    """Stands for a tokenizer of unknown context, and records the number of frames of a pass."""
+    """A tokenizer of unknown context that records the number of frames of each pass."""
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
         self.frames = pixels_BTHWC.shape[1]
@@ -215,7 +215,7 @@ print(json.dumps(peaks))
     "name", ["vq3d-causal-2x8x8-fsq1000", pytest.param("vq3d-2x8x8-fsq1000", marks=pytest.mark.soak)]
 )
 def test_memory_does_not_grow_with_the_length_of_a_stream(name: str) -> None:
-    """Reads VmHWM, because getrusage includes the peak of the parent. The malloc settings make it return freed memory."""
+    """The peak is VmHWM, because getrusage includes the parent's peak. The malloc settings make malloc return freed memory."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, name],
         cwd=ROOT,

@@ -87,7 +87,7 @@ def test_the_old_quantizer_is_selected_by_its_name(vqgan: tuple[Path, Any], deta
 
 
 def test_ties_between_codes_give_the_lowest_code(vqgan: tuple[Path, Any], details: Tensor) -> None:
-    """As in the package."""
+    """The package does the same."""
     folder, network = vqgan
     network.quantize.embedding.weight.data[7:] = network.quantize.embedding.weight.data[3]
     torch.save(lightning_checkpoint(network), folder / "checkpoints" / "last.ckpt")

@@ -34,7 +34,7 @@ class Program(nn.Module):
 
 
 class Digits(Program):
-    """An encoder like that of Cosmos: the first frame alone, then boxes of the stride, rounded to digits of a code."""
+    """An encoder like that of Cosmos. It rounds the first frame, then boxes of the size of the stride, to digits of codes."""
 
     def __init__(self, stride: tuple[int, int, int] = STRIDE, levels: tuple[int, ...] = LEVELS) -> None:
         super().__init__(stride, levels)

@@ -240,7 +240,7 @@ def test_the_first_frame_of_a_causal_video_has_the_codes_of_an_image(size: str, 
 @pytest.mark.parametrize("size, stem", itertools.product(SIZES, ["space", "haar"]))
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_codes_of_a_causal_tokenizer_do_not_depend_on_later_frames(size: str, stem: str, quantizer: str) -> None:
-    """Nor on their number. In the same way, decoded frames do not depend on later codes."""
+    """They do not depend on the number of later frames either. In the same way, decoded frames do not depend on later codes."""
     tokenizer = build(f"vq3d{size}-causal-2x4x4-{quantizer}", stem=stem)
     video, other = pixels(4, 17, seed=1), pixels(4, 17, seed=2)
     codes = tokenizer.encode(video)

@@ -39,7 +39,7 @@ def test_the_encoder_sees_the_share_keep_of_each_cluster_except_the_last(keep: f
 
 @pytest.mark.parametrize("share, tokens", [(0.28, 7), (0.56, 14), (0.2, 5)])
 def test_floating_point_errors_do_not_round_shares_up(share: float, tokens: int) -> None:
-    """0.28 * 25 is 7.000000000000001 in floating point; it means 7 tokens."""
+    """0.28 * 25 is 7.000000000000001 in floating point, but must give 7 tokens."""
     model = build(spec((2, 5, 5)), clusters=(1, 5, 5), keep=share, targets=share)
     traced = trace(model, random_batch(1, (2, 5, 5)))
     assert traced.visible.shape[1] == tokens
@@ -115,7 +115,7 @@ def test_batches_need_pixels_only_if_pixels_are_configured(input: str, target: s
 def test_the_loss_falls_when_overfitting_one_batch(input: str, target: str) -> None:  # noqa: A002
     model = build(width=24, decoder_width=24, input=input, target=target, targets=1.0).train()
     losses = train(model, [random_batch(2)] * 80)
-    # Loss of a constant prediction; the mean square of 8 pixels whose unbiased variance is 1 is 7 / 8.
+    # Loss of a constant prediction. The mean square of 8 pixels with an unbiased variance of 1 is 7 / 8.
     baseline = math.log(64) if target == "codes" else 7 / 8
     assert losses[0] > 0.9 * baseline
     assert losses[-1] < 0.65 * baseline
@@ -197,6 +197,6 @@ def test_invalid_settings_are_refused_by_name(changes: dict[str, Any], name: str
 @pytest.mark.parametrize("others", [{}, {"input": "pixels", "target": "pixels"}], ids=["codes", "pixels"])
 @pytest.mark.parametrize("name", ["order", "input", "target", "code_input", "likelihood"])
 def test_a_misspelt_choice_is_refused_by_name(name: str, others: dict[str, Any]) -> None:
-    """Also if the choice would have no effect."""
+    """The choice is refused even if it has no effect."""
     with pytest.raises(ValueError, match=f"{name}.* 'rasta'"):
         build(**{**others, name: "rasta"})

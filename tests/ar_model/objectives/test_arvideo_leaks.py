@@ -169,7 +169,7 @@ def test_without_the_causal_mask_dropped_tokens_are_predicted_from_all_visible_o
 
 @pytest.mark.parametrize("decoder_self", [False, True])
 def test_queries_see_queries_of_lower_ranks_only_with_decoder_self(decoder_self: bool) -> None:
-    """A changed position encoding of one query affects queries of the same and of higher ranks through self-attention only."""
+    """The test changes the position encoding of one query. Without self-attention, only the output of this query changes."""
     model = build(decoder_self=decoder_self, rope=False, decoder_depth=1).eval()
     batch = distinct_batch(4, (2, 4, 4))
     before = trace(model, batch)

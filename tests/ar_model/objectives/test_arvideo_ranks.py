@@ -1,4 +1,4 @@
-"""With `ranks` below 1, a training step has a random choice of clusters in the configured order; evaluation has all."""
+"""With `ranks` below 1, a training step uses randomly chosen clusters in the configured order. Evaluation uses all."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_all_clusters_take_part_in_a_model_equally_often(order: Order) -> None:
 
 
 def test_floating_point_errors_do_not_round_the_share_of_ranks_up() -> None:
-    """0.28 * 25 is 7.000000000000001 in floating point; it means 7 clusters."""
+    """0.28 * 25 is 7.000000000000001 in floating point, but must give 7 clusters."""
     model = build(spec((26, 1, 1)), clusters=(1, 1, 1), ranks=0.28)
     assert trace(model, random_batch(1, (26, 1, 1))).predicted.shape[1] == 7
 

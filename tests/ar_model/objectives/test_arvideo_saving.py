@@ -1,4 +1,4 @@
-"""ARVideo models load as they were saved, also those of older versions; damaged folders are refused."""
+"""ARVideo models load as they were saved, including models of older versions. Damaged folders are refused."""
 
 import itertools
 import json
@@ -83,7 +83,7 @@ def test_loading_untrained_gives_the_same_network_with_new_weights(tmp_path: Pat
 
 @pytest.mark.parametrize("geometry", ["digits", "codebook", "none"])
 def test_features_of_an_untrained_network_depend_on_the_codes(tmp_path: Path, geometry: str) -> None:
-    """It is the baseline of the probes; equal embeddings of all codes would make it too weak."""
+    """The untrained network is the baseline of the probes. With equal embeddings of all codes it would be too weak."""
     saved(tmp_path, geometry, {})
     fresh = load_objective(tmp_path, trained=False)
     features = fresh.features(random_batch(2))[-1]

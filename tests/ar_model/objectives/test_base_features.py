@@ -1,4 +1,4 @@
-"""Features cover whole clips of any size and are not random."""
+"""Features cover whole clips of any size and are deterministic."""
 
 import math
 

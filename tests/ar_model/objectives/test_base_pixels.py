@@ -81,7 +81,7 @@ def test_pixels_of_a_cache_without_pixels_are_refused_with_the_flag() -> None:
 
 @pytest.mark.parametrize("clip", [(17, 16, 16), (10, 15, 16), (10, 16, 18)])
 def test_pixels_that_tokens_do_not_divide_are_refused_with_both_sizes(clip: Grid) -> None:
-    """A causal tokenizer makes 5 codes of 17 frames: its codes can be used, its pixels cannot."""
+    """A causal tokenizer makes 5 codes along time from 17 frames. Its codes can be used, but 5 does not divide the 17 frames."""
     spec = code_spec((5, 4, 4), clip)
     assert Patching.of("codes", spec, (1, 1, 1)).box == (1, 1, 1)
     with pytest.raises(ValueError) as error:

@@ -1,4 +1,4 @@
-"""MAM2 has two decoders with targets of their own; predictions do not depend on hidden tokens; settings have their effect."""
+"""MAM2 has two decoders with different targets. Predictions do not depend on hidden tokens, and settings have an effect."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_the_align_loss_compares_the_regressor_with_the_encoders_latents() -> No
 
 
 def test_the_align_loss_has_no_gradient_through_the_encoders_latents() -> None:
-    """The encoder must not learn outputs that are easy to regress: it runs without gradient on the hidden tokens."""
+    """The encoder must not learn outputs that are easy to regress, so it encodes the hidden tokens without gradients."""
     model = build(align=1.0)
     grad_modes: list[bool] = []
     model.encoder.register_forward_pre_hook(lambda module, inputs: grad_modes.append(torch.is_grad_enabled()))
@@ -111,7 +111,7 @@ def test_invalid_settings_are_refused(changes: dict[str, Any], message: str) -> 
         build(**changes)
 
 
-def test_differences_that_do_not_exist_are_refused() -> None:
+def test_frame_differences_that_the_clip_is_too_short_for_are_refused() -> None:
     with pytest.raises(ValueError, match="objective.difference within"):
         MAM2(CodeSpec(shape=(8, 4, 4), vocab_size=64, clip=(8, 16, 16)), width=12, heads=2)
     with pytest.raises(ValueError, match="objective.difference next"):

@@ -1,4 +1,4 @@
-"""VideoMAE equals the public implementation, given the same weights, and its masks hide what they should."""
+"""VideoMAE equals the public implementation with the same weights, and its masks hide the right tokens."""
 
 from typing import Any
 
@@ -38,8 +38,8 @@ def batch(samples: int) -> dict[str, Tensor]:
     }
 
 
-def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of transformers' VideoMAEForPreTraining to our names."""
+def renamed_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of transformers' VideoMAEForPreTraining to the names of this project."""
     ours = {}
     embedding = theirs.pop("videomae.embeddings.patch_embeddings.projection.weight")
     ours["embedding.projection.weight"] = rearrange(embedding, "d c t h w -> d (t h w c)")
@@ -82,7 +82,7 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
     for name, parameter in theirs.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim == 1 or "token" in name else 0.1)
     ours = build(flat=True, rope=False)
-    ours.load_state_dict(as_ours(dict(theirs.state_dict())))
+    ours.load_state_dict(renamed_weights(dict(theirs.state_dict())))
     data = batch(3)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((data["pixels_BTHWC"] / 255 - mean) / std).permute(0, 1, 4, 2, 3)
@@ -94,7 +94,7 @@ def test_its_loss_and_gradients_are_those_of_the_public_implementation() -> None
     assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     their_loss.backward()
     our_loss.backward()
-    gradients = as_ours({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    gradients = renamed_weights({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     for name, parameter in ours.named_parameters():
         if not name.endswith("kv.bias"):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=name)

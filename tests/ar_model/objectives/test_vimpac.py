@@ -93,7 +93,7 @@ def test_some_valid_tokens_of_a_short_video_are_hidden(changes: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("slices", [[4, 4, 4], [1, 4, 2]])
-def test_all_clips_have_the_same_weight_also_short_ones(slices: list[int]) -> None:
+def test_all_clips_have_the_same_weight_including_short_ones(slices: list[int]) -> None:
     model, data = build(contrast=0.0).eval(), {**batch(3), "slices_B": torch.tensor(slices)}
     losses = [model({key: value[i : i + 1] for key, value in data.items()})["loss"] for i in range(3)]
     assert min(losses) > 1 and model(data)["loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
@@ -118,7 +118,7 @@ def test_nt_xent_equals_its_formula() -> None:
     assert nt_xent(a, b, 0.2).item() == pytest.approx(2 * expected.item(), rel=1e-6)  # the sum over both directions
 
 
-def test_clips_of_the_same_video_are_no_negatives() -> None:
+def test_clips_of_the_same_video_are_not_negatives() -> None:
     """A video can be in a batch twice, because batches run across the end of an epoch."""
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 7)
@@ -150,7 +150,7 @@ def _step(rank: int, count: int) -> dict[str, Any]:
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
-    """Both processes together have the same batch. The contrastive loss and batch normalisation span processes."""
+    """The two processes share the batch of the one process. The contrastive loss and batch normalisation span processes."""
     model = build()
     loss = model(batch(8))["loss"]
     loss.backward()

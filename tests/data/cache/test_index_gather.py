@@ -1,4 +1,4 @@
-"""ClipIndex.gather, the source of every batch: it returns the right clips from any number of shards, or an error."""
+"""ClipIndex.gather, the source of every batch, returns the right clips from any number of shards or raises an error."""
 
 import os
 import pickle
@@ -94,7 +94,7 @@ def test_without_checksums_damage_inside_the_vocabulary_is_not_found(copy: Path)
 def test_without_checksums_a_code_outside_the_vocabulary_is_still_refused(copy: Path) -> None:
     cache = TokenCache.open(copy, checksums=False)
     tar, offset, _ = find_clip(cache, 3, 0)
-    # The high byte: adds or subtracts 256.
+    # In the high byte, the flipped bit adds or subtracts 256.
     flip_bit(tar, offset + 1)
     with pytest.raises(DamagedCache, match=r"000000\.tar: view 0 of video 3"):
         gathered(cache, [4, 3], [0, 0])

@@ -1,4 +1,4 @@
-"""Every code of every vocabulary is read as it was written; one outside the vocabulary is refused when written and read."""
+"""Every code of every vocabulary is read as it was written. A code outside is refused when written and when read."""
 
 import json
 import re

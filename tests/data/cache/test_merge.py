@@ -151,7 +151,7 @@ def test_parts_without_made_with_json_can_be_merged(parts: Parts, tmp_path: Path
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
-def test_a_killed_merge_is_continued(parts: Parts, tmp_path: Path, shards: int) -> None:
+def test_a_killed_merge_is_resumed(parts: Parts, tmp_path: Path, shards: int) -> None:
     split = parts.split("interleaved")
     progress: list[int] = []
 
@@ -173,7 +173,7 @@ def test_a_killed_merge_is_continued(parts: Parts, tmp_path: Path, shards: int) 
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.tar")}.items()
 
 
-def test_a_merge_killed_within_a_shard_is_continued(parts: Parts, tmp_path: Path) -> None:
+def test_a_merge_killed_within_a_shard_is_resumed(parts: Parts, tmp_path: Path) -> None:
     split = parts.split("interleaved")
 
     class KilledOnRead(TokenCache):

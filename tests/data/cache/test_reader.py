@@ -72,7 +72,7 @@ def test_manifest_counts_padded_videos(tmp_path: Path) -> None:
 def test_slices_with_valid_frames_are_counted(
     tmp_path: Path, frames: int, stride: int, slices: int, expected: int
 ) -> None:
-    """The video has four frames. Where slices do not divide the frames, the tokenizer is causal: slice 0 is frame 0."""
+    """The video has four frames. If the slices do not divide the frames, the tokenizer is causal and slice 0 is frame 0."""
     clip = ClipSpec(frames=frames, size=8, views=1, stride=stride)
     writer = written_by_hand(
         tmp_path, replace(SPEC, clip=clip, codes_shape=(slices, 3, 3)), np.zeros((2, 1, slices, 3, 3))
@@ -137,7 +137,7 @@ def test_pixels_of_a_missing_view_are_an_error(tmp_path: Path, make_cache: MakeC
             cache.pixels(0, view)
 
 
-def test_jpeg_pixels_are_returned_nearly_and_in_order() -> None:
+def test_jpeg_pixels_are_returned_with_small_errors_and_in_order() -> None:
     # A different grey for every frame of every view.
     level = np.arange(3 * 4).reshape(3, 4, 1, 1, 1) * 18
     slope = np.arange(16).reshape(1, 1, 1, 16, 1) * 2

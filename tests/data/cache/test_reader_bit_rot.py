@@ -169,7 +169,7 @@ def test_every_flipped_bit_of_a_shard_is_found_and_its_sample_named(shard: Path,
 def test_every_flipped_bit_of_codes_is_found_when_they_are_read(
     tmp_path: Path, make_cache: MakeCache, flips: int
 ) -> None:
-    # Most of the shard are codes.
+    # The codes are most of the shard.
     shard = make_cache(tmp_path, codes_shape=(8, 16, 16)) / "shards" / "000001.tar"
     counts = count_flips(shard, flips)
     assert counts["codes"] == counts["gather"] == counts["in_codes"] > flips / 2

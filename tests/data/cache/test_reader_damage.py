@@ -34,7 +34,7 @@ def test_folder_without_a_cache_is_refused(tmp_path: Path) -> None:
 def test_interrupted_cache_is_completed_byte_for_byte(tmp_path: Path, make_cache: MakeCache) -> None:
     reference = make_cache(tmp_path / "reference")
     partial = make_cache(tmp_path / "partial", only_shards=[0, 1], finish=False)
-    # Killed between the tar and its record.
+    # As if killed after the tar was written and before its record was.
     (partial / "shards" / "000001.json").unlink()
     (partial / "shards" / f"000002.tar.tmp-{machine()}-99999999").write_bytes(b"partial")
     time_of_shard = (partial / "shards" / "000000.tar").stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Malicious caches are read or refused; no code of theirs runs, nothing is written, and nothing hangs."""
+"""Malicious caches are read or refused. None of their code runs, no file is written, and nothing hangs."""
 
 import copy
 import json

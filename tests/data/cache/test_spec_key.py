@@ -76,7 +76,7 @@ def test_key_contains_the_version_of_the_decoder() -> None:
 
 
 def test_key_of_a_specification_never_changes() -> None:
-    """Another key makes all existing caches useless. A necessary change of it must also change FORMAT."""
+    """A different key makes all existing caches useless. If the key must change, FORMAT must change too."""
     fixed = replace(SPEC, decoder="pyav-14.0.0", cutting="clips-1 digits-1 jpeg-92").preimage()
     golden = "4d46455ae620c856621e9a0bc4f3df4703a2d3b6c45adc45f6cf62d0576d66f9"
     assert (fixed["format"], key_of(fixed)) == ("arvideo-cache-2", golden)
@@ -134,7 +134,7 @@ def _with_dots_in_the_path(folder: Path) -> Path:
     return folder.parent / "." / "set" / ".." / "set"
 
 
-def _beside_other_files(folder: Path) -> Path:
+def _next_to_other_files(folder: Path) -> Path:
     (folder / "notes.md").write_text("no video")
     (folder / "run" / "thumbnail.jpg").write_bytes(b"no video")
     return folder
@@ -173,7 +173,7 @@ SAME_VIDEOS: list[Callable[[Path], Path]] = [
     _behind_a_link,
     _relative,
     _with_dots_in_the_path,
-    _beside_other_files,
+    _next_to_other_files,
     _read_only,
     _as_a_list,
     _as_another_list,

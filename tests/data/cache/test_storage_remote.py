@@ -328,7 +328,7 @@ def test_exceptions_of_a_store_become_os_errors(
     store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     class NoCredentials(Exception):
-        """Like the exceptions of botocore and httpx, it is no OSError."""
+        """An exception that is not an OSError, like those of botocore and httpx."""
 
     def refuse(*args: object) -> None:
         raise NoCredentials("unable to locate credentials")

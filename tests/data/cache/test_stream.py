@@ -108,7 +108,7 @@ def test_stream_ends_at_a_damaged_sample(copy: Path) -> None:
 
 
 def test_stream_starts_no_program_and_unpickles_nothing(many: TokenCache) -> None:
-    """The openers of webdataset do both, so they must not be used."""
+    """webdataset's own openers of files do both, so they must not be used."""
     code = (
         "import sys\n"
         "from data.cache import TokenCache\n"

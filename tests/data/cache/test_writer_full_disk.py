@@ -39,7 +39,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let writes beyond this size of a file fail, as on a full disk."""
+    """Make writes beyond this file size fail, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -109,7 +109,9 @@ def fill_up(path: Path, room: int) -> None:
         file.write(bytes(os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize - room))
 
 
-def test_next_run_completes_the_cache_wherever_the_disk_was_full(disk: Path, reference: dict[str, bytes]) -> None:
+def test_next_run_completes_the_cache_at_whatever_point_the_disk_was_full(
+    disk: Path, reference: dict[str, bytes]
+) -> None:
     outcomes = []
     for room in range(0, 200_000, 4096):
         ballast = disk / "ballast"
@@ -135,7 +137,7 @@ def test_next_run_completes_the_cache_wherever_the_disk_was_full(disk: Path, ref
     assert outcomes[-1] == "finished"
 
 
-def test_merge_on_a_full_disk_is_continued(disk: Path, tmp_path: Path) -> None:
+def test_merge_on_a_full_disk_is_resumed(disk: Path, tmp_path: Path) -> None:
     parts = []
     for i in range(2):
         videos = tuple(Video(f"{j:02d}.mp4", 9) for j in range(i, 30, 2))

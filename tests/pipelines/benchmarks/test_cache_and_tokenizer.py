@@ -1,4 +1,4 @@
-"""The benchmarks of the cache and of tokenizers: child processes, detection of damage, and a missing peer."""
+"""The benchmarks of the cache and of tokenizers: child processes, detection of damage, and a missing package."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_damage_is_detected_by_the_cache_and_not_by_webdataset(tmp_path: Path) -
     assert cuts.peer and flips.peer and code_flips.peer == 100
 
 
-def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "magvit2_pytorch", None)
     with pytest.raises(ValueError, match="magvit2-pytorch cannot be imported"):
         Peer(32)

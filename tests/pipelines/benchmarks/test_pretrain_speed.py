@@ -1,4 +1,4 @@
-"""The pre-training benchmark gives both sides their fastest setting and counts the arithmetic of the papers."""
+"""The pre-training benchmark uses the fastest setting of each model and counts the FLOPs of the papers' models."""
 
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,14 @@ from pipelines.benchmarks import Row, pretrain_growth, pretrain_speed
 from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
 from pipelines.benchmarks.pretrain_speed import flop_of
 
-pytest.importorskip("transformers", reason="the peer of the benchmark is not installed")
+pytest.importorskip("transformers", reason="the benchmark needs transformers")
 
 CPU = torch.device("cpu")
 TINY = Shape(frames=4, side=32, tubelet=(2, 8, 8), width=24, depth=1, heads=2, batch=2, clusters=(1, 2, 2))
 
 
 def only_sdpa(*_: object) -> list[dict[str, Any]]:
-    """Stand in for `_variants`: one setting, so that the test is quick."""
+    """Replace `_variants` with a single setting, to keep the test quick."""
     return [{"attention": "sdpa", "compiled": False}]
 
 
@@ -48,14 +48,14 @@ def test_growth_writes_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pretrain_growth, "BOXES", ((1, 2, 2), (1, 1, 1)))
     monkeypatch.setattr(pretrain_growth, "VOCABULARIES", ((8, 5), (8, 8)))
     rows: list[Row] = list(pretrain_growth.measure(tmp_path / "new", CPU, 0.1, TINY))
-    # Three curves for each of two settings, and one curve of the peer.
+    # Three curves for each of two settings, and one curve of the public model.
     assert len(rows) == 7
     for what in ("tokens", "clusters", "vocabulary"):
         assert (tmp_path / "new" / f"growth-{what}.svg").read_text().startswith("<svg")
 
 
-def test_vit_b_has_the_arithmetic_of_the_papers() -> None:
-    """Forward and backward pass take three times the products of the forward pass, except at the first layer.
+def test_vit_b_has_the_flops_of_the_papers() -> None:
+    """The forward and backward pass together take three times the FLOPs of the forward pass, except in the first layer.
 
     The first layer needs no gradient of its input.
     """
@@ -65,7 +65,7 @@ def test_vit_b_has_the_arithmetic_of_the_papers() -> None:
         "ours": flop_of(partial(ours, one, targets=1.0), "reference") / 6e9,
     }
     # 160 tokens in the encoder, 1,568 in the decoder. The public code embeds all 1,568 tubelets, 1,408 more than it encodes;
-    # the embedding takes two products of three: forward and the gradient of its weights.
+    # the embedding needs two of three matmuls: the forward pass and the gradient of its weights.
     assert billions["VideoMAE"] == pytest.approx(33.6 + 1408 * 1536 * 768 * 2 / 3e9, rel=0.01)
     # 300 tokens in the encoder, 1,470 queries.
     assert billions["ours"] == pytest.approx(46.4, rel=0.01)

@@ -1,4 +1,4 @@
-"""A mistake of the user ends with exit code 2 and one line that names the flag or file; files that exist stay."""
+"""A user's mistake ends with exit code 2 and one line that names the flag or file. Existing files are kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, Call, ref
 
 @pytest.fixture
 def here(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder; the runs of the session exist elsewhere."""
+    """An empty working folder. The runs of the session are in another folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""A comparison trains all objectives at the same budget, probes each model once, and continues where it stopped."""
+"""A comparison trains all objectives at the same budget, probes each model once, and resumes where it stopped."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copied(finished: Path, cache: Path, folder: Path) -> tuple[Path, list[str]]:
-    """Copy the finished comparison into another folder, and return its result folder and the flags that continue it."""
+    """Copy the finished comparison into another folder, and return its result folder and the flags that resume it."""
     out = shutil.copytree(finished / "out", folder / "out")
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(finished), str(folder)))
     return out, flags_of(folder, cache)
@@ -81,7 +81,7 @@ def test_the_page_names_entries_budget_seeds_and_clips(finished: Path) -> None:
     assert "{{" not in page
 
 
-def test_a_continued_comparison_repeats_only_what_is_missing(
+def test_a_resumed_comparison_computes_only_missing_results(
     finished: Path, cache: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, flags = copied(finished, cache, tmp_path)
@@ -96,7 +96,7 @@ def test_a_continued_comparison_repeats_only_what_is_missing(
         run_in_parallel(work, calls, *more)
 
     monkeypatch.setattr(compare, "run_in_parallel", recorded)
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a training was started again"))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a training run was started again"))
     again = call("compare", *flags)
     assert len(probed) == 1
     assert [row["linear"] for row in again["table"]] == [row["linear"] for row in before["table"]]
@@ -114,7 +114,9 @@ def test_a_model_that_a_probe_process_cannot_read_ends_a_comparison_with_one_lin
     assert "blocks-seed1/model: " in call("compare", *flags)
 
 
-def test_changed_entries_do_not_continue_a_comparison(finished: Path, cache: Path, tmp_path: Path, call: Call) -> None:
+def test_a_comparison_is_not_resumed_with_changed_entries(
+    finished: Path, cache: Path, tmp_path: Path, call: Call
+) -> None:
     _, flags = copied(finished, cache, tmp_path)
     assert call("compare", *flags)["seeds"] == 2
     settings = read_json(tmp_path / "order.yaml")
@@ -136,7 +138,9 @@ def test_seeds_folders_and_steps_of_an_entry_are_ignored(cache: Path, tmp_path: 
     assert "2 seeds" in (tmp_path / "out" / "index.html").read_text(), "a page of one entry has errors too"
 
 
-def test_a_contrast_within_one_video_is_refused_before_training(cache: Path, tmp_path: Path, call: Call) -> None:
+def test_a_contrastive_loss_on_batches_of_one_video_is_refused_before_training(
+    cache: Path, tmp_path: Path, call: Call
+) -> None:
     flags = entries(tmp_path, "blocks")
     settings = read_json(tmp_path / "blocks.yaml")
     (tmp_path / "blocks.yaml").write_text(json.dumps({**settings, "batch_size": 4, "accumulate": 4}))
@@ -144,7 +148,7 @@ def test_a_contrast_within_one_video_is_refused_before_training(cache: Path, tmp
     assert "blocks.yaml: VIMPAC" in line and "batch_size / accumulate must be at least 2" in line
 
 
-def test_a_budget_of_seconds_becomes_steps_by_a_short_training(
+def test_a_budget_of_seconds_is_converted_to_steps_by_a_short_training_run(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timed(jobs: Any, *_: Any) -> None:

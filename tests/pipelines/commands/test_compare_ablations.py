@@ -79,7 +79,7 @@ def test_compare_refuses_a_unit_that_does_not_divide_the_grid(
         (-9, "", "-9"),
     ],
 )
-def test_a_training_that_fails_ends_a_comparison_with_its_last_line_or_exit_code(
+def test_a_failed_training_run_ends_a_comparison_with_its_last_line_or_exit_code(
     tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, reason: str
 ) -> None:
     cache = TokenCache.open(str(make_cache(tmp_path / "caches", videos=8)))

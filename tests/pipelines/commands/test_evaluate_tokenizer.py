@@ -218,7 +218,7 @@ def test_memory_grows_with_the_tokenizer(folder: Path, tmp_path: Path, monkeypat
 
 
 def test_memory_that_cannot_be_measured_is_one_line() -> None:
-    """The last line that the measuring process printed."""
+    """The error is the last line that the measuring process printed."""
     with pytest.raises(ValueError, match=r"^nowhere: .* ValueError: nowhere[^\n]*$"):
         memory_of("nowhere", False, (1, 2, 8, 8, 3), torch.device("cpu"), False)
 
@@ -226,7 +226,7 @@ def test_memory_that_cannot_be_measured_is_one_line() -> None:
 def test_a_program_is_evaluated_by_its_relative_path(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its memory is measured by the same relative path."""
+    """The process that measures memory gets the same relative path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.evaluation.tokenizer_metrics._SECONDS", 0.001)
     write(tmp_path / "pair", *pair())

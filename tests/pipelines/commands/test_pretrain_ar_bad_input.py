@@ -1,4 +1,4 @@
-"""A mistake in a pre-training ends with exit code 2 and one line that names it; files that exist stay."""
+"""A mistake in a pre-training run ends with exit code 2 and one line that names it. Existing files are kept."""
 
 import shutil
 from collections.abc import Callable
@@ -136,10 +136,10 @@ def test_the_folder_of_a_run_on_another_cache(pretrain: Callable[..., Any], othe
     assert files(Path("run")) == {name: content for name, content in before.items() if name != "summary.json"}
 
 
-def test_a_run_is_not_continued_on_another_newest_cache(
+def test_a_run_is_not_resumed_if_the_newest_cache_has_changed(
     call: Call, caches: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The settings name no cache, so that they stay the same."""
+    """The settings name no cache, so they are the same for both caches."""
     monkeypatch.chdir(tmp_path)
     flags = [*SMALL, "--caches", "caches", "--out", "run"]
     shutil.copytree(caches["toy"], tmp_path / "caches" / Path(caches["toy"]).name)

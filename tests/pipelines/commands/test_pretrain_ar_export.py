@@ -1,4 +1,4 @@
-"""The saved model has bit for bit the trained weights, whether it was trained plain, compiled or wrapped in DDP."""
+"""Saved weights are bit-equal to the trained ones, whether the model was trained plain, compiled or wrapped in DDP."""
 
 import functools
 import socket

@@ -1,4 +1,4 @@
-"""A pre-training that is killed repeatedly, at any moment, ends bit for bit like one that was never killed."""
+"""A pre-training run that is killed repeatedly, at any moment, ends bit for bit like one that was never killed."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(name: str, cache: Pa
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_non_finite_gradient_stops_training(name: str, cache: Path, tmp_path: Path) -> None:
-    """A huge learning rate makes the weights useless in the first step: the second ends in one line, and keeps all files."""
+    """A huge learning rate makes the weights useless in the first step. The second step ends in one line and keeps all files."""
     huge_rate = ["--lr", "1e38", "--warmup", "0", "--save_every", "1"]
     result = start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "run"), *huge_rate)
     assert result.returncode == 1 and "Traceback" not in result.stderr

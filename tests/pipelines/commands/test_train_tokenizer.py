@@ -95,7 +95,7 @@ def test_a_mistake_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_of_another_tokenizer_is_not_continued(call: Call, tmp_path: Path) -> None:
+def test_a_run_of_another_tokenizer_is_not_resumed(call: Call, tmp_path: Path) -> None:
     call("train_tokenizer", *TINIEST, "--out", str(tmp_path / "run"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for flags in (["--model.name", "vq3d-2x8x8-fsq240"], ["--average", "0.5"], ["--loss.pixels", "l1"]):

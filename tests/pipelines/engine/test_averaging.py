@@ -79,7 +79,7 @@ def test_the_average_is_in_evaluation_mode_and_has_no_gradients() -> None:
     assert all(p.grad is None for p in average.module.parameters())
 
 
-def test_an_average_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_saved_and_loaded_average_continues_bit_for_bit(tmp_path: Path) -> None:
     part = Part()
     straight = WeightAverage(part, 0.9)
     optimizer = make_optimizer(part, Training())
@@ -163,7 +163,7 @@ def test_without_an_average_the_weights_themselves_are_saved(call: Call, tmp_pat
     assert not list((tmp_path / "plain").rglob("average.safetensors"))
 
 
-def test_averaging_does_not_change_the_training(call: Call, tmp_path: Path) -> None:
+def test_averaging_does_not_change_training(call: Call, tmp_path: Path) -> None:
     losses = []
     for decay in ("0", "0.9"):
         trained(call, tmp_path / decay, "--average", decay)

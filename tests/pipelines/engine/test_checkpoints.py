@@ -71,7 +71,7 @@ def two_steps(folder: Path, keep: int) -> tuple[Trained, dict[int, list[torch.Te
 
 
 def loaded(folder: Path, snapshots: dict[int, list[torch.Tensor]]) -> tuple[int, list[str]]:
-    """Load as another process would, compare with the snapshot; return the step and the warnings."""
+    """Load as another process would and compare with the snapshot; return the step and the warnings."""
     other = Trained(seed=9)
     state, warnings = other.load(folder)
     assert state is not None and state == {"step": state["step"], "seconds": 1.5 * state["step"]}
@@ -83,11 +83,11 @@ def loaded(folder: Path, snapshots: dict[int, list[torch.Tensor]]) -> tuple[int,
 
 
 class Crash(BaseException):
-    """Stands for the death of the process."""
+    """Raised in place of killing the process."""
 
 
 class Fault:
-    """Raise an error before, during or after the n-th disk operation of a save; -1 only counts the operations."""
+    """Raise an error before, during or after the n-th disk operation of a save. With -1, only count them."""
 
     WATCHED = (
         *((checkpoints, name) for name in ("save_file", "write_json", "sync_folder")),
@@ -144,7 +144,7 @@ def save_with_fault(trained: Trained, folder: Path, at: int, error: BaseExceptio
 
 @pytest.mark.parametrize("error", [Crash(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full"])
 def test_an_interrupted_save_leaves_a_complete_checkpoint(tmp_path: Path, error: BaseException) -> None:
-    """One checkpoint is kept, and the interrupted one would replace it."""
+    """Only one checkpoint is kept, which the interrupted save was about to replace."""
     folder = tmp_path / "checkpoints"
     trained = Trained()
     trained.train()
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, limit: int) 
 
 
 def test_a_damaged_later_checkpoint_does_not_count_as_kept(tmp_path: Path) -> None:
-    """The run continued from an earlier checkpoint and was interrupted before the step of the damaged one."""
+    """The run was resumed from an earlier checkpoint and interrupted before the step of the damaged one."""
     trained, snapshots = two_steps(tmp_path, keep=2)
     (tmp_path / "step_000002").rename(tmp_path / "step_000009")
     trained.save(tmp_path, keep=1)
@@ -230,7 +230,7 @@ FILES = ["state.json", "model.safetensors", "average.safetensors", "optimizer.sa
 
 
 def assert_skipped(saved: tuple[Path, dict[int, list[torch.Tensor]]], name: str, change: Change, what: str) -> None:
-    """Change a file of the newest checkpoint: the previous checkpoint is used, with one warning."""
+    """Change a file of the newest checkpoint; assert that the previous checkpoint is used, with one warning."""
     folder, snapshots = saved
     file = folder / "step_000002" / name
     content = file.read_bytes()
@@ -283,7 +283,7 @@ def test_a_missing_file_is_detected(saved: tuple[Path, dict[int, list[torch.Tens
 
 
 def edited(**changes: Any) -> Change:
-    """Return a change of JSON values; None deletes a key."""
+    """Return a function that changes JSON values. The value None deletes a key."""
     return lambda content: json.dumps(
         {k: v for k, v in {**json.loads(content), **changes}.items() if v is not None}
     ).encode()

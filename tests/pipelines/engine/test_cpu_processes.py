@@ -1,4 +1,4 @@
-"""`accelerate launch --num_processes 2` gives the cache, the shards and the training of one process."""
+"""`accelerate launch --num_processes 2` gives the same cache, shards and weights as one process."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""One or several processes, DDP or FSDP, whole batches or parts: the same training, with the files of configs/accelerate."""
+"""Training is the same with one or several processes, DDP or FSDP, whole or accumulated batches, and configs/accelerate."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> P
 
 
 def launch(config: str, *flags: str) -> list[str]:
-    """Return the command of `accelerate launch` with a file of configs/accelerate, as on GPUs unless "--cpu" is a flag."""
+    """Return the command of `accelerate launch` with a file of configs/accelerate, for GPUs unless "--cpu" is a flag."""
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *flags]
 
 
@@ -67,7 +67,7 @@ def free_port() -> str:
 
 
 ON_CPU = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-"""Environment in which processes that accelerate starts as on GPUs stay on the CPU."""
+"""Environment that keeps processes on the CPU although accelerate starts them for GPUs."""
 
 
 def begin(folder: Path, launcher: list[str], out: Path, *flags: str) -> subprocess.Popen[str]:
@@ -188,7 +188,7 @@ def test_two_nodes_train_like_one_process(folder: Path, one: Path, tmp_path: Pat
     assert_same(tmp_path / "run", one)
 
 
-def test_two_fsdp_nodes_continue_a_run_of_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_two_fsdp_nodes_resume_a_run_of_one_process(folder: Path, one: Path, tmp_path: Path) -> None:
     run = cut_back(one, tmp_path / "run")
     first = on_two_nodes(folder, two("fsdp.yaml", "--cpu", "--num_machines", "2"), run)
     last_line(first)
@@ -197,7 +197,7 @@ def test_two_fsdp_nodes_continue_a_run_of_one_process(folder: Path, one: Path, t
     assert_same(run, one)
 
 
-def test_one_process_continues_an_fsdp_run(
+def test_one_process_resumes_an_fsdp_run(
     call: Call, folder: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The FSDP run ends because one of its processes gets a NaN loss."""
@@ -229,7 +229,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(folder: Path, tmp_p
     (line,) = [line for line in result.stderr.splitlines() if ": error: " in line]
     assert line.startswith("pretrain_ar: error: batch_size")
     assert "processes (2), got 5" in line
-    assert "exitcode  : 2 " in result.stderr  # so says the launcher, whose own is 1
+    assert "exitcode  : 2 " in result.stderr  # reported by the launcher, whose own exit code is 1
 
 
 def test_a_tokenizer_is_not_trained_with_fsdp(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pipelines.settings.probe import Probe
 def test_ctrl_c_while_a_command_starts_is_one_line(
     moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The flags are parsed and torch is imported first, which takes seconds."""
+    """The interrupt comes while flags are parsed or torch is imported, which takes seconds."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

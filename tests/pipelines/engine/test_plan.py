@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: MakeCache) -> Path:
-    """A folder with a cache of 20 videos (2 held out) of 2 x 4 x 4 codes; the matrix-product peak is set to 10 MFLOP/s."""
+    """A folder with a cache of 20 videos (2 held out) of 2 x 4 x 4 codes; the peak matmul throughput is set to 10 MFLOP/s."""
     make_cache(tmp_path / "caches", 20, codes_shape=(2, 4, 4))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.engine.plan.matrix_peak", lambda device, dtype: 1e7)
@@ -72,9 +72,9 @@ def test_the_plan_shows_the_cost_of_a_run_and_writes_nothing(call: Call, here: P
         assert [line.startswith(name) for line in lines].count(True) == 1, call.out
 
 
-def test_the_plan_counts_the_arithmetic_of_a_real_run(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The count includes all matrix products of the steps and of two validations."""
-    # The measurement of attention kernels would be counted too.
+def test_the_plan_counts_the_flops_of_a_real_run(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count includes all matmuls of the steps and of two validations."""
+    # Timing the attention kernels would be counted too.
     monkeypatch.setattr("pipelines.commands.pretrain_ar._attention", lambda *_: "plain")
     flags = [*SMALL, "--accumulate", "4", "--recompute", "--steps", "3", "--validate_every", "2"]
     with FlopCounterMode(display=False) as counter:
@@ -84,7 +84,7 @@ def test_the_plan_counts_the_arithmetic_of_a_real_run(call: Call, here: Path, mo
     assert numbers["validations"] == 2
 
 
-def test_accumulation_recomputation_and_bf16_save_memory(call: Call, here: Path) -> None:
+def test_gradient_accumulation_activation_checkpointing_and_bf16_save_memory(call: Call, here: Path) -> None:
     flags = ["pretrain_ar", "--plan", *SMALL, "--batch_size", "256"]
     variants = ([], ["--accumulate", "4"], ["--recompute"], ["--precision", "bf16"])
     whole, parts, recomputed, bf16 = (call(*flags, *variant) for variant in variants)
@@ -190,8 +190,8 @@ def test_plan_does_not_change_the_run_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert len(names) == 1
 
 
-def test_the_peak_is_the_fastest_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Products wider than 2048 are not measured, because those take longer than 0.1 s.
+def test_the_peak_is_the_fastest_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Matrices wider than 2048 are not measured, because the matmul of that width takes longer than 0.1 s.
     seconds = {512: [0.5, 0.02, 0.01, 0.02, 0.3], 1024: [0.05] * 5, 2048: [0.5] * 5}
     monkeypatch.setattr("pipelines.engine.device._seconds", lambda a, b, device: seconds[len(a)].pop())
     assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.05

@@ -1,4 +1,4 @@
-"""Code in place of any file of a run folder is never executed: the file is an error by name, skipped, or not read."""
+"""Code in place of any file of a run folder is never executed. The file is refused by name, skipped, or not read."""
 
 import io
 import json
@@ -147,7 +147,7 @@ def test_payloads_in_a_finished_run_that_is_started_again(call: Call, finished: 
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_payloads_in_an_unfinished_run_that_is_continued(
+def test_payloads_in_an_unfinished_run_that_is_resumed(
     call: Call, unfinished: Path, answers: dict[str, Any], kind: str
 ) -> None:
     names = [*TOP]

@@ -1,4 +1,4 @@
-"""`train_step` is the same step with and without an Accelerator, and for any number of parts."""
+"""`train_step` makes the same update with and without an Accelerator, and with any number of accumulated parts."""
 
 from collections.abc import Iterator
 
@@ -38,7 +38,7 @@ def trained(backend: Accelerator | SingleProcess, parts: int, max_norm: float = 
     return module, losses
 
 
-def test_a_stand_in_gives_the_bits_of_an_accelerator() -> None:
+def test_a_step_without_an_accelerator_is_bit_equal_to_one_with_it() -> None:
     for state in (AcceleratorState, GradientState, PartialState):  # an earlier test may have set bf16
         state._reset_state()
     modules = [trained(backend, 2, 0.1)[0] for backend in (Accelerator(cpu=True), SingleProcess(CPU, bf16=False))]
@@ -46,7 +46,7 @@ def test_a_stand_in_gives_the_bits_of_an_accelerator() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_parts_give_the_step_of_the_whole_batch() -> None:
+def test_accumulated_parts_give_the_step_of_the_whole_batch() -> None:
     whole, losses = trained(SingleProcess(CPU, bf16=False), 1)
     parts, mean_losses = trained(SingleProcess(CPU, bf16=False), 4)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):

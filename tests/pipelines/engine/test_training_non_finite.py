@@ -1,4 +1,4 @@
-"""A non-finite value stops the training before the update, with one line that names the samples; the checkpoint stays."""
+"""A non-finite value stops training before the update, with one line that names the samples. The checkpoint is kept."""
 
 import json
 import os
@@ -26,7 +26,7 @@ VALUES = ["nan", "inf", "-inf"]
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Function (toy, *flags) -> exit code and stderr of a training."""
+    """Function (toy, *flags) -> exit code and stderr of a training run."""
 
     def run(toy: Toy, *flags: str) -> tuple[int, str]:
         for state in (AcceleratorState, GradientState, PartialState):
@@ -61,7 +61,7 @@ def test_a_non_finite_value_stops_the_training_without_an_update(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_run_stopped_by_a_non_finite_value_continues_from_its_checkpoint(train: Any, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_non_finite_value_resumes_from_its_checkpoint(train: Any, tmp_path: Path) -> None:
     whole = Toy("none", 0.0)
     assert train(whole, "--out", str(tmp_path / "whole"))[0] == 0
     assert train(Toy("loss", float("nan")))[0] == 1

@@ -1,4 +1,4 @@
-"""An interrupted training continues bit for bit; learning rate and optimizer are pure functions of the settings."""
+"""An interrupted training run resumes bit for bit. Learning rate and optimizer are pure functions of the settings."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def weights(run: Path) -> str:
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_killed_run_continues_bit_for_bit(finished_project: Path, tmp_path: Path, workers: str) -> None:
+def test_a_killed_run_resumes_bit_for_bit(finished_project: Path, tmp_path: Path, workers: str) -> None:
     flags = [*TINY_MODEL, "--steps", "40", "--save_every", "4", "--validate_every", "20"]
     straight = last_line(start(finished_project, "pretrain_ar", *flags, "--out", str(tmp_path / "straight")))
     flags_of_killed = [*flags, "--workers", workers, "--out", str(tmp_path / "killed")]
@@ -130,7 +130,7 @@ def test_the_newest_checkpoints_are_kept_and_a_broken_one_is_skipped(tmp_path: P
 
 
 def test_the_next_start_deletes_checkpoints_that_a_killed_save_left(finished_project: Path, tmp_path: Path) -> None:
-    """The process was killed in its last save, after the rename: nothing is left to save, but old checkpoints must go."""
+    """The process was killed in its last save, after the rename. Nothing is left to save, but old checkpoints must be deleted."""
     flags = [*TINY_MODEL, "--out", str(tmp_path)]
     last_line(start(finished_project, "pretrain_ar", *flags))
     folder = tmp_path / "checkpoints"
@@ -151,7 +151,7 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path: Path) -> None:
 
 
 class Stopped(BaseException):
-    """As if the process were killed."""
+    """Raised in place of killing the process."""
 
 
 def train_tokenizer(call: Call, folder: Path, flags: list[str], stop: int | None = None) -> dict[int, list[int]]:
@@ -194,7 +194,7 @@ def tensor_hashes(run: Path) -> dict[str, str]:
 
 
 EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32", "--model.options", "{decay: 0.3}"]
-"""A quantizer whose short average makes codes die soon."""
+"""A quantizer whose short moving average makes codes die soon."""
 ADVERSARIAL = ["--average", "0", "--loss.discriminator"]
 TOKENIZERS = {
     "fsq": ["--average", "0"],
@@ -213,7 +213,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_tokenizer_that_was_stopped_continues_bit_for_bit(
+def test_a_stopped_tokenizer_run_resumes_bit_for_bit(
     call: Call, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run stops after step 4, so the step after the checkpoint of step 3 is repeated."""
@@ -248,8 +248,8 @@ def test_a_tokenizer_that_was_stopped_continues_bit_for_bit(
     assert tensor_hashes(tmp_path / "stopped") == files
 
 
-def test_a_killed_tokenizer_continues_bit_for_bit(tmp_path: Path) -> None:
-    """As above, with a process that is killed."""
+def test_a_killed_tokenizer_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Like the test above, but the process is killed."""
     flags = [*TINIEST, *TOKENIZERS["averaged emavq"], "--steps", "60", "--validate_every", "20"]
     last_line(start(tmp_path, "train_tokenizer", *flags, "--out", "straight"))
     command = [sys.executable, str(ROOT / "pipelines" / "train_tokenizer.py"), *flags, "--out", "killed"]
@@ -270,7 +270,7 @@ def test_a_killed_tokenizer_continues_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_hundred_steps_are_the_same_for_any_stop_and_number_of_workers(call: Call, tmp_path: Path) -> None:
-    """Stops at the first, a middle and the last step and between two epochs; 0, 2 and 4 workers."""
+    """The runs stop at the first, a middle and the last step and between two epochs, and have 0, 2 or 4 workers."""
     flags = [*TOKENIZERS["averaged emavq"], "--videos", "builtin:moving-digits:10:2", "--steps", "100"]
     straight = train_tokenizer(call, tmp_path / "straight", flags)
     assert len(straight) == 100

@@ -38,8 +38,10 @@ def test_a_rise_gives_no_warning() -> None:
 
 
 @pytest.mark.parametrize(("used", "warns"), [(300, False), (160, False), (16, False), (15, True), (1, True)])
-def test_the_share_is_of_the_validated_codes_if_they_are_fewer_than_the_vocabulary(used: int, warns: bool) -> None:
-    """A validation of 320 codes cannot use more than 320 of 64000."""
+def test_usage_is_relative_to_the_validated_codes_if_there_are_fewer_than_the_vocabulary(
+    used: int, warns: bool
+) -> None:
+    """A validation with 320 codes cannot use more than 320 of 64,000."""
     warning = CollapseAlarm(64_000, 320, "").check(1, 64_000 - used)
     assert (warning is not None) == warns
     assert warning is None or f"only {used} of 64000 codes" in warning
