@@ -106,7 +106,7 @@ def test_kernel_equals_the_reference_forward_and_backward(
         results = with_gradients(partial(layout, heads, BACKENDS[name], mask=mask), inputs, upstream)
         for part, correct, result in zip(("out", "dq", "dk", "dv"), expected, results, strict=True):
             assert result.dtype == dtype and result.shape == correct.shape
-            # A single key gives zero gradients of queries and keys: rounding errors are relative to the upstream gradient.
+            # With a single key, queries and keys have zero gradients, so rounding errors are relative to the upstream gradient.
             floor = upstream.float().norm() if keys == 1 else 0.0
             error = (result.float() - correct).norm() / max(correct.norm(), floor)
             assert error <= TOLERANCE[dtype], f"{part} of {mask}, {queries} x {keys}: {float(error):.2e}"

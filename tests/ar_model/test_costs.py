@@ -132,7 +132,7 @@ def test_memory_of_two_layers() -> None:
     cost = cost_of(two_layers)
     assert (cost.weights, cost.gradients, cost.state) == (weights + 4 * 50, weights, 2 * weights + 2 * 4)
     x, hidden, y = (4 * 1000 * n for n in (100, 200, 300))
-    # The peak is in the backward pass of y * y: y, its two gradients and their sum; one layer's output is freed by then.
+    # At the peak, the backward pass of y * y holds y, its two gradients and their sum. One layer's output is freed by then.
     assert x + hidden + 3 * y <= cost.others <= x + hidden + 4 * y + 8
     assert weights + cost.state + cost.others <= cost.peak <= weights + weights + cost.state + cost.others
 
@@ -189,7 +189,7 @@ def test_real_masks_can_be_indices() -> None:
 
 
 def test_a_trace_has_no_side_effects() -> None:
-    """Attention caches masks: a real step must give the same loss before and after a trace."""
+    """Attention caches masks, but a real step must give the same loss before and after a trace."""
     before = step_of(arvideo)()[1]()
     assert cost_of(step_of(arvideo)) == cost_of(step_of(arvideo))
     assert step_of(arvideo)()[1]() == before

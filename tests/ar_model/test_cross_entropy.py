@@ -107,7 +107,7 @@ def test_a_bf16_input_under_autocast_gets_a_bf16_gradient() -> None:
 
 
 def test_sums_over_chunks_are_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bf16 sum stops growing at 256 equal summands; weight gradients are sums over many chunks."""
+    """A bf16 sum stops growing after 256 equal summands, and weight gradients are sums over many chunks."""
     monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 4 * 3)
     weight = torch.tensor([[0.5, 0.25], [0.0, 1.0], [-0.5, 0.125]])
     inputs = (torch.ones(4096, 2), weight, torch.zeros(3), torch.zeros(4096, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Activation checkpointing and compilation change neither the numbers nor the parameter names; masks are respected."""
+"""Activation checkpointing and compilation change neither the results nor the parameter names. Masks are respected."""
 
 import functools
 import itertools

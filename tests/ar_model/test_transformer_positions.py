@@ -52,7 +52,7 @@ def test_angles_are_linear_in_positions() -> None:
 
 
 def test_encodings_are_sines_and_cosines_of_the_positions() -> None:
-    """Time has 6 of 14 channels, rows and columns have 4 each; wavelengths range from 2 pi to 100 times that."""
+    """Time has 6 of 14 channels, rows and columns have 4 each. Wavelengths range from 2 pi to 200 pi."""
     encodings = sincos_positions((4, 2, 2), 14, trained=(2, 2, 2))
     for token, (t, h, w) in enumerate(itertools.product([-0.25, 0.25, 0.75, 1.25], [0, 1], [0, 1])):
         expected = []

@@ -64,7 +64,7 @@ def test_view_0_is_the_middle_of_the_video(tmp_path: Path, count: int, start: in
 
 
 def test_view_0_is_the_middle_of_the_frame_and_never_mirrored(source: Source, all_clips: list[Clips]) -> None:
-    # 48 x 64 pixels become 32 x 43; 11 columns are cut off.
+    # 48 x 64 pixels become 32 x 43, of which 11 columns are cut off.
     for clips in all_clips:
         view = clips.views[0]
         assert (view.top, view.left, view.flip) == (0, 5, False)

@@ -114,7 +114,7 @@ def test_video_of_few_frames_is_read(tmp_path: Path, count: int) -> None:
 
 
 def test_choice_uses_the_true_number_of_frames_if_the_declared_one_is_wrong(tmp_path: Path) -> None:
-    # Matroska declares no number of frames; with a pause, duration times rate is far from the true number.
+    # Matroska declares no number of frames. With a pause, duration times rate is far from the true number.
     times = [*range(12), *range(40, 52)]
     path = make_video(tmp_path / "a.mkv", numbered_frames(24), times=times)
     totals: list[int] = []

@@ -1,4 +1,4 @@
-"""Batches: every sample once per epoch, the same for any number of ranks and workers, resumed from a step number."""
+"""Batches have every sample once per epoch, are the same for any number of ranks and workers, and resume from a step number."""
 
 import itertools
 import shutil

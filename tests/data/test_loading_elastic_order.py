@@ -1,4 +1,4 @@
-"""The order of samples depends on the seed only; every sample comes once per epoch for any number of ranks and workers."""
+"""The order of samples depends on the seed only. Every sample comes once per epoch for any number of ranks and workers."""
 
 import functools
 import random
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def batches_of_all_ranks(
     cache: TokenCache, batch_size: int, seed: int, world: int, workers: int, steps: range
 ) -> Iterator[list[Batch]]:
-    """Yield the batches of all ranks for each step; fail unless all ranks have equally many steps."""
+    """Yield the batches of all ranks for each step. Fail unless all ranks have equally many steps."""
     plans = [BatchPlan(samples=len(cache), batch_size=batch_size, seed=seed, rank=r, world=world) for r in range(world)]
     loaders = [batches(TokenDataset(cache, range(len(cache)), plan), steps, workers) for plan in plans]
     yield from map(list, zip(*loaders, strict=True))
@@ -83,7 +83,7 @@ CASES = random_cases(200)
 
 @pytest.fixture(scope="module")
 def cache_of(tmp_path_factory: pytest.TempPathFactory) -> CacheOf:
-    """Function that returns a cache of the size of a case; caches are shared by cases of the same size."""
+    """Function that returns a cache of the size of a case. Cases of the same size share a cache."""
     root = tmp_path_factory.mktemp("caches")
 
     @functools.cache
@@ -129,7 +129,7 @@ def test_samples_come_once_per_epoch_in_random_cases(cache_of: CacheOf) -> None:
 
 
 def with_workers() -> list[object]:
-    """Twenty cases, ordered by their number of processes; all but the first three run only as soak tests."""
+    """Twenty cases, ordered by their number of processes. All but the first three run only as soak tests."""
     few = [case for case in CASES if case.workers][:20]
     few.sort(key=lambda case: case.ranks * case.workers)
     return [pytest.param(c, id=str(c.seed), marks=[] if i < 3 else pytest.mark.soak) for i, c in enumerate(few)]

@@ -1,4 +1,4 @@
-"""The built-in set: reproducible, balanced, with disjoint splits; a single frame does not reveal the class."""
+"""The built-in set: reproducible, balanced, with disjoint splits. A single frame does not reveal the class."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_every_single_frame_has_the_same_distribution_in_all_classes() -> None:
                 ordered = np.sort(states[:, t, axis])
                 steps = np.arange(clips + 1) / clips
                 distance = max(np.abs(ordered - steps[1:]).max(), np.abs(ordered - steps[:-1]).max())
-                # Kolmogorov-Smirnov test of uniformity at p = 1e-4; a start in the middle would give 0.3 or more.
+                # Kolmogorov-Smirnov test of uniformity at p = 1e-4. A start in the middle would give 0.3 or more.
                 assert distance < 2.23 / np.sqrt(clips), (label, t, axis)
 
 

@@ -1,4 +1,4 @@
-"""Shards: reproducible bytes, atomic writes, readable by webdataset, and every change to them is detected."""
+"""Shards have reproducible bytes, are written atomically, and are readable by webdataset. Every change to them is detected."""
 
 import io
 import os
@@ -26,7 +26,7 @@ PREIMAGE = {
 
 
 def some_samples(count: int = 5) -> Samples:
-    """Return samples whose members are not sorted and have sizes around a tar block; sample i has i + 1 views."""
+    """Return samples whose members are not sorted and have sizes around that of a tar block. Sample i has i + 1 views."""
     rng, draw = np.random.default_rng(0), random.Random(0)
     return [
         (

@@ -1,4 +1,4 @@
-"""Sources: reading a folder, a list or the built-in set; nothing in them is left out silently."""
+"""Sources read a folder, a list or the built-in set, and leave nothing out silently."""
 
 import csv
 import os

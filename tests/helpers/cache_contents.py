@@ -133,7 +133,7 @@ class Child:
 
 
 def in_a_child(work: Callable[[], object]) -> Child:
-    """Run a function in a forked process; its exit code is 1 after an exception."""
+    """Run a function in a forked process, whose exit code is 1 after an exception."""
     pid = os.fork()
     if pid == 0:
         code = 1

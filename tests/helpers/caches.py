@@ -29,7 +29,7 @@ def make_cache(
 ) -> Path:
     """Write a cache and return its folder. The codes of a video depend only on its path.
 
-    `skip`: paths of damaged videos; `only_shards`: numbers of the shards to write, if they are missing.
+    `skip` has paths of damaged videos. `only_shards` has the numbers of the shards to write, if they are missing.
     """
     from data.cache import CacheSpec, CacheWriter
     from data.clips import ClipSpec

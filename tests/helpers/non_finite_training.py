@@ -36,7 +36,7 @@ class Points(Dataset):
 
 
 class Toy(nn.Module):
-    """Two layers; in one step the loss, a gradient or the input becomes `value`. `snapshot` is the state before that step."""
+    """Two layers. In one step the loss, a gradient or the input becomes `value`. `snapshot` is the state before that step."""
 
     def __init__(self, poison: str, value: float) -> None:
         super().__init__()

@@ -148,7 +148,7 @@ class Places(NamedTuple):
 
 
 def locate(traced: Traced, shape: Grid, patch: Grid, box: Grid, ranks: int | None = None) -> Places:
-    """Reconstruct tokens and orders from the definition of patches and boxes only. `ranks` None: all clusters take part."""
+    """Reconstruct tokens and orders from the definition of patches and boxes only. If `ranks` is None, all clusters take part."""
     place = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, 3)
     grid = torch.tensor([n // p for n, p in zip(shape, patch, strict=True)])
     token_THW = place // torch.tensor(patch)

@@ -2,7 +2,7 @@
 
 Prints the peak resident bytes of the second step minus those before the model was built. The same run is done once before,
 so that memory kept by libraries, such as compiled code, does not count. Start it in a new process with
-MALLOC_MMAP_THRESHOLD_=65536; otherwise the C library does not return freed memory.
+MALLOC_MMAP_THRESHOLD_=65536, so that the C library returns freed memory.
 """
 
 import contextlib

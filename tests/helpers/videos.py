@@ -21,7 +21,7 @@ def make_video(
     audio_seconds: float = 0,
     **options: str,
 ) -> Path:
-    """Write frames, uint8 (h, w, 3), as a video; `times` and `last_duration` count ticks of 1 / rate seconds."""
+    """Write frames, uint8 (h, w, 3), as a video. `times` and `last_duration` are in ticks of 1 / rate seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]

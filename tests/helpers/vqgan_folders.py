@@ -106,7 +106,7 @@ def frames_of(pixels_BTHWC: Tensor) -> Tensor:
 
 
 def lightning_checkpoint(network: nn.Module) -> dict[str, Any]:
-    """Return a checkpoint as current Lightning writes it, with names of callbacks; old versions have classes as keys."""
+    """Return a checkpoint in the format of current Lightning, with names of callbacks as keys. Old versions have classes."""
     return {
         "epoch": 3,
         "global_step": 1000,
@@ -131,7 +131,7 @@ def write(folder: Path, published: dict[str, Any], checkpoint: Any) -> Path:
 def expected(network: Any, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes (N, h, w) and decoded videos (N, C, H, W) of the package, as its second stage computes them.
 
-    Its first stage decodes z + (vector - z) instead of the codebook vector; rounding then changes pixels by 1e-5.
+    Its first stage decodes z + (vector - z) instead of the codebook vector. The rounding changes pixels by 1e-5.
     """
     codes, videos = [], []
     for frame_1CHW in frames_of(pixels_BTHWC).split(1):

@@ -1,4 +1,4 @@
-"""README and docs: every command parses, every Python snippet runs, and the main path of the README runs as it is written."""
+"""README and docs: every command parses, every Python snippet runs, and the main path of the README runs as written."""
 
 import os
 import re

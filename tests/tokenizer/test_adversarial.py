@@ -42,7 +42,7 @@ def videos(count: int = 2, frames: int = 3, size: int = 24, seed: int = 0) -> Te
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
-    """Return the gradients of a loss with respect to all parameters; zero for unused ones."""
+    """Return the gradients of a loss with respect to all parameters, with zeros for unused ones."""
     parameters = list(module.parameters())
     return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
 
@@ -82,7 +82,7 @@ def test_frames_that_are_too_small_are_refused_in_one_line(kind: DiscriminatorNa
 
 
 def test_the_patch_discriminator_has_the_layers_and_initialisation_of_taming() -> None:
-    """Weights have a standard deviation of 0.02; frames are processed separately, in order."""
+    """Weights have a standard deviation of 0.02. Frames are processed separately, in order."""
     pytest.importorskip("taming")
     torch.manual_seed(0)
     discriminator = make_discriminator("patch").eval()

@@ -1,4 +1,4 @@
-"""Stems are invertible and keep blocks of pixels separate; layers have exactly the intended receptive field in time."""
+"""Stems are invertible and keep blocks of pixels separate. Layers have exactly the intended receptive field in time."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints that hold more than weights: weights are kept, the rest is listed, nothing is executed."""
+"""Conversion of checkpoints that hold more than weights keeps the weights, lists the rest, and executes nothing."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def old_checkpoint(network: TamingTokenizer, callback: type, **more: Any) -> dict[str, Any]:
-    """Return a checkpoint as Lightning 1.0 wrote it, with classes of callbacks as keys."""
+    """Return a checkpoint in the format of Lightning 1.0, with classes of callbacks as keys."""
     loss = {"loss.discriminator.main.0.weight": torch.randn(3, 3), "loss.logvar": torch.zeros(())}
     return {
         "epoch": 3,

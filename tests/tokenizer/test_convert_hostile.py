@@ -185,7 +185,7 @@ def _lying_lengths(file: Path) -> None:
 
 
 def _overlapping(file: Path) -> None:
-    """Write an archive with one storage inside another; a thousand could overlap that way."""
+    """Write an archive with one storage inside another. A thousand storages could overlap in this way."""
     data = with_foreign(
         b"}(" + text("a") + tensor(key="0", numbers=600) + text("b") + tensor(key="1", numbers=600) + b"u"
     )

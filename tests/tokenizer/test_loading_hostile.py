@@ -1,4 +1,4 @@
-"""A payload in every file of every kind of tokenizer folder: loading refuses or ignores it, and it is never executed."""
+"""A payload in every file of every kind of tokenizer folder: loading refuses or ignores the payload and never executes it."""
 
 import json
 import os
@@ -94,7 +94,7 @@ class Program(nn.Module):
 
 
 class Forger:
-    """Valid folders of each kind; tests replace single files in copies of them."""
+    """Valid folders of each kind. Tests replace single files in copies of the folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -87,7 +87,7 @@ def test_flicker_of_constant_alternating_and_local_errors() -> None:
     video = pixels.clone()
     video[0] += 15
     video[1, ::2] += 7
-    # Half of one frame of four: it changes from the frame before and to the frame after.
+    # The error is in half of one frame of four, so it changes from the frame before and to the frame after.
     video[2, 2, :10] += 6
     assert flicker_of(pixels, video).tolist() == pytest.approx([0, 7, 0.5 * (0 + 6 + 6) / 3])
 

@@ -1,4 +1,4 @@
-"""Codes are in the vocabulary and give the quantized vectors; each quantizer equals its definition; options are checked."""
+"""Codes are in the vocabulary and give the quantized vectors. Each quantizer equals its definition. Options are checked."""
 
 import math
 import re
@@ -33,7 +33,7 @@ def vectors(quantizer: Quantizer, clips: int = 4, count: int = 100, seed: int = 
 
 
 def make(name: str, **options: Any) -> Quantizer:
-    """Make a quantizer in evaluation mode; the codebook of EMA VQ is trained on two batches first."""
+    """Make a quantizer in evaluation mode. The codebook of EMA VQ is trained on two batches first."""
     torch.manual_seed(0)
     quantizer = make_quantizer(name, options)
     if name.startswith("emavq"):
@@ -121,7 +121,7 @@ def test_quantizing_under_autocast_is_exact(name: str, options: dict[str, Any]) 
 
 @pytest.mark.parametrize("name, options", [k for k in KINDS if k[0][:3] in ("fsq", "lfq")])
 def test_digits_of_codes_lowest_first_are_the_channels_of_vectors(name: str, options: dict[str, Any]) -> None:
-    """Digit i of FSQ is channel i; the lowest digit of LFQ is its last channel."""
+    """Digit i of FSQ is channel i, but the lowest digit of LFQ is its last channel."""
     quantizer = make(name, **options)
     levels = quantizer.levels
     assert levels is not None and math.prod(levels) == quantizer.vocab_size and len(levels) == quantizer.channels

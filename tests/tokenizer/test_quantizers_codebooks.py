@@ -118,7 +118,7 @@ def test_dead_codes_are_revived() -> None:
 
 
 def test_a_revived_code_is_a_vector_of_the_step_and_stays_near_the_inputs() -> None:
-    """If its moving sums were kept, the next step would pull it back to where it died."""
+    """If its moving sums were kept, the next step would move the code back to where it died."""
     revived: set[int] = set()
     count = 0
     for codes, inputs in after_a_move(30, revive_below=2):

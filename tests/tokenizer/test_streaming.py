@@ -28,7 +28,7 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def splits(tensor: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield splits along time: pieces of 1, 7, 33 and all; then pieces of different lengths, some empty."""
+    """Yield splits along time: pieces of 1, 7, 33 and all frames or codes, then pieces of different lengths, some empty."""
     for length in (1, 7, 33, tensor.shape[1]):
         yield tensor.split(length, 1)
     lengths = [0, 3, 0, 0, 11, 1]

@@ -1,4 +1,4 @@
-"""Folders of VQGANs: accepted layouts, and a one-line error for each wrong, damaged or missing file."""
+"""Folders of VQGANs load in the accepted layouts. Each wrong, damaged or missing file gives a one-line error."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""TorchScript tokenizers: codes and pixels of the exported modules, checked declarations, nothing loaded without trust."""
+"""TorchScript tokenizers give the codes and pixels of the exported modules, check declarations, and need trust to load."""
 
 import json
 import shutil
@@ -145,7 +145,7 @@ def test_codes_are_the_same_under_autocast(folder: Path, long_photographs: Tenso
 
 @pytest.mark.parametrize("how", ["script", "freeze"])
 def test_the_encoder_of_the_pipeline_works_with_it(tmp_path: Path, long_photographs: Tensor, how: str) -> None:
-    """The encoder reads the device from the first parameter; a frozen file has no parameters of its own."""
+    """The encoder reads the device from the first parameter, but a frozen file has no parameters of its own."""
     tokenizer = load_tokenizer(f"torchscript:{write(tmp_path / 'pair', *pair(), how=how)}", trust=True)
     assert next(tokenizer.to("cpu").parameters()).device.type == "cpu"
     clips = [(None, iter([DecodedClip(clip.numpy(), {})])) for clip in long_photographs]

@@ -1,5 +1,5 @@
 """VQ3D turns uint8 clips into codes and back, each clip independently, and refuses other input. A code depends only on the
-frames within its context; a code of a causal tokenizer does not depend on later frames."""
+frames within its context. A code of a causal tokenizer does not depend on later frames."""
 
 import itertools
 import re

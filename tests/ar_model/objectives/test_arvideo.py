@@ -1,4 +1,4 @@
-"""ARVideo predicts clusters of codes or pixels as configured, independently per sample; invalid settings are refused."""
+"""ARVideo predicts clusters of codes or pixels as configured, for each sample by itself. Invalid settings are refused."""
 
 import math
 from typing import Any

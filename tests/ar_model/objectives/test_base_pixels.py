@@ -1,4 +1,4 @@
-"""Pixels and codes of a token cover the same part of the clip; tubelets are embedded as by a convolution."""
+"""Pixels and codes of a token cover the same part of the clip. Tubelets are embedded as by a convolution."""
 
 import itertools
 

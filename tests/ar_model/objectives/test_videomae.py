@@ -149,7 +149,7 @@ def test_a_cache_without_pixels_is_refused_with_the_flag_that_keeps_them() -> No
 
 @pytest.mark.parametrize("content", ["codes", "pixels"])
 def test_hidden_tokens_enter_the_loss_as_targets_only(content: Any) -> None:
-    """The encoder gets the visible tokens; the loss depends on visible, but not on hidden pixels of the input."""
+    """The encoder gets the visible tokens only. The loss does not depend on hidden pixels of the input."""
     model = build(input=content, target="codes")
     data = batch(4)
     visible_BM, hidden_BQ = draw_mask("tube", GRID, 0.75, data["seed_B"])

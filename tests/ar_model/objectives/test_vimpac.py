@@ -150,7 +150,7 @@ def _step(rank: int, count: int) -> dict[str, Any]:
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
-    """The two processes share the batch of the one process. The contrastive loss and batch normalisation span processes."""
+    """The two processes share one batch. The contrastive loss and batch normalisation span processes."""
     model = build()
     loss = model(batch(8))["loss"]
     loss.backward()

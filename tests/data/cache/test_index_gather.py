@@ -148,7 +148,7 @@ def test_no_more_files_are_open_than_the_limit_and_all_are_closed_at_the_end(
 def test_threads_read_correctly_while_files_are_opened_and_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread must not close a file that another reads: the system would give its descriptor to the next file."""
+    """A thread must not close a file that another thread reads, because the system would give its descriptor to the next file."""
     monkeypatch.setattr(data.cache.storage, "_MAX_OPEN_FILES", 2)
     cache = TokenCache.open(folder)
     errors: list[BaseException] = []

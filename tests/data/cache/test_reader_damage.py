@@ -79,7 +79,7 @@ def test_cache_without_manifest_is_completed_with_the_same_shards(tmp_path: Path
 
 @pytest.mark.parametrize("shard_size", [1, 7])
 def test_finished_cache_does_not_need_the_plan(tmp_path: Path, shard_size: int) -> None:
-    """A downloaded cache may lack it; the manifest has the size of the shards."""
+    """A downloaded cache may lack the plan. The manifest has the size of the shards too."""
     written_by_hand(tmp_path, SPEC, np.zeros((2, 2, 2, 3, 3), int)).finish(None)
     (folder,) = tmp_path.iterdir()
     (folder / "plan.json").unlink(missing_ok=True)

@@ -191,7 +191,7 @@ def test_redirect_to_another_web_server_is_followed(folder: Path, no_waits: None
 
 
 def endless(sent: list[int], declared: str | None) -> Callable[[Handler], bool]:
-    """Respond with 128 MiB instead of a shard; `sent` collects how many bytes the client accepted."""
+    """Respond with 128 MiB instead of a shard. `sent` collects the numbers of bytes that the client accepted."""
 
     def respond(handler: Handler) -> bool:
         if not handler.path.endswith("000000.tar"):
@@ -265,7 +265,7 @@ def changed_value(content: Any, draw: random.Random) -> Any:
 
 
 def changed_bytes(content: Any, draw: random.Random) -> Any:
-    """Return JSON content after a change of its text; None if the text is no longer JSON."""
+    """Return JSON content after a change of its text, or None if the text is no longer JSON."""
     text = bytearray(json.dumps(content).encode())
     for _ in range(draw.choice([1, 1, 2, 4])):
         first = draw.randrange(len(text))

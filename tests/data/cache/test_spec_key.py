@@ -186,7 +186,7 @@ SAME_VIDEOS: list[Callable[[Path], Path]] = [
 def test_key_is_the_same_for_the_same_videos(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Path]
 ) -> None:
-    # Restored after the test; _relative changes it.
+    # _relative changes the working folder; monkeypatch restores it after the test.
     monkeypatch.chdir(folder)
     before = key_from(folder)
     assert key_from(change(folder)) == before

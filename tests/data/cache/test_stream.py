@@ -1,4 +1,4 @@
-"""A cache as a webdataset pipeline: each sample once, split among workers and nodes, in the order of a seed."""
+"""A cache is a webdataset pipeline: it yields each sample once, split among workers and nodes, in the order of a seed."""
 
 import os
 import subprocess

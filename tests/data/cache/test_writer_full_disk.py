@@ -50,7 +50,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def assert_only_finished_files(folder: Path, reference: dict[str, bytes]) -> set[str]:
-    """Check that all files but the plan are final and no claim is left; returns the names of the final files."""
+    """Check that all files but the plan are final and no claim is left; return the names of the final files."""
     files = files_of(folder)
     final = {name for name in files if name in reference and files[name] == reference[name]}
     assert set(files) - final <= {"plan.json"}, set(files) - final
@@ -88,7 +88,7 @@ def test_shard_that_does_not_fit_leaves_others_intact_and_is_written_by_the_next
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 256 KiB; skips the test where mounting is not allowed."""
+    """A tmpfs of 256 KiB. The test is skipped if mounting is not allowed."""
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
@@ -99,7 +99,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if not mounted:
         pytest.skip("mounting a file system is not allowed")
     yield path
-    # --lazy: a failed test may have open files.
+    # --lazy, because a failed test may have left files open.
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 

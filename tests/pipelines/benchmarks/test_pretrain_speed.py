@@ -64,8 +64,8 @@ def test_vit_b_has_the_flops_of_the_papers() -> None:
         "VideoMAE": flop_of(partial(videomae, one), "eager") / 6e9,
         "ours": flop_of(partial(ours, one, targets=1.0), "reference") / 6e9,
     }
-    # 160 tokens in the encoder, 1,568 in the decoder. The public code embeds all 1,568 tubelets, 1,408 more than it encodes;
-    # the embedding needs two of three matmuls: the forward pass and the gradient of its weights.
+    # 160 tokens in the encoder, 1,568 in the decoder. The public code embeds all 1,568 tubelets, 1,408 more than it encodes.
+    # The embedding needs two of three matmuls: the forward pass and the gradient of its weights.
     assert billions["VideoMAE"] == pytest.approx(33.6 + 1408 * 1536 * 768 * 2 / 3e9, rel=0.01)
     # 300 tokens in the encoder, 1,470 queries.
     assert billions["ours"] == pytest.approx(46.4, rel=0.01)

@@ -22,7 +22,7 @@ Change = Callable[[bytes], bytes]
 
 
 class Trained:
-    """A small model, an average of its weights and its optimizer; each step changes all of them."""
+    """A small model, an average of its weights and its optimizer. Each step changes all of them."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)

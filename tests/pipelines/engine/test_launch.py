@@ -1,4 +1,4 @@
-"""A command that is interrupted or fails ends with one line, whatever it was doing."""
+"""A command that is interrupted or fails ends with one line at any moment."""
 
 from typing import NoReturn
 

@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cache: MakeCache) -> Path:
-    """A folder with a cache of 20 videos (2 held out) of 2 x 4 x 4 codes; the peak matmul throughput is set to 10 MFLOP/s."""
+    """A folder with a cache of 20 videos (2 held out) of 2 x 4 x 4 codes. Peak matmul throughput is set to 10 MFLOP/s."""
     make_cache(tmp_path / "caches", 20, codes_shape=(2, 4, 4))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.engine.plan.matrix_peak", lambda device, dtype: 1e7)

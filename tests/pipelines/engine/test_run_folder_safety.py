@@ -70,7 +70,7 @@ def listening() -> None:
 
 @pytest.fixture
 def copy(copy_of: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Copy of the finished project in which the commands run; at the end, no payload was executed."""
+    """Copy of the finished project in which the commands run. At the end, asserts that no payload was executed."""
     folder = copy_of()
     monkeypatch.chdir(folder)
     events.clear()
@@ -192,7 +192,7 @@ def test_payloads_in_a_checkpoint_with_forged_hashes(call: Call, unfinished: Pat
 
 @pytest.mark.parametrize("kind", PICKLES)
 def test_payloads_in_a_run_that_is_probed(call: Call, finished: Path, answers: dict[str, Any], kind: str) -> None:
-    """A finished probe reads its own files again; a new probe reads the model."""
+    """A finished probe reads its own files again, and a new probe reads the model."""
     (own,) = (path.name for path in finished.glob("probe-*"))
     names = [*TOP, *MODEL[2:], "checkpoints", *(f"{own}/{name}" for name in TOP if name != "metrics.jsonl")]
     errors = outcomes(names, finished, PAYLOADS[kind], lambda: call("probe", "--seeds", "2"))

@@ -1,4 +1,4 @@
-"""A collapsing codebook gives one warning with advice; a codebook that cannot use more codes gives none."""
+"""A collapsing codebook gives one warning with advice. A codebook that cannot use more codes gives none."""
 
 from pathlib import Path
 
