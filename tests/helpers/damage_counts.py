@@ -1,4 +1,4 @@
-"""Counts how much damage of a shard TokenCache detects. pipelines/benchmarks/cache_damage.py uses these counts.
+"""Counts how much damage of a shard TokenCache detects. pipelines/benchmarks/cache_damage.py compares TokenCache with webdataset.
 
 Every function takes the path of a shard of a finished cache, and damages only copies of it.
 """
