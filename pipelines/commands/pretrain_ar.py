@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 
 from ar_model.attention import set_backend
@@ -21,13 +21,13 @@ from pipelines.engine.code_spec import code_spec
 from pipelines.engine.console import say
 from pipelines.engine.device import check_compiler
 from pipelines.engine.memory import peak_memory
-from pipelines.engine.plan import Model, Validation, plan
+from pipelines.engine.plan import plan
 from pipelines.engine.run import Run
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.settings.pretrain_ar import Pretrain
 
 VALIDATION_CLIPS = 512
-"""Most clips of a validation."""
+"""Maximum number of clips in a validation."""
 VALIDATION_BATCH = 32
 
 
@@ -37,8 +37,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
     if config.plan:
-        model = Model(lambda: config.objective(code_spec(cache)), config.attention, config.recompute, config.compile)
-        return plan(accelerator, config, cache, model, Validation(VALIDATION_CLIPS, VALIDATION_BATCH))
+        return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=VALIDATION_BATCH)
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
     if not run.begin_unless_finished(accelerator):
@@ -48,7 +47,8 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     check_pairs(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     backend = _prepare(run, accelerator, objective, dataset, config)
-    name = type(objective).__name__  # FSDP changes the class later
+    # Read the name now: FSDP changes the class.
+    name = type(objective).__name__
     unigram = cache.manifest["unigram_bits"]
     millions = sum(p.numel() for p in objective.parameters()) / 1e6
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
@@ -95,10 +95,10 @@ def _save(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objecti
 
 
 def check_pairs(objective: Objective, config: Pretrain) -> None:
-    """Check that a contrastive objective has clips of other videos to compare with.
+    """Check that each batch of a contrastive objective contains several videos.
 
     Raises:
-        ValueError: if a batch has one video only.
+        ValueError: if a batch contains one video only.
     """
     videos = config.batch_size // config.accumulate
     if objective.needs_pairs and videos < 2:
@@ -109,10 +109,7 @@ def check_pairs(objective: Objective, config: Pretrain) -> None:
 
 
 def _prepare(run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """Move the objective to its device, and set its attention kernel, activation checkpointing and compilation.
-
-    Returns:
-        Name of the attention kernel.
+    """Move the objective to its device; set attention kernel, activation checkpointing and compilation; return the kernel.
 
     Raises:
         ValueError: if the kernel or the compiler does not work on this machine.
@@ -133,8 +130,8 @@ def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDat
     """Choose the attention kernel for the shapes of the first batch, on the main process, for all processes."""
     chosen = [""]
     if accelerator.is_main_process:
-        batch = _to(next(batches(dataset, range(1), workers=0)), accelerator.device)
-        # A contrastive loss gathers from all processes, and the others do not run this.
+        batch = send_to_device(next(batches(dataset, range(1), workers=0)), accelerator.device)
+        # Without pairs there is no contrastive loss, which would wait for the other processes.
         batch.pop("pair_BTHW", None)
         chosen = [choose_attention(accelerator, objective, batch, config.attention)]
     return broadcast_object_list(chosen)[0]
@@ -143,19 +140,17 @@ def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDat
 def validate(
     accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]
 ) -> dict[str, float]:
-    """Return means of the losses over the canonical views of held-out videos, each once on any number of processes."""
+    """Return the mean losses over the canonical views of videos. Each row counts once, on any number of processes."""
     own_rows = rows[accelerator.process_index :: accelerator.num_processes]
-    most_rows = len(rows[:: accelerator.num_processes])  # of the first process, which has the most
+    # Process 0 has the most rows.
+    most_rows = len(rows[:: accelerator.num_processes])
     total: dict[str, Tensor] = {}
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64  # MPS has no float64
+    # MPS has no float64.
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
     for first in range(0, most_rows, VALIDATION_BATCH):
         part = own_rows[first : first + VALIDATION_BATCH]
-        # A process without rows left evaluates a clip with weight 0: FSDP needs equally many forward passes on all ranks.
+        # FSDP needs the same number of forward passes on all ranks: a process without rows evaluates a clip with weight 0.
         (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
-        for key, value in objective(_to(batch, accelerator.device)).items():
+        for key, value in objective(send_to_device(batch, accelerator.device)).items():
             total[key] = total.get(key, 0) + value.to(dtype) * len(part)
     return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}
-
-
-def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device) for key, value in batch.items()}

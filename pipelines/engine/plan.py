@@ -1,7 +1,6 @@
 """Estimated cost of a pre-training run before it starts: table and numbers of `pretrain_ar --plan`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,59 +19,39 @@ from data.cache import TokenCache
 from data.loading import Batch, blocks_of
 from data.sources import hold_out
 from data.text import size, table
+from pipelines.engine.code_spec import code_spec
 from pipelines.engine.device import check_compiler, device_name, matrix_peak
 from pipelines.engine.step import SingleProcess, train_step
 from pipelines.engine.training import make_optimizer, plan_parts
-from pipelines.settings.training import Training
+from pipelines.settings.pretrain_ar import Pretrain
 
 UTILISATION = 0.5
-"""Assumed share of the measured matrix-product peak, from which the wall time is estimated."""
+"""Assumed share of the measured peak matmul throughput; determines the estimated wall time."""
 _TRACED_KERNELS = ("plain", "sdpa", "reference")
-"""Attention kernels that are plain PyTorch and can be traced. The others are fused like sdpa and are traced as sdpa."""
+"""Attention kernels of plain PyTorch operations, which can be traced. All other kernels are fused and are traced as sdpa."""
 _TRACED_PARTS = 2
-"""Parts of a step that are traced: each further part costs the same as the second."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """Model to plan for."""
-
-    make: Callable[[], Objective]
-    attention: str
-    """Attention kernel, or `auto`."""
-    recompute: bool
-    """Use activation checkpointing."""
-    compiled: bool
-    """Compile the run; the trace is never compiled."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Size of a validation."""
-
-    max_clips: int
-    batch_size: int
+"""Maximum number of gradient-accumulation parts that are traced. Each further part costs the same as the second."""
 
 
 def plan(
-    accelerator: Accelerator, config: Training, cache: TokenCache, model: Model, validation: Validation
+    accelerator: Accelerator, config: Pretrain, cache: TokenCache, *, validation_clips: int, validation_batch: int
 ) -> dict[str, Any]:
     """Trace one step and one validation batch, print a table of costs and return the numbers. Bytes are per process.
 
     Raises:
-        ValueError: if the run itself would fail with this error.
+        ValueError: if the run would fail with the same error.
     """
     world, bf16, sharded = accelerator.num_processes, accelerator.mixed_precision == "bf16", accelerator.is_fsdp2
     train, held_out = hold_out(cache.videos)
     share = plan_parts(accelerator, config, len(train), blocks_of(cache, train)).batch_size // world
-    kernel = _kernel(model.attention, accelerator.device, bf16)
-    if model.compiled:
+    kernel = _kernel(config.attention, accelerator.device, bf16)
+    if config.compile:
         check_compiler(accelerator.device)
 
     def make() -> Objective:
-        objective = model.make()
+        objective = config.objective(code_spec(cache))
         set_backend(objective, kernel if kernel in _TRACED_KERNELS else "sdpa")
-        if model.recompute:
+        if config.recompute:
             recompute_activations(objective)
         return objective
 
@@ -80,8 +59,8 @@ def plan(
     backend = SingleProcess(torch.device("cpu"), bf16)
     step = cost_of(lambda: _training(make().train(), config, cache, share, backend, facts))
     flop_per_step = step.flop * config.accumulate // min(config.accumulate, _TRACED_PARTS) * world
-    clips = min(len(held_out or train), validation.max_clips)
-    batch_size = min(validation.batch_size, -(-clips // world))
+    clips = min(len(held_out or train), validation_clips)
+    batch_size = min(validation_batch, -(-clips // world))
     validating = cost_of(lambda: _validation(make().eval(), cache, batch_size, backend))
     validations = (config.steps - 1) // config.validate_every + 1
     flop = config.steps * flop_per_step + validations * validating.flop * clips // batch_size
@@ -111,13 +90,13 @@ def plan(
         "seconds": round(flop / peak / UTILISATION, 1),
     }
     if accelerator.is_main_process:
-        print(table(None, _rows(numbers, config, model)))
+        print(table(None, _rows(numbers, config)))
     accelerator.wait_for_everyone()
     return numbers
 
 
 def _kernel(requested: str, device: torch.device, bf16: bool) -> str:
-    """Return the attention kernel to plan with; a kernel that was requested by name must run on this device."""
+    """Return the attention kernel of the plan. Raises ValueError if a kernel requested by name does not run on this device."""
     if requested == "auto":
         return "plain" if device.type == "cpu" else "sdpa"
     q = torch.zeros(1, 1, 16, 32, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
@@ -129,7 +108,7 @@ def _kernel(requested: str, device: torch.device, bf16: bool) -> str:
 
 
 def example_batch(cache: TokenCache, clips: int, *, pixels: bool, pairs: bool) -> Batch:
-    """Return a batch of zeros with the keys, shapes and dtypes of `TokenDataset`; no video is padded."""
+    """Return a batch of zeros with the keys, shapes and dtypes of `TokenDataset`; all slices are valid."""
     numbers_B = torch.zeros(clips, dtype=torch.int64)
     codes_BTHW = torch.zeros(clips, *cache.codes_shape, dtype=torch.int64)
     slices_B = torch.full_like(numbers_B, cache.codes_shape[0])
@@ -143,9 +122,9 @@ def example_batch(cache: TokenCache, clips: int, *, pixels: bool, pairs: bool) -
 
 
 def _training(
-    objective: Objective, config: Training, cache: TokenCache, clips: int, backend: SingleProcess, facts: dict[str, Any]
+    objective: Objective, config: Pretrain, cache: TokenCache, clips: int, backend: SingleProcess, facts: dict[str, Any]
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """Build an optimizer step like that of a run, with at most `_TRACED_PARTS` parts; collect facts about the model."""
+    """Return the objective and a function that runs a step of at most `_TRACED_PARTS` parts; add model facts to `facts`."""
     _collect_facts(objective, facts)
     optimizer = make_optimizer(objective, config)
     batch = partial(example_batch, cache, clips, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
@@ -161,7 +140,7 @@ def _training(
 def _validation(
     objective: Objective, cache: TokenCache, clips: int, backend: SingleProcess
 ) -> tuple[nn.Module, Callable[[], object]]:
-    """Build the forward pass of one validation batch."""
+    """Return the objective and a function that runs the forward pass of one validation batch."""
 
     def step() -> None:
         with torch.no_grad(), backend.autocast():
@@ -171,7 +150,7 @@ def _validation(
 
 
 def _collect_facts(objective: Objective, facts: dict[str, Any]) -> None:
-    """Count parameters now, and the encoder's and target's tokens per clip in the next forward pass."""
+    """Add class name and parameter counts to `facts`, and register hooks that add the tokens per clip of a forward pass."""
     parameters = {"total": sum(p.numel() for p in objective.parameters())}
     for name in ("encoder", "decoder"):
         parameters[name] = sum(p.numel() for p in getattr(objective, name, nn.Module()).parameters())
@@ -187,7 +166,7 @@ def _collect_facts(objective: Objective, facts: dict[str, Any]) -> None:
 
 
 def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str, int]:
-    """Return bytes per process, by use.
+    """Return the memory of a process in bytes, by use.
 
     FSDP divides weights, gradients and moments among the ranks. DistributedDataParallel keeps a copy of the gradients
     in its buckets.
@@ -205,42 +184,42 @@ def _memory(step: Cost, validating: Cost, world: int, sharded: bool) -> dict[str
     }
 
 
-def _rows(numbers: dict[str, Any], config: Training, model: Model) -> list[list[str]]:
+def _rows(numbers: dict[str, Any], config: Pretrain) -> list[list[str]]:
     """Format the numbers as rows of a table: name, value, note."""
     memory, parameters, precision = numbers["memory"], numbers["parameters"], numbers["precision"]
     kernel, videos = numbers["attention"], numbers["videos"]
     processes = f" on {numbers['processes']} processes" if numbers["processes"] > 1 else ""
     batch = f"{config.batch_size} clips{processes}"
     if config.accumulate > 1:
-        batch += f", in {config.accumulate} parts"
-    passes = "forward and backward" + (", including recomputation" if model.recompute else "")
+        batch += f", accumulated over {config.accumulate} parts"
+    passes = "forward and backward" + (", including recomputation" if config.recompute else "")
     counted = "" if kernel in _TRACED_KERNELS else ", counted as sdpa"
-    uncompiled = "; traced without --compile, which changes it" if model.compiled else ""
-    arithmetic = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
+    uncompiled = "; traced without --compile, so the run may differ" if config.compile else ""
+    counted_work = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
     peak = f"{precision}, peak" + (" per process" if processes else "") + (" with FSDP" if numbers["sharded"] else "")
     data = f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out"
-    product = f"measured with {precision} matrices{processes}"
+    measured_with = f"measured with {precision} matrices{processes}"
     rows = [["parameters", _short(parameters["total"]), numbers["objective"]]]
     rows += [[f"  {name}", _short(parameters[name]), ""] for name in ("encoder", "decoder", "rest")]
     rows += [[f"tokens {name}", f"{count:,}", "per clip in a step"] for name, count in numbers["tokens"].items()]
     rows += [
-        ["arithmetic of a step", f"{_short(numbers['flop_per_step'])}FLOP", arithmetic],
-        ["memory of a step", size(memory["peak"]), f"{peak}; gradients appear while activations are freed"],
+        ["FLOPs of a step", f"{_short(numbers['flop_per_step'])}FLOP", counted_work],
+        ["memory of a step", size(memory["peak"]), f"{peak}; gradients are allocated while activations are freed"],
         ["  weights", size(memory["weights"]), ""],
         ["  gradients", size(memory["gradients"]), ""],
         ["  buckets", size(memory["buckets"]), "copies of the gradients for the all-reduce"],
         ["  optimizer", size(memory["optimizer"]), ""],
         ["  others", size(memory["others"]), f"activations and temporaries, at their peak{uncompiled}"],
-        ["  libraries", size(numbers["libraries"] or 0), "Python and its libraries, measured in this process"],
+        ["  libraries", size(numbers["libraries"] or 0), "Python and its libraries, measured now in this process"],
         ["memory of a validation", size(memory["validation"]), f"{numbers['validations']} validations in the run"],
         ["passes over the data", f"{numbers['epochs']:,.1f}", data],
         ["cache", size(numbers["cache_bytes"]), numbers["cache"]],
-        ["arithmetic of the run", f"{_short(numbers['flop'])}FLOP", "including validations"],
-        ["fastest product", f"{_short(numbers['matrix_peak'])}FLOP/s", f"{product}: {numbers['device']}"],
-        ["time of the run", _duration(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of the fastest product"],
+        ["FLOPs of the run", f"{_short(numbers['flop'])}FLOP", "including validations"],
+        ["peak matmul throughput", f"{_short(numbers['matrix_peak'])}FLOP/s", f"{measured_with}: {numbers['device']}"],
+        ["time of the run", _duration(numbers["seconds"]), f"at {100 * UTILISATION:.0f} % of the peak throughput"],
     ]
-    measured = {"  buckets": memory["buckets"], "  libraries": numbers["libraries"]}
-    return [row for row in rows if measured.get(row[0], True)]
+    optional = {"  buckets": memory["buckets"], "  libraries": numbers["libraries"]}
+    return [row for row in rows if optional.get(row[0], True)]
 
 
 def _short(count: float) -> str:

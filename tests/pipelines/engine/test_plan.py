@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,7 @@ from data.cache import TokenCache
 from data.loading import BatchPlan, TokenDataset, batches
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.device import matrix_peak
-from pipelines.engine.plan import Model, Validation, example_batch, plan
+from pipelines.engine.plan import example_batch, plan
 from pipelines.engine.run import Run
 from pipelines.settings.pretrain_ar import Pretrain
 from tests.helpers.caches import MakeCache
@@ -66,8 +67,8 @@ def test_the_plan_shows_the_cost_of_a_run_and_writes_nothing(call: Call, here: P
     assert numbers["seconds"] == pytest.approx(numbers["flop"] / 5e6, abs=0.05), "at half of the matrix-product peak"
     lines = call.out.splitlines()[:-1]
     for name in (
-        *("parameters", "  encoder", "tokens seen", "tokens predicted", "arithmetic of a step", "memory of a step"),
-        *("passes over the data", "cache", "fastest product", "time of the run"),
+        *("parameters", "  encoder", "tokens seen", "tokens predicted", "FLOPs of a step", "memory of a step"),
+        *("passes over the data", "cache", "peak matmul throughput", "time of the run"),
     ):
         assert [line.startswith(name) for line in lines].count(True) == 1, call.out
 
@@ -99,7 +100,6 @@ def test_gradient_accumulation_activation_checkpointing_and_bf16_save_memory(cal
 def planned(here: Path, processes: int = 1, sharded: bool = False, **settings: Any) -> dict[str, Any]:
     """Return the plan of several processes, made by the first one."""
     cache = TokenCache.open(next((here / "caches").iterdir()))
-    codes = code_spec(cache)
     accelerator = SimpleNamespace(
         num_processes=processes,
         process_index=0,
@@ -109,8 +109,9 @@ def planned(here: Path, processes: int = 1, sharded: bool = False, **settings: A
         mixed_precision="no",
         wait_for_everyone=lambda: None,
     )
-    model = Model(lambda: ARVideo(codes, clusters=(1, 2, 2), width=24, depth=2, targets=1.0), "auto", False, False)
-    return plan(cast(Accelerator, accelerator), Pretrain(**settings), cache, model, Validation(512, 32))
+    settings["objective"] = partial(ARVideo, clusters=(1, 2, 2), width=24, depth=2, targets=1.0)
+    limits = {"validation_clips": 512, "validation_batch": 32}
+    return plan(cast(Accelerator, accelerator), Pretrain(**settings), cache, **limits)
 
 
 def test_processes_share_the_batch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,9 +127,7 @@ def test_processes_share_the_batch(here: Path, capsys: pytest.CaptureFixture[str
         "each process validates one clip, not both"
     )
     lines = capsys.readouterr().out.splitlines()
-    assert ["on 2 processes" in line for line in lines].count(True) == 2, (
-        "in the rows of arithmetic and fastest product"
-    )
+    assert ["on 2 processes" in line for line in lines].count(True) == 2, "in the rows of FLOPs and peak throughput"
     assert [line.startswith("  buckets") for line in lines].count(True) == 1, "only in the second of three plans"
     with pytest.raises(ValueError, match=r"batch_size .* processes \(3\), got 64"):
         planned(here, 3, batch_size=64)
