@@ -1,6 +1,6 @@
 """Parsing of flags and YAML files into a dataclass of settings.
 
-Nothing here imports torch, so that `--help` and an unknown flag are answered at once.
+This module does not import torch, which would delay `--help` and the error for an unknown flag by seconds.
 """
 
 import difflib
@@ -33,7 +33,7 @@ _REWORDED = {
     r"Option '(.+?)' is not accepted": r"unknown setting '\1'; for a chosen class, its .help flag lists them",
     r"(?s)Does not validate against any of the Union subtypes.*Given value: (.*)": r"invalid value \1",
 }
-"""Messages of jsonargparse, as patterns, and plainer replacements."""
+"""Patterns of messages of jsonargparse, and plainer replacements."""
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "true|false", dict: "MAPPING", ...: "..."}
 """Placeholders for values in `--help`, by type."""
@@ -71,8 +71,8 @@ def _metavar(kind: Any) -> str | None:
 
 class _Parser(ArgumentParser):
     command: str
-    """Name at the start of an error line. A class attribute, because jsonargparse creates the parser of a chosen class from
-    the parser's type alone."""
+    """Name at the start of an error line. It is a class attribute, because jsonargparse creates the parser for the settings
+    of a chosen class from the parser's type alone."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         usage = "%(prog)s [--config FILE] [--flag value ...]"
@@ -86,13 +86,13 @@ class _Parser(ArgumentParser):
 
 
 def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T, str]:
-    """Parse YAML files (`--config`, later files win) and flags (which win over files); return settings and a YAML dump.
+    """Parse YAML files (`--config`) and flags, which override files; return the settings and a YAML dump of them.
 
     Args:
         schema: dataclass of settings. Each base class and each nested dataclass is a group of `--help`. A field made by
             `class_setting` takes a class and the settings of that class.
-        argv: flags; by default those of this process.
-        prog: name at the start of an error line; by default that of the command.
+        argv: flags; by default the flags of this process.
+        prog: name at the start of an error line; by default the name of the command.
 
     Raises:
         SystemExit: with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema rejects.
@@ -114,16 +114,16 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
 
 
 def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Sequence[str] = ()) -> _Parser:
-    """Build the parser of a schema. Class settings need torch: without `with_classes` they are plain flags.
+    """Build the parser of a schema. Fields made by `class_setting` need torch; without `with_classes` they are plain flags.
 
-    Unknown names in `argv` are rejected before a class setting imports anything.
+    Unknown names in `argv` are rejected before torch is imported.
     """
 
     class CommandParser(_Parser):
         command = prog or Path(sys.argv[0]).name
 
     parser = CommandParser(prog=prog, description=schema.__doc__)
-    config_help = "YAML file of settings; may be given several times, later files win"
+    config_help = "YAML file of settings; may be given several times, later files override earlier ones"
     parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
     _check_names(parser, schema, argv)
     types = get_type_hints(schema)
@@ -185,7 +185,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
-    """Reject flags that the schema does not have, including abbreviations."""
+    """Reject flags that the schema does not have, including abbreviated flags."""
     types = get_type_hints(schema)
     class_settings = [field.name for field in fields(schema) if "load" in field.metadata]  # type: ignore[arg-type]
     known = ["config", "print_config", "help", *types]
@@ -203,7 +203,7 @@ def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
 def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:
     """Make each chosen class the default of its flag; return whether any default changed.
 
-    Otherwise a chosen class inherits the settings of the default class.
+    Without this, a chosen class would inherit the settings of the default class.
     """
     changed = False
     for action in parser._actions:
@@ -213,11 +213,6 @@ def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> b
     return changed
 
 
-def load_settings(text: str) -> dict[str, Any]:
-    """Parse the settings in a YAML text into plain values."""
-    return yaml.safe_load(text)
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """Read the settings of an earlier run.
 
@@ -225,7 +220,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if the file is missing or contains no settings.
     """
     try:
-        settings = load_settings(path.read_text())
+        settings = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(settings, dict):

@@ -23,11 +23,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 
 from data.cache.storage import json_object
 from data.files import remove_left_overs, write_bytes, write_json
-from pipelines.engine.config import load_settings, read_settings
+from pipelines.engine.config import read_settings
 from pipelines.engine.console import say
 from pipelines.engine.device import device_name
 
@@ -39,7 +40,7 @@ _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av
 
 
 class Run:
-    """Folder of one run. Starting again in a folder with the same settings continues the run."""
+    """Folder of one run. Starting a command again with the same settings resumes its run."""
 
     def __init__(self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS) -> None:
         """Choose the folder: `config.out`, or a name in `parent` that contains a hash of settings and `about`.
@@ -49,7 +50,7 @@ class Run:
             about: identity of the inputs that the settings do not fix, such as the cache key or a digest of the videos.
         """
         self.pipeline = pipeline
-        fixed = {key: value for key, value in load_settings(settings).items() if key not in FREE}
+        fixed = {key: value for key, value in yaml.safe_load(settings).items() if key not in FREE}
         identity = hashlib.sha256(json.dumps([pipeline, about, fixed], sort_keys=True).encode()).hexdigest()[:8]
         self.folder: Path = config.out or parent / f"{pipeline}-{identity}"
         self._settings, self._about = settings, about
@@ -80,7 +81,7 @@ class Run:
         self.choose(accelerator, "about", lambda: self._about)
 
     def begin_unless_finished(self, accelerator: Accelerator) -> bool:
-        """Begin the run and return True; if it is finished, say so and return False. Raises what `begin` raises."""
+        """Begin the run and return True; if it is finished, print a message and return False. Raises ValueError as `begin`."""
         self.begin(accelerator)
         if not self.finished:
             return True
@@ -88,7 +89,7 @@ class Run:
         return False
 
     def choose(self, accelerator: Accelerator, name: str, decide: Callable[[], str]) -> str:
-        """Return a choice that the settings leave open. It is made once, recorded, and kept when the run is resumed."""
+        """Return a choice that the settings leave open. `decide` is called once per run; a resumed run reads choices.json."""
         choices = self._read_choices()
         if name not in choices:
             choices[name] = decide()
@@ -98,7 +99,7 @@ class Run:
         return choices[name]
 
     def chosen(self, name: str, default: str) -> str:
-        """Return the recorded choice of an earlier start of this run, or the default."""
+        """Return the choice that an earlier start of this run recorded, or the default."""
         return self._read_choices().get(name, default)
 
     def _read_choices(self) -> dict[str, str]:
@@ -109,7 +110,7 @@ class Run:
             raise ValueError(
                 f"--out {self.folder}: contains a run on other videos, another cache or other entries; choose another --out"
             )
-        current = load_settings(self._settings)
+        current = yaml.safe_load(self._settings)
         for key in sorted({*earlier, *current} - FREE):
             if earlier.get(key) != current.get(key):
                 raise ValueError(
@@ -125,9 +126,9 @@ class Run:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def rewind(self, step: int, steps: int) -> None:
-        """Remove log lines after `step`, from which the run continues.
+        """Remove the log lines after `step`, where the run is resumed.
 
-        After the last of `steps` steps the final validation runs again, so its line is removed too.
+        If all `steps` steps are done, the final validation runs again, so its line is removed too.
         """
         kept = [line for line in metrics_of(self.folder) if line["step"] <= step]
         if step == steps:
@@ -153,7 +154,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """Return all log lines of a run, without an incomplete last line of a killed run.
+    """Return all log lines of a run, except an incomplete last line, which a killed process may leave.
 
     Raises:
         ValueError: if a line is not JSON or has no step.
@@ -172,7 +173,7 @@ def environment_of(folder: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a run folder; a ValueError if the file contains anything else."""
+    """Read a JSON object from a run folder. Raises ValueError if the file contains anything else."""
     return json_object(file.read_bytes(), str(file))
 
 
@@ -180,7 +181,7 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
     """Return the given run folder, or the newest finished run of a command.
 
     Raises:
-        ValueError: if there is no such run.
+        ValueError: if the folder is not a finished run of the command, or there is no finished run.
     """
     if folder is not None:
         if not (folder / "environment.json").exists():
@@ -189,7 +190,7 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
         if actual != pipeline:
             raise ValueError(f"--run {folder}: must be a run of {pipeline}, got a run of {actual}")
         if not (folder / "summary.json").exists():
-            raise ValueError(f"--run {folder}: not finished; start its command again to continue it")
+            raise ValueError(f"--run {folder}: not finished; start its command again to resume the run")
         return folder
     summaries = [f for f in RUNS.glob("*/summary.json") if environment_of(f.parent).get("pipeline") == pipeline]
     if not summaries:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from data.sources import load_source
 from pipelines.commands.train_tokenizer import evaluate
 from pipelines.engine import checkpoints, training
 from pipelines.engine.averaging import WeightAverage
-from pipelines.engine.config import load_settings
 from pipelines.engine.training import make_optimizer
 from pipelines.settings.training import Training
 from tests.helpers.commands import TINIEST, Call
@@ -137,7 +137,7 @@ def test_the_average_is_validated_and_saved(call: Call, tmp_path: Path, quantize
     lines = [json.loads(line) for line in (tmp_path / "averaged" / "metrics.jsonl").read_text().splitlines()]
     validated = {line["step"]: line["val_weights"] for line in lines if "val_weights" in line}
     assert validated[6] == int(tokenizer.fingerprint()[:8], 16) != validated[3]
-    clip = load_settings((tmp_path / "averaged" / "config.yaml").read_text())["clip"]
+    clip = yaml.safe_load((tmp_path / "averaged" / "config.yaml").read_text())["clip"]
     pixels_BTHWC = held_out_clips(load_source("builtin:moving-digits:8:2"), ClipSpec(**clip), 96, {})
     numbers, _ = evaluate(tokenizer, pixels_BTHWC, torch.device("cpu"))
     assert numbers == {key: answer[key] for key in numbers}
