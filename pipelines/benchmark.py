@@ -12,7 +12,6 @@ from pipelines.settings.benchmark import Benchmark
 
 
 def main(config: Benchmark, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.benchmarks.suite import main as run_command
 
     return run_command(config, settings)

@@ -12,7 +12,6 @@ from pipelines.settings.compare import Compare
 
 
 def main(config: Compare, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.compare import main as run_command
 
     return run_command(config, settings)

@@ -12,7 +12,6 @@ from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
 
 
 def main(config: EvaluateTokenizer, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.evaluate_tokenizer import main as run_command
 
     return run_command(config, settings)

@@ -12,7 +12,6 @@ from pipelines.settings.export import Export
 
 
 def main(config: Export, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.export import main as run_command
 
     return run_command(config, settings)

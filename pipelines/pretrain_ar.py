@@ -12,7 +12,6 @@ from pipelines.settings.pretrain_ar import Pretrain
 
 
 def main(config: Pretrain, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.pretrain_ar import main as run_command
 
     return run_command(config, settings)

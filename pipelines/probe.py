@@ -1,4 +1,4 @@
-"""Evaluate a frozen pre-trained model with probes, next to the same probes on baselines without pre-training."""
+"""Evaluate a frozen pre-trained model with probes, compared with the same probes on baselines without pre-training."""
 
 # Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
 if not __package__:
@@ -12,7 +12,6 @@ from pipelines.settings.probe import Probe
 
 
 def main(config: Probe, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.probe import main as run_command
 
     return run_command(config, settings)

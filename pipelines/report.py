@@ -12,7 +12,6 @@ from pipelines.settings.report import Report
 
 
 def main(config: Report, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.report import main as run_command
 
     return run_command(config, settings)

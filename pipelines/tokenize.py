@@ -12,7 +12,6 @@ from pipelines.settings.tokenize import Tokenize
 
 
 def main(config: Tokenize, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.tokenize import main as run_command
 
     return run_command(config, settings)

@@ -12,7 +12,6 @@ from pipelines.settings.train_tokenizer import TrainTokenizer
 
 
 def main(config: TrainTokenizer, settings: str) -> dict:
-    # Imported after the flags are parsed: --help needs no torch.
     from pipelines.commands.train_tokenizer import main as run_command
 
     return run_command(config, settings)

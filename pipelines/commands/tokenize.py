@@ -1,4 +1,4 @@
-"""Write the codes of each video once, as webdataset shards (stage one). Without a tokenizer, train one first."""
+"""Encode each video once and write its codes to webdataset shards (stage one). If no tokenizer is given, train one first."""
 
 import time
 from collections import deque
@@ -32,9 +32,9 @@ from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VideoTokenizer, load_tokenizer
 
 DECODED_AHEAD = 2**28
-"""Most bytes of decoded clips that a process holds."""
+"""Maximum number of bytes of decoded clips that a process holds."""
 _WRITES_AHEAD = 4
-"""Videos that may wait for the thread that writes them."""
+"""Maximum number of videos that wait for the writing thread."""
 
 
 def main(config: Tokenize, settings: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
-    # Another command may finish the cache at any moment: all processes follow the main process.
+    # Another command may finish the cache at any moment, so the main process decides for all processes.
     reused = broadcast_object_list([writer.finished])[0]
     if reused:
         say(accelerator, f"{writer.folder} is finished: nothing is left to do")
@@ -63,18 +63,33 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         try:
             writer.note({"tokenizer": chosen, "videos": config.videos})
         except OSError as error:
-            say(
-                accelerator, f"{writer.folder}: the paths of the tokenizer and the videos could not be updated: {error}"
-            )
+            say(accelerator, f"{writer.folder}: could not update the paths of the tokenizer and videos: {error}")
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
-    if cache.manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, cache.manifest["codes"]):
-        say(accelerator, collapse_warning(cache.manifest["codes_used"], cache.vocab_size))
-    if bf16 := cache.manifest["bf16"]:
-        say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} codes that were compared differ from fp32")
-    for entry in cache.manifest["skipped"]:
+    manifest = cache.manifest
+    if manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, manifest["codes"]):
+        say(accelerator, collapse_warning(manifest["codes_used"], cache.vocab_size))
+    if bf16 := manifest["bf16"]:
+        say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} compared codes differ from fp32")
+    for entry in manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
-    return run.finish(accelerator, _summary(cache, chosen, reused, began))
+    summary = {
+        "cache": cache.address,
+        "key": cache.key,
+        "tokenizer": chosen,
+        "videos": len(cache.spec["videos"]),
+        "skipped": len(manifest["skipped"]),
+        "padded": manifest["padded"],
+        "clips": manifest["clips"],
+        "codes": manifest["codes"],
+        "codes_used": manifest["codes_used"],
+        "vocab_size": cache.vocab_size,
+        "unigram_bits": round(manifest["unigram_bits"], 4),
+        "bf16_mismatch": bf16 and bf16["rate"],
+        "reused": reused,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return run.finish(accelerator, summary)
 
 
 def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
@@ -91,7 +106,7 @@ def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
 
 
 def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheWriter:
-    """Return the writer of the cache whose key covers everything that determines the codes."""
+    """Return the writer of a cache. The cache key depends on everything that determines the codes."""
     spec = CacheSpec(
         tokenizer=tokenizer.fingerprint(),
         codes_shape=tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size),
@@ -106,26 +121,6 @@ def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) ->
     return CacheWriter(config.caches, source.name, spec, config.shard_size)
 
 
-def _summary(cache: TokenCache, tokenizer: str, reused: bool, began: float) -> dict[str, Any]:
-    manifest = cache.manifest
-    return {
-        "cache": cache.address,
-        "key": cache.key,
-        "tokenizer": tokenizer,
-        "videos": len(cache.spec["videos"]),
-        "skipped": len(manifest["skipped"]),
-        "padded": manifest["padded"],
-        "clips": manifest["clips"],
-        "codes": manifest["codes"],
-        "codes_used": manifest["codes_used"],
-        "vocab_size": cache.vocab_size,
-        "unigram_bits": round(manifest["unigram_bits"], 4),
-        "bf16_mismatch": manifest["bf16"] and manifest["bf16"]["rate"],
-        "reused": reused,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-
-
 def fill(
     accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer
 ) -> None:
@@ -137,7 +132,7 @@ def fill(
     encoder = Encoder(tokenizer, config.encode_batch, config.precision)
     missing = writer.missing()
     bar = progress(accelerator, sum(len(writer.videos(n)) for n in missing), "tokenize")
-    # Processes start at different shards, so that they seldom try to claim the same one.
+    # Each process starts at another shard, to avoid competing for the same shard.
     first = len(missing) * accelerator.process_index // accelerator.num_processes
     try:
         while missing:
@@ -154,7 +149,7 @@ def fill(
 
 def videos_ahead(config: Tokenize) -> int:
     """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard."""
-    # Some videos take long to decode; meanwhile the decoded videos before them keep the tokenizer busy.
+    # While one video takes long to decode, the tokenizer works on the videos that were decoded before it.
     clip_bytes = config.clip.frames * config.clip.size**2 * 3
     return min(config.shard_size, DECODED_AHEAD // (config.encode_batch * clip_bytes))
 

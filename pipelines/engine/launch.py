@@ -19,8 +19,9 @@ T = TypeVar("T")
 def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     """Run a command: parse its flags, call `body(config, settings)`, print the summary as the last line of stdout.
 
-    A user's mistake ends with one line on stderr and exit code 2, a non-finite loss with exit code 1.
-    ARVIDEO_TRACEBACK=1 in the environment shows the traceback of a mistake instead.
+    `body` imports torch only when it is called, because `--help` and mistyped flags do not need torch. A user's mistake ends
+    with one line on stderr and exit code 2, a non-finite loss with exit code 1. With ARVIDEO_TRACEBACK=1 in the environment,
+    the traceback of a mistake is shown instead.
     """
     name = Path(sys.argv[0]).stem
     show_traceback = bool(os.environ.get("ARVIDEO_TRACEBACK"))
@@ -41,7 +42,7 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
     except RuntimeError as error:
         if type(error).__module__ != "torch._dynamo.exc" or show_traceback:
             raise
-        _exit(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; leave it out", 2)
+        _exit(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; run without --compile", 2)
     except KeyboardInterrupt:
         fail(name, "interrupted; run the same command again to continue")
         sys.exit(130)
@@ -55,7 +56,7 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
 
 
 def _exit(name: str, message: str, code: int) -> NoReturn:
-    """Print an error and exit. Other ranks wait 3 s so that rank 0 can print its error before the launcher kills the group."""
+    """Print an error and exit. Ranks above 0 wait 3 s: rank 0 prints its error before the launcher kills all ranks."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
     fail(name, message)
