@@ -15,7 +15,7 @@ class Benchmark:
     against magvit2-pytorch. pretrain: training speed against the ViT-B VideoMAE of transformers, with plots in
     runs/benchmark-pretrain."""
     videos: str = "builtin:moving-digits:400:0"
-    """A folder, a list file, or a built-in set, which needs no video decoding."""
+    """Folder, list file or built-in set of videos. A built-in set needs no video decoding."""
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(views=4))
     """clips cut from each video (cache and tokenizer)"""
     scale: float = 1.0
@@ -25,4 +25,4 @@ class Benchmark:
         if not 0 < self.scale <= 100:
             raise ValueError(f"scale must be above 0 and at most 100, got {self.scale}")
         if self.clip.views == "dense":
-            raise ValueError("clip.views must be a number for a benchmark, got dense")
+            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")

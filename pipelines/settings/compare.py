@@ -14,19 +14,20 @@ class Compare:
     """Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
 
     entries: list[str] = field(default_factory=list)
-    """Settings files of pretrain_ar to compare, each named by its file; by default those of configs/tiny."""
+    """Settings files of pretrain_ar (YAML); each file is an entry of the same name. By default all files in configs/tiny."""
     cache: str | None = None
-    """Token cache with labels, given as in pretrain_ar. Some objectives need cached pixels (--keep_pixels) or two views."""
+    """Token cache with labels; same values as --cache of pretrain_ar. Some objectives need cached pixels (--keep_pixels) or
+    two views of each video."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
     budget: Literal["steps", "clips", "seconds"] = "steps"
-    """Budget that is the same for all training runs: optimizer steps, clips, or wall time on this machine."""
+    """Unit of the budget of each training run: optimizer steps, clips, or wall time on this machine."""
     amount: int = 1000
-    """Steps, clips or seconds of each training."""
+    """Budget of each training run in steps, clips or seconds."""
     seeds: int = 5
     """Number of seeds. Each seed gives one training run and one untrained network per entry."""
     points: int = 4
-    """Number of probes during each training run, the last one at its end; fewer if the steps do not divide evenly."""
+    """Number of times that each training run is probed, the last time at its end; may be lower for a small number of steps."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-<hash of the settings>."""
 

@@ -13,8 +13,8 @@ class EvaluateTokenizer:
     """Evaluate tokenizers on the same held-out clips: a table, pictures and JSON."""
 
     tokenizers: list[str]
-    """Run folders, save_pretrained folders, hub ids, taming:FOLDER or torchscript:FOLDER. If one needs longer clips, the last
-    frame is repeated, and the repeats are not evaluated."""
+    """Run folders, save_pretrained folders, hub ids, taming:FOLDER or torchscript:FOLDER. For a tokenizer that needs longer
+    clips, the last frame is repeated; repeated frames are not evaluated."""
     trust: bool = False
     """Allow tokenizers and detectors that contain code, such as TorchScript."""
     videos: str = "builtin:moving-digits"
@@ -24,13 +24,13 @@ class EvaluateTokenizer:
     clips: int = 96
     """Maximum number of held-out clips."""
     batch_size: int = 8
-    """Clips that pass through a tokenizer at once."""
+    """Clips per tokenizer call."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the tokenizers."""
     lpips: Path | None = None
     """Folder with vgg16-397923af.pth and vgg.pth; adds the perceptual distance LPIPS."""
     detector: Path | None = None
-    """I3D network of FVD as TorchScript (i3d_torchscript.pt); adds rFVD. It contains code and needs --trust."""
+    """TorchScript file of the I3D network (i3d_torchscript.pt); adds rFVD. TorchScript contains code and needs --trust."""
     out: Path | None = None
     """Run folder; by default runs/evaluate_tokenizer-<hash of the settings>."""
 
@@ -39,6 +39,4 @@ class EvaluateTokenizer:
             raise ValueError("tokenizers must name at least one tokenizer, got none")
         check_at_least_1(self, "clips", "batch_size")
         if self.clip.views == "dense":
-            raise ValueError(
-                "clip.views must be a number to evaluate tokenizers, got dense; only tokenize cuts dense views"
-            )
+            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")

@@ -13,9 +13,9 @@ class Export:
     caches: Path = Path("caches")
     """Folder of all token caches."""
     sample: list[str] = field(default_factory=list)
-    """Paths, ids or row numbers of videos; by default four of them."""
+    """Paths, ids or row numbers of videos; by default four videos of the cache."""
     tokenizer: str | None = None
-    """Tokenizer that decodes the codes; by default the one that made the cache."""
+    """Tokenizer that decodes the codes; by default the tokenizer that made the cache."""
     trust: bool = False
     """Allow a tokenizer that contains code, such as TorchScript."""
     out: Path = Path("export")

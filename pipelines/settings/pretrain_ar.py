@@ -34,9 +34,10 @@ class Pretrain(Training):
     objective: Callable[[CodeSpec], Objective] = class_setting(_objective)
     """Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings."""
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
-    """Kernel of all attention layers; auto measures which one is fastest on the shapes of this run."""
+    """Kernel of all attention layers; auto measures all kernels on the shapes of this run and uses the fastest."""
     compile: bool = False
-    """Compile the transformer blocks. Steps are faster after about a minute; CPUs need a C++ compiler."""
+    """Compile the transformer blocks with torch.compile: steps are faster after about a minute of compilation. On a CPU this
+    needs a C++ compiler."""
     recompute: bool = False
     """Use activation checkpointing: less memory, about 20 % more compute, identical results."""
     plan: bool = False

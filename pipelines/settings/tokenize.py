@@ -11,7 +11,7 @@ from pipelines.settings import check_at_least_1
 
 @dataclass(kw_only=True)
 class Tokenize:
-    """Stage one: encode each video once and write its codes to webdataset shards; trains a tokenizer first if none is given."""
+    """Stage one: encode each video once and write its codes to webdataset shards. If no tokenizer is given, train one first."""
 
     videos: str = "builtin:moving-digits"
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
@@ -25,16 +25,16 @@ class Tokenize:
     caches: Path = Path("caches")
     """Folder of all token caches."""
     keep_pixels: KeepPixels = "none"
-    """Store the pixels of the clips with their codes: raw, or jpeg (a twentieth of the size). All pixels of one video stay in
-    memory until it is written, which matters for long videos and dense views."""
+    """Store the pixels of the clips with their codes: raw, or jpeg (a twentieth of the size). All stored pixels of a video stay
+    in memory until the video is written; long videos with dense views need much memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the tokenizer; bf16 is faster on GPUs and changes a few codes in a thousand."""
     encode_batch: int = 8
-    """Clips per tokenizer call. It is part of the cache key, because the batch size can change codes through rounding."""
+    """Clips per tokenizer call. Part of the cache key: another batch size rounds differently and can change codes."""
     shard_size: int = 256
     """Videos per shard."""
     workers: int | None = None
-    """Threads that decode ahead; 0 decodes without threads. By default one fewer than the cores of this process."""
+    """Threads that decode the next videos; 0 decodes in the main thread. By default the cores of this process minus one."""
     out: Path | None = None
     """Run folder; by default runs/tokenize-<hash of the settings>."""
 

@@ -34,14 +34,13 @@ class TrainTokenizer(Training):
     loss: Losses = field(default_factory=Losses)
     """training loss"""
     average: float = 0.99
-    """Decay of the moving average of the weights. The average is validated and saved; 0 uses the weights themselves."""
+    """Decay of the exponential moving average (EMA) of the weights. The averaged weights are validated and saved; 0 turns the
+    average off."""
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clip.views == "dense":
-            raise ValueError(
-                "clip.views must be a number to train a tokenizer, got dense; only tokenize cuts dense views"
-            )
+            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}")

@@ -12,15 +12,15 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(kw_only=True)
 class Training:
-    """Settings of every training run; a ValueError if a number is out of range."""
+    """Settings of every training run. Raises ValueError if a number is out of range."""
 
     steps: int = 500
     """Number of optimizer steps."""
     batch_size: int = 16
     """Clips per optimizer step, over all processes."""
     accumulate: int = 1
-    """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except for
-    terms computed over the batch (FSQ spread, LFQ entropy, discriminator batch norm, VIMPAC contrast): they see one part."""
+    """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except that
+    statistics over the batch (FSQ spread, LFQ entropy, discriminator batch norm, VIMPAC contrast) cover one part only."""
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50
