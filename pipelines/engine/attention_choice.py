@@ -16,17 +16,17 @@ CANDIDATES = defaultdict(lambda: ["plain", "sdpa"], cuda=["xformers", "flex", "s
 
 
 def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict[str, Tensor], requested: str) -> str:
-    """Return the requested attention kernel, or for `auto` the fastest on the shapes of a batch, forward and backward.
+    """Return the requested attention kernel; for `auto`, the kernel with the fastest forward and backward pass on a batch.
 
-    Prints the measured times in one line, and a box if the chosen kernel is slower than another one.
+    Prints the measured times in one line, and a warning in a box if another kernel is faster or may be faster.
 
     Raises:
-        ValueError: if the requested kernel does not run here.
+        ValueError: if the requested kernel does not run on this machine.
     """
     candidates = CANDIDATES[accelerator.device.type]
     if requested not in ("auto", *candidates):
         candidates = [requested, *candidates]
-    # The objective first runs with the kernel that works everywhere.
+    # try_backends runs the objective once to record the attention calls; `plain` runs on every device.
     set_backend(objective, "plain")
     with accelerator.autocast():
         trial = try_backends(objective, lambda: objective(batch), candidates)
@@ -34,7 +34,7 @@ def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict
         raise ValueError(f"--attention {requested} does not run here: {trial.failures[requested]}")
     chosen = trial.fastest if requested == "auto" else requested
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in trial.seconds.items())
-    say(accelerator, f"attention kernel {chosen}; time of all attention in a step, forward and backward: {times}")
+    say(accelerator, f"attention kernel {chosen}; forward and backward time of all attention layers in a step: {times}")
     if warning := _warning(trial, chosen, accelerator.device):
         say(accelerator, boxed(warning))
     return chosen
@@ -45,7 +45,7 @@ def _warning(trial: Trial, chosen: str, device: torch.device) -> str | None:
     kernel, ratio = f"attention kernel {chosen}", trial.seconds[chosen] / trial.seconds[trial.fastest]
     # Differences of up to 10 % are noise of the measurement.
     if ratio > 1.1:
-        return f"{kernel} takes {ratio:.1f} times as long as {trial.fastest} here; leave out --attention"
+        return f"{kernel} takes {ratio:.1f} times as long as {trial.fastest} on this machine; run without --attention"
     if device.type == "cuda" and "xformers" in trial.failures:
         reason = trial.failures["xformers"]
         return f"{kernel}: the fused kernel of xformers, often the fastest, does not run here ({reason})"

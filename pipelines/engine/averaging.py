@@ -8,10 +8,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage:
-    """Exponential moving average of the weights of a module; buffers, such as codebooks, are copied from the last step.
+    """Exponential moving average (EMA) of the weights of a module. Buffers, such as codebooks, are copied, not averaged.
 
-    The decay is at most (1 + n) / (10 + n) after n steps, so that the initial weights are soon forgotten. Codebooks are
-    already averages, and a revived code must not be averaged with the dead code that it replaced.
+    After n steps the decay is at most (1 + n) / (10 + n), because the initial weights should soon lose their influence.
+    Codebooks are moving averages already, and a revived code must not be averaged with the dead code that it replaced.
     """
 
     def __init__(self, source: nn.Module, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON only, written under a temporary name, then renamed. Old ones are deleted last.
+"""Checkpoints of safetensors and JSON files, written under a temporary name, then renamed. Old checkpoints are deleted last.
 
     checkpoints/step_000500/
       model.safetensors       parameters and buffers
@@ -6,8 +6,8 @@
       <name>.safetensors      further modules, for example the average of the weights
       state.json              step, seconds, xxh3 of each file above, and a checksum of this file
 
-A folder of this name is complete. If the newest checkpoint is unreadable or was changed, the previous one is used.
-Tensors are stored whole, with FSDP too, so that any number of ranks can continue from any checkpoint.
+A folder named step_* is complete. If the newest checkpoint is unreadable or was changed, the previous checkpoint is used.
+FSDP checkpoints contain whole tensors too, so a run can be resumed with another number of ranks.
 """
 
 import json
@@ -32,7 +32,7 @@ from pipelines.engine.sharding import share_of, whole
 Modules = Mapping[str, nn.Module]
 _READ_BYTES = 2**22
 _UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
-"""Errors from reading a checkpoint; state.json may contain any JSON."""
+"""Errors of reading a damaged checkpoint, whose state.json may contain any JSON."""
 
 
 def save(
@@ -47,15 +47,15 @@ def save(
 ) -> None:
     """Write a checkpoint of `state['step']`, then delete all but the newest `keep` checkpoints.
 
-    All ranks call this, because a sharded module is gathered from all of them; `write` is true on one rank. Each of
-    `extra_modules` is saved in a file of its name.
+    All ranks must call this function, because a sharded module is gathered from all ranks; `write` is true on one rank.
+    Each module in `extra_modules` is saved in a file named after its key.
     """
     final = folder / f"step_{state['step']:06d}"
     temporary = folder / f".{final.name}.tmp"
     if write:
         _clear(folder)
         temporary.mkdir(parents=True)
-    # Modules before the optimizer: state_dict() makes FSDP free the parameters that an evaluation has gathered.
+    # Save modules before the optimizer: state_dict() makes FSDP free the parameters that a validation has gathered.
     for name, saved_module in {"model": module, **extra_modules}.items():
         tensors = gathered(saved_module.state_dict(), write)
         if write:
@@ -76,9 +76,9 @@ def save(
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Delete unfinished checkpoints, and all but the newest `keep` of those up to `step`.
+    """Delete unfinished checkpoints, and all but the newest `keep` checkpoints up to `step`.
 
-    Later checkpoints were skipped as unreadable, so they do not count.
+    Checkpoints after `step` are unreadable (`load` has skipped them). They are neither counted nor deleted.
     """
     _clear(folder)
     for old in [path for path in _complete(folder) if _step(path) <= step][:-keep]:
@@ -106,12 +106,12 @@ def load(
     extra_modules: Modules,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
-    """Restore the newest readable checkpoint; return its state, or None if there is no checkpoint.
+    """Restore the newest readable checkpoint and return its state, or None if there is no checkpoint.
 
-    `warn` gets one line for each checkpoint that is skipped.
+    `warn` is called with one line for each unreadable checkpoint.
 
     Raises:
-        ValueError: if no existing checkpoint is readable, or it belongs to another model.
+        ValueError: if all existing checkpoints are unreadable, or the newest readable one belongs to another model.
     """
     folders = _complete(folder)
     parameters = _parameters(module)
@@ -164,21 +164,24 @@ def _step(path: Path) -> int:
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Return whole, contiguous tensors; an empty dictionary unless `keep`.
+    """Gather tensors from all ranks and return them whole and contiguous; return an empty dictionary if `keep` is false.
 
-    Tensors of a sharded module are gathered one after another, and dropped at once unless `keep`.
+    All ranks must call this function. A rank without `keep` holds only one gathered tensor at a time.
     """
     kept = {}
     for name, tensor in tensors.items():
         value = whole(tensor)
         if keep:
-            # A gathered tensor is a copy; it waits on the CPU.
+            # A gathered tensor is a copy. On the CPU it takes no GPU memory.
             kept[name] = (value if value is tensor else value.cpu()).contiguous()
     return kept
 
 
 def _read(file: Path, owner: Callable[[str], torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file. If the owner of a tensor is sharded and of the same shape, keep this rank's shard only."""
+    """Read the tensors of a file.
+
+    `owner` maps a name to a tensor of the model. If that tensor is sharded and has the same shape, return only this rank's shard.
+    """
     tensors = {}
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118
@@ -201,14 +204,13 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def _restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Move the values for the fused optimizer: counters to the device of the parameter, moments to its memory layout too."""
+    """Put the values into the optimizer's state, on the devices of their parameters."""
     parameters = _parameters(module)
     for key, value in tensors.items():
         name, _, state_key = key.rpartition(".")
         if name in parameters:
             parameter = parameters[name]
-            moment = value.shape == parameter.shape
-            placed = (
-                torch.empty_like(parameter, requires_grad=False).copy_(value) if moment else value.to(parameter.device)
-            )
-            optimizer.state[parameter][state_key] = placed
+            # The fused optimizer needs moments in the memory layout of the parameter.
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+            optimizer.state[parameter][state_key] = value.to(parameter.device)

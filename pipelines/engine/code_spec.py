@@ -1,4 +1,4 @@
-"""Description of the codes in a cache, as the objectives need it."""
+"""Description of the codes in a cache for the objectives."""
 
 import torch
 

@@ -21,7 +21,7 @@ def fail(name: str, message: str) -> int:
 
 
 def progress(accelerator: Accelerator, total: int, title: str, start: int = 0) -> tqdm:
-    """Create a progress bar on stderr, on the main process only; if stderr is no terminal, it prints a line every 10 s."""
+    """Create a progress bar on stderr, on the main process only. If stderr is not a terminal, print a line every 10 s."""
     terminal = sys.stderr.isatty()
     return tqdm(
         file=sys.stderr if terminal else _LineWriter(),
@@ -36,7 +36,7 @@ def progress(accelerator: Accelerator, total: int, title: str, start: int = 0) -
 
 
 class _LineWriter:
-    """stderr for log files: each redraw of a progress bar becomes a line."""
+    """File object for a stderr that is not a terminal: each redraw of a progress bar becomes a line."""
 
     def write(self, text: str) -> None:
         if text.strip():

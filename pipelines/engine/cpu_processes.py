@@ -1,8 +1,8 @@
 """Start of several processes on the CPU.
 
-`accelerate launch --cpu --num_processes N` starts one process unless MPI is installed. It only sets MASTER_ADDR and
-MASTER_PORT, and drops the FSDP settings of its --config_file. A command that was started like this therefore starts the N
-processes itself, or the share of its machine, with the environment that the launcher sets for processes on GPUs.
+Without MPI, `accelerate launch --cpu --num_processes N` starts only one process. It sets MASTER_ADDR and MASTER_PORT, and
+ignores the FSDP settings of its --config_file. Therefore a command that was started in this way starts the N processes
+itself (on several machines, an equal share on each), with the environment variables that the launcher sets on GPUs.
 """
 
 import os
@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 
 def start_cpu_processes() -> None:
-    """Start the requested CPU processes, wait for them and exit with their code; return at once in all other cases."""
+    """Start the requested CPU processes, wait for them and exit with their exit code. Return if none were requested."""
     requested = _requested()
     world, machines = requested.get("num_processes", 1), requested.get("num_machines", 1)
     if world < 2:
@@ -32,7 +32,7 @@ def start_cpu_processes() -> None:
     for local_rank in range(local_world):
         ranks = {"RANK": str(first_rank + local_rank), "LOCAL_RANK": str(local_rank)}
         children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment | ranks))
-    # Ctrl-C reaches the children too, and they print the message.
+    # Ctrl-C reaches the children too, which print the message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
         time.sleep(0.05)
@@ -46,7 +46,7 @@ def start_cpu_processes() -> None:
 
 
 def _requested() -> dict[str, Any]:
-    """Return the settings that accelerate was given but did not apply: its flags, and its configuration file for the rest."""
+    """Return the settings that `accelerate launch` was given but did not apply. Flags override the configuration file."""
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     started = os.environ.keys() & {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     parent = psutil.Process().parent()

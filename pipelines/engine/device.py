@@ -1,4 +1,4 @@
-"""Device of a run: process group, precision, cores, compiler check, peak speed of matrix products."""
+"""Device of a run: process group, precision, cores, compiler check, peak matmul throughput."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ from pipelines.settings.training import Precision
 
 
 def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
-    """Start the process group and choose the device and autocast precision; `settings` are further flags of Accelerator."""
+    """Start the process group; choose device and autocast precision. `settings` are further arguments of Accelerator."""
     # Long timeout: one process may check a large cache while the others wait.
     timeout = InitProcessGroupKwargs(timeout=timedelta(days=7))
     mixed = "bf16" if precision == "bf16" else "no"
@@ -33,7 +33,7 @@ def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
 
 
 def cores(accelerator: Accelerator) -> int:
-    """Return the number of CPU cores per process of this machine, at least 1."""
+    """Return the number of CPU cores for each process on this machine, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
 
@@ -71,7 +71,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the peak FLOP/s over products of square matrices, from 512 wide to 8192 wide or to 0.1 s per product."""
+    """Measure the peak matmul throughput in FLOP/s, on square matrices of 512 to 8192 columns or until a product takes 0.1 s."""
     best, side, seconds = 0.0, 512, 0.0
     while side <= 8192 and seconds < 0.1:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

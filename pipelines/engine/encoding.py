@@ -1,6 +1,6 @@
 """Encoding of clips to codes in batches of a fixed size, so that the codes of a video do not depend on other videos.
 
-Legend: B clips of a batch, T H W C frames, height, width, colours; t h w the grid of codes.
+Legend: B clips of a batch, T H W C frames, height, width, channels, t h w grid of codes.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ Decoded = DecodedClip | ClipCuts | DamagedVideo
 
 
 def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> Iterator[Decoded]:
-    """Yield the views of a video, then their cuts; or, at any point, the reason why the video cannot be used."""
+    """Yield the views of a video, then their cuts. If the video is damaged, yield its DamagedVideo error and stop."""
     try:
         for view, item in enumerate(iter_clips(source, video, clip)):
             yield item if isinstance(item, ClipCuts) else DecodedClip(item, pack_pixels(keep, view, item))
@@ -51,7 +51,7 @@ class EncodedVideo:
     clips: int = 0
     """Number of decoded views."""
     end: ClipCuts | DamagedVideo | None = None
-    """Cuts of the views or the damage, once the video is decoded."""
+    """Cuts of the views, or the damage; None until the video is decoded."""
 
     @property
     def complete(self) -> bool:
@@ -59,10 +59,11 @@ class EncodedVideo:
 
 
 class Encoder:
-    """Encoder of clips, always `batch` at a time, on the device of the tokenizer; the last batch is filled up with black clips.
+    """Encoder of clips in batches of exactly `batch` clips, on the device of the tokenizer; black clips fill the last batch.
 
-    Codes are the same in any batch and on any number of processes. To that end it uses one CPU thread, because sums depend on
-    the number of threads (use several processes instead), no TF32, and no kernels chosen by benchmark.
+    The codes of a clip do not depend on the other clips of its batch or on the number of processes. Therefore the encoder
+    uses no TF32, no cuDNN benchmark, and one CPU thread, because sums depend on the number of threads. To use several cores,
+    start several processes.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, batch: int, precision: str) -> None:
@@ -77,7 +78,7 @@ class Encoder:
     ) -> Iterator[EncodedVideo]:
         """Yield the videos with their codes, in order.
 
-        In bf16 `compare` gets the number of codes in the first batch and how many of them differ in fp32.
+        In bf16, `compare` is called once, with the number of codes in the first batch and the number that differ from fp32.
         """
         waiting: deque[EncodedVideo] = deque()
         clips: list[tuple[EncodedVideo, np.ndarray]] = []
@@ -125,7 +126,7 @@ class Encoder:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Context in which a network computes the same floats every time, as far as the kernels allow it; see Encoder."""
+    """Context of reproducible forward passes, as far as the kernels allow; see Encoder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     exact_cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -6,7 +6,7 @@ from pipelines.settings.training import Training
 
 
 def lr_at(step: int, config: Training) -> float:
-    """Return the learning rate of a step, without scheduler state: linear warm-up, then a cosine to 1 % of the peak."""
+    """Return the learning rate of a step: linear warm-up, then cosine decay to 1 % of the peak. There is no scheduler state."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)

@@ -13,7 +13,7 @@ import torch
 class Resident:
     """Context in which a thread samples the resident memory of the process every millisecond.
 
-    `before` is the value at its start, `most` the peak, both in bytes.
+    `before` is the memory at the start of the context, `most` the peak, both in bytes.
     """
 
     def __enter__(self) -> "Resident":
@@ -36,7 +36,7 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory so far in bytes: of tensors on a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # On Linux not getrusage, which includes the peak of the parent process.
+    # On Linux, getrusage would include the peak of the parent process.
     status = Path("/proc/self/status")
     if status.exists() and (own := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
         return 1024 * int(own[1])

@@ -1,7 +1,7 @@
-"""FSDP version 2, as accelerate configures it: each rank keeps a shard of weights, gradients and moments.
+"""FSDP version 2, configured by accelerate: each rank keeps a shard of weights, gradients and optimizer moments.
 
-The parameters of a sharded module are DTensors under their old names. Their whole values are gathered for a forward pass and,
-one after another, for checkpoints, so that a checkpoint is the same with and without FSDP.
+The parameters of a sharded module become DTensors and keep their names. Whole parameters are gathered for forward passes and
+checkpoints. Therefore checkpoints are the same with and without FSDP.
 """
 
 import os
@@ -16,23 +16,23 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def configured_sharding() -> FullyShardedDataParallelPlugin | None:
     """Return the FSDP settings of the accelerate configuration, or None without FSDP.
 
-    With bf16 too, weights are gathered and gradients summed in fp32, so that autocast gives the same numbers as without FSDP.
-    accelerate's own policy would round even the loss.
+    Weights are gathered and gradients are summed in fp32 even for bf16 runs, because autocast then gives the same numbers as
+    without FSDP. accelerate's default policy would round even the loss to bf16.
 
     Raises:
-        ValueError: for FSDP version 1.
+        ValueError: if the configuration does not select FSDP version 2.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return None
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("the accelerate configuration must set fsdp_version: 2 in its fsdp_config, got FSDP version 1")
-    # Every rank builds the whole module before it is sharded: the RAM-efficient way fails on buffers.
+    # cpu_ram_efficient_loading fails on buffers, so every rank builds the whole module before it is sharded.
     fp32 = MixedPrecisionPolicy()
     return FullyShardedDataParallelPlugin(mixed_precision_policy=fp32, cpu_ram_efficient_loading=False)
 
 
 def name_layers(module: nn.Module) -> None:
-    """Set the layers that FSDP gathers at once: the entries of each module list, such as the blocks of an encoder."""
+    """Set the layers that FSDP shards and gathers as units: the entries of each ModuleList, such as the blocks of an encoder."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     module._no_split_modules = sorted({type(layer).__name__ for layers in lists for layer in layers})  # type: ignore[assignment]
 
@@ -45,7 +45,7 @@ def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugi
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a DTensor gathered from all ranks, which must all call this; return any other tensor unchanged."""
+    """Gather a DTensor from all ranks; return any other tensor unchanged. All ranks must call this function."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

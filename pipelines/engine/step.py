@@ -11,7 +11,7 @@ from data.loading import Batch
 from pipelines.engine.sharding import whole
 
 Losses = dict[str, Tensor]
-"""`loss`, which is minimised, and numbers to log."""
+"""Scalars by name: `loss` is minimised, all others are only logged."""
 
 
 class SingleProcess:
@@ -46,10 +46,10 @@ def train_step(
     max_norm: float = torch.inf,
     check_gradient: Callable[[Tensor, Losses], None] = lambda norms, losses: None,
 ) -> Losses:
-    """Run forward and backward on each part of a batch, clip the gradients, update the weights.
+    """Run the forward and backward pass of each part of a batch, clip the gradients, update the weights.
 
     Args:
-        model: batch -> losses.
+        model: maps a batch to losses.
         batches: parts of the batch, on the device of the model.
         accumulate: number of parts; the loss of each part is divided by it.
         clipped: modules whose gradients are clipped to `max_norm`, each module by its own norm.
@@ -60,12 +60,12 @@ def train_step(
     """
     mean_losses: Losses = {}
     for number, batch in enumerate(batches):
-        # FSDP reduces the gradients of every part, so that no process holds a whole gradient.
+        # FSDP reduces the gradients after every part: no process has to hold a whole gradient.
         synchronise = number == accumulate - 1 or accelerator.is_fsdp2
         with nullcontext() if synchronise else accelerator.no_sync(model):
             with accelerator.autocast():
                 losses = model(batch)
-            # A non-finite loss makes the gradient NaN on every rank, so that all ranks notice it.
+            # A non-finite loss on one rank makes the summed gradient NaN, so all ranks detect it.
             finite_or_nan = torch.where(losses["loss"].detach().isfinite(), 1.0, torch.nan)
             accelerator.backward(losses["loss"] * finite_or_nan / accumulate)
         for key, value in losses.items():

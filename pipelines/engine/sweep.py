@@ -1,4 +1,4 @@
-"""Many training runs and probes: in parallel on the cores of a CPU, else one after the other."""
+"""Execution of many training runs and probes: in parallel on the cores of a CPU, one after another on other devices."""
 
 import os
 import shutil
@@ -22,12 +22,12 @@ from pipelines.engine.console import progress
 from pipelines.engine.run import summary_of
 
 _MAX_PARALLEL = 4
-"""Maximum number of parallel calls of `run_in_parallel`: each call may need gigabytes."""
+"""Maximum number of parallel calls in `run_in_parallel`; each call may need gigabytes of memory."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training: name for messages, run folder, length, seed and further flags of pretrain_ar."""
+    """Training run: name for messages, run folder, number of steps, seed and further flags of pretrain_ar."""
 
     name: str
     out: Path
@@ -41,12 +41,12 @@ class Job:
 
 
 def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "training runs") -> None:
-    """Run pretrain_ar.py for all unfinished jobs, on CPUs with one core each. Models are kept, checkpoints are deleted.
+    """Run pretrain_ar.py for all unfinished jobs; on a CPU, each job uses one core. Checkpoints of finished jobs are deleted.
 
     Raises:
-        ValueError: if a training fails; contains its last line on stderr.
+        ValueError: if a training run fails. The message contains the last line of its stderr.
     """
-    # Prefixes of commands that pin a training to a core; one training per prefix runs at a time.
+    # Prefixes that pin a command to a core. At any time, each prefix is used by one job at most.
     prefixes: Queue[list[str]] = Queue()
     cores = _cores() if device.type == "cpu" and shutil.which("taskset") else []
     for prefix in [["taskset", "-c", str(core)] for core in cores] or [[]]:
@@ -79,7 +79,7 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
 def run_in_parallel(
     work: Callable[..., None], calls: Sequence[tuple[Any, ...]], device: torch.device, title: str
 ) -> None:
-    """Run `work(*call)` for all calls, on CPUs in processes that divide the cores among them, else in one process."""
+    """Run `work(*call)` for all calls: on a CPU in several processes that share the cores, on other devices in one process."""
     context = get_context("spawn")
     cores, shares = _cores(), context.SimpleQueue()
     count = max(1, min(len(cores), _MAX_PARALLEL, len(calls))) if device.type == "cpu" else 1
@@ -91,7 +91,7 @@ def run_in_parallel(
         for done in as_completed([pool.submit(work, *call) for call in calls]):
             done.result()
             bar.update()
-    # Do not wait for minutes of work whose result is not needed.
+    # After an error, do not wait for the other calls, which may take minutes.
     except BaseException:
         for process in active_children():
             process.kill()
@@ -123,7 +123,7 @@ def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
         *("--validate_every", steps, "--save_every", steps),
         *("--attention", "plain" if device.type == "cpu" else "auto"),
         *job.flags,
-        # Last, so that a settings file among the flags cannot override them.
+        # These flags come last, so a settings file in job.flags cannot override them.
         *("--out", str(job.out), "--cache", cache.address, "--seed", str(job.seed), "--steps", steps),
         *("--plan", "false"),
     ]

@@ -1,7 +1,7 @@
 """The training loop, independent of the objective: batches, losses, validation, checkpoints.
 
-All randomness of a step is a function of (seed, step). data/loading.py draws the batch and its seeds that way, and the
-global generator, which some quantizers use, is seeded again before each step.
+All randomness of a step is a function of (seed, step). data/loading.py derives the batch and its seeds from them. The global
+generator, which some quantizers use, is seeded before each step.
 """
 
 import itertools
@@ -37,7 +37,7 @@ _KEEP = 2
 
 
 def make_accelerator(config: Training, run: Run) -> Accelerator:
-    """Start the process group, device and precision; call it before building quantizers, which look up the process group."""
+    """Start the process group with the precision of the run. Call this before building quantizers, which check for a group."""
     tracker = None if config.tracker == "none" else config.tracker
     precision = run.chosen("precision", resolve_precision(config.precision))
     return start_accelerator(precision, log_with=tracker, project_dir=run.folder)
@@ -46,7 +46,7 @@ def make_accelerator(config: Training, run: Run) -> Accelerator:
 def plan_parts(
     accelerator: Accelerator, config: Training, samples: int, blocks_N: np.ndarray | None = None
 ) -> BatchPlan:
-    """Plan the batches of this process, `config.accumulate` per step; `blocks_N` as in BatchPlan."""
+    """Plan the batches of this process, `config.accumulate` per step. See BatchPlan for `blocks_N`."""
     return BatchPlan(
         samples=samples,
         batch_size=config.batch_size // config.accumulate,
@@ -69,7 +69,7 @@ def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
 
 @dataclass
 class Fit:
-    """Result of a finished training."""
+    """Result of a finished training run."""
 
     losses: dict[str, float]
     """Numbers of the last validation."""
@@ -88,15 +88,15 @@ def fit(
     watch: Callable[[Batch], None] = lambda batch: None,
     average: WeightAverage | None = None,
 ) -> Fit:
-    """Train up to `config.steps`, from the newest checkpoint if there is one.
+    """Train until `config.steps` steps are done, starting from the newest checkpoint if there is one.
 
     Args:
-        module: maps a batch, with its `step`, to losses: `loss` and numbers to log. It is already on the device. An optional
-            attribute `networks` lists modules that are trained against each other; each gradient is clipped on its own.
+        module: maps a batch, which contains its `step`, to losses. It is already on the device. Its optional attribute
+            `networks` lists adversarial modules; the gradient of each is clipped by its own norm.
         dataset: maps the number of a part to its batch; each step uses `config.accumulate` consecutive parts.
-        validate: maps a step to numbers; called on all ranks with the module in evaluation mode.
-        watch: called with every batch before it is used.
-        average: moving average of the weights of the module or of a part of it; saved in the checkpoints too.
+        validate: maps a step to numbers to log; called on all ranks with the module in evaluation mode.
+        watch: called with every batch before the batch is used.
+        average: moving average of the weights of the module or of a part of it; saved in checkpoints.
 
     Raises:
         FloatingPointError: if a loss or gradient is not finite. The step is not applied, and no checkpoint contains it.
@@ -116,7 +116,7 @@ def fit(
         run.rewind(start, config.steps)
         checkpoints.prune(folder, start, _KEEP)
     if start:
-        say(accelerator, f"continuing {run.folder} from step {start}")
+        say(accelerator, f"resuming {run.folder} from step {start}")
     if config.tracker != "none":
         accelerator.init_trackers(run.pipeline)
 
@@ -160,7 +160,7 @@ def fit(
 
 
 def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
-    """Raise a ValueError if ranks would continue from different steps, as on nodes that do not share the run folder."""
+    """Raise a ValueError if ranks would resume from different steps, which happens if nodes do not share the run folder."""
     starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
     if len(set(starts)) > 1:
         raise ValueError(
@@ -169,7 +169,7 @@ def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
 
 
 class _Interrupt:
-    """Handler of Ctrl-C: finish the step and save before the run ends. With several ranks, or a second time, end at once."""
+    """Handler of Ctrl-C: save after the current step, then end the run. With several ranks or on a second Ctrl-C, end at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.requested = False
@@ -207,7 +207,7 @@ def _step(
     step: int,
     networks: Sequence[nn.Module],
 ) -> Losses:
-    """Run one optimizer step on the next `config.accumulate` parts; return the mean losses. Raises what `fit` raises."""
+    """Run an optimizer step on the next `config.accumulate` parts; return the mean losses. Raises FloatingPointError as `fit`."""
     rows: list[int] = []
 
     def device_batches() -> Iterator[Batch]:
@@ -221,7 +221,7 @@ def _step(
         if not torch.isfinite(norms).all():
             raise FloatingPointError(
                 f"step {step + 1}: the gradient is not finite (loss {losses['loss'].item()}); the step was not applied, the "
-                f"last checkpoint is unchanged; samples of the step (rows of the list): {', '.join(map(str, rows))}"
+                f"last checkpoint is unchanged; samples of the step (rows in the list of videos): {', '.join(map(str, rows))}"
             )
 
     model.train()

@@ -169,7 +169,7 @@ def test_an_fsdp_run_that_was_killed_and_started_again_equals_one_process(
     assert not (run / "summary.json").exists()
     again = train(folder, two("fsdp.yaml"), run)
     last_line(again)
-    assert "continuing" in again.stderr
+    assert "resuming" in again.stderr
     assert distribution(run) == (2, "FSDP")
     assert_same(run, one)
 

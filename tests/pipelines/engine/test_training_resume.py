@@ -52,7 +52,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished_project: Path, tmp_path: Path
     process.wait()
     resumed = start(finished_project, "pretrain_ar", *flags_of_killed)
     answer = last_line(resumed)
-    assert "continuing" in resumed.stderr or (tmp_path / "killed" / "summary.json").exists()
+    assert "resuming" in resumed.stderr or (tmp_path / "killed" / "summary.json").exists()
     assert answer["loss"] == straight["loss"]
     assert validation_losses(tmp_path / "killed") == validation_losses(tmp_path / "straight")
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
@@ -261,7 +261,7 @@ def test_a_killed_tokenizer_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
     resumed = start(tmp_path, "train_tokenizer", *flags, "--out", "killed")
-    assert "continuing" in resumed.stderr
+    assert "resuming" in resumed.stderr
     last_line(resumed)
     assert logged(tmp_path / "killed") == logged(tmp_path / "straight")
     assert tensor_hashes(tmp_path / "killed") == tensor_hashes(tmp_path / "straight")
