@@ -1,4 +1,4 @@
-"""Compare objectives: train each with several seeds on one cache at an equal budget, probe all models, and write one page."""
+"""Compare objectives: train all with several seeds on one cache at an equal budget, probe the models, and write one page."""
 
 import math
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
     """Read the settings of an entry, and return them parsed and as YAML.
 
     Raises:
-        ValueError: if the file or its settings are invalid, or the cache lacks what the objective needs.
+        ValueError: if the file or its settings are invalid, or the cache lacks pixels or views that the objective needs.
     """
     if not file.is_file():
         raise ValueError(f"entries: no such file: {file}")
@@ -94,7 +94,7 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
 def _steps(
     config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
 ) -> dict[str, int]:
-    """Return the optimizer steps of each entry. They are kept in a file, so that a resumed comparison uses the same numbers."""
+    """Return the optimizer steps of each entry. A file stores them, because a resumed comparison must use the same numbers."""
     steps_file = folder / "steps.json"
     if not steps_file.exists():
         if config.budget == "clips":
@@ -111,22 +111,22 @@ def _steps(
 
 
 def _seconds_per_step(run: Path) -> float:
-    """Seconds per step of a short run, measured from its first logged step on to exclude warm-up."""
+    """Return the seconds per step of a short run, measured after its first logged step to exclude warm-up."""
     logged = [line for line in metrics_of(run) if "seconds" in line]
     first, last = logged[0], logged[-1]
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def _job(file: Path, out: Path, steps: int, seed: int, validate_every: int, *flags: str) -> Job:
-    """Training run with the settings of an entry's file."""
+    """Return a training run with the settings of an entry's file."""
     own_flags = ["--config", str(file.resolve()), "--validate_every", str(validate_every)]
     return Job(file.stem, out, steps, seed, [*own_flags, *flags])
 
 
 def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
-    """Return the accuracies of every model, by its folder. They are kept in files, so that no model is probed twice."""
+    """Return the accuracies of every model by its folder. Files store them, because no model should be probed twice."""
     models = [(job, model) for job in jobs for model in (job.out / "untrained", *_models(job.out))]
-    # Probe processes put their token files here: if one is killed, this process still deletes them.
+    # Probe processes store tokens in this folder. If such a process is killed, this process still deletes the files.
     with TemporaryDirectory(prefix="arvideo-compare-") as scratch:
         calls = [(cache.address, job, model, scratch) for job, model in models if not _probe_file(model).exists()]
         run_in_parallel(_probe, calls, device, "probe")
@@ -134,7 +134,7 @@ def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> 
 
 
 def _probe_file(model: Path) -> Path:
-    """File with the accuracies of a model, in the folder of its run."""
+    """Return the file with the accuracies of a model, in the folder of its run."""
     run = model.parent.parent if model.parent.name == "snapshots" else model.parent
     return run / f"probe-{model.name}.json"
 
@@ -155,7 +155,7 @@ def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
 
 
 def _models(run: Path) -> list[Path]:
-    """Folders of the snapshots and of the final model, in the order of their steps."""
+    """Return the folders of the snapshots and of the final model, in the order of their steps."""
     return [*sorted(run.glob("snapshots/step_*")), run / "model"]
 
 
@@ -190,12 +190,12 @@ def _row(name: str, entry: Pretrain, jobs: Sequence[Job], accuracies: dict[Path,
 
 
 def _best(accuracies: Sequence[dict[str, Any]], probe: str) -> dict[str, float | None]:
-    """Mean accuracy and standard error over seeds, each at its selected layer."""
+    """Return mean accuracy and standard error over seeds, each at its selected layer."""
     return mean_over_seeds([accuracy["best"][probe] for accuracy in accuracies])
 
 
 def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, float | None]]:
-    """Mean accuracy and standard error of each layer over seeds, first to last."""
+    """Return mean accuracy and standard error over seeds for each layer, from first to last."""
     layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
     return [mean_over_seeds(layer) for layer in layers]
 

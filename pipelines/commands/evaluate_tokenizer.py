@@ -25,7 +25,7 @@ from tokenizer.lpips import LPIPS, load_lpips
 from tokenizer.measures import VideoDetector, load_detector
 
 _SHOWN = 4
-"""Clips in the pictures and the movie."""
+"""Number of clips in the pictures and the movie."""
 _COLUMNS = {
     "number": "",
     "name": "tokenizer",
@@ -42,7 +42,7 @@ _COLUMNS = {
     "memory_mib": "MiB",
     "source": "source",
 }
-"""Keys of the summary and the heads of their columns."""
+"""Titles of the table's columns by key of the summary."""
 
 
 def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
@@ -50,14 +50,15 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     source = load_source(config.videos)
     accelerator = start_accelerator()
     tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
-    for tokenizer in tokenizers:  # refuse a size that does not fit before anything is decoded
+    # Raise the error about an unsuitable clip size before any video is decoded.
+    for tokenizer in tokenizers:
         tokenizer.codes_shape(tokenizer.frames_that_fit(config.clip.frames), config.clip.size, config.clip.size)
     lpips = None if config.lpips is None else load_lpips(config.lpips)
     detector = None if config.detector is None else load_detector(config.detector, config.trust)
     fingerprints = [tokenizer.fingerprint() for tokenizer in tokenizers]
     about = " ".join([source.digest, device_name(accelerator.device), *fingerprints])
     run = Run("evaluate_tokenizer", config, settings, about=about)
-    # Other processes would disturb the measured speeds.
+    # Only the main process evaluates: other processes would disturb the measured speeds.
     if run.begin_unless_finished(accelerator) and accelerator.is_main_process:
         _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
     accelerator.wait_for_everyone()
@@ -120,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 def _pictures(folder: Path, pixels_BTHWC: torch.Tensor, scores: Sequence[TokenizerScores]) -> None:
-    """Write a grid for each tokenizer, and one movie with the clips on the left and all reconstructions beside them."""
+    """Write one picture per tokenizer, and one movie: the clips on the left, all reconstructions to the right of them."""
     for number, score in enumerate(scores):
         grid = reconstruction_grid(pixels_BTHWC[:_SHOWN], score.video_BTHWC[:_SHOWN])
         save_png(grid, folder / f"{number:02d}-{score.numbers['name']}.png")

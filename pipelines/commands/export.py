@@ -21,11 +21,11 @@ from tokenizer import VideoTokenizer, load_tokenizer
 
 _DEFAULT_COUNT = 4
 _DEFAULT_RATE = 16
-"""Frames per second for videos that do not name their own."""
+"""Frames per second of videos whose frame rate is unknown."""
 
 
 def main(config: Export, settings: str) -> dict[str, Any]:
-    """Export the chosen videos, by default four that are spread over the cache, and return the files."""
+    """Export the chosen videos, by default four videos spread over the cache, and return the files."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     rows = [find_row(cache, name) for name in config.sample]
     if not rows:
@@ -38,16 +38,14 @@ def main(config: Export, settings: str) -> dict[str, Any]:
 def export_clips(
     cache: TokenCache, rows: Sequence[int], tokenizer: str, out: Path, *, trust: bool = False
 ) -> list[Path]:
-    """Write one mp4 per row and return the files: the canonical view, or all views in order if the views are dense.
+    """Write one mp4 per row and return the files. An mp4 shows the canonical view, or all views in order if they are dense.
 
     Raises:
         ValueError: if another tokenizer made the codes, or the pixels are not available.
     """
     decoder = load_tokenizer(tokenizer, trust=trust)
     if decoder.fingerprint() != cache.spec["tokenizer"]:
-        raise ValueError(
-            f"--tokenizer {tokenizer}: another tokenizer made {cache.address}; its codes have other meanings"
-        )
+        raise ValueError(f"--tokenizer {tokenizer}: cannot decode {cache.address}, which another tokenizer made")
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for row in tqdm(rows, desc="export", disable=None):
@@ -58,7 +56,7 @@ def export_clips(
 
 
 def _frames(cache: TokenCache, row: int, decoder: VideoTokenizer) -> Iterator[np.ndarray]:
-    """Yield the frames (H, W, C) of a video without padding."""
+    """Yield the valid frames (H, W, C) of a video, original and decoded frame side by side."""
     cuts = cache.views(row)
     views = range(len(cuts)) if cache.clip.views == "dense" else [cache.canonical(row)]
     codes_Vthw = cache.codes(row)

@@ -1,4 +1,4 @@
-"""Probe a pre-trained model with its weights frozen, next to baselines without pre-training."""
+"""Probe a pre-trained model with frozen weights, and baselines without pre-training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,17 +26,15 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     pretraining = summary_of(pretrained)
     cache = TokenCache.open(find_cache(config.caches, config.cache or pretraining["cache"]))
     if cache.spec["tokenizer"] != pretraining["tokenizer"]:
-        raise ValueError(
-            f"--cache {cache.address}: was made by another tokenizer than the cache of {pretrained}; "
-            "its codes have other meanings"
-        )
+        raise ValueError(f"--cache {cache.address}: was made by another tokenizer than the cache of {pretrained}")
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    if not accelerator.is_main_process:  # scikit-learn works in one process
+    # scikit-learn works in one process.
+    if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return {}
     with threadpool_limits(torch.get_num_threads()):
@@ -64,8 +62,8 @@ def _probe_all(
     labelled: LabelledVideos,
     repetitions: list[list[Fold]],
 ) -> dict[str, Any]:
-    """Return the accuracies of the model, of untrained networks and of pixel baselines, under the keys of the summary."""
-    # The model reads all clips once, an untrained network once per seed, the baselines once; each probe adds its clips.
+    """Return the accuracies of the model, of untrained networks and of pixel baselines, by their keys in the summary."""
+    # Clips are read by the model, the baselines and one untrained network per seed, and probed for two networks per seed.
     bar = progress(accelerator, len(labelled.rows) * (3 * config.seeds + 2), "clips read and probed")
     probed = (accelerator, pretrained / "model", cache, labelled)
     trained = probe_model(*probed, repetitions, attentive=config.attentive, bar=bar)
@@ -90,11 +88,11 @@ def _probe_all(
 
 
 def _best(accuracies: Sequence[Accuracy], probe: str, tested: int) -> dict[str, float]:
-    """Accuracy of the chosen layers."""
+    """Return the mean accuracy at the chosen layers, with its error."""
     return accuracy_with_error([accuracy.best[probe] for accuracy in accuracies], tested)
 
 
 def _layers(accuracies: Sequence[Accuracy], probe: str, tested: int) -> list[dict[str, float]]:
-    """Accuracy of each layer, first to last."""
+    """Return the mean accuracy of each layer with its error, from first to last."""
     layers = zip(*(accuracy.layers[probe] for accuracy in accuracies), strict=True)
     return [accuracy_with_error(layer, tested) for layer in layers]

@@ -26,7 +26,7 @@ from tokenizer.measures import code_health, psnr_of
 from tokenizer.quantizers import EMAVQQuantizer
 
 VALIDATION_CLIPS = 96
-"""Most clips of a validation."""
+"""Maximum number of clips in a validation."""
 _VALIDATION_BATCH = 16
 _PICTURE_CLIPS, _MOVIE_CLIPS = 8, 4
 
@@ -43,7 +43,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     """Train and save a tokenizer, and return the summary. A finished run is not trained again.
 
     Raises:
-        ValueError: under FSDP, or if the settings do not fit the clips or each other.
+        ValueError: if FSDP is used, or if the settings contradict the clips or each other.
     """
     if accelerator.is_fsdp2:
         raise ValueError("tokenizers do not train under FSDP: use an accelerate configuration without it")
@@ -70,8 +70,9 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     if not held_out:
         say(accelerator, NOTHING_HELD_OUT)
     alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
+    # Restore the state of the alarm in a resumed run.
     for line in metrics_of(run.folder):
-        if "val_dead_codes" in line:  # restore the state of the alarm in a continued run
+        if "val_dead_codes" in line:
             alarm.check(int(line["step"]), line["val_dead_codes"])
 
     def validate(step: int) -> dict[str, float]:
@@ -127,7 +128,8 @@ def evaluate(
     """Reconstruct held-out clips.
 
     Returns:
-        Mean PSNR over clips and the statistics of `code_health`, rounded to four digits; and the reconstructions, uint8.
+        Numbers rounded to four digits (mean PSNR over clips and the statistics of `code_health`), and the reconstructions
+        (B, T, H, W, C), uint8.
     """
     codes, videos = [], []
     for part in pixels_BTHWC.split(_VALIDATION_BATCH):
