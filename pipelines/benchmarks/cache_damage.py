@@ -3,7 +3,8 @@
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import webdataset
@@ -27,35 +28,26 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     intact = _webdataset_reads(tar)
     draw = random.Random(0)
     trials = max(20, int(1000 * scale))
-
-    def row(what: str, contents: list[bytes], check: Callable[[TokenCache], None]) -> Row:
-        ours = theirs = 0.0
+    offsets = _code_offsets(damaged)
+    cuts = [content[:length] for length in range(0, len(content), 64)]
+    flips = [_flip_bit(content, draw.randrange(len(content)), draw) for _ in range(trials)]
+    code_flips = [_flip_bit(content, draw.choice(offsets), draw) for _ in range(trials)]
+    for what, contents, check in (
+        (f"a shard cut short at every 64th byte ({len(cuts)}): not detected", cuts, TokenCache.verify),
+        (f"one bit of a shard flipped ({trials}): not detected by verify", flips, TokenCache.verify),
+        (f"one bit of the codes flipped ({trials}): not detected when read", code_flips, _read_all),
+    ):
+        ours = theirs = 0
         for changed in contents:
             tar.write_bytes(changed)
-            ours += _passes(damaged, check)
-            try:
+            with suppress(DamagedCache):
+                check(TokenCache.open(damaged))
+                ours += 1
+            # webdataset and tarfile raise many types of errors; each of them counts as detection.
+            with suppress(Exception):
                 theirs += _webdataset_reads(tar) != intact
-            except Exception:
-                # webdataset and tarfile raise many types of errors; each of them counts as detection.
-                continue
-        ours, theirs = 100 * ours / len(contents), 100 * theirs / len(contents)
-        return Row(what, "%", ours, peer=theirs, alternative="plain webdataset", reach="0")
-
-    cuts = [content[:length] for length in range(0, len(content), 64)]
-    yield row(f"a shard cut short at every 64th byte ({len(cuts)}): not detected", cuts, TokenCache.verify)
-    flips = [_flip_bit(content, draw.randrange(len(content)), draw) for _ in range(trials)]
-    yield row(f"one bit of a shard flipped ({trials}): not detected by verify", flips, TokenCache.verify)
-    offsets = _code_offsets(damaged)
-    flips = [_flip_bit(content, draw.choice(offsets), draw) for _ in range(trials)]
-    yield row(f"one bit of the codes flipped ({trials}): not detected when read", flips, _read_all)
-
-
-def _passes(cache: Path, check: Callable[[TokenCache], None]) -> bool:
-    try:
-        check(TokenCache.open(cache))
-    except DamagedCache:
-        return False
-    return True
+        shares = [100 * count / len(contents) for count in (ours, theirs)]
+        yield Row(what, "%", shares[0], peer=shares[1], alternative="plain webdataset", reach="0")
 
 
 def _read_all(cache: TokenCache) -> None:
@@ -78,7 +70,5 @@ def _flip_bit(content: bytes, offset: int, draw: random.Random) -> bytes:
 def _code_offsets(cache: Path) -> list[int]:
     """Offsets of all bytes of codes in the first shard."""
     record = json.loads((cache / "shards" / "000000.json").read_text())["members"]["codes.npy"]
-    offsets: list[int] = []
-    for offset, size in zip(record["offset"], record["size"], strict=True):
-        offsets.extend(range(offset + _NPY_HEADER, offset + size))
-    return offsets
+    members = zip(record["offset"], record["size"], strict=True)
+    return [byte for offset, size in members for byte in range(offset + _NPY_HEADER, offset + size)]

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     for views in (1, 4):
         cache = TokenCache.open(synthetic_cache(folder / f"{views}", videos, views=views, shard_size=50))
         unchecked = TokenCache.open(cache.address, checksums=False)
-        array = _one_array(folder / f"{views}.npy", cache)
+        array = folder / f"{views}.npy"
+        np.save(array, np.concatenate([cache.codes(row) for row in range(len(cache))]))
         for workers in [2, 0] if views == 1 else [2]:
             readers: _Readers = {
                 "ours": partial(_ours, cache, workers),
@@ -92,12 +93,6 @@ def _loaded(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
     return (batch["codes_BTHW"] for batch in batches(dataset, range(10**6), workers))
 
 
-def _one_array(file: Path, cache: TokenCache) -> Path:
-    """Write all clips of a cache into one array, and return its file."""
-    np.save(file, np.concatenate([cache.codes(row) for row in range(len(cache))]))
-    return file
-
-
 class _Mapped(Dataset):
     """Batches gathered from a memmap: one view of each video, in one fixed random order of videos."""
 
@@ -119,9 +114,10 @@ def _webdataset(cache: TokenCache, workers: int, all_views: bool) -> Iterator[np
     urls = [f"{cache.address}/{shard.file}" for shard in cache.shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
     samples = dataset.map(_codes)
-    clips = samples.compose(_each_view).shuffle(1000) if all_views else samples.shuffle(1000).map(_one_view)
+    clips = samples.compose(chain.from_iterable).shuffle(1000) if all_views else samples.shuffle(1000).map(_one_view)
     stages = clips.batched(_BATCH, collation_fn=np.stack).repeat()
-    settings: dict[str, Any] = {"batch_size": None, "num_workers": workers, "collate_fn": _keep_array}
+    # Batches stay NumPy arrays, which workers send through a pipe. For small arrays this is faster than shared memory.
+    settings: dict[str, Any] = {"batch_size": None, "num_workers": workers, "collate_fn": np.asarray}
     return iter(DataLoader(stages, multiprocessing_context="forkserver" if workers else None, **settings))
 
 
@@ -131,13 +127,3 @@ def _codes(sample: dict[str, Any]) -> np.ndarray:
 
 def _one_view(codes_Vthw: np.ndarray) -> np.ndarray:
     return codes_Vthw[np.random.randint(len(codes_Vthw))]
-
-
-def _each_view(samples: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for codes_Vthw in samples:
-        yield from codes_Vthw
-
-
-def _keep_array(batch: np.ndarray) -> np.ndarray:
-    """Keep a NumPy array: workers send it through a pipe, as ours do, which is faster for small arrays than shared memory."""
-    return batch

@@ -20,7 +20,6 @@ from ar_model.attention import set_backend
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
-from pipelines.benchmarks import in_new_process
 from pipelines.engine.device import wait
 from pipelines.engine.memory import Resident
 from pipelines.engine.step import SingleProcess, train_step
@@ -229,10 +228,6 @@ def fastest(
     return functools.partial(build, **choice), "; ".join(notes)
 
 
-def memory_alone(build: Callable[[], Entrant]) -> float:
-    """Measure `Entrant.memory` over five steps in a new process."""
-    return in_new_process(_memory, build)
-
-
-def _memory(build: Callable[[], Entrant]) -> float:
+def memory_of(build: Callable[[], Entrant]) -> float:
+    """Build an entrant and return its `Entrant.memory` over five steps; call this `in_new_process`."""
     return build().memory(5)

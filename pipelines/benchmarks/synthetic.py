@@ -42,10 +42,9 @@ def synthetic_cache(
     for number in writer.missing():
         with writer.open_shard(number) as shard:
             for video in writer.videos(number):
-                starts, lefts = rng.integers(300, size=views).tolist(), rng.integers(50, size=views).tolist()
                 cuts = tuple(
                     View(start=start, stride=1, real=clip.frames, top=0, left=left, size=clip.size, flip=False)
-                    for start, left in zip(starts, lefts, strict=True)
+                    for start, left in rng.integers((300, 50), size=(views, 2)).tolist()
                 )
                 codes = rng.integers(_VOCABULARY, size=(views, *codes_shape), dtype=np.uint16)
                 shard.add(video, codes, ClipCuts(cuts, 320, 25.0), {})

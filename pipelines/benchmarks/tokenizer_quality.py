@@ -59,7 +59,8 @@ def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) 
     clips_NTHWC = training_clips(source, clip)
     held_out_BTHWC = held_out_clips(source, clip, 96, {})
     ours = {kind: train(name, clips_NTHWC, held_out_BTHWC, device, seconds) for kind, (name, _) in KINDS.items()}
-    _fit(lambda pixels_BTHWC, _: peer(pixels_BTHWC), peer, clips_NTHWC, device, BATCH, LR, seconds, lambda: None)
+    for _ in _fit(lambda batch: {"loss": peer(batch["pixels_BTHWC"])}, peer, clips_NTHWC, device, BATCH, LR, seconds):
+        pass  # only the PSNR of the peer is measured, after its last step
     peer_psnr = _psnr(peer.encode, lambda codes: to_uint8(peer.decode(codes)), held_out_BTHWC, device)
     shape = f"{clip.frames} frames of {clip.size}x{clip.size}"
     what = f"held-out PSNR after {seconds:.0f} s of training, {shape}, 2x8x8, 1,000 codes"
@@ -99,55 +100,41 @@ def train(name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.
     tokenizer = VQ3D(name=name).to(device)
     module = Reconstruction(tokenizer, Losses())
     usage: list[float] = []
-
-    def measure_usage() -> None:
+    for _ in _fit(module, tokenizer, clips_NTHWC, device, TrainTokenizer.batch_size, TrainTokenizer.lr, seconds):
         codes = [tokenizer.encode(part.to(device)).cpu().flatten() for part in clips_NTHWC[:2048].split(16)]
         counts_V = torch.bincount(torch.cat(codes), minlength=tokenizer.vocab_size)
         usage.append(code_health(counts_V)["code_usage"].item())
-
-    def loss(pixels_BTHWC: Tensor, step: int) -> Tensor:
-        real_B = torch.ones(len(pixels_BTHWC), dtype=torch.bool, device=device)
-        return module({"pixels_BTHWC": pixels_BTHWC, "real_B": real_B, "step": step})["loss"]
-
-    _fit(loss, tokenizer, clips_NTHWC, device, TrainTokenizer.batch_size, TrainTokenizer.lr, seconds, measure_usage)
     return Trained(tokenizer, _psnr(tokenizer.encode, tokenizer.decode, held_out_BTHWC, device), usage)
 
 
 def _fit(
-    loss: Callable[[Tensor, int], Tensor],
+    forward: Callable[[Batch], dict[str, Tensor]],
     model: nn.Module,
     clips_NTHWC: Tensor,
     device: torch.device,
     batch_size: int,
     lr: float,
     seconds: float,
-    after_quarter: Callable[[], None],
-) -> None:
-    """Train for the given time and call `after_quarter` after each quarter of it; these calls do not count as time."""
+) -> Iterator[None]:
+    """Train for the given time. Yield after each quarter of it, in evaluation mode; time spent outside does not count."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     backend = SingleProcess(device, bf16=resolve_precision("auto") == "bf16")
-
-    def forward(batch: Batch) -> dict[str, Tensor]:
-        return {"loss": loss(batch["pixels_BTHWC"], batch["step"])}
-
-    model.train()
-    spent, step, quarter = 0.0, 0, 1
-    while quarter <= 4:
-        began = time.perf_counter()
-        rows = torch.randint(len(clips_NTHWC), (batch_size,), generator=torch.Generator().manual_seed(step))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1, spent / seconds)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / _WARM_UP) * (0.01 + 0.99 * cosine)
-        batch = {"pixels_BTHWC": clips_NTHWC[rows].to(device), "step": step}
-        train_step(backend, forward, optimizer, [batch], clipped=[model], max_norm=1.0)
-        wait(device)
-        spent, step = spent + time.perf_counter() - began, step + 1
-        if spent >= seconds * quarter / 4:
-            model.eval()
-            after_quarter()
-            model.train()
-            quarter += 1
-    model.eval()
+    real_B = torch.ones(batch_size, dtype=torch.bool, device=device)
+    spent, step = 0.0, 0
+    for quarter in range(1, 5):
+        model.train()
+        while spent < seconds * quarter / 4:
+            began = time.perf_counter()
+            rows = torch.randint(len(clips_NTHWC), (batch_size,), generator=torch.Generator().manual_seed(step))
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1, spent / seconds)))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1, (step + 1) / _WARM_UP) * (0.01 + 0.99 * cosine)
+            batch = {"pixels_BTHWC": clips_NTHWC[rows].to(device), "real_B": real_B, "step": step}
+            train_step(backend, forward, optimizer, [batch], clipped=[model], max_norm=1.0)
+            wait(device)
+            spent, step = spent + time.perf_counter() - began, step + 1
+        model.eval()
+        yield
 
 
 def _psnr(
