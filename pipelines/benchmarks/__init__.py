@@ -1,4 +1,4 @@
-"""Measurements behind pipelines/benchmark.py, one module per subject; each `measure` function yields rows of a table."""
+"""Measurements of pipelines/benchmark.py, one module per subject. Each `measure` function yields the rows of a table."""
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,16 +18,17 @@ class Row:
     unit: str
     """Unit of `ours`, `error` and `peer`."""
     ours: float
+    """Value of this project."""
     error: float | None = None
     """Standard error of `ours`."""
     peer: float | None = None
-    """Value of the alternative in the same run; None if there is none."""
+    """Value of the alternative in the same run, or None if it was not measured."""
     alternative: str = ""
     """Name of the alternative."""
     ratio: float | None = None
-    """Ours / peer; for quantities in dB, ours - peer."""
+    """`ours / peer`; for values in dB, `ours - peer`."""
     reach: str = ""
-    """The target."""
+    """Target as text, for example "≥ 3"."""
 
     def texts(self) -> list[str]:
         """Return the cells of the printed table: what, ours, alternative, ratio, reach."""
@@ -38,7 +39,7 @@ class Row:
 
 
 def comparison(what: str, unit: str, ours: float, peer: float, alternative: str, reach: str = "") -> Row:
-    """Return a row that compares two values by their ratio, ours / peer."""
+    """Return a row with the ratio of two values, `ours / peer`."""
     return Row(what=what, unit=unit, ours=ours, peer=peer, alternative=alternative, ratio=ours / peer, reach=reach)
 
 

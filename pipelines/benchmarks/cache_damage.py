@@ -1,4 +1,4 @@
-"""Share of damage that is not detected: our cache compared with the same shard read by plain webdataset."""
+"""Percentage of damage that TokenCache does not detect, compared with plain webdataset on the same shard."""
 
 import json
 import random
@@ -16,11 +16,11 @@ from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
 
 _VIDEOS = 16
 _NPY_HEADER = 128
-"""Bytes before the codes of an .npy member."""
+"""Bytes of the header of an .npy file, before the codes."""
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
-    """Yield the percentage of trials without detection, for shards cut short, flipped bits and flipped bits of codes."""
+    """Yield the percentage of undetected damage for truncated shards, flipped bits, and flipped bits of codes."""
     cache = synthetic_cache(folder / "whole", numbered_videos(_VIDEOS), views=2, codes_shape=(4, 8, 8))
     damaged = Path(shutil.copytree(cache, folder / "damaged"))
     tar = damaged / "shards" / "000000.tar"
@@ -33,9 +33,9 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     flips = [_flip_bit(content, draw.randrange(len(content)), draw) for _ in range(trials)]
     code_flips = [_flip_bit(content, draw.choice(offsets), draw) for _ in range(trials)]
     for what, contents, check in (
-        (f"a shard cut short at every 64th byte ({len(cuts)}): not detected", cuts, TokenCache.verify),
-        (f"one bit of a shard flipped ({trials}): not detected by verify", flips, TokenCache.verify),
-        (f"one bit of the codes flipped ({trials}): not detected when read", code_flips, _read_all),
+        (f"shard truncated at every 64th byte ({len(cuts)} trials), not detected", cuts, TokenCache.verify),
+        (f"one bit of a shard flipped ({trials} trials), not detected by verify", flips, TokenCache.verify),
+        (f"one bit of the codes flipped ({trials} trials), not detected when read", code_flips, _read_all),
     ):
         ours = theirs = 0
         for changed in contents:
@@ -68,7 +68,7 @@ def _flip_bit(content: bytes, offset: int, draw: random.Random) -> bytes:
 
 
 def _code_offsets(cache: Path) -> list[int]:
-    """Offsets of all bytes of codes in the first shard."""
+    """Return the offsets of all bytes of codes in the first shard."""
     record = json.loads((cache / "shards" / "000000.json").read_text())["members"]["codes.npy"]
     members = zip(record["offset"], record["size"], strict=True)
     return [byte for offset, size in members for byte in range(offset + _NPY_HEADER, offset + size)]

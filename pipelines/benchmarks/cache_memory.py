@@ -13,19 +13,19 @@ from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
-    """Yield the growth of resident memory between the first tenth of the reading and its end."""
+    """Yield the growth of resident memory after the first tenth of the batches."""
     videos = numbered_videos(max(256, int(8000 * scale)))
     cache = synthetic_cache(folder / "large", videos, views=16, codes_shape=(8, 28, 28))
     size = sum(path.stat().st_size for path in cache.rglob("*.tar"))
     gib = 2**30
-    # At a small scale the limit still has to leave room for Python and PyTorch.
+    # At least 1 GiB, because Python and PyTorch need address space too.
     limit = max(size * 2 // 3, gib)
-    what = f"memory gained while reading {size / gib:.1f} GiB with {limit / gib:.1f} GiB of address space"
+    what = f"growth of memory while reading {size / gib:.1f} GiB with {limit / gib:.1f} GiB of address space"
     yield Row(what, "MiB", in_new_process(_growth, str(cache), limit) / 2**20, reach="flat")
 
 
 def _growth(address: str, limit: int) -> int:
-    """Read a whole cache under a limit on the address space; return by how many resident bytes the last nine tenths grow."""
+    """Read a whole cache under a limit of the address space. Return the growth in resident bytes after the first tenth."""
     cache = TokenCache.open(address)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     plan = BatchPlan(samples=len(cache), batch_size=32, seed=0)

@@ -1,4 +1,4 @@
-"""Throughput of shuffled batches: our cache, the same shards read by webdataset, and a NumPy memmap of the same codes.
+"""Throughput of shuffled batches from TokenCache, from webdataset on the same shards, and from a NumPy memmap.
 
 Shape suffixes: N videos or clips, B clips of a batch, V views of a video, t h w (or T H W) the grid of codes.
 """
@@ -25,12 +25,12 @@ from pipelines.benchmarks.synthetic import numbered_videos, synthetic_cache
 _BATCH = 64
 _ROUNDS = 5
 _WARM_UP = 40
-"""Batches that are not timed: meanwhile workers start, files are opened and shuffle buffers fill."""
+"""Untimed batches at the start, in which workers start, files are opened and shuffle buffers fill."""
 _Readers = dict[str, Callable[[], Iterable[Any]]]
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
-    """Yield clips per second: medians over interleaved rounds, without the start of the workers."""
+    """Yield clips per second as medians over interleaved rounds. The start of the workers is not timed."""
     videos = numbered_videos(int(20_000 * scale) + 256)
     for views in (1, 4):
         cache = TokenCache.open(synthetic_cache(folder / f"{views}", videos, views=views, shard_size=50))
@@ -39,8 +39,8 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
         np.save(array, np.concatenate([cache.codes(row) for row in range(len(cache))]))
         for workers in [2, 0] if views == 1 else [2]:
             readers: _Readers = {
-                "ours": partial(_ours, cache, workers),
-                "unchecked": partial(_ours, unchecked, workers),
+                "cache": partial(_token_cache, cache, workers),
+                "unchecked": partial(_token_cache, unchecked, workers),
                 "memmap": partial(_loaded, _Mapped(array, len(cache), views), workers),
                 "webdataset": partial(_webdataset, cache, workers, all_views=False),
             }
@@ -53,18 +53,18 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
 def _rows(speeds: dict[str, float], views: int, workers: int) -> Iterator[Row]:
     what = f"shuffled batches, {views} view(s), " + (f"{workers} workers" if workers else "in the training process")
     for key, title, name, target in (
-        ("webdataset", what, "webdataset's pipeline, one view of a sample", "≥ 10"),
-        ("all views", what, "webdataset's pipeline, all views of a sample one after the other", ""),
+        ("webdataset", what, "webdataset, one view of each sample", "≥ 10"),
+        ("all views", what, "webdataset, all views of each sample", ""),
         ("memmap", what, "numpy.memmap gather", "≥ 0.5"),
-        ("unchecked", f"{what}, checked", "checksums=False", "≥ 0.95"),
+        ("unchecked", f"{what}, with checksums", "without checksums", "≥ 0.95"),
     ):
         if key in speeds:
-            # The targets are for reading in worker processes only.
-            yield comparison(title, "clips/s", speeds["ours"], speeds[key], name, target if workers else "")
+            # The targets apply only to reading in worker processes.
+            yield comparison(title, "clips/s", speeds["cache"], speeds[key], name, target if workers else "")
 
 
 def _clips_per_second(readers: _Readers, batch_count: int) -> dict[str, float]:
-    """Median throughput of each reader over rounds; each round starts with another reader."""
+    """Return the median throughput of each reader over the rounds. Each round starts with a different reader."""
     speeds: dict[str, list[float]] = {name: [] for name in readers}
     order = list(readers.items())
     for _ in range(_ROUNDS):
@@ -77,24 +77,24 @@ def _clips_per_second(readers: _Readers, batch_count: int) -> dict[str, float]:
             began = time.perf_counter()
             clips = sum(len(batch) for batch in islice(stream, count))
             speeds[name].append(clips / (time.perf_counter() - began))
-            # The workers must end before the next reader is timed.
+            # End the workers before the next reader is timed.
             del stream
         order.append(order.pop(0))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
-def _ours(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
+def _token_cache(cache: TokenCache, workers: int) -> Iterator[torch.Tensor]:
     plan = BatchPlan(samples=len(cache), batch_size=_BATCH, seed=0)
     return _loaded(TokenDataset(cache, range(len(cache)), plan), workers)
 
 
 def _loaded(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
-    """Batches of int64 codes; our cache and the memmap go through the same data loader."""
+    """Return an iterator over batches of int64 codes. TokenCache and the memmap share this data loader."""
     return (batch["codes_BTHW"] for batch in batches(dataset, range(10**6), workers))
 
 
 class _Mapped(Dataset):
-    """Batches gathered from a memmap: one view of each video, in one fixed random order of videos."""
+    """Batches gathered from a memmap: one view of each video, with the videos in a fixed random order."""
 
     def __init__(self, file: Path, videos: int, views: int) -> None:
         self._file, self._videos, self._views = file, videos, views
@@ -110,13 +110,13 @@ class _Mapped(Dataset):
 
 
 def _webdataset(cache: TokenCache, workers: int, all_views: bool) -> Iterator[np.ndarray]:
-    """The pipeline of webdataset's own examples: shuffle shards and samples, decode, choose views, batch."""
+    """Build the pipeline of webdataset's examples: shuffle shards and samples, decode, select views, batch."""
     urls = [f"{cache.address}/{shard.file}" for shard in cache.shards]
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
     samples = dataset.map(_codes)
     clips = samples.compose(chain.from_iterable).shuffle(1000) if all_views else samples.shuffle(1000).map(_one_view)
     stages = clips.batched(_BATCH, collation_fn=np.stack).repeat()
-    # Batches stay NumPy arrays, which workers send through a pipe. For small arrays this is faster than shared memory.
+    # Workers send NumPy arrays through a pipe. For small arrays this is faster than tensors in shared memory.
     settings: dict[str, Any] = {"batch_size": None, "num_workers": workers, "collate_fn": np.asarray}
     return iter(DataLoader(stages, multiprocessing_context="forkserver" if workers else None, **settings))
 

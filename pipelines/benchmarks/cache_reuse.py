@@ -1,4 +1,4 @@
-"""Start of a second experiment on the same 100,000 videos: open the cache, or run tokenize again."""
+"""Time until a second experiment on the same 100,000 videos has codes: open the cache, or run tokenize again."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ from tokenizer import VQ3D
 
 
 def measure(folder: Path, scale: float) -> Iterator[Row]:
-    """Yield seconds until codes are available.
+    """Yield the seconds until codes are available.
 
-    The files hold no video, so a command that decoded one would report it as skipped.
+    The video files are invalid, so tokenize would report any file that it decodes as skipped.
 
     Raises:
-        RuntimeError: if tokenize decodes a video or makes the cache again.
+        RuntimeError: if tokenize decodes a video or creates the cache again.
     """
     count = int(100_000 * scale)
     videos = folder / "many"
@@ -42,7 +42,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     plan = BatchPlan(samples=len(opened), batch_size=64, seed=0)
     next(batches(TokenDataset(opened, range(len(opened)), plan), range(1), workers=0))
     seconds = time.perf_counter() - began
-    yield Row(f"cache of {count:,} videos: opened, first shuffled batch", "s", seconds, reach="≤ 5")
+    yield Row(f"open a cache of {count:,} videos and read the first shuffled batch", "s", seconds, reach="≤ 5")
 
     flags = ["--videos", str(videos), "--tokenizer", str(folder / "tokenizer"), "--caches", str(folder / "reused")]
     began = time.perf_counter()
@@ -52,4 +52,4 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     summary = json.loads(result.stdout.splitlines()[-1])
     if not summary["reused"] or summary["skipped"]:
         raise RuntimeError(f"tokenize did not reuse the cache: {summary}")
-    yield Row(f"tokenize again on {count:,} videos, the whole command", "s", seconds, reach="≤ 5")
+    yield Row(f"run tokenize again on {count:,} videos, the whole command", "s", seconds, reach="≤ 5")

@@ -24,7 +24,7 @@ _ROUNDS = 3
 
 
 def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
-    """Yield clips per second, the best of interleaved rounds, with random weights; then bytes per code for 1, 4, 16 views."""
+    """Yield clips per second (best of interleaved rounds, random weights), and bytes per code for 1, 4 and 16 views."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     torch.manual_seed(0)
     tokenizer = VQ3D().eval().to(accelerator.device)
@@ -59,7 +59,7 @@ def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
     for views in (1, 4, 16):
         cache = TokenCache.open(synthetic_cache(folder / f"views{views}", source.videos, views=views, clip=clip))
         size = sum(path.stat().st_size for path in Path(cache.address).rglob("*") if path.is_file())
-        what, reach = f"bytes per code of 2 bytes, {views} views of 512 codes", "≤ 2.3" if views == 16 else ""
+        what, reach = f"bytes on disk per 2-byte code, {views} view(s) of 512 codes", "≤ 2.3" if views == 16 else ""
         yield Row(what, "bytes", size / cache.manifest["codes"], reach=reach)
 
 
@@ -78,7 +78,7 @@ def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
 
 
 def _encode_all(encoder: Encoder, video: Video, clips: list[DecodedClip], count: int) -> int:
-    """Encode `count` clips, as views of one video; return the number of encoded clips."""
+    """Encode `count` clips as views of one video, and return the number of encoded clips."""
     # The encoder expects ClipCuts after the last clip of a video.
     parts: Iterator[Decoded] = chain(islice(cycle(clips), count), [ClipCuts((), 0, None)])
     (encoded,) = encoder.videos([(video, parts)])

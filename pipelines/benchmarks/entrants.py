@@ -1,4 +1,4 @@
-"""Our models and the public VideoMAE, which the pre-training benchmark compares through one training-step interface.
+"""Models of the pre-training benchmark with one interface for a training step: those of this project, and a public VideoMAE.
 
 The public model is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
 """
@@ -26,16 +26,16 @@ from pipelines.engine.step import SingleProcess, train_step
 
 Batch = dict[str, Tensor]
 AS_FAST = 1.05
-"""Ratio of step times below which settings count as equally fast: timings on two cores are not more precise."""
+"""Ratio of step times up to which settings count as equally fast, because timings on two cores are not more precise."""
 HIDDEN = 0.9
-"""Share of tubes that VideoMAE masks."""
+"""Fraction of tubes that VideoMAE masks."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that both models share: the clip, its tubelets (t, h, w), the encoder, and the number of clips per step.
+    """Sizes of the clip, its tubelets (t, h, w), the encoder and the batch (in clips), which all models share.
 
-    The vocabulary (FSQ levels) and the clusters (t, h, w, in tokens) are those of ARVideo.
+    `vocabulary` (FSQ levels) and `clusters` (t, h, w, in tokens) are settings of ARVideo.
     """
 
     frames: int = 16
@@ -61,12 +61,12 @@ class Shape:
 
 
 class Entrant:
-    """One model of the benchmark with its optimizer and a batch. A step runs fused AdamW in bf16 autocast."""
+    """A model with its optimizer and one batch. A step runs in bf16 autocast and updates the weights with fused AdamW."""
 
     def __init__(
         self, name: str, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, budget: float = 1.0
     ) -> None:
-        """Set up the training; `budget` is the share of activations that compiled code keeps (1.0: PyTorch's default)."""
+        """Create the optimizer. `budget` is PyTorch's `activation_memory_budget` for compiled code (default: 1.0)."""
         self.name, self.model, self.batch = name, model.train(), batch
         self._loss, self._budget = loss, budget
         self.device = next(model.parameters()).device
@@ -75,7 +75,7 @@ class Entrant:
         )
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        # Blocks are compiled in their first step, and again after a reset of the compiler: apply the budget of this model.
+        # The compiler reads the budget in the first step and after each reset, so set it for every step.
         with functorch.patch(activation_memory_budget=self._budget):
             return {"loss": self._loss(self.model, batch)}
 
@@ -92,7 +92,7 @@ class Entrant:
         return time.perf_counter() - began
 
     def memory(self, steps: int = 1) -> float:
-        """Return the peak memory of a step in bytes, without weights and optimizer state: the median over steps."""
+        """Return the peak memory of a step in bytes, excluding weights and optimizer state, as the median over `steps`."""
         return statistics.median(self._peak() for _ in range(steps))
 
     def _peak(self) -> int:
@@ -119,7 +119,7 @@ def ours(
     objective: type[Objective] = ARVideo,
     **settings: Any,
 ) -> Entrant:
-    """Build our model: ARVideo on cached codes or VideoMAE on pixels, with its paper's settings, overridden by `settings`."""
+    """Build ARVideo on codes or VideoMAE on pixels with the settings of its paper, which `settings` override."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "decoder_depth": 4}
     if objective is ARVideo:
@@ -139,7 +139,7 @@ def ours(
     if model.needs_pixels:
         size = (shape.batch, shape.frames, shape.side, shape.side, 3)
         batch["pixels_BTHWC"] = torch.randint(256, size, dtype=torch.uint8, device=device)
-    name = f"ours, {attention}{', compiled' if compiled else ''}"
+    name = f"arvideo, {attention}{', compiled' if compiled else ''}"
     return Entrant(name, model, lambda model, batch: model(batch)["loss"], batch, COMPILED_MEMORY)
 
 
@@ -153,7 +153,7 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
         from transformers import VideoMAEConfig, VideoMAEForPreTraining
     except ImportError as error:
         raise ValueError(
-            f"transformers, which provides the VideoMAE to compare with, is not installed ({error}): pip install transformers"
+            f"the benchmark needs VideoMAE of transformers, which is not installed ({error}): pip install transformers"
         ) from None
     torch.manual_seed(0)
     config = VideoMAEConfig(
@@ -185,9 +185,9 @@ def videomae(shape: Shape, device: torch.device, *, attention: str, compiled: bo
 
 @functools.cache
 def tube_mask(shape: Shape) -> Tensor:
-    """Mask of tubes, boolean (B, L): the same 90 % of positions in all time slices of a clip.
+    """Draw a mask of tubes, boolean (B, L): the same 90 % of positions in all time slices of a clip.
 
-    The mask is cached, because a tensor created while `cost_of` traces would be a FakeTensor.
+    The mask is cached, because a tensor created while `cost_of` traces a step would be a FakeTensor.
     """
     t, h, w = shape.grid
     masked = torch.rand(shape.batch, h * w).argsort(dim=1) < int(HIDDEN * h * w)
@@ -197,7 +197,7 @@ def tube_mask(shape: Shape) -> Tensor:
 def fastest(
     build: Callable[..., Entrant], choices: Sequence[dict[str, Any]], laps: int = 2
 ) -> tuple[Callable[[], Entrant], str]:
-    """Choose the fastest of several settings; of those within 5 % of it, the one that needs the least memory.
+    """Among the settings within 5 % of the fastest step time, choose the one with the least memory.
 
     Returns:
         A function that builds the chosen entrant, and a text with the time and memory of all settings.
@@ -221,7 +221,7 @@ def fastest(
             del entrant
             torch._dynamo.reset()
     if not results:
-        raise ValueError("; ".join(notes))
+        raise ValueError(f"no setting runs on this machine: {'; '.join(notes)}")
     limit = AS_FAST * min(seconds for seconds, _, _ in results)
     fast_enough = [result for result in results if result[0] <= limit]
     _, _, choice = min(fast_enough, key=lambda result: result[1])
@@ -229,5 +229,5 @@ def fastest(
 
 
 def memory_of(build: Callable[[], Entrant]) -> float:
-    """Build an entrant and return its `Entrant.memory` over five steps; call this `in_new_process`."""
+    """Build an entrant and return its `memory` over five steps. Call this function with `in_new_process`."""
     return build().memory(5)

@@ -1,7 +1,7 @@
-"""The tokenizer of magvit2-pytorch, the best known open one that trains from scratch, as the baseline of `tokenizer_quality`.
+"""Tokenizer of magvit2-pytorch (`pip install magvit2-pytorch`), the baseline of `tokenizer_quality`.
 
-It needs `pip install magvit2-pytorch`. That package imports torchvision, which its tokenizer uses for a perceptual loss only.
-Where torchvision is not installed, empty modules stand in for it; the loss is switched off and never called.
+It is the best-known open tokenizer that can be trained from scratch. The package imports torchvision for a perceptual loss,
+which is disabled here. If torchvision is not installed, stub modules replace it.
 """
 
 import sys
@@ -16,8 +16,8 @@ _STAND_INS = ("torchvision", "torchvision.models", "torchvision.transforms", "to
 LAYERS = ("residual", "compress_space") * 3 + ("compress_time", "residual")
 """Layers with a total stride of 2x8x8.
 
-The layers of the package's README (86 M parameters) run at three steps a minute on two cores.
-Of the smaller settings tried there, these layers and the constants below gave the best PSNR.
+The layers in the package's README (86 M parameters) train at three steps per minute on two cores.
+Of the smaller settings that were tried, these layers and the constants below gave the best PSNR.
 """
 CHANNELS, MOST_CHANNELS, LR, BATCH = 16, 128, 3e-3, 4
 
@@ -34,7 +34,7 @@ class _StandIn(types.ModuleType):
 def _stand_in_for_torchvision() -> None:
     for name in _STAND_INS:
         sys.modules[name] = _StandIn(name)
-        # Libraries that look for torchvision need some specification of the module.
+        # importlib.util.find_spec, with which libraries look for torchvision, raises ValueError if `__spec__` is None.
         sys.modules[name].__spec__ = torch.__spec__
     for name in _STAND_INS[1:]:
         setattr(sys.modules["torchvision"], name.split(".")[1], sys.modules[name])
@@ -42,7 +42,7 @@ def _stand_in_for_torchvision() -> None:
 
 
 class Peer(nn.Module):
-    """VideoTokenizer of magvit2-pytorch: stride 2x8x8, FSQ with 1,000 codes, trained on the squared error only, as ours is.
+    """VideoTokenizer of magvit2-pytorch: stride 2x8x8, FSQ with 1,000 codes, trained with the squared error only, like VQ3D.
 
     Raises:
         ValueError: if the package cannot be imported.
@@ -57,7 +57,7 @@ class Peer(nn.Module):
         try:
             from magvit2_pytorch import VideoTokenizer
         except (ImportError, RuntimeError) as error:
-            # RuntimeError: the build of torchvision may not match that of torch.
+            # torchvision raises RuntimeError if it was built for another version of torch.
             raise ValueError(f"magvit2-pytorch cannot be imported ({error}): pip install magvit2-pytorch") from None
         self.tokenizer = VideoTokenizer(
             image_size=size,

@@ -1,4 +1,4 @@
-"""Time of a training step against the number of tokens, clusters and codes of the vocabulary, with an SVG of each."""
+"""Time of a training step as a function of the number of tokens, clusters and codes in the vocabulary, as SVG charts."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ VOCABULARIES = ((8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 
 
 
 def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMALL) -> Iterator[Row]:
-    """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; yield a row with the ends of each curve."""
+    """Write growth-tokens.svg, growth-clusters.svg and growth-vocabulary.svg; yield rows that compare the ends of each curve."""
     rounds = max(1, round(4 * scale))
     build = partial(ours, device=device, attention="plain" if device.type == "cpu" else "sdpa", compiled=False)
     by_frames = [replace(shape, frames=frames) for frames in FRAMES]

@@ -1,4 +1,4 @@
-"""Training step of our models against VideoMAE: throughput, peak memory, FLOPs, and training from disk."""
+"""Training steps of this project compared with VideoMAE of transformers: throughput, peak memory, FLOPs, and data loading."""
 
 import os
 import statistics
@@ -31,12 +31,12 @@ PEER = "VideoMAE"
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of our model and the targets of its comparison with VideoMAE of transformers.
+    """Settings of a model of this project, and targets for its comparison with VideoMAE of transformers.
 
     Attributes:
         settings: keyword arguments of `ours`.
-        reach: target ratios: "cpu" and "cuda" for the throughput of a step, "disk" for that of training from disk, and
-            "memory" for the peak memory.
+        reach: target ratios of the throughput of a step ("cpu" or "cuda"), of training from disk ("disk"), and of the
+            peak memory ("memory").
         from_disk: also measure training from disk.
     """
 
@@ -52,9 +52,9 @@ SETTINGS = {
     "targets 1.0": Setting({"targets": 1.0}, {"cpu": "≥ 1.5", "cuda": "≥ 1.3"}, from_disk=True),
     "targets 0.25, ranks 0.5": Setting({"targets": 0.25, "ranks": 0.5}),
     "targets 1.0, ranks 0.5": Setting({"targets": 1.0, "ranks": 0.5}),
-    "our VideoMAE": Setting({"objective": VideoMAE}, {"cpu": "≥ 1.5", "cuda": "≥ 1.5", "memory": "≤ 0.7"}),
+    "VideoMAE of arvideo": Setting({"objective": VideoMAE}, {"cpu": "≥ 1.5", "cuda": "≥ 1.5", "memory": "≤ 0.7"}),
 }
-"""ARVideo with its cheaper settings (its paper has targets 1.0 and ranks 1.0), and our implementation of VideoMAE."""
+"""ARVideo with settings cheaper than its paper's (targets 1.0, ranks 1.0), and VideoMAE as implemented in this project."""
 SHARE = {"cpu": "≥ 0.5", "cuda": "≥ 0.4"}
 """Target fraction of peak matmul throughput, by device."""
 STEPS_FROM_DISK = 6
@@ -66,7 +66,7 @@ LARGEST = 6
 def measure(
     folder: Path, source: Source, device: torch.device, scale: float, shape: Shape | None = None
 ) -> Iterator[Row]:
-    """Find the fastest setting of each model, then alternate their steps and compare the median times."""
+    """Choose the fastest setting of each model, alternate the steps of two models, and compare their median times."""
     shape = shape or Shape(batch=8 if device.type == "cpu" else 64)
     rounds = max(2, round(6 * scale))
     device_kind = "cuda" if device.type == "cuda" else "cpu"
@@ -92,7 +92,8 @@ def measure(
         memory, target = in_new_process(memory_of, build), setting.reach.get("memory", "")
         yield comparison(what, "MiB", memory / 2**20, peer_memory / 2**20, peer.name, target)
         if setting.from_disk:
-            what, steps = f"from disk, {name}; {PEER} reads {source.name}", max(2, round(STEPS_FROM_DISK * scale))
+            what = f"training from disk, {name}; {PEER} reads {source.name}"
+            steps = max(2, round(STEPS_FROM_DISK * scale))
             our_s, peer_s, workers = _from_disk(folder / name, source, shape, entrant, peer, steps)
             alternative, target = f"{PEER}, {workers} workers", setting.reach.get("disk", "")
             yield comparison(what, "clips/s", shape.batch / our_s, shape.batch / peer_s, alternative, target)
@@ -102,8 +103,8 @@ def measure(
 
 
 def flop_of(build: partial[Entrant], attention: str) -> float:
-    """Floating-point operations of the matrix products and the attention of a step, counted in a trace on a CPU."""
-    # Compute and cache the mask first; created during the trace, it would be a FakeTensor.
+    """Count the FLOPs of the matrix products and the attention of a step in a trace on a CPU."""
+    # Cache the mask now, because a mask created during the trace would be a FakeTensor.
     tube_mask(build.args[0])
 
     def traced() -> tuple[torch.nn.Module, Callable[[], object]]:
@@ -120,7 +121,7 @@ def by_turns(timers: Sequence[Callable[[], float]], rounds: int) -> list[float]:
 
 
 def _profile(entrant: Entrant, name: str) -> Iterator[Row]:
-    """Yield the operations with the largest share of a step's time, without callees; compiled graphs count as one."""
+    """Yield the operations with the largest shares of a step's time, excluding callees. Compiled graphs are added up."""
     cuda = entrant.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as trace:
         entrant.step()
@@ -146,10 +147,10 @@ def _log(text: str) -> None:
 def _from_disk(
     folder: Path, source: Source, shape: Shape, entrant: Entrant, peer: Entrant, steps: int
 ) -> tuple[float, float, int]:
-    """Time a step with data loading: our model reads codes from a cache, VideoMAE decodes and crops videos.
+    """Time a step with data loading: ARVideo reads codes from a cache, VideoMAE decodes and crops videos.
 
     Returns:
-        Seconds per step of our model, the same of VideoMAE with its best number of workers, and that number.
+        Seconds per step of ARVideo and of VideoMAE with its fastest number of workers, and that number.
     """
     clip = ClipSpec(frames=shape.frames, size=shape.side, stride=4, views=1)
     cache = TokenCache.open(synthetic_cache(folder, source.videos, views=1, codes_shape=shape.grid, clip=clip))
@@ -177,7 +178,7 @@ def _from_disk(
 def _seconds(
     entrant: Entrant, dataset: Any, prepare: Callable[[Batch], dict[str, torch.Tensor]], workers: int, steps: int
 ) -> float:
-    """Seconds per step including data loading, excluding the batches that workers may have prefetched."""
+    """Return the seconds per step, including data loading. Batches that workers may have prefetched are not timed."""
     ahead = 1 + 2 * workers
     stream = batches(dataset, range(ahead + steps), workers)
     for _ in range(ahead):
@@ -191,6 +192,6 @@ def _seconds(
 
 
 def _worker_counts() -> list[int]:
-    """Numbers of decoding workers to try for VideoMAE: 0 and the powers of two up to the number of cores."""
+    """List the numbers of decoding workers to try for VideoMAE: 0 and powers of two up to the number of cores."""
     cores = os.cpu_count() or 1
     return [0] + [2**i for i in range(cores.bit_length())]

@@ -32,7 +32,7 @@ from pipelines.settings.benchmark import Benchmark
 
 def main(config: Benchmark, settings: str) -> dict[str, Any]:
     """Run the measurements, print each row as it is measured and the table at the end, and return the summary."""
-    # Loaded first, so that a mistake shows before anything is measured.
+    # Load the source first, so that a wrong path is reported before the measurements.
     source = load_source(config.videos)
     device = start_accelerator().device
     began = time.perf_counter()
@@ -46,7 +46,7 @@ def main(config: Benchmark, settings: str) -> dict[str, Any]:
     finally:
         # After a failure or Ctrl-C, print the rows measured so far.
         if rows:
-            print(table(["what", "ours", "alternative", "ratio", "reach"], [row.texts() for row in rows]))
+            print(table(["what", "arvideo", "alternative", "ratio", "target"], [row.texts() for row in rows]))
     return {
         "table": [{**asdict(row), "device": device_name(device)} for row in rows],
         "device": device_name(device),

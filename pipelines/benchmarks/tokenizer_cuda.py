@@ -1,4 +1,4 @@
-"""On a GPU: train a tokenizer of 4,375 codes at 128x128 for eight minutes, and time encoding at 256x256."""
+"""Measurements on a GPU: train a tokenizer of 4,375 codes at 128x128 for eight minutes, and time encoding at 256x256."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) 
     trained = train(_NAME, training_clips(source, large), held_out_clips(source, large, 96, {}), device, seconds)
     what = f"held-out PSNR after {seconds:.0f} s of training, {large.frames} frames of 128x128, {_NAME}"
     yield Row(what, "dB", trained.psnr, reach="≥ 28")
-    yield Row(f"share of its codes in use, of {trained.tokenizer.vocab_size:,}", "", trained.usage[-1])
+    yield Row(f"share of its {trained.tokenizer.vocab_size:,} codes in use", "", trained.usage[-1])
     for name in (_NAME, "vq3d-2x8x8-fsq4375", "vq3d-base-2x8x8-fsq4375"):
         tokenizer = VQ3D(name=name).eval().to(device)
         pixels_BTHWC = torch.randint(256, (8, clip.frames, 256, 256, 3), dtype=torch.uint8)

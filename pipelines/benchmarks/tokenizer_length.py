@@ -1,4 +1,4 @@
-"""Long videos: codes of a stream compared with codes of one pass, and the memory of a stream."""
+"""Encoding of long videos: streaming compared with a single forward pass, and the memory of streaming."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -20,7 +20,7 @@ _FRAMES_OF_A_PIECE = 10
 
 
 def measure(source: Source, clip: ClipSpec, device: torch.device) -> Iterator[Row]:
-    """Yield the number of differing codes of each tokenizer, and the peak memory of a stream.
+    """Yield the number of codes in which streaming differs from one pass for each tokenizer, and the memory of streaming.
 
     The video is a concatenation of held-out clips, repeated to 1,000 frames. The tokenizers have random weights.
     """
@@ -37,14 +37,14 @@ def measure(source: Source, clip: ClipSpec, device: torch.device) -> Iterator[Ro
         what = f"codes of {pixels_BTHWC.shape[1]:,} frames that differ between a stream and one pass, {name}"
         yield Row(what, "codes", float(differ), reach="0")
     short, long = (median(in_new_process(_peak_memory, frames) for _ in range(3)) for frames in (100, _FRAMES))
-    what = "memory to encode a stream of 1,000 frames of 128x128, the whole process"
+    what = "memory of the process that encodes a stream of 1,000 frames of 128x128"
     yield comparison(what, "MiB", long / 2**20, short / 2**20, "100 frames", "≤ 1.1")
 
 
 def _peak_memory(frames: int) -> int:
-    """Encode `frames` + 1 frames of 128x128, which arrive ten at a time; return the peak resident bytes of the process.
+    """Encode a stream of `frames` + 1 frames of 128x128, and return the peak resident bytes of the process.
 
-    A causal tokenizer of stride 4 encodes 4k + 1 frames, so `frames` is a multiple of 20.
+    `frames` must be a multiple of 20, because pieces have ten frames and a causal tokenizer of stride 4 encodes 4k + 1 frames.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)

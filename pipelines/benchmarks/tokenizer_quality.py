@@ -1,4 +1,4 @@
-"""Our tokenizer compared with magvit2-pytorch: PSNR after equal training time, encoding speed, and code usage."""
+"""VQ3D compared with magvit2-pytorch: PSNR after equal training time, encoding speed, and code usage."""
 
 import math
 import time
@@ -32,7 +32,7 @@ _WARM_UP = 50
 _MEMORY = 2**31
 """Maximum bytes of training clips in memory."""
 KINDS = {"FSQ": ("vq3d-2x8x8-fsq1000", 0.9), "EMA-VQ": ("vq3d-2x8x8-emavq1024", 0.8)}
-"""Our tokenizers by quantizer: name, and target share of the codes in use."""
+"""Name of VQ3D and target for the share of codes in use, by quantizer."""
 
 
 @dataclass
@@ -47,20 +47,21 @@ class Trained:
 def measure(source: Source, clip: ClipSpec, device: torch.device, scale: float) -> Iterator[Row]:
     """Yield PSNR, encoding speed and code usage.
 
-    Both sides train in the same loop on the same clips for equal time: AdamW, autocast, cosine schedule over the time.
+    Both tokenizers train in the same loop on the same clips for the same time, with AdamW, autocast and a cosine
+    learning-rate schedule.
 
     Raises:
         ValueError: if magvit2-pytorch is not installed or the source has no usable video.
     """
     seconds = _SECONDS * scale
     torch.manual_seed(0)
-    # The peer comes first, so that a missing package shows before anything is trained.
+    # Build the peer first, so that a missing package is reported before training.
     peer = Peer(clip.size).to(device)
     clips_NTHWC = training_clips(source, clip)
     held_out_BTHWC = held_out_clips(source, clip, 96, {})
     ours = {kind: train(name, clips_NTHWC, held_out_BTHWC, device, seconds) for kind, (name, _) in KINDS.items()}
     for _ in _fit(lambda batch: {"loss": peer(batch["pixels_BTHWC"])}, peer, clips_NTHWC, device, BATCH, LR, seconds):
-        pass  # only the PSNR of the peer is measured, after its last step
+        pass  # code usage is not measured for the peer
     peer_psnr = _psnr(peer.encode, lambda codes: to_uint8(peer.decode(codes)), held_out_BTHWC, device)
     shape = f"{clip.frames} frames of {clip.size}x{clip.size}"
     what = f"held-out PSNR after {seconds:.0f} s of training, {shape}, 2x8x8, 1,000 codes"
@@ -95,7 +96,7 @@ def training_clips(source: Source, clip: ClipSpec) -> Tensor:
 
 
 def train(name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.device, seconds: float) -> Trained:
-    """Train our tokenizer with its default batch size and learning rate; measure code usage on the first 2,048 clips."""
+    """Train VQ3D with the default batch size and learning rate. Code usage is measured on the first 2,048 clips."""
     torch.manual_seed(0)
     tokenizer = VQ3D(name=name).to(device)
     module = Reconstruction(tokenizer, Losses())
@@ -116,7 +117,7 @@ def _fit(
     lr: float,
     seconds: float,
 ) -> Iterator[None]:
-    """Train for the given time. Yield after each quarter of it, in evaluation mode; time spent outside does not count."""
+    """Train for `seconds`, and yield after each quarter in evaluation mode. The caller's time does not count."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     backend = SingleProcess(device, bf16=resolve_precision("auto") == "bf16")
     real_B = torch.ones(batch_size, dtype=torch.bool, device=device)
@@ -145,7 +146,7 @@ def _psnr(
 
 
 def frames_per_second(encode: Callable[[Tensor], Tensor], pixels_BTHWC: Tensor, device: torch.device) -> float:
-    """Measure the throughput of encoding 8 clips, uint8 (B, T, H, W, 3): the fastest of all calls within two seconds.
+    """Measure the throughput of encoding 8 clips, uint8 (B, T, H, W, 3), as the fastest call within two seconds.
 
     The precision is that of the caller's autocast context.
     """
