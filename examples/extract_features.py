@@ -2,9 +2,9 @@
 
     python examples/extract_features.py VIDEOS TOKENIZER_RUN RUN features.npz
 
-VIDEOS is whatever `--videos` of the commands takes, TOKENIZER_RUN a run folder of train_tokenizer, RUN one of pretrain_ar.
-The file holds `features_ND` (float32, N videos, D = time slices x width), `path_N` and, if the videos have labels,
-`label_N`. A damaged video is named on stderr and left out.
+VIDEOS is a value of the flag `--videos` of the commands. TOKENIZER_RUN is a run folder of train_tokenizer, and RUN is a
+run folder of pretrain_ar. The output file contains `features_ND` (float32, N videos, D = time slices x width), `path_N` and,
+if the videos have labels, `label_N`. Damaged videos are skipped and reported on stderr.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
             continue
         batch = {"codes_BTHW": tokenizer.encode(torch.from_numpy(pixels_THWC)[None])}
         with torch.inference_mode():
-            layer_BLD = objective.features(batch)[-1]  # the last block; `probe.py` tells which layer is best
+            layer_BLD = objective.features(batch)[-1]  # the last block; `probe.py` reports which layer is best
         features.append(slice_means(layer_BLD, objective.time_slices(batch))[0].numpy())
         videos.append(video)
 

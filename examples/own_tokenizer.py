@@ -2,8 +2,8 @@
 
     python examples/own_tokenizer.py VIDEOS
 
-The tokenizer here has no weights. A code is the mean brightness of a block of 2x8x8 pixels in 64 steps. It shows what a
-tokenizer must have: `name`, `vocab_size`, `stride`, and four methods. Pre-training then reads the cache as any other:
+The tokenizer here has no weights. A code is the mean brightness of a block of 2x8x8 pixels, quantized to 64 levels. The class
+shows what a tokenizer needs: `name`, `vocab_size`, `stride`, and four methods. Pre-training reads the cache like any other:
 `python pipelines/pretrain_ar.py --cache brightness`.
 """
 
@@ -21,30 +21,30 @@ from tokenizer import VideoTokenizer
 
 
 class Brightness(VideoTokenizer):
-    """Mean brightness of each block, in 64 steps."""
+    """Mean brightness of each block, quantized to 64 levels."""
 
     name = "brightness-2x8x8"
     vocab_size = 64
     stride = (2, 8, 8)  # pixels of one code along time, height, width
-    levels = (64,)  # a code is one digit of 64 values, so close codes mean close brightness
-    context = (0, 0)  # a code depends on no other code's pixels, so long videos are encoded in pieces
+    levels = (64,)  # a code is one digit of 64 values: similar codes mean similar brightness
+    context = (0, 0)  # a code depends only on its own block, so long videos are encoded in pieces
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) to int64 codes (B, t, h, w)."""
+        """Encode uint8 clips (B, T, H, W, 3) to int64 codes (B, t, h, w)."""
         s, p, q = self.stride
         mean_Bthw = reduce(pixels_BTHWC.float(), "b (t s) (h p) (w q) c -> b t h w", "mean", s=s, p=p, q=q)
         return (mean_Bthw / 4).long()
 
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
-        """Codes (B, t, h, w) to grey blocks, uint8 (B, T, H, W, 3)."""
+        """Decode codes (B, t, h, w) to grey blocks, uint8 (B, T, H, W, 3)."""
         s, p, q = self.stride
         return repeat(4 * codes_Bthw + 2, "b t h w -> b (t s) (h p) (w q) 3", s=s, p=p, q=q).to(torch.uint8)
 
     def codebook(self) -> None:
-        """None: codes are digits, not rows of a learned codebook."""
+        """Return None, because the tokenizer has no learned codebook."""
 
     def fingerprint(self) -> str:
-        """Identity of the codes. It enters the cache's key: change it when the codes change."""
+        """Return the identity of the codes for the cache key. Change it whenever the codes change."""
         return "brightness-2x8x8, 64 steps"
 
 

@@ -1,4 +1,4 @@
-"""Read a token cache: names, labels, codes, where a clip was cut, and shuffled batches.
+"""Read a token cache: names, labels, codes, first frames of clips, and shuffled batches.
 
     python examples/read_a_cache.py CACHE
 

@@ -1,4 +1,4 @@
-"""Linear probes of pixel features that need no network: one frame, and motion energy.
+"""Baselines without a network: linear probes on the pixels of one frame, and on motion energy.
 
 Legend: N samples, F features, T H W C frames, height, width, channels.
 """
@@ -16,7 +16,7 @@ from pipelines.evaluation.errors import accuracy_with_error
 from pipelines.evaluation.features import LabelledVideos
 
 SIDE = 16
-"""Height and width to which frames are averaged."""
+"""Height and width of the downsampled frames."""
 
 
 def baselines(
@@ -39,7 +39,7 @@ def _pixel_features(cache: TokenCache, rows: Sequence[int], bar: Any) -> tuple[n
         clip_TCHW = torch.from_numpy(clip_THWC.copy()).float().permute(0, 3, 1, 2)
         small_TCHW = torch.nn.functional.adaptive_avg_pool2d(clip_TCHW, SIDE)
         frames.append(small_TCHW[len(small_TCHW) // 2].flatten().numpy())
-        # A single frame has no differences, and their mean is NaN.
+        # A clip of one frame has no differences, so their mean is NaN.
         energies.append(small_TCHW.mean(1).diff(dim=0).abs().mean(0).nan_to_num().flatten().numpy())
         bar.update()
     return np.stack(frames), np.stack(energies)

@@ -1,7 +1,7 @@
 """Warnings for a collapsed codebook, in which only a few codes are in use."""
 
 COLLAPSED = 0.05
-"""Share of codes in use below which a codebook counts as collapsed: later results mean little."""
+"""Fraction of codes in use below which a codebook counts as collapsed."""
 _LONGER = "train the tokenizer longer (pipelines/train_tokenizer.py --steps)"
 
 
@@ -20,8 +20,8 @@ class CollapseAlarm:
 
     Args:
         vocabulary: size of the codebook.
-        codes: codes in one validation, of which no more than that many can be in use.
-        advice: phrase that says what the user can do against a collapse.
+        codes: number of codes in one validation, which is an upper bound for the codes in use.
+        advice: how to avoid a collapse, as the end of a sentence.
     """
 
     def __init__(self, vocabulary: int, codes: int, advice: str) -> None:
@@ -30,7 +30,7 @@ class CollapseAlarm:
         self._given: set[str] = set()
 
     def check(self, step: int, dead: float) -> str | None:
-        """Return a new warning, or None, for a validation in which `dead` codes are not in use."""
+        """Return the warning for a validation with `dead` unused codes, or None if there is none or it was given before."""
         used = self._vocabulary - dead
         self._best = max(self._best, used)
         if used < COLLAPSED * self._most:
@@ -40,7 +40,7 @@ class CollapseAlarm:
             text = (
                 f"WARNING: the codebook is collapsing: {now} of the codes are in use at step {step}, down from {best}."
             )
-            kind, text = "fall", f"{text} To prevent it, {self._advice}."
+            kind, text = "fall", f"{text} To prevent this, {self._advice}."
         else:
             return None
         if kind in self._given:

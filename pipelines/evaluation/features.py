@@ -24,7 +24,7 @@ LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """The labelled videos of a cache: their cache rows, labels, groups, and whether the official split holds them out."""
+    """Cache rows, labels and groups of the labelled videos of a cache, and whether the official split holds them out."""
 
     rows: list[int]
     y_N: np.ndarray
@@ -47,7 +47,7 @@ class LabelledVideos:
         return cls(rows, y_N, [video.group for video in videos], held_out_N)
 
     def folds(self, seed: int) -> list[Fold]:
-        """Cut the videos into training and test samples, see `make_folds`."""
+        """Split the videos into training and test samples with `make_folds`."""
         return make_folds(self.y_N, self.groups, self.held_out_N, seed)
 
 
@@ -68,10 +68,10 @@ def probe_model(
     Args:
         model: folder written by `Objective.save`.
         repetitions: the folds of each repetition.
-        trained: false probes the same network with new random weights, drawn from torch's global generator.
-        attentive: also train the attentive probe. The tokens of all clips go to disk while it runs.
-        scratch: folder for these tokens; by default the system's temporary folder.
-        bar: progress bar that advances by the number of clips for the features, and again for each repetition.
+        trained: load the saved weights. If false, the weights are random, drawn from torch's global generator.
+        attentive: also train the attentive probe. It stores the tokens of all clips in temporary files.
+        scratch: folder for these files; None uses the system's temporary folder.
+        bar: progress bar, advanced by the number of clips once for the features and once for each repetition.
     """
     objective = load_objective(model, trained=trained).to(accelerator.device)
     with TemporaryDirectory(prefix="arvideo-probe-", dir=scratch) as folder:
@@ -97,8 +97,8 @@ def _features(
     """Compute the features of the canonical view of each row.
 
     Returns:
-        Of each layer, first to last: pooled features (N, F), and all tokens (N, L, D) in fp16 as NumPy memmaps in
-        `folder`. Without a folder the second list is empty.
+        Pooled features (N, F) of each layer, from first to last, and all tokens (N, L, D) of each layer in fp16, as NumPy
+        memmaps in `folder`. Without a folder the second list is empty.
     """
     pooled: list[list[np.ndarray]] = []
     files: list[np.ndarray] = []

@@ -1,6 +1,6 @@
-"""Peak memory of a tokenizer, measured in a process of its own.
+"""Peak memory of a tokenizer, measured in a new process.
 
-In a process that has used memory before, the allocator reuses it and the increase looks too small.
+A process that has allocated memory before would reuse it, so the measured increase would be too small.
 """
 
 import json
@@ -21,15 +21,15 @@ _ROOT = Path(__file__).parents[2]
 def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.device, bf16: bool) -> int:
     """Measure the peak memory in bytes of loading a tokenizer and encoding and decoding a batch of this shape.
 
-    On CUDA devices this is the peak of PyTorch's allocator, elsewhere the increase of the resident memory.
+    On CUDA devices this is the peak of PyTorch's allocator, on other devices the increase of the resident memory.
 
     Raises:
-        ValueError: if the process fails.
+        ValueError: if the new process fails.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # leave the memory to the other process
+        torch.cuda.empty_cache()  # free cached memory for the new process
     arguments = json.dumps([os.getcwd(), source, trust, list(shape), str(device), bf16])
-    # -m puts the working directory on the import path, and files there may have the names of modules: start in _ROOT.
+    # -m puts the working directory on the import path. Start in _ROOT, because files of the user could shadow modules.
     command = [sys.executable, "-m", "pipelines.evaluation.tokenizer_memory", arguments]
     result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
     if result.returncode:

@@ -19,12 +19,12 @@ from tokenizer.lpips import LPIPS
 from tokenizer.measures import VideoDetector
 
 _SECONDS = 1.0
-"""Least time for which a speed is measured."""
+"""Minimum duration of a speed measurement."""
 
 
 @dataclass(frozen=True)
 class TokenizerScores:
-    """Metrics of a tokenizer, and its reconstructions, uint8."""
+    """Metrics of a tokenizer, and its reconstructions (uint8)."""
 
     numbers: dict[str, Any]
     video_BTHWC: Tensor
@@ -33,7 +33,7 @@ class TokenizerScores:
 class TokenizerEvaluator:
     """Evaluate tokenizers on the same clips.
 
-    Clips that are too short for a tokenizer are padded with their last frame. Reconstructions of the padding are not scored.
+    Clips that are too short for a tokenizer are padded with their last frame. The padding is not scored.
 
     Args:
         pixels_BTHWC: clips, uint8.
@@ -86,7 +86,7 @@ class TokenizerEvaluator:
 
     @torch.no_grad()
     def _quality(self, video_BTHWC: Tensor) -> dict[str, Any]:
-        """Compare reconstructions with the clips: mean and standard error over clips of each metric, and rFVD."""
+        """Return the mean and standard error over clips of each metric of the reconstructions, and their rFVD."""
         pixels_BTHWC = self._pixels_BTHWC
         scores: dict[str, Any] = {
             "lpips": None,

@@ -13,7 +13,7 @@ from pipelines.reporting.pages import write_page
 from pipelines.reporting.pictures import bar_chart, line_chart
 
 Row = Mapping[str, Any]
-"""Row of the table of a comparison's summary."""
+"""Summary of a comparison, or one row of its table."""
 
 _BASELINES = {
     "one_frame": "one frame at 16x16 in colour",
@@ -21,11 +21,11 @@ _BASELINES = {
     "chance": "most common class",
 }
 MISSED = 0.2
-"""Relative difference from a budget of seconds above which the page says so."""
+"""Relative difference from a budget in seconds above which the page shows a caveat."""
 
 
 def write_comparison(folder: Path, summary: Row) -> Path:
-    """Write index.html into the folder of a finished comparison, and return its path."""
+    """Write index.html in the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
     bars = {_BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"]) for key in ("motion_energy", "one_frame")}
     values = {
@@ -52,7 +52,7 @@ def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
         `lead`: difference in accuracy from the second row; None for one row.
         `exceeds_seed_error`: whether the lead is larger than its standard error over seeds.
         `sampling_error`: binomial standard error of the best accuracy on `tested` clips.
-        `exceeds_lead`: whether the sampling error is larger than a lead that the page gives.
+        `exceeds_lead`: whether the sampling error is larger than the lead; false for one seed, where the page shows no lead.
     """
     best, *others = [row["attentive"] for row in rows]
     lead = best["mean"] - others[0]["mean"] if others else None
@@ -71,7 +71,7 @@ def _is_ahead(one: Row, other: Row) -> bool:
 
 
 def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
-    """Reasons not to trust some of the results, each with the entries that it concerns."""
+    """List the reasons to doubt some results, each with the entries concerned."""
     budget, unit = summary["budget"].split()
     baseline = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
     not_ahead, below_baseline, off_budget, warming_up, below_chance = [], [], [], [], []
@@ -89,12 +89,12 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
             below_chance.append(f"{name} ({knn:.3f})")
     margin = " by more than one standard error" if summary["seeds"] > 1 else ""
     texts = [
-        (f"Not ahead of its own untrained network{margin}", not_ahead),
+        (f"Not better than the untrained network{margin}", not_ahead),
         (f"No better than {_BASELINES[baseline]} without a network ({summary[baseline]['mean']:.3f})", below_baseline),
-        (f"Training time is far from the budget of {budget} seconds, which a short training predicted", off_budget),
+        (f"Training time is far from the budget of {budget} seconds (wrong speed estimate)", off_budget),
         ("Most steps are learning-rate warm-up; use a larger budget", warming_up),
         (
-            "Nearest neighbours are far below chance; if each scene was filmed in every class, name the scenes as groups",
+            "kNN is far below chance; if a scene occurs in several classes, set the scene as the group of its videos",
             below_chance,
         ),
     ]
@@ -102,7 +102,7 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
 
 
 def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:
-    """Chart of the linear probe during training, over seconds or over clips seen."""
+    """Draw the accuracy of the linear probe during training over seconds or over clips seen."""
     points = {}
     for row in rows:
         xs = [point["seconds"] if of_time else point["step"] * row["clips"] / row["steps"] for point in row["curve"]]
@@ -111,13 +111,13 @@ def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:
 
 
 def _layers(rows: Sequence[Row], summary: Row, probe: str) -> Markup:
-    """Chart of a probe's accuracy on each layer."""
+    """Draw the accuracy of a probe on each layer."""
     points = {row["entry"]: (range(1, len(row["layers"][probe]) + 1), row["layers"][probe]) for row in rows}
     return _chart(points, summary, x="layer", y=f"{probe} probe")
 
 
 def _chart(points: Mapping[str, tuple[Sequence[float], list[Row]]], summary: Row, *, x: str, y: str) -> Markup:
-    """Line chart of {mean, stderr} by entry, with the accuracy of the most common class as a level."""
+    """Draw {mean, stderr} of each entry as a line, and the accuracy of the most common class as a horizontal line."""
     lines = {entry: (xs, [value["mean"] for value in values]) for entry, (xs, values) in points.items()}
     errors = {entry: [value["stderr"] or 0.0 for value in values] for entry, (_, values) in points.items()}
     return line_chart(lines, x=x, y=y, errors=errors, level=(_BASELINES["chance"], summary["chance"]))

@@ -13,7 +13,7 @@ import numpy as np
 _GAP = 8
 """White columns between two clips."""
 _HEIGHT = 256
-"""Small frames are enlarged by the largest whole factor that keeps them within this height."""
+"""Small frames are enlarged by the largest integer factor that keeps them within this height."""
 
 
 def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
@@ -25,13 +25,13 @@ def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
 def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     """Write uint8 frames (H, W, C) as an mp4 of `rate` frames per second.
 
-    The file appears by an atomic rename once it is complete. Small frames are enlarged by repeating pixels.
+    The finished file is moved into place atomically. Small frames are enlarged by repeating pixels.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part.mp4")
     try:
         with av.open(str(temporary), "w") as container:
-            # Browsers play H.264; FFmpeg may have been built without an encoder for it.
+            # Browsers play H.264, but some builds of FFmpeg have no encoder for it.
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from the templates in this folder."""
+"""Self-contained HTML pages from the templates in `templates/`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ _TEMPLATES = Environment(
 
 
 def mean_with_error(value: Mapping[str, float | None]) -> str:
-    """Format {mean, stderr}; a single seed has no standard error."""
+    """Format {mean, stderr}; `stderr` is None for a single seed."""
     error = "" if value["stderr"] is None else f" ± {value['stderr']:.3f}"
     return f"{value['mean']:.3f}{error}"
 

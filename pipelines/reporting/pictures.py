@@ -21,7 +21,7 @@ from torch import Tensor
 INK, MUTED, ACCENT, SECOND = "#1a1a1a", "#8a8a8a", "#0b6e99", "#c4622d"
 _LINES = (ACCENT, SECOND, MUTED, "#5d8a2f", "#84539e", "#c29a1b", "#b13a5c", "#3c4f5a")
 _DASHES = ("-", "--", ":")
-"""Line styles, of which each is used with all colours before the next."""
+"""Line styles. Each style is used with all colours before the next style."""
 _LEGEND_COLUMNS = 3
 _STYLE: Any = {
     "font.size": 10,
@@ -138,7 +138,7 @@ def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> Markup:
     """Draw cluster orders as SVG: one row per sample, one map per time slice.
 
     Args:
-        rank_BTHW: rank of each token's cluster in the order of prediction, from 0. It gives the token's colour and number.
+        rank_BTHW: position of each token's cluster in the order of prediction, from 0, drawn as colour and number.
         ranks: number of clusters.
     """
     samples, slices = rank_BTHW.shape[:2]

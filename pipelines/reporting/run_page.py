@@ -30,7 +30,7 @@ _FEATURES = {
     "untrained_attentive": "untrained network, attentive",
     "untrained": "untrained network, linear",
     "motion_energy": "motion energy of the pixels, linear",
-    "one_frame": "one pixel frame, linear",
+    "one_frame": "pixels of one frame, linear",
 }
 """Keys of a probe's summary and their names on the page."""
 _LAYERS = {"layers": "linear", "untrained_layers": "linear, untrained", "attentive_layers": "attentive"}
@@ -39,7 +39,7 @@ Rows = list[list[str]]
 
 
 def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
-    """Write the page about the run in a folder; `trust` allows a tokenizer that is a program (TorchScript) to run."""
+    """Write the page about the run in `folder`. `trust` allows running a tokenizer that is a TorchScript program."""
     summary = summary_of(folder)
     cache = TokenCache.open(summary["cache"])
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
@@ -63,7 +63,7 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
 
 
 def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
-    """Name, value and note of the main results; the newest probe comes first."""
+    """List the name, value and note of each main result, starting with the newest probe."""
     tiles = []
     if probes:
         linear, untrained = probes[-1]["linear"], probes[-1]["untrained"]
@@ -84,7 +84,7 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
 
 
 def _probe(probe: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a probe, with a chart and the rows of two tables."""
+    """Add a chart and the rows of two tables to the summary of a probe."""
     bars = {name: (probe[key]["mean"], probe[key]["stderr"]) for key, name in _FEATURES.items() if key in probe}
     accuracies = [[name, mean_with_error(probe[key])] for key, name in _FEATURES.items() if key in probe]
     columns = {key: name for key, name in _LAYERS.items() if key in probe}
@@ -101,7 +101,7 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(folder: Path, summary: dict[str, Any]) -> Markup:
-    """Chart of the bits per code during training, or of the loss where pixels are predicted."""
+    """Draw the bits per code during training, or the loss if the objective predicts pixels."""
     predicts_codes = summary["bits_per_code"] is not None
     measure = "bits_per_code" if predicts_codes else "loss"
     curves = {"held out, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
@@ -113,13 +113,13 @@ def _curves(folder: Path, summary: dict[str, Any]) -> Markup:
 
 
 def _curve(run: Path, key: str) -> tuple[list[float], list[float]]:
-    """Logged steps and values of a number."""
+    """Return the logged steps and values of a metric."""
     lines = [line for line in metrics_of(run) if key in line]
     return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 def _order(folder: Path) -> dict[str, Any] | None:
-    """Facts and maps of the cluster order, or None for an objective without one."""
+    """Return the settings and maps of the cluster order, or None for an objective without clusters."""
     objective = load_objective(folder / "model")
     if not isinstance(objective, ARVideo):
         return None
@@ -139,7 +139,7 @@ def _order(folder: Path) -> dict[str, Any] | None:
 
 
 def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
-    """Reconstructions of a few videos, and the training of the tokenizer if it is a run of this project."""
+    """Return reconstructions of a few videos and, if the tokenizer is a run of this project, results of its training."""
     source = cache.made_with["tokenizer"]
     try:
         tokenizer = load_tokenizer(source, trust=trust)
@@ -159,7 +159,7 @@ def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
 
 
 def _commands(folder: Path, cache: TokenCache) -> Rows:
-    """Commands of all runs that led to this page, as words quoted for a shell, in the order of their start."""
+    """List the commands of all runs behind this page, as shell-quoted words, in the order of their start."""
     tokenizer = Path(cache.made_with["tokenizer"])
     related = [folder, tokenizer, *(path.parent for path in folder.glob("*/environment.json"))]
     caches = {cache.address, *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}
@@ -167,5 +167,5 @@ def _commands(folder: Path, cache: TokenCache) -> Rows:
     related += [run for run in tokenize_runs if summary_of(run)["cache"] in caches]
     runs = {run.resolve(): environment_of(run) for run in related if (run / "environment.json").exists()}
     started = sorted(runs.values(), key=lambda environment: environment["started"])
-    commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without repetitions
+    commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without duplicates
     return [["accelerate", "launch", *map(shlex.quote, command)] for command in commands]
