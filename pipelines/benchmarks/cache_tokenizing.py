@@ -13,7 +13,7 @@ from data.cache import TokenCache
 from data.clips import ClipCuts, ClipSpec
 from data.sources import Source, Video
 from pipelines.benchmarks import Row, comparison
-from pipelines.benchmarks.synthetic import synthetic_cache
+from pipelines.benchmarks.synthetic import decoded_clips, synthetic_cache
 from pipelines.commands.tokenize import cache_writer, fill
 from pipelines.engine.device import cores
 from pipelines.engine.encoding import Decoded, DecodedClip, Encoder, decode
@@ -30,7 +30,7 @@ def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
     tokenizer = VQ3D().eval().to(accelerator.device)
     encoder = Encoder(tokenizer, Tokenize.encode_batch, "fp32")
     workers = max(0, cores(accelerator) - 1)
-    clips = _clips_of(source, clip)
+    clips = decoded_clips(source, source.videos, clip, 256)
     clip_count = len(source.videos) * int(clip.views)  # the settings of benchmark refuse "dense"
 
     def tokenize(round_: int) -> int:
@@ -63,22 +63,13 @@ def measure(folder: Path, source: Source, clip: ClipSpec) -> Iterator[Row]:
         yield Row(what, "bytes", size / cache.manifest["codes"], reach=reach)
 
 
-def _clips_of(source: Source, clip: ClipSpec) -> list[DecodedClip]:
-    """Decode up to 256 clips, which are then encoded repeatedly."""
-    parts = (part for video in source.videos for part in decode(source, video, clip, "none"))
-    clips = list(islice((part for part in parts if isinstance(part, DecodedClip)), 256))
-    if not clips:
-        raise ValueError(f"{source.name}: no usable video")
-    return clips
-
-
 def _decode_all(source: Source, clip: ClipSpec, workers: int) -> int:
     videos = ahead(source.videos, lambda video: decode(source, video, clip, "none"), workers, 8, 256)
     return sum(isinstance(part, DecodedClip) for _, parts in videos for part in parts)
 
 
 def _encode_all(encoder: Encoder, video: Video, clips: list[DecodedClip], count: int) -> int:
-    """Encode `count` clips as views of one video, and return the number of encoded clips."""
+    """Encode `count` clips, repeated from `clips`, as views of one video, and return the number of encoded clips."""
     # The encoder expects ClipCuts after the last clip of a video.
     parts: Iterator[Decoded] = chain(islice(cycle(clips), count), [ClipCuts((), 0, None)])
     (encoded,) = encoder.videos([(video, parts)])

@@ -1,7 +1,7 @@
 """Time of a training step as a function of the number of tokens, clusters and codes in the vocabulary, as SVG charts."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -11,7 +11,7 @@ import torch
 
 from data.files import write_bytes
 from pipelines.benchmarks import Row, comparison
-from pipelines.benchmarks.entrants import Entrant, Shape, ours, videomae
+from pipelines.benchmarks.entrants import Shape, ours, videomae
 from pipelines.benchmarks.pretrain_speed import by_turns
 from pipelines.reporting.pictures import line_chart
 
@@ -35,9 +35,7 @@ def measure(folder: Path, device: torch.device, scale: float, shape: Shape = SMA
         ("clusters", by_clusters, [prod(s.grid) / prod(s.clusters) for s in by_clusters]),
         ("vocabulary", by_vocabulary, [float(prod(s.vocabulary)) for s in by_vocabulary]),
     ):
-        builders: dict[str, Callable[[Shape], Entrant]] = {
-            f"targets {targets}": partial(build, targets=targets) for targets in (0.25, 1.0)
-        }
+        builders = {f"targets {targets}": partial(build, targets=targets) for targets in (0.25, 1.0)}
         if what == "tokens":
             builders["VideoMAE (sdpa)"] = partial(videomae, device=device, attention="sdpa", compiled=False)
         lines = {

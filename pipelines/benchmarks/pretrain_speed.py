@@ -157,14 +157,13 @@ def _from_disk(
     plan = BatchPlan(samples=len(source.videos), batch_size=shape.batch, seed=0)
     codes = TokenDataset(cache, range(len(cache)), plan)
     videos = ClipDataset(source, range(len(source.videos)), clip, plan, memory=0)
-    mask = tube_mask(shape)
 
     def to_peer(batch: Batch) -> dict[str, torch.Tensor]:
         pixels_BTHWC = batch["pixels_BTHWC"].to(peer.device)
         return {
             # Approximate mean and standard deviation of natural images.
             "pixel_values": ((pixels_BTHWC / 255 - 0.45) / 0.225).permute(0, 1, 4, 2, 3).contiguous(),
-            "bool_masked_pos": mask.to(peer.device),
+            "bool_masked_pos": tube_mask(shape).to(peer.device),
         }
 
     def to_ours(batch: Batch) -> dict[str, torch.Tensor]:

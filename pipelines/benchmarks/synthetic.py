@@ -1,14 +1,16 @@
-"""Caches of random codes, for measurements that need no tokenizer."""
+"""Inputs of the measurements: caches of random codes, lists of videos, and decoded clips."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from data.cache import CacheSpec, CacheWriter
 from data.clips import ClipCuts, ClipSpec, View
-from data.sources import Video
+from data.sources import Source, Video
+from pipelines.engine.encoding import DecodedClip, decode
 
 _CLIP = ClipSpec()
 _VOCABULARY = 1000
@@ -57,3 +59,16 @@ def synthetic_cache(
 def numbered_videos(count: int) -> list[Video]:
     """List `count` videos in ten classes; their files do not exist."""
     return [Video(f"class{i % 10}/video_{i:07d}.mp4", 100_000 + i, label=f"class{i % 10}") for i in range(count)]
+
+
+def decoded_clips(source: Source, videos: Sequence[Video], clip: ClipSpec, most: int) -> list[DecodedClip]:
+    """Decode up to `most` clips of the videos, and skip damaged videos.
+
+    Raises:
+        ValueError: if no video is usable.
+    """
+    parts = (part for video in videos for part in decode(source, video, clip, "none"))
+    clips = list(islice((part for part in parts if isinstance(part, DecodedClip)), most))
+    if not clips:
+        raise ValueError(f"{source.name}: no usable video")
+    return clips

@@ -3,20 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.clips import ClipSpec, read_clips
-from data.decoding import DamagedVideo
+from data.clips import ClipSpec
 from data.loading import Batch
 from data.source_clips import held_out_clips
 from data.sources import Source, hold_out
 from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.peer import BATCH, LR, Peer
+from pipelines.benchmarks.synthetic import decoded_clips
 from pipelines.engine.device import resolve_precision, wait
 from pipelines.engine.step import SingleProcess, train_step
 from pipelines.settings.train_tokenizer import TrainTokenizer
@@ -83,16 +82,9 @@ def training_clips(source: Source, clip: ClipSpec) -> Tensor:
     Raises:
         ValueError: if the source has no usable video.
     """
-    clips: list[np.ndarray] = []
-    limit = _MEMORY // (clip.frames * clip.size**2 * 3)
-    for row in hold_out(source.videos)[0]:
-        if len(clips) >= limit:
-            break
-        with suppress(DamagedVideo):
-            clips += list(read_clips(source, source.videos[row], clip).pixels_VTHWC)
-    if not clips:
-        raise ValueError(f"{source.name}: no usable video")
-    return torch.from_numpy(np.stack(clips[:limit]))
+    videos = [source.videos[row] for row in hold_out(source.videos)[0]]
+    clips = decoded_clips(source, videos, clip, _MEMORY // (clip.frames * clip.size**2 * 3))
+    return torch.from_numpy(np.stack([decoded.pixels_THWC for decoded in clips]))
 
 
 def train(name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.device, seconds: float) -> Trained:
