@@ -36,7 +36,7 @@ class ClipSpec:
     """Clips of each video. The first is cut from the middle; the others are drawn at random, seeded by the path. dense:
     consecutive clips that cover the whole video."""
     flip: bool = False
-    """Mirror views after the first left to right, at random."""
+    """Flip all views except the first horizontally, each at random."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "stride", "views"):

@@ -343,7 +343,9 @@ def write_weights(checkpoint: Path, tensors: dict[str, Tensor]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint and print its contents; on an error, print one line to stderr and exit with code 2."""
-    description = "Extract the weights of a Lightning checkpoint that holds more than weights, as safetensors."
+    description = (
+        "Convert the weights of a Lightning checkpoint to safetensors, without the other objects in the checkpoint."
+    )
     parser = _Parser(prog="python -m tokenizer.convert", description=description)
     help_text = f"checkpoint, or folder of a taming tokenizer; {WEIGHTS} is written next to the checkpoint"
     parser.add_argument("checkpoint", type=Path, metavar="FOLDER_OR_CKPT", help=help_text)
@@ -365,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out = [show_name(name) for name in contents.left_out[:_LISTED]]
     print(f"{checkpoint}: holds more than weights; nothing in it was executed")
     print(f"kept {len(contents.tensors)} tensors, {size / 1e6:.1f} MB")
-    print(f"left out {', '.join(left_out) or 'nothing else'}")
+    print(f"left out {', '.join(left_out) or 'no entries'}")
     for name, count in contents.names.most_common(_LISTED):
         print(f"refers to {show_name(name)} ({count}x): left out, not run")
     if len(contents.names) > _LISTED:

@@ -23,7 +23,8 @@ class Losses:
     discriminator: Literal["none", "patch", "3d"] = "none"
     """Discriminator to train against: patch (PatchGAN of taming-transformers, on single frames) or 3d (on clips)."""
     adversarial: float = 0.8
-    """Weight of the adversarial loss, times the ratio of reconstruction to adversarial gradient norm at the last layer."""
+    """Weight of the adversarial loss. The loss is also scaled so that its gradient at the last layer is as large as that of the
+    reconstruction loss."""
     adversarial_start: int = 1000
     """First step with the adversarial loss; the discriminator is trained from step 0."""
     adversarial_cap: float = 1.0

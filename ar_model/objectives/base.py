@@ -34,7 +34,7 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     sees_pixels: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Subclasses inherit neither the options of the mixin nor the default settings of the base class.
+        # The mixin does not pass its options or the defaults of `Objective.__init__` on to subclasses, so they are set here.
         coders = {CodeSpec: (CodeSpec.to_json, CodeSpec.from_json)}
         super().__init_subclass__(coders=coders, library_name="arvideo", **kwargs)
         defaults = Objective.__init__.__kwdefaults__ or {}
@@ -63,8 +63,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
             input: input of the encoder; pixels need a cache made with --keep_pixels.
             target: what is predicted.
             code_patch: codes of one token along (t, h, w).
-            code_input: embed codes by their geometry, or by one free vector per code.
-            rope: add rotary positions of (t, h, w) in attention to the sine-cosine encodings of tokens.
+            code_input: `geometry` embeds a code by its digits or codebook vector; `rows` learns a separate vector for each code.
+            rope: use rotary positions of (t, h, w) in attention, in addition to the sine-cosine encodings of tokens.
             flat: use sine-cosine encodings of a token's index (arXiv 2203.12602) instead of (t, h, w).
             width: width of the encoder.
             depth: blocks of the encoder.
@@ -103,7 +103,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         Returns the output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
         even under autocast. The L tokens are in raster order (t, h, w), with L / `time_slices(batch)` tokens per time slice.
 
-        Raises a KeyError if the batch lacks the input, and a ValueError if the tokens do not divide the clips.
+        Raises a KeyError if the batch lacks the input, and a ValueError if the size of the clips is not a multiple of
+        the size of a token.
         """
         grid = self._grid(batch)
         x_BLD = self.embedding(self.input.tokens(batch))

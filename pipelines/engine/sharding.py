@@ -24,8 +24,8 @@ def configured_sharding() -> FullyShardedDataParallelPlugin | None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return None
-    if os.environ.get("FSDP_VERSION") != "2":
-        raise ValueError("the accelerate configuration must set fsdp_version: 2 in its fsdp_config, got FSDP version 1")
+    if (version := os.environ.get("FSDP_VERSION", "none")) != "2":
+        raise ValueError(f"the accelerate configuration must set fsdp_version: 2 in its fsdp_config, got {version}")
     # cpu_ram_efficient_loading fails on buffers, so every rank builds the whole module before it is sharded.
     fp32 = MixedPrecisionPolicy()
     return FullyShardedDataParallelPlugin(mixed_precision_policy=fp32, cpu_ram_efficient_loading=False)

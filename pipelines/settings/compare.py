@@ -27,7 +27,7 @@ class Compare:
     seeds: int = 5
     """Number of seeds. Each seed gives one training run and one untrained network per entry."""
     points: int = 4
-    """Number of times that each training run is probed, the last time at its end; may be lower for a small number of steps."""
+    """Number of probes of each training run, including one at its end. A run of few steps may have fewer."""
     out: Path | None = None
     """Folder of the comparison; by default runs/compare-<hash of the settings>."""
 

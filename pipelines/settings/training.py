@@ -20,7 +20,8 @@ class Training:
     """Clips per optimizer step, over all processes."""
     accumulate: int = 1
     """Gradient accumulation: number of parts that each batch is split into, to save memory. Results stay the same, except that
-    statistics over the batch (FSQ spread, LFQ entropy, discriminator batch norm, VIMPAC contrast) cover one part only."""
+    losses that compare the clips of a batch (VIMPAC; the FSQ spread loss and LFQ entropy of a tokenizer) and the batch norm of a
+    discriminator use one part only."""
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50

@@ -133,10 +133,11 @@ def test_the_loss_of_a_new_model_is_about_that_of_a_uniform_prediction(geometry:
 
 def test_code_input_rows_gives_every_code_its_own_vector_and_geometry_shares_them() -> None:
     codes = torch.arange(64).view(1, 64, 1)
+    # Two digits of 8 values have 16 vectors, whose sums have rank 15.
     for code_input, rank in [("geometry", 15), ("rows", 64)]:
         model = build(code_input=code_input, width=96, heads=2)
         vectors = model.embedding(codes)[0]
-        assert torch.linalg.matrix_rank(vectors) == rank  # 8 + 8 digits, one of them redundant
+        assert torch.linalg.matrix_rank(vectors) == rank
 
 
 def test_codebook_codes_are_embedded_by_their_vectors() -> None:
@@ -197,6 +198,6 @@ def test_invalid_settings_are_refused_by_name(changes: dict[str, Any], name: str
 @pytest.mark.parametrize("others", [{}, {"input": "pixels", "target": "pixels"}], ids=["codes", "pixels"])
 @pytest.mark.parametrize("name", ["order", "input", "target", "code_input", "likelihood"])
 def test_a_misspelt_choice_is_refused_by_name(name: str, others: dict[str, Any]) -> None:
-    """The choice is refused even if it has no effect."""
+    """A misspelt value is refused even if the other settings make it irrelevant."""
     with pytest.raises(ValueError, match=f"{name}.* 'rasta'"):
         build(**{**others, name: "rasta"})

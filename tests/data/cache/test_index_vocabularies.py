@@ -1,4 +1,4 @@
-"""Every code of every vocabulary is read as it was written. A code outside is refused when written and when read."""
+"""Every code of every vocabulary is read as it was written. A code outside the vocabulary is never written or read."""
 
 import json
 import re
