@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.commands import kills
 
 
-@pytest.mark.parametrize("trials", [6, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("trials", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_a_killed_pretraining_ends_the_same(finished_project: Path, tmp_path: Path, trials: int) -> None:
     result = kills("kill_pretrain", trials, str(finished_project), str(tmp_path))
     assert result["wrong"] == []
