@@ -1,12 +1,55 @@
 """Fixtures shared by the tests of several packages: tiny videos and caches."""
 
+import functools
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from docstring_parser.attrdoc import AttributeDocstrings
 
 from tests.helpers import caches, videos
 from tests.helpers.caches import MakeCache
 from tests.helpers.videos import MakeVideo
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server that forks programs, if a collected test may need it. It imports while the first tests run."""
+    if (forked := sys.modules.get("tests.helpers.forked")) and not session.config.option.collectonly:
+        forked.start_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sources_read_once() -> Iterator[None]:
+    """Keep the docstrings of settings, which jsonargparse reads anew from the source for every command line, in 0.2 to 0.6 s."""
+    read = AttributeDocstrings.get_attr_docs
+    docs_of = functools.cache(lambda component: read(AttributeDocstrings(), component))
+
+    def get_attr_docs(self: AttributeDocstrings, component: Any) -> Any:
+        return docs_of(component)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttributeDocstrings, "get_attr_docs", get_attr_docs)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> None:
+    """Use a share of the cores if pytest-xdist runs several test processes: on busy cores, threads of tiny steps mostly wait."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute in two threads, for tests whose result could depend on how work is divided among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

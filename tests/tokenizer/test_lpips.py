@@ -132,6 +132,7 @@ def test_the_distance_of_an_image_to_itself_is_zero_and_distances_are_symmetric(
     assert (lpips(a, b) > 0).all()
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_distances_do_not_depend_on_other_images_of_the_batch(lpips: LPIPS) -> None:
     a, b = random_images(1), smooth_images(2)
     assert torch.allclose(lpips(a[1:], b[1:])[0], lpips(a, b)[1], rtol=1e-5)

@@ -66,6 +66,7 @@ def test_every_code_has_a_vector_of_its_own(name: str, options: dict[str, Any]) 
 
 
 @every_kind
+@pytest.mark.usefixtures("two_threads")
 def test_quantizing_does_not_depend_on_other_vectors(name: str, options: dict[str, Any]) -> None:
     quantizer = make(name, **options)
     z = vectors(quantizer, count=37)

@@ -19,6 +19,8 @@ from tokenizer import VQ3D
 ROOT = Path(__file__).parent.parent.parent
 SHAPES = list(itertools.product(SIZES, ["", "-causal"], ["space", "haar"]))
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.fixture
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> int:

@@ -37,6 +37,7 @@ def test_codes_are_in_the_vocabulary_and_differ(quantizer: str) -> None:
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.usefixtures("two_threads")
 def test_codes_of_a_clip_do_not_depend_on_other_clips(quantizer: str) -> None:
     tokenizer = build(f"vq3d-2x4x4-{quantizer}")
     one, other = pixels(6, seed=1), pixels(6, seed=2)

@@ -69,6 +69,7 @@ def test_predicted_tokens_are_drawn_uniformly_in_training() -> None:
     "settings", [{"likelihood": "joint"}, {"likelihood": "digits"}, {"target": "pixels"}, {"ranks": 0.5}]
 )
 @pytest.mark.parametrize("backend", ["plain", "sdpa"])
+@pytest.mark.usefixtures("two_threads")
 def test_a_samples_loss_does_not_depend_on_its_batch(settings: dict[str, Any], backend: str) -> None:
     model = build(**settings).train()
     set_backend(model, backend)

@@ -50,6 +50,7 @@ def test_features_depend_on_the_whole_clip_and_not_on_the_seed(content: str) -> 
     assert ((before[-1] != after[-1]).any(-1)).all()
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_features_do_not_depend_on_the_other_clips() -> None:
     model = build().eval()
     one, other = random_batch(4, seed=1), random_batch(4, seed=2)
