@@ -2,8 +2,8 @@
 
 import importlib
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +13,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipelines.engine.launch import command
+from tests.helpers.forked import ENVIRONMENT, ROOT, Forked, Result
 
-ROOT = Path(__file__).parents[2]
 TINY_TOKENIZER = [
     *("--steps", "6", "--batch_size", "4", "--save_every", "3", "--warmup", "1"),
     *("--model.width", "16", "--model.depth", "1"),
@@ -32,35 +32,32 @@ TINIEST = [
 ]
 """Flags of a tokenizer that trains in this process in less than a second."""
 
-# Waiting threads must sleep: with more threads than cores, spinning threads make tiny steps a hundred times slower.
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-
-Result = subprocess.CompletedProcess[str]
-
 
 def start(folder: Path, script: str, *flags: str, launch: list[str] | None = None) -> Result:
-    """Run a command in a folder, by default as a script of this Python."""
-    launcher = launch or [sys.executable]
-    return subprocess.run(
-        [*launcher, str(ROOT / "pipelines" / f"{script}.py"), *flags],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-    )
+    """Run a command in a folder, by default as a script of this Python, in a forked process."""
+    program = [str(ROOT / "pipelines" / f"{script}.py"), *flags]
+    if launch is None:
+        return Forked(program, folder, ENVIRONMENT).wait(300)
+    return subprocess.run([*launch, *program], cwd=folder, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+
+
+def start_ranks(folder: Path, script: str, *flags: str) -> Result:
+    """Run a command in two processes that train together, without a launcher. Return the result of the first one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    program = [str(ROOT / "pipelines" / f"{script}.py"), *flags]
+    ranks = [Forked(program, folder, {**ENVIRONMENT, **group, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    first, second = [rank.wait(300) for rank in ranks]
+    assert (second.returncode, second.stdout) == (first.returncode, ""), second.stderr
+    return first
 
 
 def python(folder: Path, *arguments: str) -> str:
     """Run this Python in a folder, with the packages of the project, and return what it prints."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = Forked([*arguments], folder, {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}).wait(300)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

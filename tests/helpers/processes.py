@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.helpers.forked import START_METHOD
+
 _TIMEOUT = 240.0
 """Seconds after which the processes count as hanging."""
 Work = Callable[..., dict[str, Any]]
@@ -23,7 +25,7 @@ def in_processes(
     If `before` is given, each process calls it before it joins the group, and passes its result as a last argument.
     """
     inputs = (work, count, str(folder), before, *arguments)
-    context = torch.multiprocessing.spawn(_one, args=inputs, nprocs=count, join=False)
+    context = torch.multiprocessing.start_processes(_one, inputs, count, join=False, start_method=START_METHOD)
     deadline = time.monotonic() + _TIMEOUT
     try:
         while not context.join(timeout=1, grace_period=5):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.helpers.forked import START_METHOD
 from tokenizer.adversarial import Adversary, DiscriminatorName, hinge_loss, make_discriminator
 
 KINDS: list[DiscriminatorName] = ["patch", "3d"]
@@ -230,7 +231,7 @@ def _in_one_of_two(rank: int, folder: str) -> None:
 def test_two_ranks_have_equal_gradients_and_for_3d_those_of_a_single_process(tmp_path: Path) -> None:
     """The patch discriminator has batch norm with statistics per process, so it differs from a single process."""
     pytest.importorskip("taming")
-    torch.multiprocessing.spawn(_in_one_of_two, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_in_one_of_two, (str(tmp_path),), 2, start_method=START_METHOD)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert len(first) == 4
     for name, (weight, gradient) in first.items():

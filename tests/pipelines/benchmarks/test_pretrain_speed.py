@@ -1,6 +1,7 @@
 """The pre-training benchmark uses the fastest setting of each model and counts the FLOPs of the papers' models."""
 
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from data.sources import load_source
+from pipelines import benchmarks
 from pipelines.benchmarks import Row, pretrain_growth, pretrain_speed
 from pipelines.benchmarks.entrants import Entrant, Shape, fastest, ours, tube_mask, videomae
 from pipelines.benchmarks.pretrain_speed import flop_of
+from tests.helpers.forked import START_METHOD
 
 pytest.importorskip("transformers", reason="the benchmark needs transformers")
 
@@ -27,6 +30,7 @@ def test_every_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pretrain_speed, "_variants", only_sdpa)
     monkeypatch.setattr(pretrain_speed, "SETTINGS", {"targets 0.25": pretrain_speed.SETTINGS["targets 0.25"]})
     monkeypatch.setattr(pretrain_speed, "_worker_counts", lambda: [0])
+    monkeypatch.setattr(benchmarks, "get_context", lambda _: get_context(START_METHOD))
     source = load_source("builtin:moving-digits:4:0")
     rows = list(pretrain_speed.measure(tmp_path, source, CPU, 0.1, TINY))
     names = [row.what for row in rows]

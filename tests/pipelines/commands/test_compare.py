@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,23 @@ import pytest
 
 from data.cache import TokenCache
 from pipelines.commands import compare
+from pipelines.engine import sweep
 from pipelines.engine.run import read_json
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start
+from tests.helpers.forked import ENVIRONMENT, START_METHOD, Forked, Result
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the training runs and probes of a comparison in this process. The fixture `finished` is a real comparison."""
+
+    def run(command: list[str], **_: Any) -> Result:
+        return Forked(command[command.index(sys.executable) + 1 :], Path.cwd(), ENVIRONMENT).wait(300)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sweep, "get_context", lambda _: get_context(START_METHOD))
+
 
 SIZE = {"width": 12, "depth": 2, "heads": 1}
 ENTRIES = {

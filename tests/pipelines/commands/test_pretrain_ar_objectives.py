@@ -12,8 +12,8 @@ from ar_model.objectives import load_objective
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 from tests.helpers.caches import MakeCache
-from tests.helpers.commands import Call, last_line, start
-from tests.pipelines.engine.test_cpu_processes import launcher, processes
+from tests.helpers.commands import Call, last_line, start, start_ranks
+from tests.pipelines.engine.test_cpu_processes import processes
 
 SIZE = ["--objective.width", "12", "--objective.depth", "2", "--objective.heads", "1"]
 OBJECTIVES = {
@@ -70,7 +70,7 @@ def test_a_non_finite_gradient_stops_training(name: str, cache: Path, tmp_path: 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_train_the_same_model(name: str, cache: Path, tmp_path: Path, call: Call) -> None:
     one = call("pretrain_ar", *flags(name, cache, tmp_path / "one"))
-    two = last_line(start(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "two"), launch=launcher()))
+    two = last_line(start_ranks(tmp_path, "pretrain_ar", *flags(name, cache, tmp_path / "two")))
     assert processes(tmp_path / "two") == 2
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 

@@ -1,10 +1,7 @@
 """The codes in a cache do not depend on how often, by how many processes or in which batches they were made."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,10 @@ from data.cache import TokenCache
 from data.clips import ClipSpec
 from data.sources import load_source
 from pipelines.engine.encoding import Decoded, Encoder, decode
-from tests.helpers.commands import DIGITS, ENVIRONMENT, ROOT, TINY_MODEL, last_line, start
+from tests.helpers.commands import DIGITS, TINY_MODEL, last_line, start, start_ranks
+from tests.helpers.forked import ENVIRONMENT, ROOT, Forked
 from tests.helpers.videos import MakeVideo
-from tests.pipelines.engine.test_cpu_processes import hashes, launcher
+from tests.pipelines.engine.test_cpu_processes import hashes, processes
 from tokenizer import load_tokenizer
 
 
@@ -29,9 +27,9 @@ def tokenizer(finished_project: Path, answers: dict[str, Any]) -> str:
     return str(finished_project / answers["train_tokenizer"]["run"])
 
 
-def tokenized(folder: Path, *flags: str, **options: Any) -> tuple[dict[str, Any], TokenCache]:
+def tokenized(folder: Path, *flags: str) -> tuple[dict[str, Any], TokenCache]:
     """Run tokenize in a folder, and return its summary and the cache."""
-    summary = last_line(start(folder, "tokenize", *flags, **options))
+    summary = last_line(start(folder, "tokenize", *flags))
     return summary, TokenCache.open(folder / summary["cache"])
 
 
@@ -100,8 +98,9 @@ def test_codes_do_not_depend_on_the_batch_or_on_threads(codes_of_64: dict[tuple[
 def test_two_processes_and_threads_write_the_same_codes(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", DIGITS, "--tokenizer", tokenizer, "--shard_size", "7", "--clip.views", "2"]
     _, one = tokenized(tmp_path, *flags, "--caches", "one", "--workers", "0")
-    _, two = tokenized(tmp_path, *flags, "--caches", "two", "--workers", "4", launch=launcher())
-    assert hashes(Path(one.address, "shards")) == hashes(Path(two.address, "shards"))
+    two = last_line(start_ranks(tmp_path, "tokenize", *flags, "--caches", "two", "--workers", "4", "--out", "run"))
+    assert processes(tmp_path / "run") == 2
+    assert hashes(Path(one.address, "shards")) == hashes(tmp_path / two["cache"] / "shards")
 
 
 def test_bf16_counts_the_codes_that_differ_from_fp32(tokenizer: str, tmp_path: Path) -> None:
@@ -126,22 +125,11 @@ def test_bf16_counts_the_codes_that_differ_from_fp32(tokenizer: str, tmp_path: P
 def test_independent_commands_share_the_work(tokenizer: str, tmp_path: Path) -> None:
     flags = ["--videos", "builtin:moving-digits:60:0", "--tokenizer", tokenizer, "--shard_size", "3", "--workers", "1"]
     _, alone = tokenized(tmp_path, *flags, "--caches", "alone")
-    command = [sys.executable, str(ROOT / "pipelines" / "tokenize.py"), *flags, "--caches", "shared"]
+    command = [str(ROOT / "pipelines" / "tokenize.py"), *flags, "--caches", "shared"]
     environment = {**ENVIRONMENT, "ARVIDEO_TRACEBACK": "1"}
-    runs = [
-        subprocess.Popen(
-            [*command, "--out", f"run{i}"],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(3)
-    ]
-    ends = [run.communicate(timeout=200) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0, 0], ends
-    assert len({json.loads(out.splitlines()[-1])["key"] for out, _ in ends}) == 1
+    runs = [Forked([*command, "--out", f"run{i}"], tmp_path, environment) for i in range(3)]
+    ends = [run.wait(200) for run in runs]
+    assert len({last_line(end)["key"] for end in ends}) == 1
     (shared,) = (tmp_path / "shared").iterdir()
     assert hashes(shared / "shards") == hashes(Path(alone.address, "shards")), "no claim files are left"
     assert (shared / "manifest.json").read_bytes() == Path(alone.address, "manifest.json").read_bytes()

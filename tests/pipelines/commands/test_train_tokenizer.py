@@ -11,8 +11,8 @@ from data.clips import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.engine.run import metrics_of
-from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, start
-from tests.pipelines.engine.test_cpu_processes import launcher, processes
+from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, start_ranks
+from tests.pipelines.engine.test_cpu_processes import processes
 from tokenizer import VQ3D, load_tokenizer
 
 # --- pictures and movies
@@ -109,7 +109,7 @@ def test_a_run_of_another_tokenizer_is_not_resumed(call: Call, tmp_path: Path) -
 def test_two_processes_train_one_codebook(tmp_path: Path) -> None:
     name = "vq3d-2x8x8-emavq64"
     flags = ["--videos", "builtin:moving-digits:24:16", *TINY_TOKENIZER, "--validate_every", "3", "--model.name", name]
-    answer = last_line(start(tmp_path, "train_tokenizer", *flags, "--out", "run", launch=launcher()))
+    answer = last_line(start_ranks(tmp_path, "train_tokenizer", *flags, "--out", "run"))
     assert processes(tmp_path / "run") == 2
     lines = {line["step"]: line for line in metrics_of(tmp_path / "run") if "val_psnr" in line}
     assert list(lines) == [3, 6]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line, start
+from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, last_line, start, start_ranks
 
 
 def launcher() -> list[str]:
@@ -73,7 +73,8 @@ def test_validation_works_with_fewer_clips_than_processes(
     cache = last_line(start(finished_project, "tokenize", *few))["cache"]
     flags = [*TINY_MODEL, "--cache", cache, "--out"]
     one = last_line(start(finished_project, "pretrain_ar", *flags, str(tmp_path / "one")))
-    two = last_line(start(finished_project, "pretrain_ar", *flags, str(tmp_path / "two"), launch=launcher()))
+    two = last_line(start_ranks(finished_project, "pretrain_ar", *flags, str(tmp_path / "two")))
+    assert processes(tmp_path / "two") == 2
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
 
 

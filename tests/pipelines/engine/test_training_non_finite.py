@@ -1,9 +1,7 @@
 """A non-finite value stops training before the update, with one line that names the samples. The checkpoint is kept."""
 
-import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipelines.engine.launch import command
 from pipelines.settings.training import Training
-from tests.helpers.commands import ENVIRONMENT, ROOT, TINIEST, Call, start
+from tests.helpers.commands import TINIEST, Call, last_line, start
+from tests.helpers.forked import ENVIRONMENT, ROOT, Forked
 from tests.helpers.non_finite_training import POISONED, SAVED, STEPS, Toy, learn
 
 FLAGS = [
@@ -125,21 +124,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         port = str(probe.getsockname()[1])
     both = {**ENVIRONMENT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both |= {"ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.non_finite_training", str(folder)],
-            cwd=ROOT,
-            env={**both, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ends = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
+    program = ["-m", "tests.helpers.non_finite_training", str(folder)]
+    processes = [Forked(program, ROOT, {**both, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    answers = [last_line(process.wait(120)) for process in processes]
     assert sorted(os.listdir(folder / "checkpoints")) == [f"step_{SAVED - 2:06d}", f"step_{SAVED:06d}"]
-    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    return answers
 
 
 def test_a_non_finite_loss_of_one_rank_stops_all_ranks(ranks: list[dict[str, Any]]) -> None:
