@@ -16,9 +16,10 @@ from tests.helpers.caches import MakeCache
 from tests.helpers.videos import MakeVideo
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
     """Start the server that forks programs, if a collected test may need it. It imports while the first tests run."""
-    if (forked := sys.modules.get("tests.helpers.forked")) and not session.config.option.collectonly:
+    if forked := sys.modules.get("tests.helpers.forked"):
         forked.start_server()
 
 
