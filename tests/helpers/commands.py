@@ -34,7 +34,7 @@ TINIEST = [
 
 
 def start(folder: Path, script: str, *flags: str, launch: list[str] | None = None) -> Result:
-    """Run a command in a folder, by default as a script of this Python, in a forked process."""
+    """Run a command in a folder in a forked process. With `launch`, for example [sys.executable], that program starts it."""
     program = [str(ROOT / "pipelines" / f"{script}.py"), *flags]
     if launch is None:
         return Forked(program, folder, ENVIRONMENT).wait(300)

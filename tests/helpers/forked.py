@@ -1,7 +1,8 @@
 """Python programs in new processes that do not import torch again.
 
 The processes are forked from the fork server of multiprocessing. The server imports torch and the modules of the commands once,
-which takes each new interpreter 3 to 4 s of CPU time, and runs nothing, so it has no threads of torch.
+which takes each new interpreter 3 to 4 s of CPU time, and runs nothing, so it has no threads of torch. At least one test starts
+each of the forked commands in a new interpreter, as a user does.
 """
 
 import multiprocessing

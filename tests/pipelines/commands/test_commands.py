@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,17 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
 
 
 def test_an_attentive_probe_covers_every_layer_and_is_reported(finished_project: Path, answers: Answers) -> None:
+    """Both commands start in a new interpreter, as for a user."""
     run = answers["pretrain_ar"]["run"]
-    result = last_line(start(finished_project, "probe", "--attentive", "true", "--run", run, "--seeds", "1"))
+    flags = ["--attentive", "true", "--run", run, "--seeds", "1"]
+    result = last_line(start(finished_project, "probe", *flags, launch=[sys.executable]))
     assert len(result["attentive_layers"]) == len(result["layers"]) == 2
     assert 0 <= result["untrained_attentive"]["mean"] <= 1 and "AdamW" in result["protocol"]
     assert result["linear"]["mean"] == result["layers"][result["layer"] - 1]["mean"]
     attentive = [layer["mean"] for layer in result["attentive_layers"]]
     assert result["attentive"]["mean"] == attentive[result["layer"] - 1]
-    page = Path(last_line(start(finished_project, "report", "--run", run, "--out", "page with attentive"))["page"])
+    flags = ["--run", run, "--out", "page with attentive"]
+    page = Path(last_line(start(finished_project, "report", *flags, launch=[sys.executable]))["page"])
     assert "untrained network, attentive" in (finished_project / page).read_text()
 
 

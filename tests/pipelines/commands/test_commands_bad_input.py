@@ -1,5 +1,6 @@
 """A user's mistake ends with exit code 2 and one line that names the flag or file. Existing files are kept."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write_video(path: Path, frames: int = 20, value: int = 0) -> None:
 
 
 def test_a_real_process_exits_with_code_2_and_one_line(tmp_path: Path) -> None:
-    line = refused(start(tmp_path, "tokenize", "--videos", "nowhere"))
+    line = refused(start(tmp_path, "tokenize", "--videos", "nowhere", launch=[sys.executable]))
     assert line.startswith("tokenize: error: ") and "nowhere" in line
 
 

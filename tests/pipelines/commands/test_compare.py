@@ -64,7 +64,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Pa
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished comparison, started by its command. summary.json holds the last line of stdout."""
     folder = tmp_path_factory.mktemp("comparison")
-    (folder / "summary.json").write_text(json.dumps(last_line(start(folder, "compare", *flags_of(folder, cache)))))
+    summary = last_line(start(folder, "compare", *flags_of(folder, cache), launch=[sys.executable]))
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
