@@ -61,7 +61,9 @@ class BatchPlan:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.batch_size < 1 or self.batch_size % self.world:
-            raise ValueError(f"batch_size must be a positive multiple of world ({self.world}), got {self.batch_size}")
+            raise ValueError(
+                f"batch_size must be a positive multiple of the number of processes ({self.world}), got {self.batch_size}"
+            )
 
     def draw(self, step: int) -> Draw:
         """Return the samples that this rank reads in a step."""

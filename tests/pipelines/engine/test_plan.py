@@ -174,7 +174,7 @@ def test_errors_of_the_run_are_errors_of_the_plan(call: Call, here: Path) -> Non
     flags = ["pretrain_ar", "--plan", *SMALL]
     assert "batch_size 4 must be a multiple of accumulate, got 3" in call(*flags, "--accumulate", "3")
     assert "clusters of 2x3x3 tokens do not divide" in call(*flags, "--objective.clusters", "[2,3,3]")
-    assert "the cache holds none" in call(*flags, "--objective.input", "pixels")
+    assert "pixels; the cache" in call(*flags, "--objective.input", "pixels")
     assert "--attention flex does not run here" in call(*flags, "--attention", "flex")
     assert "no finished cache" in call(*flags, "--caches", "nowhere")
     assert files_of(here) == before
