@@ -16,13 +16,17 @@ from ar_model.attention import Kernel
 from ar_model.attention_mask import Mask
 from ar_model.backends import BACKENDS
 
-CANNOT_RUN = (ImportError, NotImplementedError, ValueError, RuntimeError)
-"""Errors of a backend that is not installed, or has no kernel for a device, dtype or shape."""
-
 
 def reason(error: Exception) -> str:
-    """Return the error's message as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+    """Return the message of an error as one line of at most 2,000 characters.
+
+    A refusal of xformers lists the inputs first, and then the reason of each operator. The inputs are left out.
+    """
+    lines = str(error).splitlines()
+    first = next((i for i, line in enumerate(lines) if "is not supported because" in line), 0)
+    message = " ".join(" ".join(lines[first:]).split())[:2000]
+    # The message of other types, such as AttributeError, says little without the type.
+    return message if message and isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {message}"
 
 
 class Call(NamedTuple):
@@ -52,11 +56,7 @@ class Trial(NamedTuple):
 
 
 def try_backends(model: nn.Module, forward: Callable[[], object], names: list[str], laps: int = 4) -> Trial:
-    """Time backends on the attention calls of `forward`, which runs once with the model's current backend.
-
-    Each backend runs alone, on random tensors of the recorded shapes, dtypes and masks. An error in CANNOT_RUN is recorded in
-    `failures`. Backends take turns and the fastest lap of each counts, so that other load on the machine affects all equally.
-    """
+    """Time backends on the attention calls of `forward`, which runs once with the model's current backend."""
     calls: Counter[Call] = Counter()
 
     def record(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Mask]) -> None:
@@ -67,7 +67,14 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
         for kernel in (module for module in model.modules() if isinstance(module, Kernel)):
             hooks.enter_context(kernel.register_forward_pre_hook(record))
         forward()
-    device = next(model.parameters()).device
+    return time_backends(calls, next(model.parameters()).device, names, laps)
+
+
+def time_backends(calls: Counter[Call], device: torch.device, names: list[str], laps: int = 4) -> Trial:
+    """Time backends on random tensors with the shapes, dtypes and masks of some calls, each as often as `calls` counts it.
+
+    Backends take turns and the fastest lap of each counts, so that other load on the machine affects all equally.
+    """
     failures: dict[str, str] = {}
     best: dict[tuple[str, Call], float] = {}
     for lap in range(laps + 1):
@@ -78,7 +85,8 @@ def try_backends(model: nn.Module, forward: Callable[[], object], names: list[st
                     # Lap 0 is a warm-up: some kernels are compiled in it.
                     if lap > 0:
                         best[name, call] = min(elapsed, best.get((name, call), elapsed))
-            except CANNOT_RUN as error:
+            # A broken installation of a kernel's library raises many types of errors, AttributeError and AssertionError too.
+            except Exception as error:
                 failures[name] = reason(error)
     working = [name for name in names if name not in failures]
     seconds = {name: sum(count * best[name, call] for call, count in calls.items()) for name in working}
@@ -93,9 +101,14 @@ def _time(name: str, call: Call, device: torch.device) -> float:
         torch.randn(size, device=device, dtype=call.dtype, generator=generator).requires_grad_()
         for size in (call.queries, call.keys, call.keys)
     )
-    start = time.perf_counter()
-    out = BACKENDS[name](q, k, v, call.mask)
-    out.backward(torch.ones_like(out))
-    if device.type == "cuda":
+    # On a GPU several calls are in flight, as in a training step.
+    cuda, repeats = device.type == "cuda", 5 if device.type == "cuda" else 1
+    if cuda:
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(repeats):
+        out = BACKENDS[name](q, k, v, call.mask)
+        out.backward(torch.ones_like(out))
+    if cuda:
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / repeats

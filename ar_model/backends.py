@@ -3,7 +3,6 @@
 Legend: B batch, N heads, Q queries, K keys, H width of a head, G = B * N.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ar_model.attention_mask import BlockMask, Mask
+from ar_model import cuda_backends
+from ar_model.attention_mask import Mask, bias_of
 
 
 def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
@@ -24,37 +24,19 @@ def reference(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Ten
     return (scores.softmax(-1) @ v_BNKH.float()).to(v_BNKH.dtype)
 
 
-def _bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the mask as a bias (Q, K) to add to the scores: 0 or -inf."""
-    # A compiled graph builds its own bias.
-    make = _make_bias if torch.compiler.is_compiling() else _cached_bias
-    return make(mask, device, dtype)
-
-
-def _make_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
-    hidden = ~mask.visible(device)
-    return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, -torch.inf)
-
-
-@functools.lru_cache(maxsize=64)
-def _cached_bias(mask: BlockMask, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # Training could not use a tensor that was made in inference mode.
-    with torch.inference_mode(False):
-        return _make_bias(mask, device, dtype)
-
-
-def forget_masks() -> None:
-    """Drop the cached bias tensors."""
-    _cached_bias.cache_clear()
-
-
 MAX_PIECES = 4
 """Plain attention splits the queries into at most this many pieces, and skips the keys that no query of a piece sees. Four
 pieces leave 10/16 of the scores of a triangular mask."""
 MAX_SAVED_BYTES = 32 * 2**20
 """Plain attention saves the weights of a layer for the backward pass up to this size. Larger weights are recomputed."""
+GPU_FACTOR = 64
+"""Factor of these sizes on a GPU, which has more memory than the cache of a CPU and is slow in small matrix products."""
 TILE_BYTES, TILE_HEADS = 4 * 2**20, 4
 """Bytes of scores, and number of heads, of one tile when weights are recomputed. A tile fits into the cache of a CPU."""
+
+
+def _size_factor(x: Tensor) -> int:
+    return GPU_FACTOR if x.device.type == "cuda" else 1
 
 
 def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]]:
@@ -69,11 +51,11 @@ def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]
 
 def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Yield slices of heads, queries and keys, with their bias: whole pieces if weights are saved, else smaller tiles."""
-    bias_QK = None if mask is None else _bias(mask, q_GQH.device, q_GQH.dtype)
-    zero = q_GQH.new_zeros(1)
+    bias_QK = None if mask is None else bias_of(mask, q_GQH.device, q_GQH.dtype)
+    zero, factor = q_GQH.new_zeros(1), _size_factor(q_GQH)
     for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]):
-        heads = len(q_GQH) if save else min(len(q_GQH), TILE_HEADS)
-        step = len(rows) if save else max(1, TILE_BYTES // (heads * len(columns) * q_GQH.element_size()))
+        heads = len(q_GQH) if save else min(len(q_GQH), factor * TILE_HEADS)
+        step = len(rows) if save else max(1, factor * TILE_BYTES // (heads * len(columns) * q_GQH.element_size()))
         for head in range(0, len(q_GQH), heads):
             for row in range(rows.start, rows.stop, step):
                 queries, keys = slice(row, min(row + step, rows.stop)), slice(0, columns.stop)
@@ -123,7 +105,7 @@ def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor
     """Compute attention with plain matrix products: the fastest backend on CPUs."""
     q, k, v = (x.flatten(0, 1) for x in (q_BNQH, k_BNKH, v_BNKH))
     scores = sum(len(rows) * len(columns) for rows, columns in _pieces(mask, q.shape[1], k.shape[1]))
-    save = len(q) * scores * q.element_size() <= MAX_SAVED_BYTES
+    save = len(q) * scores * q.element_size() <= MAX_SAVED_BYTES * _size_factor(q)
     with torch.autocast(q.device.type, enabled=False):
         out = _Plain.apply(q, k, v, mask, True) if save else _plain_in_tiles(q, k, v, mask)
         return out.unflatten(0, q_BNQH.shape[:2])
@@ -136,58 +118,19 @@ def _plain_in_tiles(q_GQH: Tensor, k_GKH: Tensor, v_GKH: Tensor, mask: Mask) -> 
 
 
 def _sdpa(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
-    bias = None if mask is None else _bias(mask, q_BNQH.device, q_BNQH.dtype)
-    return F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=bias)
-
-
-def _xformers(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
-    _check_cuda("xformers", q_BNQH)
-    # Imported after the check, because this import prints a warning on machines without CUDA.
-    from xformers.ops import memory_efficient_attention
-
-    q, k, v = (x.transpose(1, 2) for x in (q_BNQH, k_BNKH, v_BNKH))
-    bias = None
-    if mask is not None:
-        # The kernels need bias rows that start at multiples of 8 elements: allocate wider rows and slice.
-        rows, columns = q.shape[1], k.shape[1]
-        bias = q.new_zeros(rows, math.ceil(columns / 8) * 8)[:, :columns]
-        bias = bias.copy_(_bias(mask, q.device, q.dtype)).expand(len(q), q.shape[2], rows, columns)
-    return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
-
-
-def _flex(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:
-    _check_cuda("flex", q_BNQH)
-    block_mask = None if mask is None else _flex_mask(mask, q_BNQH.device)
-    # Encoder and decoder have more shapes, in training and evaluation, than dynamo's default limit of 8 recompilations.
-    with torch._dynamo.config.patch(recompile_limit=64):
-        return _compiled_flex()(q_BNQH, k_BNKH, v_BNKH, block_mask=block_mask)
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Without compilation, flex_attention materialises the whole score matrix.
-    return torch.compile(flex_attention, dynamic=False)
-
-
-@functools.lru_cache(maxsize=64)
-def _flex_mask(mask: BlockMask, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def visible(b: Tensor, n: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return q // mask.queries >= k // mask.keys
-
-    queries, keys = mask.blocks * mask.queries, mask.blocks * mask.keys
-    return create_block_mask(visible, None, None, queries, keys, device=str(device))
-
-
-def _check_cuda(name: str, x: Tensor) -> None:
-    if x.device.type != "cuda":
-        raise ValueError(f"attention {name} needs a CUDA device, got {x.device.type}")
+    if mask is None or mask.causal:
+        # Without a bias PyTorch can use flash attention.
+        return F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, is_causal=mask is not None)
+    return F.scaled_dot_product_attention(q_BNQH, k_BNKH, v_BNKH, attn_mask=bias_of(mask, q_BNQH.device, q_BNQH.dtype))
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Mask], Tensor]]
-BACKENDS = {"plain": _plain, "sdpa": _sdpa, "xformers": _xformers, "flex": _flex, "reference": reference}
+BACKENDS = {
+    "plain": _plain,
+    "sdpa": _sdpa,
+    "xformers": cuda_backends.xformers,
+    "flex": cuda_backends.flex,
+    "reference": reference,
+}
 """Name -> function that maps q (B, N, Q, H), k and v (B, N, K, H) and a mask to the output (B, N, Q, H). A backend without a
-kernel for the tensors raises one of attention_trial.CANNOT_RUN."""
+kernel for the tensors raises an error, of a type that depends on the library."""

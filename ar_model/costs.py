@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ar_model.backends import forget_masks
+from ar_model.attention_mask import forget_masks
 
 aten = torch.ops.aten
 

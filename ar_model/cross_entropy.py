@@ -10,21 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MAX_LOGITS = 2**22
-"""Maximum number of logits of a chunk (16 MiB in fp32)."""
+MAX_LOGITS = {"cpu": 2**22, "cuda": 2**28}
+"""Maximum number of logits of a chunk by device type: 16 MiB in fp32 on a CPU, whose caches are small, and 1 GiB on a GPU, which
+needs large matrix products. Other devices use the number of the CPU."""
 
 
 def linear_cross_entropy(
-    h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor, share_N: Tensor | None = None
+    h_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    target_N: Tensor,
+    share_N: Tensor | None = None,
+    *,
+    max_logits: int | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy in nats (fp32 scalar) between the logits `h @ weight.T + bias` and int64 targets.
 
     The forward pass also computes the gradients, one chunk of predictions at a time. Logits are neither kept for the backward
     pass nor computed again there. Matrix products run in the autocast dtype if autocast is enabled. Softmax and sums run in
     fp32. `share_N` gives the weight of each prediction, with a sum of 1. Without it, all predictions have equal weights.
+    `max_logits` is the largest number of logits of a chunk, by default that of MAX_LOGITS.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (h_ND, weight_VD, bias_V))
-    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad)
+    rows = max(1, (max_logits or MAX_LOGITS.get(h_ND.device.type, MAX_LOGITS["cpu"])) // len(weight_VD))
+    return _LinearCrossEntropy.apply(h_ND, weight_VD, bias_V, target_N, share_N, needs_grad, rows)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,6 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target_N: Tensor,
         share_N: Tensor | None,
         needs_grad: bool,
+        rows: int,
     ) -> Tensor:
         device = h_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
@@ -46,7 +56,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dweight_VD, dbias_V = (
             torch.zeros_like(x if needs_grad else x[:0], dtype=torch.float32) for x in (weight_VD, bias_V)
         )
-        rows = max(1, MAX_LOGITS // len(weight_VD))
         with torch.autocast(device, enabled=False):
             weight, bias = weight_VD.to(dtype), bias_V.to(dtype)
             for first in range(0, len(h_ND), rows):
@@ -77,4 +86,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scale = g / ctx.count
         dh, dweight, dbias = ((d * scale).to(dtype) for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return dh, dweight, dbias, None, None, None
+        return dh, dweight, dbias, None, None, None, None

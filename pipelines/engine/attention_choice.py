@@ -1,5 +1,6 @@
 """Choice of the attention kernel of a run, by measurement."""
 
+import textwrap
 from collections import defaultdict
 
 import torch
@@ -47,6 +48,6 @@ def _warning(trial: Trial, chosen: str, device: torch.device) -> str | None:
     if ratio > 1.1:
         return f"{kernel} takes {ratio:.1f} times as long as {trial.fastest} on this machine; run without --attention"
     if device.type == "cuda" and "xformers" in trial.failures:
-        reason = trial.failures["xformers"]
+        reason = textwrap.shorten(trial.failures["xformers"], 600)
         return f"{kernel}: the fused kernel of xformers, often the fastest, does not run here ({reason})"
     return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ar_model.attention import Attention, set_backend
 from ar_model.attention_mask import BlockMask, Mask
-from ar_model.attention_trial import Trial, try_backends
+from ar_model.attention_trial import Trial, reason, try_backends
 from ar_model.backends import BACKENDS, reference
 from tests.helpers.small_arvideo import build, random_batch
 
@@ -154,7 +154,20 @@ def test_if_no_backend_runs_the_error_names_each_backend_and_its_reason() -> Non
         _ = trial.fastest
 
 
-@pytest.mark.parametrize("error", [ImportError, NotImplementedError, ValueError, RuntimeError])
+BROKEN = [
+    ImportError,
+    NotImplementedError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+    OSError,
+]
+"""Errors of missing and of half-broken installations of a kernel's library."""
+
+
+@pytest.mark.parametrize("error", BROKEN)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_kernel_that_raises_is_skipped(monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception]) -> None:
     def fail(*_: object) -> Any:
@@ -170,7 +183,7 @@ def test_a_kernel_that_raises_is_skipped(monkeypatch: pytest.MonkeyPatch, where:
     monkeypatch.setitem(BACKENDS, "plain", broken)
     layer, x = Attention(8, 2), torch.randn(1, 4, 8)
     trial = try_backends(layer, lambda: layer(x).sum(), ["plain", "sdpa"])
-    assert trial.failures == {"plain": "no kernel for this"}
+    assert list(trial.failures) == ["plain"] and "no kernel for this" in trial.failures["plain"]
     assert trial.fastest == "sdpa"
     assert all(p.grad is None for p in layer.parameters())
 
@@ -190,3 +203,25 @@ def test_the_fastest_backend_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, 
 
 def test_only_a_timed_backend_can_be_the_fastest() -> None:
     assert Trial(seconds={"plain": 2.0, "sdpa": 1.0}, failures={"flex": "no"}).fastest == "sdpa"
+
+
+def test_the_reason_of_an_error_without_a_message_is_its_type() -> None:
+    assert "AssertionError" in reason(AssertionError())
+
+
+def test_the_reason_of_xformers_is_that_of_its_operators() -> None:
+    """Its message starts with the inputs, which fill several lines."""
+    inputs = "".join(
+        f"\n     {name:<10}: shape=(1, 1470, 8, 64) (torch.bfloat16)" for name in ("query", "key", "value")
+    )
+    operators = "\n`cutlassF-pt` is not supported because:\n    requires device with capability <= (9, 0)\n    too new"
+    text = reason(
+        NotImplementedError(
+            f"No operator found for `memory_efficient_attention_forward` with inputs:{inputs}{operators}"
+        )
+    )
+    assert text == "`cutlassF-pt` is not supported because: requires device with capability <= (9, 0) too new"
+
+
+def test_the_reason_of_an_endless_error_is_short() -> None:
+    assert len(reason(RuntimeError("line\n" * 10_000))) <= 2000

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -53,6 +54,13 @@ def mask_cases(count: int = 50) -> list[tuple[Mask, int, int]]:
     return cases
 
 
+FLEX_CASES: list[tuple[Mask, int, int]] = [
+    (BlockMask(15, 25, 20), 375, 300),
+    (BlockMask(57, 9, 2), 513, 114),
+    (None, 513, 513),
+]
+
+
 def contiguous(heads: int, kernel: Kernel, x: Tensor, context: Tensor, mask: Mask) -> Tensor:
     q, k, v = split(heads, x, context)
     return kernel(q.contiguous(), k.contiguous(), v.contiguous(), mask)
@@ -87,8 +95,9 @@ def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
 def test_kernel_equals_the_reference_forward_and_backward(
     name: str, device: str, dtype: torch.dtype, layout: Callable[..., Tensor]
 ) -> None:
-    if name == "xformers":
-        pytest.importorskip("xformers", reason="xformers is not installed")
+    # An import of xformers itself would fail for good where its CUDA runtime has to be loaded first.
+    if name == "xformers" and find_spec("xformers") is None:
+        pytest.skip("xformers is not installed")
     if name == "flex":
         pytest.importorskip("triton", reason="FlexAttention is compiled by Triton, which is not installed")
     generator = torch.Generator().manual_seed(1)

@@ -47,13 +47,13 @@ def assert_close(results: list[Tensor], expected: list[Tensor], tolerance: float
 def test_chunks_of_any_size_equal_unchunked_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, rows: int, upstream: float
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", rows * V + V - 1)
+    monkeypatch.setitem(cross_entropy.MAX_LOGITS, "cpu", rows * V + V - 1)
     results, expected = (with_gradients(loss, draw(), upstream) for loss in (linear_cross_entropy, unchunked))
     assert_close(results, expected, 1e-6)
 
 
 def test_a_vocabulary_larger_than_a_chunk_has_chunks_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 3)
+    monkeypatch.setitem(cross_entropy.MAX_LOGITS, "cpu", 3)
     assert_close(with_gradients(linear_cross_entropy, draw()), with_gradients(unchunked, draw()), 1e-6)
 
 
@@ -79,7 +79,7 @@ def test_large_logits_do_not_overflow() -> None:
 def test_under_autocast_it_equals_unchunked_cross_entropy_within_bf16_precision(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", rows * 50)
+    monkeypatch.setitem(cross_entropy.MAX_LOGITS, "cpu", rows * 50)
     inputs = draw(200, 16, 50)
 
     def autocast_loss(*x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_a_bf16_input_under_autocast_gets_a_bf16_gradient() -> None:
 
 def test_sums_over_chunks_are_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bf16 sum stops growing after 256 equal summands, and weight gradients are sums over many chunks."""
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 4 * 3)
+    monkeypatch.setitem(cross_entropy.MAX_LOGITS, "cpu", 4 * 3)
     weight = torch.tensor([[0.5, 0.25], [0.0, 1.0], [-0.5, 0.125]])
     inputs = (torch.ones(4096, 2), weight, torch.zeros(3), torch.zeros(4096, dtype=torch.long))
     with torch.autocast("cpu", torch.bfloat16):
@@ -149,7 +149,7 @@ class OperationLog(TorchDispatchMode):
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 2048)
+    monkeypatch.setitem(cross_entropy.MAX_LOGITS, "cpu", 2048)
     inputs = draw(64, 4, 512)  # the weight has 2,048 elements, all logits have 32,768
     with OperationLog() as log:
         results = with_gradients(linear_cross_entropy, inputs)
