@@ -207,10 +207,11 @@ def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
     return views[int(draw * len(views))]
 
 
-def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
+def batches(dataset: Dataset, steps: range, workers: int, pin: bool = False) -> Iterator[Batch]:
     """Load the batches of `steps`, in order, ahead of time in `workers` processes. 0 loads on demand in this process.
 
-    An OSError or ValueError in the dataset is raised here unchanged.
+    `pin` puts the tensors into pinned memory, from which they can be copied to a GPU while it works. It needs a GPU. An OSError
+    or ValueError in the dataset is raised here unchanged.
     """
     # A forked worker would inherit locks of threads that it does not have. A fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
@@ -223,9 +224,17 @@ def batches(dataset: Dataset, steps: range, workers: int) -> Iterator[Batch]:
         sampler=steps,
         num_workers=workers,
         multiprocessing_context=context,
+        # This pins tensors in a thread if there are workers.
+        pin_memory=pin,
         collate_fn=_large_arrays_as_tensors,  # type: ignore[arg-type]  # without batch_size it gets one item
     )
-    return map(_as_tensors, loader)
+    loaded = map(_as_tensors, loader)
+    return map(_pinned, loaded) if pin else loaded
+
+
+def _pinned(batch: Batch) -> Batch:
+    """Pin the tensors that are not pinned yet: those of small arrays, and codes after their conversion to int64."""
+    return {k: v.pin_memory() if isinstance(v, torch.Tensor) and not v.is_pinned() else v for k, v in batch.items()}
 
 
 def _large_arrays_as_tensors(batch: Batch) -> Batch:

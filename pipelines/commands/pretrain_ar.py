@@ -20,7 +20,7 @@ from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.console import say
 from pipelines.engine.device import check_compiler
-from pipelines.engine.memory import peak_memory
+from pipelines.engine.memory import peak_memory, reset_peak_memory
 from pipelines.engine.plan import plan
 from pipelines.engine.run import Run
 from pipelines.engine.training import fit, make_accelerator, plan_parts
@@ -118,6 +118,8 @@ def _prepare(run: Run, accelerator: Accelerator, objective: Objective, dataset: 
     if config.compile:
         check_compiler(accelerator.device)
     backend = run.choose(accelerator, "attention", lambda: _attention(accelerator, objective, dataset, config))
+    # The peak memory of the run excludes the measurement of the kernels.
+    reset_peak_memory(accelerator.device)
     set_backend(objective, backend)
     if config.recompute:
         recompute_activations(objective)

@@ -1,9 +1,12 @@
 """Measurement of the memory of this process."""
 
+import ctypes
 import re
 import resource
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,3 +45,28 @@ def peak_memory(device: torch.device) -> int:
         return 1024 * int(own[1])
     # macOS reports bytes, other systems KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, so that `peak_memory` reports the peak from here on; some systems cannot do this for a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            # 5 resets VmHWM (man proc_pid_clear_refs).
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_of(call: Callable[[], object], device: torch.device) -> int:
+    """Return the peak memory in bytes of a call, beyond what was in use before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    # Make the C library return freed memory to the operating system, so that it does not count as in use.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    with Resident() as resident:
+        call()
+    return resident.most - resident.before

@@ -53,7 +53,7 @@ def train_step(
         batches: parts of the batch, on the device of the model.
         accumulate: number of parts; the loss of each part is divided by it.
         clipped: modules whose gradients are clipped to `max_norm`, each module by its own norm.
-        check_gradient: called before the update with the norms (one per clipped module) and the losses; may raise.
+        check_gradient: called before the update with the norms (one per clipped module) and the losses; may raise or block it.
 
     Returns:
         Mean losses over the parts, detached.

@@ -25,6 +25,7 @@ from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.learning_rate import lr_at
+from pipelines.engine.non_finite import NonFiniteGuard
 from pipelines.engine.run import Run
 from pipelines.engine.sharding import name_layers
 from pipelines.engine.step import Losses, train_step
@@ -120,28 +121,36 @@ def fit(
     if config.tracker != "none":
         accelerator.init_trackers(run.pipeline)
 
-    parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers)
+    # Copies to a GPU overlap with its work only from pinned memory.
+    pin = accelerator.device.type == "cuda"
+    parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers, pin)
     bar = progress(accelerator, config.steps, run.pipeline, start)
     began = time.perf_counter() - earlier_seconds
     interrupt = _Interrupt(accelerator)
+    guard = NonFiniteGuard(optimizer.optimizer, accelerator.device)
 
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 2**32 + step)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config)
-        losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks)
+        losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)
         if average is not None:
             average.update()
         done = step + 1
         bar.update()
-        if done % _LOG_EVERY == 0 or done == config.steps:
+        log = done % _LOG_EVERY == 0 or done == config.steps
+        validate_now = done % config.validate_every == 0 and done < config.steps
+        save = done % config.save_every == 0 or done == config.steps or interrupt.requested
+        if log or validate_now or save:
+            guard.check()
+        if log:
             numbers = {k: accelerator.reduce(v, "mean").item() for k, v in losses.items()}
             bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
             seconds = round(time.perf_counter() - began, 3)
             run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
-        if done % config.validate_every == 0 and done < config.steps:
+        if validate_now:
             _validate_and_log(run, accelerator, module, validate, done)
-        if done % config.save_every == 0 or done == config.steps or interrupt.requested:
+        if save:
             state = {"step": done, "seconds": time.perf_counter() - began}
             write = accelerator.is_main_process
             checkpoints.save(folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write)
@@ -206,6 +215,7 @@ def _step(
     watch: Callable[[Batch], None],
     step: int,
     networks: Sequence[nn.Module],
+    guard: NonFiniteGuard,
 ) -> Losses:
     """Run an optimizer step on the next `config.accumulate` parts; return the mean losses. Raises FloatingPointError as `fit`."""
     rows: list[int] = []
@@ -218,11 +228,13 @@ def _step(
             yield send_to_device(batch, accelerator.device, non_blocking=True)
 
     def check_gradient(norms: torch.Tensor, losses: Losses) -> None:
-        if not torch.isfinite(norms).all():
-            raise FloatingPointError(
+        guard.before_update(
+            norms,
+            lambda: (
                 f"step {step + 1}: the gradient is not finite (loss {losses['loss'].item()}); the step was not applied, the "
                 f"last checkpoint is unchanged; samples of the step (rows in the list of videos): {', '.join(map(str, rows))}"
-            )
+            ),
+        )
 
     model.train()
     return train_step(

@@ -236,3 +236,28 @@ def test_built_in_clips_are_loaded_like_videos() -> None:
     assert batch["pixels_BTHWC"].shape == (4, 4, 16, 16, 3)
     assert batch["pixels_BTHWC"].dtype == torch.uint8
     assert batch["skipped"] == []
+
+
+def test_with_pin_every_tensor_is_pinned_after_its_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory needs a GPU; here a mark on the tensor stands for it."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(x: torch.Tensor) -> torch.Tensor:
+        pinned.append(x)
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: any(x is y for y in pinned))
+    monkeypatch.setattr(
+        data.loading, "DataLoader", lambda dataset, **settings: (dataset[i] for i in settings["sampler"])
+    )
+    (batch,) = batches(Numbers(), range(1), workers=0, pin=True)
+    assert set(batch) == {"codes_BTHW", "row_B", "name"} and batch["codes_BTHW"].dtype == torch.int64
+    assert all(value.is_pinned() for value in (batch["codes_BTHW"], batch["row_B"]))
+
+
+class Numbers(torch.utils.data.Dataset):
+    """A batch with codes, an array and a text."""
+
+    def __getitem__(self, step: int) -> dict[str, object]:
+        return {"codes_BTHW": np.zeros((2, 1, 1, 1), np.uint16), "row_B": np.arange(2), "name": "x"}

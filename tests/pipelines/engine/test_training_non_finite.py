@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from pipelines.engine import non_finite
 from pipelines.engine.launch import command
 from pipelines.settings.training import Training
 from tests.helpers.commands import TINIEST, Call, last_line, start
@@ -42,11 +43,13 @@ def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return run
 
 
+@pytest.mark.parametrize("delayed", [False, True], ids=["read at once", "read one step later, as on a GPU"])
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("poison", ["loss", "gradient", "input"])
 def test_a_non_finite_value_stops_the_training_without_an_update(
-    train: Any, tmp_path: Path, poison: str, value: str
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str, value: str, delayed: bool
 ) -> None:
+    monkeypatch.setattr(non_finite, "DELAYED_ON", {"cpu"} if delayed else set())
     toy = Toy(poison, float(value))
     code, errors = train(toy)
     assert code == 1

@@ -160,7 +160,7 @@ def train_tokenizer(call: Call, folder: Path, flags: list[str], stop: int | None
     step_of = training._step
 
     def watched_step(*arguments: Any) -> Any:
-        *others, watch, step, networks = arguments
+        *others, watch, step, networks, guard = arguments
         if step == stop:
             raise Stopped
         rows[step] = []
@@ -169,7 +169,7 @@ def train_tokenizer(call: Call, folder: Path, flags: list[str], stop: int | None
             rows[step].extend(batch["row_B"].tolist())
             watch(batch)
 
-        return step_of(*others, record_rows, step, networks)
+        return step_of(*others, record_rows, step, networks, guard)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_step", watched_step)
