@@ -16,11 +16,11 @@ BELOW = {
     "pipelines": ["tokenizer", "data", "ar_model"],
 }
 """Packages that each package may import. `LAYERS` limits imports within pipelines."""
-LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", ""]
+LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", "gpu", ""]
 """Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
     *("train_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
-    *("probe", "compare", "report", "export", "benchmark"),
+    *("probe", "compare", "report", "export", "benchmark", "doctor"),
 }
 BACK_DOORS = {"importlib", "import_module", "__import__", "runpy", "exec", "eval"}
 """Names that no module may use. importlib.metadata is allowed, because it only reads version numbers."""

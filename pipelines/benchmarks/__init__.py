@@ -17,8 +17,8 @@ class Row:
     """The measured quantity and its settings."""
     unit: str
     """Unit of `ours`, `error` and `peer`."""
-    ours: float
-    """Value of this project."""
+    ours: float | str
+    """Value of this project, or a text, such as the reason why there is no value."""
     error: float | None = None
     """Standard error of `ours`."""
     peer: float | None = None
@@ -49,6 +49,8 @@ def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Res
         return process.submit(function, *arguments).result()
 
 
-def _number(value: float) -> str:
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     # From 999.5 on, .3g would print an exponent.
     return f"{value:,.0f}" if abs(value) >= 999.5 or float(value).is_integer() else f"{value:.3g}"

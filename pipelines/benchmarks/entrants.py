@@ -3,7 +3,6 @@
 The public model is `VideoMAEForPreTraining` of the transformers package (`pip install -e '.[peers]'`).
 """
 
-import ctypes
 import functools
 import statistics
 import time
@@ -21,7 +20,7 @@ from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo, Objective
 from ar_model.transformer import COMPILED_MEMORY, compile_blocks
 from pipelines.engine.device import wait
-from pipelines.engine.memory import Resident
+from pipelines.engine.memory import peak_of
 from pipelines.engine.step import SingleProcess, train_step
 
 Batch = dict[str, Tensor]
@@ -79,9 +78,11 @@ class Entrant:
         with functorch.patch(activation_memory_budget=self._budget):
             return {"loss": self._loss(self.model, batch)}
 
-    def step(self, batch: Batch | None = None) -> None:
+    def step(self, batch: Batch | None = None) -> Tensor:
+        """Run a training step and return its loss."""
         backend = SingleProcess(self.device, bf16=True)
-        train_step(backend, self._forward, self.optimizer, [self.batch if batch is None else batch])
+        losses = train_step(backend, self._forward, self.optimizer, [self.batch if batch is None else batch])
+        return losses["loss"]
 
     def seconds(self) -> float:
         """Time one step."""
@@ -97,17 +98,7 @@ class Entrant:
 
     def _peak(self) -> int:
         self.step()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.step()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        # Make the C library return freed memory to the operating system, so that it does not count as in use.
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-            trim(0)
-        with Resident() as resident:
-            self.step()
-        return resident.most - resident.before
+        return peak_of(self.step, self.device)
 
 
 def ours(
@@ -130,8 +121,6 @@ def ours(
     with device:
         model = objective(shape.codes(), **(arguments | settings))
     set_backend(model, attention)
-    if compiled:
-        compile_blocks(model)
     batch = {
         "codes_BTHW": torch.randint(shape.codes().vocab_size, (shape.batch, *shape.grid), device=device),
         "seed_B": torch.arange(shape.batch, device=device),
@@ -139,6 +128,12 @@ def ours(
     if model.needs_pixels:
         size = (shape.batch, shape.frames, shape.side, shape.side, 3)
         batch["pixels_BTHWC"] = torch.randint(256, size, dtype=torch.uint8, device=device)
+    if compiled:
+        if attention == "flex":
+            # Make its masks, as a run does when it tries the kernels; a graph would make them anew in every block.
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                model(batch)
+        compile_blocks(model)
     name = f"arvideo, {attention}{', compiled' if compiled else ''}"
     return Entrant(name, model, lambda model, batch: model(batch)["loss"], batch, COMPILED_MEMORY)
 

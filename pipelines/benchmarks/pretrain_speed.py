@@ -94,7 +94,7 @@ def measure(
         if setting.from_disk:
             what = f"training from disk, {name}; {PEER} reads {source.name}"
             steps = max(2, round(STEPS_FROM_DISK * scale))
-            our_s, peer_s, workers = _from_disk(folder / name, source, shape, entrant, peer, steps)
+            our_s, peer_s, workers = from_disk(folder / name, source, shape, entrant, peer, steps, _worker_counts())
             alternative, target = f"{PEER}, {workers} workers", setting.reach.get("disk", "")
             yield comparison(what, "clips/s", shape.batch / our_s, shape.batch / peer_s, alternative, target)
         yield from _profile(entrant, name)
@@ -144,10 +144,18 @@ def _log(text: str) -> None:
     print(f"    {text}", file=sys.stderr, flush=True)
 
 
-def _from_disk(
-    folder: Path, source: Source, shape: Shape, entrant: Entrant, peer: Entrant, steps: int
+def from_disk(
+    folder: Path,
+    source: Source,
+    shape: Shape,
+    entrant: Entrant,
+    peer: Entrant,
+    steps: int,
+    worker_counts: Sequence[int],
 ) -> tuple[float, float, int]:
     """Time a step with data loading: ARVideo reads codes from a cache, VideoMAE decodes and crops videos.
+
+    `worker_counts` lists the numbers of decoding workers to try for VideoMAE.
 
     Returns:
         Seconds per step of ARVideo and of VideoMAE with its fastest number of workers, and that number.
@@ -170,7 +178,7 @@ def _from_disk(
         return {key: batch[key].to(entrant.device) for key in ("codes_BTHW", "seed_B")}
 
     our_s = _seconds(entrant, codes, to_ours, 0, steps)
-    peer_s, workers = min((_seconds(peer, videos, to_peer, count, steps), count) for count in _worker_counts())
+    peer_s, workers = min((_seconds(peer, videos, to_peer, count, steps), count) for count in worker_counts)
     return our_s, peer_s, workers
 
 

@@ -65,6 +65,8 @@ def _check(words: list[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             cache_tool([*flags[:1], "--help"])
         assert stop.value.code == 0
+    elif program == "python" and arguments[0] == "-m":
+        assert (ROOT / arguments[1].replace(".", "/")).with_suffix(".py").is_file()
     elif program == "python":
         assert (ROOT / arguments[0]).is_file()
         if arguments[0].startswith("pipelines/"):

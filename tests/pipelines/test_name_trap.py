@@ -11,15 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(path for path in (ROOT / "pipelines").glob("*.py") if path.name != "__init__.py")
 SCRIPTS = [path for path in FILES if '__name__ == "__main__"' in path.read_text()]
-HEADER = FILES and (ROOT / "pipelines" / "tokenize.py").read_text().split("\n\n")[1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_every_script_starts_with_the_header(script: Path) -> None:
-    assert "sys.path[0]" in HEADER + script.read_text().split("\n\n")[2]
     body = ast.parse(script.read_text()).body
     assert isinstance(body[1], ast.If), "the header follows the docstring"
     assert ast.unparse(body[1].test) == "not __package__"
+    assert "sys.path[0] = " in ast.unparse(body[1])
     assert "os.path.dirname(os.path.dirname(os.path.abspath(__file__)))" in ast.unparse(body[1])
 
 
@@ -31,7 +30,7 @@ def test_help_works_from_anywhere(script: Path, place: str, tmp_path: Path) -> N
         [sys.executable, str(script), "--help"], cwd=folder, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert "--config" in result.stdout
+    assert "usage: " in result.stdout
 
 
 def test_children_of_a_started_script_import_the_real_tokenize(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The runner of the GPU check: choice of parts, time limits, and results that are on disk at every moment."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.gpu import __main__ as gpu
+from pipelines.gpu.__main__ import Part
+
+Outcome = tuple[int, dict[str, Any], str]
+
+
+def check(out: Path, *flags: str) -> Outcome:
+    """Run the check; return its exit code, gpu.json and gpu.md."""
+    code = gpu.main(["--dry", "--out", str(out), *flags])
+    return code, json.loads((out / "gpu.json").read_text()), (out / "gpu.md").read_text()
+
+
+@pytest.fixture
+def set_parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Function that replaces the parts by modules of tests/helpers/gpu_parts, with a time limit of 30 s."""
+
+    def replace(*modules: str, seconds: int = 30) -> None:
+        parts = {i: Part(f"tests.helpers.gpu_parts.{name}", f"title {i}", seconds) for i, name in enumerate(modules, 1)}
+        monkeypatch.setattr(gpu, "PARTS", parts)
+
+    return replace
+
+
+def test_rows_are_in_both_files(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("good", "good")
+    code, document, table = check(tmp_path)
+    assert code == 0
+    assert [part["status"] for part in document["parts"]] == ["ok", "ok"]
+    rows = document["parts"][0]["rows"]
+    assert [(row["what"], row["ours"], row["ratio"]) for row in rows] == [("speed | a", 2.5, 1.25), ("b", "text", None)]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    assert all(len(line) == 5 for line in cells)
+    assert ["b", "text", "", "", ""] in cells
+    assert "some output" in (tmp_path / "gpu.log").read_text()
+
+
+def test_only_the_chosen_parts_run(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("failing", "good", "good")
+    code, document, _ = check(tmp_path, "--parts", "3,2")
+    assert code == 0 and [part["number"] for part in document["parts"]] == [3, 2]
+
+
+def test_a_failing_part_keeps_its_rows_and_does_not_stop_the_others(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("failing", "good")
+    code, document, table = check(tmp_path)
+    assert code == 1
+    failed, good = document["parts"]
+    assert "no kernel image is available" in failed["status"] and len(failed["rows"]) == 1
+    assert good["status"] == "ok" and len(good["rows"]) == 2
+    assert "no kernel image is available" in table
+
+
+def test_a_part_is_killed_with_its_processes_at_its_time_limit(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("hanging", "good", seconds=3)
+    code, document, _ = check(tmp_path)
+    assert code == 1
+    hanging, good = document["parts"]
+    assert "3 s" in hanging["status"] and hanging["seconds"] < 20
+    child = int(hanging["rows"][0]["ours"])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert good["status"] == "ok"
+
+
+def test_the_time_limit_of_all_parts_stops_the_check(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("hanging", "good")
+    code, document, _ = check(tmp_path, "--seconds", "2")
+    assert code == 1
+    hanging, late = document["parts"]
+    assert hanging["seconds"] < 20 and len(hanging["rows"]) == 1
+    assert "no time left" in late["status"] and late["rows"] == []
+
+
+def test_rows_are_on_disk_while_a_part_runs(set_parts: Any, tmp_path: Path) -> None:
+    set_parts("hanging", seconds=5)
+    thread = threading.Thread(target=check, args=(tmp_path,))
+    thread.start()
+    seen = []
+    while thread.is_alive():
+        if (tmp_path / "gpu.json").exists():
+            parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+            seen += [part["status"] for part in parts if part["rows"]]
+        time.sleep(0.02)
+    assert "running" in seen
+
+
+def test_a_mistake_ends_the_check_with_one_line(
+    set_parts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_parts("mistake", "good")
+    code, document, _ = check(tmp_path)
+    assert code == 2 and len(document["parts"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert len(errors) == 1 and "no CUDA device" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "flags, fact",
+    [
+        (["--parts", "1,10"], "10"),
+        (["--parts", "x"], "x"),
+        (["--parts", ""], "1 to 9"),
+        (["--videos", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_flag_is_refused(
+    flags: list[str], fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([*flags, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert fact in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
