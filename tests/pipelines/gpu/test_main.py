@@ -28,6 +28,7 @@ def set_parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     def replace(*modules: str, seconds: int = 30) -> None:
         parts = {i: Part(f"tests.helpers.gpu_parts.{name}", f"title {i}", seconds) for i, name in enumerate(modules, 1)}
         monkeypatch.setattr(gpu, "PARTS", parts)
+        monkeypatch.setattr(gpu, "DRY_FACTOR", 1)
 
     return replace
 
