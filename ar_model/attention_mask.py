@@ -22,7 +22,7 @@ class BlockMask:
 
     @property
     def causal(self) -> bool:
-        """Whether this is the causal mask of a language model: query i sees the keys 0..i."""
+        """True for the causal mask of a language model: query i sees the keys 0..i."""
         return self.queries == self.keys == 1
 
     def visible(self, device: torch.device) -> Tensor:

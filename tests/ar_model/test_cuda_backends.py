@@ -1,4 +1,4 @@
-"""What a CPU can check of the CUDA kernels: biases, loading of xformers, graphs and masks of FlexAttention."""
+"""CUDA kernels without a GPU: biases, loading of xformers, graphs and masks of FlexAttention."""
 
 import ctypes
 import functools
