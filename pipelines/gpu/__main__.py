@@ -6,6 +6,7 @@ part fail and not all of them.
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -58,9 +59,24 @@ PARTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen parts; return 0 if all of them finished, 1 if one did not, 2 for a user's mistake."""
+    """Run the chosen parts.
+
+    Returns:
+        0 if all of them finished, 1 if one did not, 2 for a user's mistake, 130 after Ctrl-C.
+    """
     options = _parse(arguments)
     results = Results(options.out, _about(options))
+    try:
+        return _run_all(options, results)
+    except KeyboardInterrupt:
+        results.parts[-1].status = "interrupted"
+        results.write()
+        return _fail(f"interrupted; the results so far are in {options.out}", 130)
+    except OSError as error:
+        return _fail(f"--out {options.out}: {error}", USAGE_ERROR)
+
+
+def _run_all(options: argparse.Namespace, results: Results) -> int:
     results.write()
     factor = DRY_FACTOR if options.dry else 1
     end = time.monotonic() + factor * options.seconds
@@ -74,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(part, result, results, min(factor * part.seconds, left), Path(work), options, log)
             _say(f"   {result.status}, {result.seconds:.0f} s")
             if code == USAGE_ERROR:
-                print(f"gpu: error: {result.status}", file=sys.stderr)
-                return USAGE_ERROR
+                return _fail(result.status, USAGE_ERROR)
     _say(
         f"results: {options.out / 'gpu.md'}, {options.out / 'gpu.json'}; output of the parts: {options.out / 'gpu.log'}"
     )
@@ -94,6 +109,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.videos is not None and not options.videos.is_dir():
         parser.error(f"--videos {options.videos} is not a folder")
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"--seconds must be finite and above 0, got {options.seconds}")
     return options
 
 
@@ -196,16 +213,22 @@ def _kill_group(process: subprocess.Popen) -> None:
     """Kill what is left of a part and of the processes that it started, also those with a process group of their own."""
     children = []
     # Launchers put their workers into groups of their own. Without psutil only the group of the part is killed.
-    with suppress(Exception):
+    with suppress(ImportError):
         import psutil
 
-        children = psutil.Process(process.pid).children(recursive=True)
+        with suppress(psutil.Error):
+            children = psutil.Process(process.pid).children(recursive=True)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for child in children:
-        with suppress(Exception):
-            child.kill()
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
     process.wait()
+
+
+def _fail(message: str, code: int) -> int:
+    _say(f"gpu: error: {message}")
+    return code
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,7 @@
 """The runner of the GPU check: choice of parts, time limits, and results that are on disk at every moment."""
 
 import json
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -110,6 +111,7 @@ def test_a_mistake_ends_the_check_with_one_line(
 @pytest.mark.parametrize(
     "flags, fact",
     [
+        (["--seconds", "nan"], "nan"),
         (["--parts", "1,10"], "10"),
         (["--parts", "x"], "x"),
         (["--parts", ""], "1 to 9"),
@@ -124,3 +126,33 @@ def test_a_wrong_flag_is_refused(
     assert stop.value.code == 2
     assert fact in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert gpu.main(["--dry", "--out", str(tmp_path / "file")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert str(tmp_path / "file") in line
+
+
+def test_ctrl_c_keeps_the_rows_and_ends_the_part(
+    set_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_parts("hanging")
+
+    def wait(process: subprocess.Popen, timeout: float | None = None) -> int:
+        if timeout is None or "tests.helpers.gpu_parts.hanging" not in process.args:  # type: ignore[operator]
+            return real_wait(process, timeout)
+        while not json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["rows"]:
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    real_wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    code, document, _ = check(tmp_path)
+    assert code == 130
+    (part,) = document["parts"]
+    assert part["status"] == "interrupted" and len(part["rows"]) == 1
+    child = int(part["rows"][0]["ours"])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
