@@ -173,6 +173,7 @@ def _memory() -> Iterator[Check]:
 
 
 def _line(error: Exception) -> str:
+    # Not data.text.one_line: the package data needs packages that may be missing.
     return " ".join(str(error).split())[:500]
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+from data.text import one_line
 from pipelines.benchmarks import Row
 from pipelines.gpu.part import Setting, attempt, run
 
@@ -52,7 +53,7 @@ def report_rows(what: str, report: Path) -> Iterator[Row]:
     passed, skipped = len(cases) - len(problems), len(problems) - failed
     yield Row(what, "", f"{passed} passed, {failed} failed, {skipped} skipped", reach="0 failed")
     for case, child in problems:
-        reason = " ".join((child.get("message") or "").split())[:300]
+        reason = one_line(child.get("message") or "", 300)
         yield Row(f"{case.get('name')}", "", f"{child.tag}: {reason}")
 
 

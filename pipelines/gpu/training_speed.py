@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch._dynamo.utils import counters
 
+from data.text import one_line
 from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.entrants import Entrant, Shape, ours, videomae
 from pipelines.benchmarks.pretrain_speed import flop_of
@@ -114,7 +115,7 @@ def _variant(name: str, build: partial[Entrant], shape: Shape, steps: int, timin
             f"{name}: first {len(losses)} steps, {graphs} compiled graphs, {breaks} graph breaks", "s", first_steps
         )
         for reason, count in counters["graph_break"].most_common(3):
-            yield Row(f"{name}: graph break", "", f"{count} times: {' '.join(str(reason).split())[:300]}")
+            yield Row(f"{name}: graph break", "", f"{count} times: {one_line(reason, 300)}")
 
 
 def _difference(name: str, timing: Timing, first_name: str, first: Timing) -> Row:
