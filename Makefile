@@ -30,7 +30,7 @@ test: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not soak" --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest -m "not soak" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 soak: setup
 	@$(BIN)/python -m pytest
