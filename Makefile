@@ -25,6 +25,7 @@ demo: setup
 	@for step in tokenize pretrain_ar probe report; do $(BIN)/accelerate launch pipelines/$$step.py || exit 1; done
 
 # Several test processes share the cores, so waiting OpenMP threads must sleep instead of spinning.
+# Test files run in the order of the folders: by default files with few tests, which are often the slow ones, come last.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
 	@$(BIN)/ruff check .
