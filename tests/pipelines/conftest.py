@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +45,15 @@ def copy_of(finished_project: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(finished_project, tmp_path / "copy"))
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def finished_project_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Assert that a test adds nothing to the finished project and removes nothing: other tests copy it."""
+    if "finished_project" not in request.fixturenames:
+        yield
+        return
+    folder: Path = request.getfixturevalue("finished_project")
+    before = sorted(folder.rglob("*"))
+    yield
+    assert sorted(folder.rglob("*")) == before

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,19 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
     assert answers["probe"]["chance"] == 0.125
 
 
-def test_an_attentive_probe_covers_every_layer_and_is_reported(finished_project: Path, answers: Answers) -> None:
+def test_an_attentive_probe_covers_every_layer_and_is_reported(copy_of: Callable[[], Path], answers: Answers) -> None:
     """Both commands start in a new interpreter, as for a user."""
-    run = answers["pretrain_ar"]["run"]
+    project, run = copy_of(), answers["pretrain_ar"]["run"]
     flags = ["--attentive", "true", "--run", run, "--seeds", "1"]
-    result = last_line(start(finished_project, "probe", *flags, launch=[sys.executable]))
+    result = last_line(start(project, "probe", *flags, launch=[sys.executable]))
     assert len(result["attentive_layers"]) == len(result["layers"]) == 2
     assert 0 <= result["untrained_attentive"]["mean"] <= 1 and "AdamW" in result["protocol"]
     assert result["linear"]["mean"] == result["layers"][result["layer"] - 1]["mean"]
     attentive = [layer["mean"] for layer in result["attentive_layers"]]
     assert result["attentive"]["mean"] == attentive[result["layer"] - 1]
     flags = ["--run", run, "--out", "page with attentive"]
-    page = Path(last_line(start(finished_project, "report", *flags, launch=[sys.executable]))["page"])
-    assert "untrained network, attentive" in (finished_project / page).read_text()
+    page = Path(last_line(start(project, "report", *flags, launch=[sys.executable]))["page"])
+    assert "untrained network, attentive" in (project / page).read_text()
 
 
 def test_a_run_folder_holds_its_files(finished_project: Path, answers: Answers) -> None:

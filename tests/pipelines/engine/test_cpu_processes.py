@@ -70,7 +70,7 @@ def test_validation_works_with_fewer_clips_than_processes(
 ) -> None:
     tokenizer = str(answers["train_tokenizer"]["run"])
     few = ["--videos", "builtin:moving-digits:24:1", "--tokenizer", tokenizer, "--caches", str(tmp_path / "caches")]
-    cache = last_line(start(finished_project, "tokenize", *few))["cache"]
+    cache = last_line(start(finished_project, "tokenize", *few, "--out", str(tmp_path / "few")))["cache"]
     flags = [*TINY_MODEL, "--cache", cache, "--out"]
     one = last_line(start(finished_project, "pretrain_ar", *flags, str(tmp_path / "one")))
     two = last_line(start_ranks(finished_project, "pretrain_ar", *flags, str(tmp_path / "two")))
