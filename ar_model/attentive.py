@@ -4,6 +4,9 @@ It follows the probe of CAE (arXiv 2202.03026, section 4): one layer of cross-at
 linear classifier. The query is a parameter, so the query and key projections merge into one learned vector per head. A clip then
 costs L * D * H multiplications instead of L * D * D.
 
+Attention alone does not see the order of tokens, and a frozen network need not write it into its features. So fixed encodings of
+the positions are added to the standardised tokens before attention.
+
 The probes of all folds are trained together on the same batches, so that each batch of tokens is read once. Each probe learns
 from the samples of the batch that are in its fold's training set.
 
@@ -13,7 +16,6 @@ O outputs of a linear layer.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,27 +23,30 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from ar_model.folds import Fold
+from ar_model.inputs import Grid
+from ar_model.transformer import sincos_positions
+
 HEADS = 8
-EPOCHS, MIN_STEPS, MAX_STEPS, BATCH = 30, 100, 400, 64
-LR, WEIGHT_DECAY = 3e-3, 0.05
+EPOCHS, MIN_STEPS, BATCH = 30, 100, 64
+LR = 3e-3
+DECAYS = (0.05, 0.5, 5.0)
+"""Weight decays to choose from."""
 MOMENTUM, EPS = 0.1, 1e-5
 """PyTorch's defaults of batch normalisation."""
 
 
-class Fold(NamedTuple):
-    """Indices of the training samples and of the test samples."""
-
-    train: np.ndarray
-    test: np.ndarray
-
-
 class AttentiveProbes(nn.Module):
-    """One attentive probe per fold, each on features standardised by the mean and standard deviation of its training set."""
+    """One attentive probe per fold, each on features standardised by the mean and standard deviation of its training set.
 
-    def __init__(self, mean_FD: Tensor, std_FD: Tensor, classes: int) -> None:
+    `position_LD` is added to the standardised tokens.
+    """
+
+    def __init__(self, mean_FD: Tensor, std_FD: Tensor, position_LD: Tensor, classes: int) -> None:
         super().__init__()
         folds, width = mean_FD.shape
         self.mean_FD, self.scale_FD = nn.Buffer(mean_FD), nn.Buffer(1 / std_FD.clamp(min=1e-6))
+        self.position_LD = nn.Buffer(position_LD)
         self.query_FDH = nn.Parameter(torch.randn(folds, width, HEADS) / math.sqrt(width))
         self.value = _Linears(folds, HEADS * width, width)
         self.norm = _Norms(folds, width)
@@ -53,9 +58,13 @@ class AttentiveProbes(nn.Module):
         # shifts all attention logits of a head equally, and the softmax ignores such a shift.
         x_BLD = x_BLD.float()
         query_DE = rearrange(self.scale_FD[..., None] * self.query_FDH, "f d h -> d (f h)")
-        pooled_BED = (x_BLD @ query_DE).softmax(1).transpose(1, 2) @ x_BLD
-        pooled_FBHD = rearrange(pooled_BED, "b (f h) d -> f b h d", h=HEADS)
-        pooled_FBHD = (pooled_FBHD - self.mean_FD[:, None, None]) * self.scale_FD[:, None, None]
+        position_LE = self.position_LD @ rearrange(self.query_FDH, "f d h -> d (f h)")
+        share_BEL = (x_BLD @ query_DE + position_LE).softmax(1).transpose(1, 2)
+        pooled_FBHD, position_FBHD = (
+            rearrange(part_BED, "b (f h) d -> f b h d", h=HEADS)
+            for part_BED in (share_BEL @ x_BLD, share_BEL @ self.position_LD)
+        )
+        pooled_FBHD = (pooled_FBHD - self.mean_FD[:, None, None]) * self.scale_FD[:, None, None] + position_FBHD
         return self.classify(self.norm(self.value(pooled_FBHD.flatten(2)), trains_FB))
 
 
@@ -97,40 +106,53 @@ class _Norms(nn.Module):
 
 
 def attentive_predict(
-    x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], seed: int = 0, device: torch.device | None = None
+    x_NLD: np.ndarray,
+    y_N: np.ndarray,
+    folds: Sequence[Fold],
+    decays: Sequence[float],
+    grid: Grid,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> list[np.ndarray]:
     """Train one attentive probe per fold and return the predicted labels of its test samples, fold by fold.
 
     Args:
-        x_NLD: tokens of a frozen network; may be a NumPy memmap.
+        x_NLD: tokens of a frozen network; may be a NumPy memmap. The last t * h * w tokens are in raster order.
         y_N: labels of any dtype that NumPy can sort.
+        decays: weight decay of each fold's probe.
+        grid: number of tokens along (t, h, w). Tokens before the grid have no position.
         seed: seed for initialisation and batch order; the global random state is neither used nor changed.
     """
     classes, y_N = np.unique(y_N, return_inverse=True)
-    trains_FN = np.stack([np.isin(np.arange(len(y_N)), train) for train, _ in folds])
+    trains_FN = np.stack([np.isin(np.arange(len(y_N)), fold.train) for fold in folds])
+    length, width = x_NLD.shape[1:]
+    position_LD = F.pad(sincos_positions(grid, width), (0, 0, length - math.prod(grid), 0))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        moments_F2D = torch.stack([_moments(x_NLD, train) for train, _ in folds])
-        probes = AttentiveProbes(moments_F2D[:, 0], moments_F2D[:, 1], len(classes)).to(device)
-    _train(probes, x_NLD, torch.from_numpy(y_N), torch.from_numpy(trains_FN), seed, device)
-    tested = np.unique(np.concatenate([test for _, test in folds]))
+        mean_FD, std_FD = _moments(x_NLD, trains_FN)
+        probes = AttentiveProbes(mean_FD, std_FD, position_LD, len(classes)).to(device)
+    _train(probes, x_NLD, torch.from_numpy(y_N), torch.from_numpy(trains_FN), torch.tensor(decays), seed)
+    tested = np.unique(np.concatenate([fold.test for fold in folds]))
     with torch.inference_mode():
         batches = np.split(tested, range(BATCH, len(tested), BATCH))
         class_FM = torch.cat([probes(_tokens(x_NLD, rows, device)).argmax(2).cpu() for rows in batches], dim=1).numpy()
     labels = []
-    for class_M, (train, test) in zip(class_FM, folds, strict=True):
+    for class_M, fold in zip(class_FM, folds, strict=True):
         # Batch normalisation cannot be trained on a single sample: predict the label of that sample.
-        class_N = class_M[np.searchsorted(tested, test)] if len(train) > 1 else np.repeat(y_N[train], len(test))
-        labels.append(classes[class_N])
+        single = np.repeat(y_N[fold.train[:1]], len(fold.test))
+        labels.append(classes[class_M[np.searchsorted(tested, fold.test)] if len(fold.train) > 1 else single])
     return labels
 
 
 def _train(
-    probes: AttentiveProbes, x_NLD: np.ndarray, y_N: Tensor, trains_FN: Tensor, seed: int, device: torch.device | None
+    probes: AttentiveProbes, x_NLD: np.ndarray, y_N: Tensor, trains_FN: Tensor, decay_F: Tensor, seed: int
 ) -> None:
-    optimizer = torch.optim.AdamW(probes.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    device = probes.mean_FD.device
+    # The decay of AdamW has one value for all folds.
+    optimizer = torch.optim.AdamW(probes.parameters(), lr=LR, weight_decay=0)
     batches = _batches(trains_FN.any(0).numpy().nonzero()[0], seed)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches), pct_start=0.1)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches), pct_start=0.1)
+    decay_F = decay_F.to(device, torch.float32)
     for rows in batches:
         trains_FB = trains_FN[:, rows].to(device)
         y_FB = y_N[rows].to(device).expand_as(trains_FB)
@@ -139,15 +161,24 @@ def _train(
         loss_F = (nats_FB * trains_FB).sum(1) / trains_FB.sum(1).clamp(min=1)
         optimizer.zero_grad()
         loss_F.sum().backward()
+        kept_F = 1 - rates.get_last_lr()[0] * decay_F
+        with torch.no_grad():
+            for parameter in probes.parameters():
+                parameter.mul_(kept_F.view(-1, *[1] * (parameter.ndim - 1)))
         optimizer.step()
-        schedule.step()
+        rates.step()
 
 
-def _batches(train: np.ndarray, seed: int) -> Sequence[np.ndarray]:
-    """Return the sorted sample indices of each step, for EPOCHS epochs but at least MIN_STEPS and at most MAX_STEPS steps."""
+def schedule(samples: int) -> tuple[int, int]:
+    """Return the steps of training and the steps of an epoch: EPOCHS epochs, but at least MIN_STEPS steps."""
+    per_epoch = samples // min(BATCH, samples)
+    return max(EPOCHS * per_epoch, MIN_STEPS), per_epoch
+
+
+def _batches(train: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Return the sorted sample indices of each step."""
     generator, size = np.random.default_rng(seed), min(BATCH, len(train))
-    per_epoch = len(train) // size
-    steps = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)
+    steps, per_epoch = schedule(len(train))
     batches: list[np.ndarray] = []
     while len(batches) < steps:
         # The last batch of an epoch is dropped if it is not full.
@@ -160,12 +191,15 @@ def _tokens(x_NLD: np.ndarray, rows: np.ndarray, device: torch.device | None) ->
     return torch.from_numpy(x_NLD[rows]).to(device)
 
 
-def _moments(x_NLD: np.ndarray, train: np.ndarray) -> Tensor:
-    """Return mean and standard deviation of every feature over the tokens of the training samples, (2, D)."""
-    count, total_D, square_D = 0, 0.0, 0.0
-    for rows in np.split(train, range(BATCH, len(train), BATCH)):
-        x_MD = x_NLD[rows].reshape(-1, x_NLD.shape[-1]).astype(np.float64)
-        count, total_D, square_D = count + len(x_MD), total_D + x_MD.sum(0), square_D + (x_MD**2).sum(0)
-    mean_D = total_D / count
-    std_D = np.sqrt(np.maximum(square_D / count - mean_D**2, 0))
-    return torch.from_numpy(np.stack([mean_D, std_D])).float()
+def _moments(x_NLD: np.ndarray, trains_FN: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every feature over the tokens of each fold's training samples, (F, D) each."""
+    count_F1 = trains_FN.sum(1, keepdims=True) * x_NLD.shape[1]
+    total_FD, square_FD = 0.0, 0.0
+    trained = trains_FN.any(0).nonzero()[0]
+    for rows in np.split(trained, range(BATCH, len(trained), BATCH)):
+        x_MLD = x_NLD[rows].astype(np.float64)
+        total_FD = total_FD + trains_FN[:, rows] @ x_MLD.sum(1)
+        square_FD = square_FD + trains_FN[:, rows] @ np.square(x_MLD).sum(1)
+    mean_FD = total_FD / count_F1
+    std_FD = np.sqrt(np.maximum(square_FD / count_F1 - mean_FD**2, 0))
+    return torch.from_numpy(mean_FD).float(), torch.from_numpy(std_FD).float()

@@ -1,110 +1,99 @@
 """Frozen probes: predict labels from the features of a frozen network, with cross-validation.
 
-Legend: N samples, M test samples, F features, B batch, L tokens, D width, t time slices.
+Legend: N samples, M test samples, F features, B batch, L tokens, K of them before the tokens of the grid, D width, t time slices,
+s tokens of a slice.
 """
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from einops import rearrange
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.model_selection import GroupKFold, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 from torch import Tensor
 
-from ar_model.attentive import Fold, attentive_predict
+from ar_model.attentive import DECAYS, EPOCHS, MIN_STEPS, attentive_predict
+from ar_model.folds import Fold
+from ar_model.inputs import Grid
+from ar_model.ridge import RidgeProbe
 
 PROTOCOL = (
-    "features: the mean token of each time slice, concatenated and standardised; linear: a ridge classifier, whose penalty and "
-    "layer have the best leave-one-out accuracy on the training clips; knn: 20 nearest neighbours by cosine similarity"
+    "features: the mean token of each time slice, concatenated and standardised; linear: a ridge classifier; knn: 20 nearest "
+    "neighbours by cosine similarity; both use the layer (and penalty) with the best accuracy on left-out training clips; groups "
+    "are left out as a whole, single clips where there are no groups"
 )
 """Description of the linear and nearest-neighbour probes, for JSON and pages."""
 ATTENTIVE = (
-    "attentive: a learned query with 8 heads attends to all tokens, then batch normalisation without parameters and a linear "
-    "classifier; trained for 30 epochs (100 to 400 steps) by AdamW, on batches of 64 clips that all folds share; on the layer "
-    "that the linear probe chose"
+    "attentive: a learned query with 8 heads attends to all tokens and their positions, then batch normalisation without "
+    f"parameters and a linear classifier; trained by AdamW for {EPOCHS} epochs (at least {MIN_STEPS} steps), on batches of 64 "
+    f"clips that all folds share; layer and weight decay ({', '.join(f'{decay:g}' for decay in DECAYS)}) have the best accuracy "
+    "on left-out parts of the training clips, which split no group"
 )
 """Description of the attentive probe, for JSON and pages."""
-MAX_FOLDS = 10
+_INNER = 5
+"""Parts of the training samples for the choice of an attentive probe."""
 
 
-def slice_means(layer_BLD: Tensor, slices: int) -> Tensor:
-    """Return the mean token of each time slice, concatenated, (B, t * D), in fp32."""
-    return rearrange(layer_BLD.float(), "b (t s) d -> b t s d", t=slices).mean(2).flatten(1)
+def slice_means(layer_BLD: Tensor, grid: Grid) -> Tensor:
+    """Return the tokens before the grid and the mean token of each time slice, concatenated, (B, (K + t) * D), in fp32.
 
-
-def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
-    """Split labelled samples into folds, as a function of the seed.
-
-    - With an official held-out split: one fold. It tests on that split and trains on a random 90 % of the other samples.
-    - Else, with groups: ten folds that keep each group together, or one fold per group if there are fewer groups.
-    - Else: up to ten stratified folds.
-
-    Raises a ValueError if nothing can be held out, or nothing is left to train on.
+    `grid` is the number of tokens along (t, h, w), see `Objective.grid_of`. K = L - t * h * w.
     """
-    if held_out_N.any():
-        train = np.flatnonzero(~held_out_N)
-        if len(train) == 0:
-            raise ValueError("all labelled videos are in the held-out split: none is left to train a probe on")
-        kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(0.9 * len(train)))]
-        return [Fold(train[np.sort(kept)], np.flatnonzero(held_out_N))]
-    if any(groups):
-        # A sample without a group is a group of its own.
-        names = np.array([group or f"sample {i}" for i, group in enumerate(groups)])
-        count = min(MAX_FOLDS, len(set(names)))
-        if count < 2:
-            raise ValueError("all labelled videos are in one group: nothing can be held out")
-        splits = GroupKFold(count, shuffle=True, random_state=seed).split(y_N, y_N, names)
-    else:
-        count = min(MAX_FOLDS, *Counter(y_N).values())
-        if count < 2:
-            raise ValueError("a class has one labelled video only: nothing can be held out")
-        splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(y_N, y_N)
-    return [Fold(train, test) for train, test in splits]
+    leading_BKD, grid_BLD = layer_BLD.float().tensor_split([layer_BLD.shape[1] - math.prod(grid)], dim=1)
+    means_BtD = rearrange(grid_BLD, "b (t s) d -> b t s d", t=grid[0]).mean(2)
+    return torch.cat([leading_BKD, means_BtD], dim=1).flatten(1)
 
 
-def folds_in_words(folds: int) -> str:
-    """Return a description of the test samples, given the number of folds from `make_folds`."""
-    return "the official held-out split" if folds == 1 else f"{folds} folds, which split no group if there are groups"
+class NearestNeighbours:
+    """Nearest training samples in cosine distance of standardised features, weighted by 1 / distance.
 
-
-class LinearProbe:
-    """Ridge classifier on standardised features.
-
-    The penalty is the one with the best leave-one-out accuracy on the training samples, which has a closed form. `score` is that
-    accuracy. It allows choosing a layer without held-out samples.
+    `score` is the accuracy on the training samples without the neighbours of a sample's own group (see `RidgeProbe`).
     """
 
-    def __init__(self, x_NF: np.ndarray, y_N: np.ndarray) -> None:
-        ridge = RidgeClassifierCV(alphas=10.0 ** np.arange(-1, 7), scoring="accuracy")
-        self._model = make_pipeline(StandardScaler(), ridge).fit(x_NF, y_N)
-        self.score = float(ridge.best_score_)
+    def __init__(
+        self, x_NF: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray | None = None, neighbours: int = 20
+    ) -> None:
+        self.classes, self._label_N = np.unique(y_N, return_inverse=True)
+        self._scaler, self._neighbours = StandardScaler().fit(x_NF), neighbours
+        self._x_NF = normalize(self._scaler.transform(x_NF))
+        if groups_N is None or len(np.unique(groups_N)) == 1:
+            groups_N = np.arange(len(x_NF))
+        self.score = float((self._vote(self._x_NF, groups_N, groups_N) == self._label_N).mean())
 
-    def predict(self, x_NF: np.ndarray) -> np.ndarray:
-        return self._model.predict(x_NF)
+    def predict(self, x_MF: np.ndarray) -> np.ndarray:
+        """Return the predicted labels (M,)."""
+        x_MF = normalize(self._scaler.transform(x_MF))
+        return self.classes[self._vote(x_MF, np.full(len(x_MF), -1), np.arange(len(self._x_NF)))]
 
-
-def knn_predict(x_NF: np.ndarray, y_N: np.ndarray, test_MF: np.ndarray, neighbours: int = 20) -> np.ndarray:
-    """Predict labels by the nearest training samples in cosine distance of standardised features, weighted by 1 / distance."""
-    knn = KNeighborsClassifier(min(neighbours, len(x_NF)), metric="cosine", weights="distance")
-    return make_pipeline(StandardScaler(), knn).fit(x_NF, y_N).predict(test_MF)
+    def _vote(self, x_MF: np.ndarray, own_M: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+        """Return the label numbers (M,) by the training samples whose group is not the sample's own group."""
+        labels = []
+        # Blocks of rows bound the memory.
+        for rows in np.split(np.arange(len(x_MF)), range(1024, len(x_MF), 1024)):
+            distance_MN = np.maximum(1 - x_MF[rows] @ self._x_NF.T, 1e-12)
+            distance_MN[own_M[rows, None] == groups_N] = np.inf
+            nearest_MK = distance_MN.argpartition(min(self._neighbours, len(groups_N)) - 1)[:, : self._neighbours]
+            weight_MK = 1 / np.take_along_axis(distance_MN, nearest_MK, 1)
+            votes_MC = weight_MK[:, None] @ (self._label_N[nearest_MK][..., None] == np.arange(len(self.classes)))
+            labels.append(votes_MC[:, 0].argmax(1))
+        return np.concatenate(labels)
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Accuracies of one repetition (one set of folds)."""
+class Outcomes:
+    """Outcomes of one repetition (one set of folds). The tested samples are in increasing order.
 
-    chosen: list[int]
-    """Fold -> layer, counted from 1, whose linear probe has the best `score`."""
-    best: dict[str, float]
-    """Probe -> accuracy on the chosen layers."""
-    layers: dict[str, list[float]]
-    """Probe -> accuracy on each layer, first to last."""
+    `chosen`: probe -> fold -> layer, counted from 1, with the best accuracy on left-out training samples.
+    `best`: probe -> tested sample -> whether the prediction on the chosen layer is right.
+    `layers`: probe -> layer -> tested sample -> whether the prediction is right.
+    """
+
+    tested: list[int]
+    chosen: dict[str, list[int]]
+    best: dict[str, list[bool]]
+    layers: dict[str, list[list[bool]]]
 
 
 def evaluate(
@@ -112,37 +101,60 @@ def evaluate(
     y_N: np.ndarray,
     folds: Sequence[Fold],
     tokens_NLD: Sequence[np.ndarray] = (),
+    grid: Grid = (1, 1, 1),
     device: torch.device | None = None,
-) -> Accuracy:
-    """Return the accuracies of the probes `linear` and `knn` on every layer, and of `attentive` if tokens are given.
+) -> Outcomes:
+    """Return the outcomes of the probes `linear` and `knn` on every layer, and of `attentive` if tokens are given.
 
     A sample counts once for each fold that tests it. `layers_NF` and `tokens_NLD` have one array per layer; tokens may be NumPy
-    memmaps. `device` is for the attentive probe.
+    memmaps. `grid` (tokens along t, h and w, see `slice_means`) and `device` are for the attentive probe.
     """
-    # Probe -> layer -> fold -> predicted labels of the test samples.
+    # Probe -> layer -> fold -> score on the training samples, and predicted labels of the test samples.
+    scores: dict[str, list[list[float]]] = {"linear": [], "knn": []}
     predicted: dict[str, list[list[np.ndarray]]] = {"linear": [], "knn": []}
-    scores = []
     for x_NF in layers_NF:
-        linear = [LinearProbe(x_NF[train], y_N[train]) for train, _ in folds]
-        scores.append([probe.score for probe in linear])
-        predicted["linear"].append([probe.predict(x_NF[test]) for probe, (_, test) in zip(linear, folds, strict=True)])
-        predicted["knn"].append([knn_predict(x_NF[train], y_N[train], x_NF[test]) for train, test in folds])
+        for name, probe in (("linear", RidgeProbe), ("knn", NearestNeighbours)):
+            fitted = [probe(x_NF[fold.train], y_N[fold.train], fold.groups_M) for fold in folds]
+            scores[name].append([one.score for one in fitted])
+            predicted[name].append([one.predict(x_NF[fold.test]) for one, fold in zip(fitted, folds, strict=True)])
     if tokens_NLD:
-        predicted["attentive"] = [attentive_predict(x_NLD, y_N, folds, device=device) for x_NLD in tokens_NLD]
-    chosen = (np.argmax(scores, axis=0) + 1).tolist()
-    y_tested = np.concatenate([y_N[test] for _, test in folds])
-    best, layers = {}, {}
-    for probe, layer_folds in predicted.items():
-        best[probe] = _accuracy([layer_folds[layer - 1][fold] for fold, layer in enumerate(chosen)], y_tested)
-        layers[probe] = [_accuracy(labels, y_tested) for labels in layer_folds]
-    return Accuracy(chosen, best, layers)
+        per_layer = [_attentive(x_NLD, y_N, folds, grid, device) for x_NLD in tokens_NLD]
+        scores["attentive"], predicted["attentive"] = map(list, zip(*per_layer, strict=True))
+    tested_M = np.concatenate([fold.test for fold in folds])
+    order_M = np.argsort(tested_M, kind="stable")
+
+    def right(labels: Sequence[np.ndarray]) -> list[bool]:
+        return (np.concatenate(labels) == y_N[tested_M])[order_M].tolist()
+
+    chosen = {name: (np.argmax(scores[name], axis=0) + 1).tolist() for name in scores}
+    return Outcomes(
+        tested_M[order_M].tolist(),
+        chosen,
+        {
+            name: right([predicted[name][layer - 1][fold] for fold, layer in enumerate(chosen[name])])
+            for name in predicted
+        },
+        {name: [right(labels) for labels in predicted[name]] for name in predicted},
+    )
 
 
-def _accuracy(labels: Sequence[np.ndarray], y_tested: np.ndarray) -> float:
-    return float((np.concatenate(labels) == y_tested).mean())
-
-
-def chance(y_N: np.ndarray, folds: Sequence[Fold]) -> float:
-    """Return the accuracy of the best constant prediction: the share of the most common class among the test samples."""
-    y_tested = np.concatenate([y_N[test] for _, test in folds])
-    return Counter(y_tested).most_common(1)[0][1] / len(y_tested)
+def _attentive(
+    x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], grid: Grid, device: torch.device | None
+) -> tuple[list[float], list[np.ndarray]]:
+    """Return the score of an attentive probe on left-out training samples and its predictions for the test samples, by fold."""
+    # Few folds leave out several parts of their training samples, ten folds one each.
+    count = max(1, _INNER // len(folds))
+    inner = [fold.inner(y_N, _INNER, seed=0)[:count] for fold in folds]
+    parts = [part for parts in inner for part in parts]
+    scores_AF = np.zeros((len(DECAYS), len(folds)))
+    if parts:
+        number_P = np.repeat(np.arange(len(folds)), [len(parts) for parts in inner])
+        for scores_F, decay in zip(scores_AF, DECAYS, strict=True):
+            labels = attentive_predict(x_NLD, y_N, parts, [decay] * len(parts), grid, device=device)
+            right_P = [(found == y_N[part.test]).mean() for found, part in zip(labels, parts, strict=True)]
+            scores_F[:] = np.bincount(number_P, right_P, len(folds)) / np.bincount(number_P, minlength=len(folds)).clip(
+                1
+            )
+    best_F = scores_AF.argmax(0)
+    labels = attentive_predict(x_NLD, y_N, folds, [DECAYS[best] for best in best_F], grid, device=device)
+    return scores_AF.max(0).tolist(), labels

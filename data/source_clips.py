@@ -13,7 +13,7 @@ from data.cache import TokenCache
 from data.cache.reader import JOINED
 from data.clips import ClipCuts, ClipSpec, iter_clips, read_clip
 from data.decoding import DamagedVideo
-from data.sources import Source, hold_out, load_source
+from data.sources import Source, hold_out, load_source, spread
 
 NOTHING_HELD_OUT = (
     "nothing is held out, because the source has a single video or group: "
@@ -59,9 +59,8 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
     reason. If no held-out video can be used, training videos are used. Raises ValueError if no video can be used.
     """
     train_rows, held_out_rows = hold_out(source.videos)
-    spread = np.linspace(0, len(held_out_rows) - 1, min(len(held_out_rows), most)).round().astype(int)
     clips: list[np.ndarray] = []
-    for candidates in ([held_out_rows[i] for i in spread], train_rows):
+    for candidates in (spread(held_out_rows, most), train_rows):
         for row in candidates:
             video = source.videos[row]
             try:

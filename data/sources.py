@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -72,21 +72,29 @@ def load_source(src: str) -> Source:
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
-    """Return the rows to train on and the held-out rows.
+    """Return the rows to train on and the held-out rows, for validation during training.
 
-    Videos of a split other than train are held out. If no video has such a split, a tenth of the groups, selected by
-    hash, is held out. A video without a group is a group by itself. A single group is not held out.
+    Videos of the split val are held out, and other videos of a split than train are not used: they stay unseen until the final
+    test. Without val, all videos of a split other than train are held out. If no video has such a split, a tenth of the groups,
+    selected by hash, is held out. A video without a group is a group by itself. A single group is not held out.
     """
     videos = list(videos)
-    if any(video.split not in (None, "train") for video in videos):
-        is_held_out = [video.split not in (None, "train") for video in videos]
-    else:
-        groups = [video.group or video.path for video in videos]
-        ordered = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest())
-        chosen = set(ordered[: math.ceil(len(ordered) / 10)]) if len(ordered) > 1 else set()
-        is_held_out = [group in chosen for group in groups]
+    splits = {video.split for video in videos} - {None, "train"}
+    if splits:
+        validation = {"val"} & splits or splits
+        train = [row for row, video in enumerate(videos) if video.split in (None, "train")]
+        return train, [row for row, video in enumerate(videos) if video.split in validation]
+    groups = [video.group or video.path for video in videos]
+    ordered = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest())
+    chosen = set(ordered[: math.ceil(len(ordered) / 10)]) if len(ordered) > 1 else set()
     rows = range(len(videos))
-    return [row for row in rows if not is_held_out[row]], [row for row in rows if is_held_out[row]]
+    return [row for row in rows if groups[row] not in chosen], [row for row in rows if groups[row] in chosen]
+
+
+def spread(rows: Sequence[int], most: int) -> list[int]:
+    """Return up to `most` rows, evenly spread: videos are sorted by path, so the first ones may all be of one class."""
+    count = min(len(rows), most)
+    return [rows[round(i * (len(rows) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _builtin(src: str) -> Source:

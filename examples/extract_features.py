@@ -38,7 +38,7 @@ def main() -> None:
         batch = {"codes_BTHW": tokenizer.encode(torch.from_numpy(pixels_THWC)[None])}
         with torch.inference_mode():
             layer_BLD = objective.features(batch)[-1]  # the last block; `probe.py` reports which layer is best
-        features.append(slice_means(layer_BLD, objective.time_slices(batch))[0].numpy())
+        features.append(slice_means(layer_BLD, objective.grid_of(batch))[0].numpy())
         videos.append(video)
 
     labels = {"label_N": np.array([v.label for v in videos])} if all(v.label for v in videos) else {}

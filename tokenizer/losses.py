@@ -47,29 +47,39 @@ class Reconstruction(nn.Module):
         `discriminator` and `adversarial_weight` if there is a discriminator.
         """
         real_B = batch["real_B"]
-        video_BTHWC = to_float(batch["pixels_BTHWC"])
-        out = self.tokenizer(batch["pixels_BTHWC"])
+        # Black clips would enter the statistics of the quantizer and of the discriminator.
+        pixels_BTHWC = batch["pixels_BTHWC"][_substitutes(real_B)]
+        video_BTHWC = to_float(pixels_BTHWC)
+        out = self.tokenizer(pixels_BTHWC)
+        quantizer = out["quantizer"] * real_B.any()
         error_BTHWC = out["video"].float() - video_BTHWC
         squared = _mean(error_BTHWC.square().mean((1, 2, 3, 4)), real_B)
         error = squared if self._losses.pixels == "mse" else _mean(error_BTHWC.abs().mean((1, 2, 3, 4)), real_B)
-        numbers = {"psnr": psnr(squared.detach()), "quantizer": out["quantizer"]}
+        numbers = {"psnr": psnr(squared.detach()), "quantizer": quantizer}
         if self.lpips is not None:
             frames_NCHW = rearrange(video_BTHWC, "b t h w c -> (b t) c h w")
             reconstructed_NCHW = rearrange(out["video"].float(), "b t h w c -> (b t) c h w")
             distance_BT = self.lpips(reconstructed_NCHW, frames_NCHW).unflatten(0, (len(real_B), -1))
             numbers["lpips"] = _mean(distance_BT.mean(1), real_B)
             error = error + self._losses.lpips * numbers["lpips"]
-        loss = error + out["quantizer"]
-        # Clips of damaged videos need no mask: they are black in both inputs and give the discriminator no signal.
+        loss = error + quantizer
         if self.adversary is not None:
             input_BCTHW = rearrange(video_BTHWC, "b t h w c -> b c t h w")
             reconstructed_BCTHW = rearrange(out["video"].float(), "b t h w c -> b c t h w")
             numbers |= self.adversary(input_BCTHW, reconstructed_BCTHW, error, self.tokenizer.last_layer, batch["step"])
-            loss = loss + numbers["generator"] + numbers["discriminator"]
+            loss = loss + (numbers["generator"] + numbers["discriminator"]) * real_B.any()
         # Non-finite activations can produce out-of-range codes; clamp before `bincount`.
         codes = out["codes"][real_B].clamp(0, self.tokenizer.vocab_size - 1)
         counts_V = torch.bincount(codes.flatten(), minlength=self.tokenizer.vocab_size)
         return {"loss": loss, **numbers, **code_health(counts_V)}
+
+
+def _substitutes(real_B: Tensor) -> Tensor:
+    """Return the index of an undamaged clip for each clip: its own, or those of the batch in turn; its own if there are none."""
+    damaged_B = real_B.logical_not()
+    undamaged_first_B = torch.argsort(damaged_B.to(torch.uint8), stable=True)
+    turn_B = (damaged_B.cumsum(0) - 1) % real_B.sum().clamp_min(1)
+    return torch.where(real_B, torch.arange(len(real_B), device=real_B.device), undamaged_first_B[turn_B])
 
 
 def _mean(value_B: Tensor, real_B: Tensor) -> Tensor:

@@ -88,6 +88,15 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         """Return `loss` (a scalar with gradient) and further numbers to log (scalars without gradient)."""
         raise NotImplementedError
 
+    @property
+    def conditioning(self) -> str:
+        """Description of what the loss predicts and from what. Losses of two models are comparable only if it is equal."""
+        return f"{self.predicts.content} from {self.input.content}, {self._hidden_in_words()}, tokens of {self.predicts.box}"
+
+    def _hidden_in_words(self) -> str:
+        """Describe which tokens are visible and which are predicted, in validation."""
+        raise NotImplementedError
+
     def encode(self, batch: dict[str, Tensor], tokens_BM: Tensor, mask: Mask = None) -> Tensor:
         """Return the encoder's normalised output for some tokens of each clip, (B, M, D)."""
         position_BMD, rotation = self.positions(tokens_BM)
@@ -101,21 +110,18 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         If clips have another size than in training, positions are interpolated.
 
         Returns the output of every encoder block, first to last, without the encoder's final norm. Each is (B, L, D), in fp32
-        even under autocast. The L tokens are in raster order (t, h, w), with L / `time_slices(batch)` tokens per time slice.
+        even under autocast. The last t * h * w tokens are those of the clip in raster order, with (t, h, w) = `grid_of(batch)`.
+        Tokens before them are the objective's own; only VIMPAC has one, its clip token.
 
         Raises a KeyError if the batch lacks the input, and a ValueError if the size of the clips is not a multiple of
         the size of a token.
         """
-        grid = self._grid(batch)
+        grid = self.grid_of(batch)
         x_BLD = self.embedding(self.input.tokens(batch))
         position_1LD, rotation = self.positions.resized(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         return self.encoder(x_BLD + position_1LD, rotation=rotation)
 
-    def time_slices(self, batch: dict[str, Tensor]) -> int:
-        """Return the number of tokens along time of the batch's clips."""
-        return self._grid(batch)[0]
-
-    def _grid(self, batch: dict[str, Tensor]) -> Grid:
+    def grid_of(self, batch: dict[str, Tensor]) -> Grid:
         """Return the number of tokens of the batch's clips along (t, h, w)."""
         return self.input.grid(self.input.clip(batch).shape[1:4])
 

@@ -61,6 +61,9 @@ class VideoMAE(Objective):
         for part in (self.embedding, self.encoder, self.decoder):
             part.apply(init_weights)
 
+    def _hidden_in_words(self) -> str:
+        return f"mask {self.mask} of {self.ratio:g} hidden"
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Predict the tokens hidden by the mask that `seed_B` determines."""
         visible_BM, hidden_BQ = draw_mask(self.mask, self.grid, self.ratio, batch["seed_B"])

@@ -102,7 +102,8 @@ class VIMPAC(Objective):
         content_BLP, absent_BL, seed_B = self.input.tokens(batch), self._absent(batch), batch["seed_B"]
         hidden_BL = self._hidden(seed_B, absent_BL)
         x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self._embed(content_BLP, absent_BL))
-        clip_BD, out_BLD = self._layers(x_BLD, self.positions)[-1]
+        last_BLD = self._layers(x_BLD, self.positions)[-1]
+        clip_BD, out_BLD = last_BLD[:, 0], last_BLD[:, 1:]
         predicted_BK, share_BK = _predicted(hidden_BL, seed_B)
         nats = self.target(take(self.encoder.norm(out_BLD), predicted_BK), take(content_BLP, predicted_BK), share_BK)
         numbers = self.target.numbers(nats.detach())
@@ -112,31 +113,33 @@ class VIMPAC(Objective):
         contrast = nt_xent(first_BD, second_BD, self.temperature, batch.get("row_B"))
         return {"loss": nats + self.contrast * self.temperature * contrast, "contrast": contrast.detach(), **numbers}
 
+    def _hidden_in_words(self) -> str:
+        return f"{self.blocks} blocks hidden" if self.mask == "block" else f"mask random of {self.ratio:g} hidden"
+
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        grid = self._grid(batch)
+        grid = self.grid_of(batch)
         x_BLD = self._embed(self.input.tokens(batch), self._absent(batch))
-        return [out_BLD for _, out_BLD in self._layers(x_BLD, self.positions.resized(grid))]
+        return self._layers(x_BLD, self.positions.resized(grid))
 
     def _embed(self, content_BLP: Tensor, absent_BL: Tensor) -> Tensor:
         return torch.where(absent_BL[..., None], self.pad_D, self.embedding(content_BLP))
 
     def _absent(self, batch: dict[str, Tensor]) -> Tensor:
         """Return a bool mask, (B or 1, L), true for tokens after the end of their video."""
-        t, h, w = self._grid(batch)
+        t, h, w = self.grid_of(batch)
         slice_L = torch.arange(t, device=batch["codes_BTHW"].device).repeat_interleave(h * w)
         if "slices_B" not in batch:
             return torch.zeros_like(slice_L, dtype=torch.bool)[None]
         return slice_L * self.predicts.box[0] >= batch["slices_B"][:, None]
 
-    def _layers(self, x_BLD: Tensor, positions: Positions) -> list[tuple[Tensor, Tensor]]:
-        """Return the clip token (B, D) and all other tokens (B, L, D) after every block."""
+    def _layers(self, x_BLD: Tensor, positions: Positions) -> list[Tensor]:
+        """Return the clip token and all other tokens after every block, (B, 1 + L, D)."""
         position_1LD, rotation = positions(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
         if rotation is not None:
             # The clip token has no position: angle 0 does not rotate it.
             rotation = Rotation.from_angles(F.pad(positions.angle_LA, (0, 0, 1, 0))[None])
         clip_B1D = self.clip_D.to(x_BLD.dtype).expand(len(x_BLD), 1, -1)
-        layers = self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
-        return [(layer[:, 0], layer[:, 1:]) for layer in layers]
+        return self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
 
     def _hidden(self, seed_B: Tensor, absent_BL: Tensor) -> Tensor:
         """Return a bool mask, (B, L), true for hidden tokens. Tokens after the end of a video are not hidden."""

@@ -1,18 +1,18 @@
 """Compare objectives: train all with several seeds on one cache at an equal budget, probe the models, and write one page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.probes import ATTENTIVE, PROTOCOL, chance
+from ar_model.folds import chance
+from ar_model.probes import ATTENTIVE, PROTOCOL
 from data.cache import TokenCache, find_cache
 from data.files import sha256_of, write_json
 from data.loading import BatchPlan, TokenDataset
@@ -21,16 +21,15 @@ from pipelines.engine.code_spec import code_spec
 from pipelines.engine.config import parse
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import device_name, resolve_precision, start_accelerator
-from pipelines.engine.run import Run, metrics_of, read_json, summary_of
+from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
-from pipelines.evaluation.errors import mean_over_seeds
+from pipelines.evaluation.comparison import Entry, leads_of, models_of, row_of
 from pipelines.evaluation.features import LabelledVideos, probe_model
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain
 
-PROBES = ("attentive", "linear", "knn")
 _TIMED_STEPS = 40
 """Steps of the short timing run that converts a budget in seconds to steps."""
 
@@ -39,12 +38,12 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     """Train and probe all entries, write the page, and return the summary. An interrupted comparison is resumed."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     labelled = LabelledVideos.of(cache)
-    entries: dict[str, Pretrain] = {}
-    texts: dict[str, str] = {}
-    for file in config.files:
-        entries[file.stem], texts[file.stem] = _read_entry(file, cache)
+    entries = {file.stem: _read_entry(file, cache) for file in config.files}
+    texts = {name: entry.text for name, entry in entries.items()}
     run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE]))
     accelerator = start_accelerator(resolve_precision("auto"))
+    for note in labelled.notes:
+        say(accelerator, note)
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its own training runs: start it with python, not with accelerate launch")
     if run.begin_unless_finished(accelerator):
@@ -62,16 +61,19 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         networks = len(jobs) * (config.points + 1)
         say(accelerator, f"{len(jobs)} training runs, then probes of about {networks} networks, trained and untrained")
         train(jobs, cache, accelerator.device)
-        accuracies = _probe_all(cache, accelerator.device, jobs)
-        table = [_row(file.stem, entries[file.stem], jobs, accuracies) for file in config.files]
-        run.finish(accelerator, {**_about(config, cache, labelled, accelerator), "table": table, **pixels})
+        outcomes = _probe_all(cache, accelerator.device, jobs)
+        final = {name: [outcomes[job.out / "model"] for job in jobs if job.name == name] for name in entries}
+        groups_M = labelled.groups_of(next(iter(outcomes.values()))["tested"])
+        table = [row_of(name, entries, jobs, outcomes, groups_M) for name in entries]
+        about = _about(config, cache, labelled, accelerator)
+        run.finish(accelerator, {**about, "table": table, "leads": leads_of(final, groups_M), **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
 
 
-def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
-    """Read the settings of an entry, and return them parsed and as YAML.
+def _read_entry(file: Path, cache: TokenCache) -> Entry:
+    """Read an entry from its settings file.
 
     Raises:
         ValueError: if the file or its settings are invalid, or the cache lacks pixels or views that the objective needs.
@@ -88,17 +90,17 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Pretrain, str]:
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
         raise ValueError(f"entries: {file}: {error}") from None
-    return settings, text
+    return Entry(settings, text, objective.conditioning)
 
 
 def _steps(
-    config: Compare, folder: Path, cache: TokenCache, entries: dict[str, Pretrain], device: torch.device
+    config: Compare, folder: Path, cache: TokenCache, entries: Mapping[str, Entry], device: torch.device
 ) -> dict[str, int]:
     """Return the optimizer steps of each entry. A file stores them, because a resumed comparison must use the same numbers."""
     steps_file = folder / "steps.json"
     if not steps_file.exists():
         if config.budget == "clips":
-            steps = {name: math.ceil(config.amount / entry.batch_size) for name, entry in entries.items()}
+            steps = {name: math.ceil(config.amount / entry.settings.batch_size) for name, entry in entries.items()}
         elif config.budget == "seconds":
             timing = folder / "timing"
             jobs = [_job(file, timing / file.stem, _TIMED_STEPS, 0, _TIMED_STEPS) for file in config.files]
@@ -124,8 +126,8 @@ def _job(file: Path, out: Path, steps: int, seed: int, validate_every: int, *fla
 
 
 def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
-    """Return the accuracies of every model by its folder. Files store them, because no model should be probed twice."""
-    models = [(job, model) for job in jobs for model in (job.out / "untrained", *_models(job.out))]
+    """Return the outcomes of every model by its folder. Files store them, because no model should be probed twice."""
+    models = [(job, model) for job in jobs for model in (job.out / "untrained", *models_of(job.out))]
     # Probe processes store tokens in this folder. If such a process is killed, this process still deletes the files.
     with TemporaryDirectory(prefix="arvideo-compare-") as scratch:
         calls = [(cache.address, job, model, scratch) for job, model in models if not _probe_file(model).exists()]
@@ -134,7 +136,7 @@ def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> 
 
 
 def _probe_file(model: Path) -> Path:
-    """Return the file with the accuracies of a model, in the folder of its run."""
+    """Return the file with the outcomes of a model, in the folder of its run."""
     run = model.parent.parent if model.parent.name == "snapshots" else model.parent
     return run / f"probe-{model.name}.json"
 
@@ -148,56 +150,10 @@ def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
     network = model if trained else job.out / "model"
     folds = [labelled.folds(job.seed)]
     torch.manual_seed(job.seed)
-    (accuracy,) = probe_model(
+    (outcomes,) = probe_model(
         accelerator, network, cache, labelled, folds, trained=trained, attentive=attentive, scratch=Path(scratch)
     )
-    write_json(_probe_file(model), asdict(accuracy))
-
-
-def _models(run: Path) -> list[Path]:
-    """Return the folders of the snapshots and of the final model, in the order of their steps."""
-    return [*sorted(run.glob("snapshots/step_*")), run / "model"]
-
-
-def _row(name: str, entry: Pretrain, jobs: Sequence[Job], accuracies: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of an entry; most values are {mean, stderr} over its seeds."""
-    own_jobs = [job for job in jobs if job.name == name]
-    steps = own_jobs[0].steps
-    summaries = [summary_of(job.out) for job in own_jobs]
-    final = [accuracies[job.out / "model"] for job in own_jobs]
-    untrained = [accuracies[job.out / "untrained"] for job in own_jobs]
-    seconds, bits = ([summary[key] for summary in summaries] for key in ("seconds", "bits_per_code"))
-    curve = [{"step": 0, "seconds": 0.0, **_best(untrained, "linear")}]
-    for models in zip(*(_models(job.out) for job in own_jobs), strict=True):
-        step = steps if models[0].name == "model" else int(models[0].name.removeprefix("step_"))
-        elapsed = round(np.mean(seconds) * step / steps, 1)
-        curve.append({"step": step, "seconds": elapsed, **_best([accuracies[model] for model in models], "linear")})
-    return {
-        "entry": name,
-        "objective": summaries[0]["objective"],
-        "steps": steps,
-        "clips": steps * entry.batch_size,
-        "warmup": entry.warmup,
-        "seconds": mean_over_seeds(seconds),
-        "clips_per_second": mean_over_seeds([summary["clips_per_second"] for summary in summaries]),
-        "peak_memory": max(summary["peak_memory"] for summary in summaries),
-        "bits_per_code": None if None in bits else round(float(np.mean(bits)), 4),
-        **{probe: _best(final, probe) for probe in PROBES},
-        **{f"untrained_{probe}": _best(untrained, probe) for probe in PROBES},
-        "layers": {probe: _layers(final, probe) for probe in PROBES},
-        "curve": curve,
-    }
-
-
-def _best(accuracies: Sequence[dict[str, Any]], probe: str) -> dict[str, float | None]:
-    """Return mean accuracy and standard error over seeds, each at its selected layer."""
-    return mean_over_seeds([accuracy["best"][probe] for accuracy in accuracies])
-
-
-def _layers(accuracies: Sequence[dict[str, Any]], probe: str) -> list[dict[str, float | None]]:
-    """Return mean accuracy and standard error over seeds for each layer, from first to last."""
-    layers = zip(*(accuracy["layers"][probe] for accuracy in accuracies), strict=True)
-    return [mean_over_seeds(layer) for layer in layers]
+    write_json(_probe_file(model), asdict(outcomes))
 
 
 def _about(config: Compare, cache: TokenCache, labelled: LabelledVideos, accelerator: Accelerator) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ar_model.objectives import Objective
 from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
-from data.sources import hold_out
+from data.sources import hold_out, spread
 from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec
@@ -58,7 +58,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         f"cache {cache.name}: {len(rows)} videos for training, {len(held_out)} held out; "
         f"unigram entropy {unigram:.2f} bits per code",
     )
-    clips = (held_out or rows)[:VALIDATION_CLIPS]
+    clips = spread(held_out or rows, VALIDATION_CLIPS)
 
     def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.probes import ATTENTIVE, PROTOCOL, Accuracy, Fold, chance
+from ar_model.attentive import schedule
+from ar_model.folds import Fold, chance
+from ar_model.probes import ATTENTIVE, PROTOCOL, Outcomes
 from data.cache import TokenCache, find_cache
-from pipelines.engine.console import progress
+from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, find_run, summary_of
 from pipelines.evaluation.baselines import baselines
@@ -30,6 +33,8 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     run = Run("probe", config, settings, about=cache.key, parent=pretrained)
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
+    for note in labelled.notes:
+        say(accelerator, note)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
     if not run.begin_unless_finished(accelerator):
         return run.summary()
@@ -47,7 +52,8 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         "folds": len(repetitions[0]),
         "seeds": config.seeds,
         "skipped": len(cache.manifest["skipped"]),
-        "unlabelled": len(cache) - len(labelled.rows),
+        "unlabelled": len(cache) - len(labelled.rows) - labelled.left_out,
+        "left_out": labelled.left_out,
         "chance": round(chance(labelled.y_N, repetitions[0]), 4),
         **results,
     }
@@ -74,25 +80,33 @@ def _probe_all(
     pixels = baselines(cache, labelled, repetitions, bar)
     bar.close()
 
-    tested = sum(len(fold.test) for fold in repetitions[0])
-    results: dict[str, Any] = {probe: _best(trained, probe, tested) for probe in trained[0].best}
+    groups_M = labelled.groups_of(trained[0].tested)
+    results: dict[str, Any] = {probe: _best(trained, probe, groups_M) for probe in trained[0].best}
     for probe in trained[0].best:
-        results["untrained" if probe == "linear" else f"untrained_{probe}"] = _best(untrained, probe, tested)
+        results["untrained" if probe == "linear" else f"untrained_{probe}"] = _best(untrained, probe, groups_M)
     results |= pixels
-    results["layer"] = Counter(layer for accuracy in trained for layer in accuracy.chosen).most_common(1)[0][0]
-    results["layers"] = _layers(trained, "linear", tested)
-    results["untrained_layers"] = _layers(untrained, "linear", tested)
+    results["layer"] = _layer(trained, "linear")
+    results["layers"] = _layers(trained, "linear", groups_M)
+    results["untrained_layers"] = _layers(untrained, "linear", groups_M)
     if config.attentive:
-        results["attentive_layers"] = _layers(trained, "attentive", tested)
+        results["attentive_layer"] = _layer(trained, "attentive")
+        steps, per_epoch = schedule(len(set(np.concatenate([fold.train for fold in repetitions[0]]))))
+        results["attentive_training"] = {"steps": steps, "epochs": round(steps / per_epoch, 1)}
+        results["attentive_layers"] = _layers(trained, "attentive", groups_M)
     return results
 
 
-def _best(accuracies: Sequence[Accuracy], probe: str, tested: int) -> dict[str, float]:
+def _best(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> dict[str, float]:
     """Return the mean accuracy at the chosen layers, with its error."""
-    return accuracy_with_error([accuracy.best[probe] for accuracy in accuracies], tested)
+    return accuracy_with_error([outcomes.best[probe] for outcomes in repetitions], groups_M)
 
 
-def _layers(accuracies: Sequence[Accuracy], probe: str, tested: int) -> list[dict[str, float]]:
+def _layer(repetitions: Sequence[Outcomes], probe: str) -> int:
+    """Return the layer that most folds have chosen, counted from 1."""
+    return Counter(layer for outcomes in repetitions for layer in outcomes.chosen[probe]).most_common(1)[0][0]
+
+
+def _layers(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> list[dict[str, float]]:
     """Return the mean accuracy of each layer with its error, from first to last."""
-    layers = zip(*(accuracy.layers[probe] for accuracy in accuracies), strict=True)
-    return [accuracy_with_error(layer, tested) for layer in layers]
+    layers = zip(*(outcomes.layers[probe] for outcomes in repetitions), strict=True)
+    return [accuracy_with_error(layer, groups_M) for layer in layers]

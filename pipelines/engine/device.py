@@ -16,11 +16,13 @@ from torch import Tensor
 from pipelines.engine.sharding import configured_sharding, shard_on_cpu
 from pipelines.settings.training import Precision
 
+TIMEOUT = timedelta(hours=2)
+"""Time after which a process that waits for the others ends with an error. One process may check a large cache meanwhile."""
+
 
 def start_accelerator(precision: str = "fp32", **settings: Any) -> Accelerator:
     """Start the process group; choose device and autocast precision. `settings` are further arguments of Accelerator."""
-    # Long timeout: one process may check a large cache while the others wait.
-    timeout = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    timeout = InitProcessGroupKwargs(timeout=TIMEOUT)
     mixed = "bf16" if precision == "bf16" else "no"
     sharding = configured_sharding()
     accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[timeout], fsdp_plugin=sharding, **settings)

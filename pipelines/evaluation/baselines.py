@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ar_model.probes import Fold, evaluate
+from ar_model.folds import Fold
+from ar_model.probes import evaluate
 from data.cache import TokenCache
 from data.source_clips import canonical_clips
 from pipelines.evaluation.errors import accuracy_with_error
@@ -23,12 +24,12 @@ def baselines(
     cache: TokenCache, labelled: LabelledVideos, repetitions: Sequence[list[Fold]], bar: Any
 ) -> dict[str, Any]:
     """Return the accuracy and standard error of `one_frame` and `motion_energy` over the folds of each repetition."""
-    tested = sum(len(fold.test) for fold in repetitions[0])
     frame_NF, energy_NF = _pixel_features(cache, labelled.rows, bar)
     results = {}
     for name, x_NF in (("one_frame", frame_NF), ("motion_energy", energy_NF)):
-        accuracies = [evaluate([x_NF], labelled.y_N, folds) for folds in repetitions]
-        results[name] = accuracy_with_error([accuracy.best["linear"] for accuracy in accuracies], tested)
+        outcomes = [evaluate([x_NF], labelled.y_N, folds) for folds in repetitions]
+        groups_M = labelled.groups_of(outcomes[0].tested)
+        results[name] = accuracy_with_error([outcome.best["linear"] for outcome in outcomes], groups_M)
     return results
 
 

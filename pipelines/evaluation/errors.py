@@ -1,21 +1,84 @@
-"""Means and standard errors."""
+"""Means, standard errors and differences between accuracies.
+
+Legend: R repetitions, M tested clips.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from scipy import stats
 from torch import Tensor
 
+_LEVEL = 0.05
+"""Probability that any of several equal entries is called better than another."""
 
-def accuracy_with_error(accuracies: Sequence[float], tested: int) -> dict[str, float]:
-    """Return the mean accuracy over repetitions and its standard error, rounded to four digits.
 
-    The squared standard error is the sum of two variances: the binomial variance of an accuracy on `tested` samples,
-    and the variance of the mean over the repetitions.
+def accuracy_with_error(right_RM: Sequence[Sequence[bool]], groups_M: np.ndarray) -> dict[str, float]:
+    """Return the mean accuracy and its standard error, rounded to four digits.
+
+    The squared standard error is the sum of two variances: the one of `sampling_error`, and the variance of the mean over the
+    repetitions.
+
+    Args:
+        right_RM: whether the prediction for a clip is right, in each repetition.
+        groups_M: group of each clip.
     """
-    mean = float(np.mean(accuracies))
-    binomial = mean * (1 - mean) / tested
-    repeated = float(np.var(accuracies, ddof=1) / len(accuracies)) if len(accuracies) > 1 else 0.0
-    return {"mean": round(mean, 4), "stderr": round((binomial + repeated) ** 0.5, 4)}
+    accuracy_R = np.mean(right_RM, axis=1)
+    repeated = float(np.var(accuracy_R, ddof=1) / len(accuracy_R)) if len(accuracy_R) > 1 else 0.0
+    error = (sampling_error(np.mean(right_RM, axis=0), groups_M) ** 2 + repeated) ** 0.5
+    return {"mean": round(float(accuracy_R.mean()), 4), "stderr": round(error, 4)}
+
+
+def sampling_error(value_M: np.ndarray, groups_M: np.ndarray) -> float:
+    """Return the standard error of the mean of values over tested clips, which are a sample of groups of clips.
+
+    This is the standard deviation over bootstrap samples of whole groups, to first order in closed form, times the square root of
+    G / (G - 1) for G groups. If there is only one group, clips are treated as independent.
+    """
+    group_M = np.unique(groups_M, return_inverse=True)[1]
+    if group_M.max() == 0:
+        group_M = np.arange(len(value_M))
+    groups = int(group_M.max()) + 1
+    if groups == 1:
+        return 0.0
+    deviation_G = np.bincount(group_M, value_M - np.mean(value_M))
+    return float(np.sqrt(groups / (groups - 1) * np.square(deviation_G).sum()) / len(value_M))
+
+
+def difference(
+    one_RM: Sequence[Sequence[bool]], other_RM: Sequence[Sequence[bool]], groups_M: np.ndarray, comparisons: int
+) -> dict[str, Any]:
+    """Compare two entries whose repetitions with the same number share seed, folds and clips.
+
+    Args:
+        one_RM: whether a prediction of the first entry is right, in each repetition.
+        groups_M: group of each clip.
+        comparisons: number of comparisons of which this one may be the most favourable. The first entry is called ahead by
+            chance in at most 5 % of all such sets of comparisons (Bonferroni).
+
+    Returns:
+        `mean`: difference in accuracy. `stderr`: its standard error over repetitions, from paired differences; None for one.
+        `sampling`: its `sampling_error`. `tied`: whether the accuracies are equal. `ahead`: whether the difference exceeds
+        both errors, times the quantiles of Student's t and of the normal distribution; None for one repetition.
+    """
+    difference_RM = np.asarray(one_RM, float) - np.asarray(other_RM, float)
+    difference_R = difference_RM.mean(1)
+    mean, count = float(difference_R.mean()), len(difference_R)
+    sampling = sampling_error(difference_RM.mean(0), groups_M)
+    error = ahead = None
+    if count > 1:
+        error = float(difference_R.std(ddof=1) / count**0.5)
+        confidence = 1 - _LEVEL / comparisons
+        bounds = stats.t.ppf(confidence, count - 1) * error, stats.norm.ppf(confidence) * sampling
+        ahead = bool(mean > max(0.0, *bounds))
+    return {
+        "mean": round(mean, 4),
+        "stderr": None if error is None else round(error, 4),
+        "sampling": round(sampling, 4),
+        "tied": mean == 0,
+        "ahead": ahead,
+    }
 
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, float | None]:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ar_model.folds import Fold, group_numbers, make_folds, shortened
+from ar_model.inputs import Grid
 from ar_model.objectives import Objective, load_objective
-from ar_model.probes import Accuracy, Fold, evaluate, make_folds, slice_means
+from ar_model.probes import Outcomes, evaluate, slice_means
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 
@@ -24,27 +26,64 @@ LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """Cache rows, labels and groups of the labelled videos of a cache, and whether the official split holds them out."""
+    """Labelled videos of a cache that a probe can use: cache rows, labels, groups, and whether an official split tests them.
+
+    `notes`: one sentence for each kind of video that is left out or cannot be predicted.
+    `left_out`: number of labelled videos that are left out.
+    """
 
     rows: list[int]
     y_N: np.ndarray
     groups: list[str | None]
     held_out_N: np.ndarray
+    notes: tuple[str, ...]
+    left_out: int
 
     @classmethod
     def of(cls, cache: TokenCache) -> "LabelledVideos":
         """Collect the labelled videos of a cache.
 
+        - Videos of the split val are left out if there is a test split, because settings may be chosen on them.
+        - Without an official split, a class is left out if all its videos are in one group, or if it has one video: it could
+          never be in the training and in the test samples.
+
         Raises:
-            ValueError: if the labels have fewer than two classes.
+            ValueError: if fewer than two classes are left.
         """
-        rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
+        notes = []
+        rows = all_rows = [row for row, video in enumerate(cache.videos) if video.label is not None]
+        held_out = {cache.videos[row].split for row in rows} - {None, "train"}
+        if "val" in held_out and len(held_out) > 1:
+            rows = [row for row in rows if cache.videos[row].split != "val"]
+            notes.append(f"{len(all_rows) - len(rows)} labelled videos of the split val are not used")
+        units: dict[str, set[str]] = {}
+        trained = set()
+        for row in rows:
+            video = cache.videos[row]
+            units.setdefault(str(video.label), set()).add(f"group {video.group}" if video.group else f"video {row}")
+            if video.split in (None, "train"):
+                trained.add(video.label)
+        if held_out:
+            if untrained := sorted(set(units) - trained):
+                notes.append(
+                    f"classes without training videos, whose test videos count as errors: {shortened(untrained)}"
+                )
+        elif single := sorted(label for label, found in units.items() if len(found) == 1):
+            rows = [row for row in rows if cache.videos[row].label not in single]
+            notes.append(f"left out: classes with one video or one group only: {shortened(single)}")
         videos = [cache.videos[row] for row in rows]
         y_N = np.array([video.label for video in videos])
         if (classes := len(set(y_N))) < 2:
-            raise ValueError(f"{cache.address}: a probe needs labels of at least 2 classes, got {classes}")
+            why = "".join(f"; {note}" for note in notes)
+            raise ValueError(f"{cache.address}: a probe needs labels of at least 2 classes, got {classes}{why}")
         held_out_N = np.array([video.split not in (None, "train") for video in videos])
-        return cls(rows, y_N, [video.group for video in videos], held_out_N)
+        groups = [video.group for video in videos]
+        return cls(rows, y_N, groups, held_out_N, tuple(notes), len(all_rows) - len(rows))
+
+    def groups_of(self, samples: Sequence[int]) -> np.ndarray:
+        """Return the group numbers of some samples, for standard errors. A video without a group is a group of its own."""
+        numbers_N = group_numbers(self.groups)
+        return np.asarray(samples) if numbers_N is None else numbers_N[samples]
 
     def folds(self, seed: int) -> list[Fold]:
         """Split the videos into training and test samples with `make_folds`."""
@@ -62,8 +101,8 @@ def probe_model(
     attentive: bool = False,
     scratch: Path | None = None,
     bar: Any = None,
-) -> list[Accuracy]:
-    """Probe the frozen features of a saved model, and return one accuracy per repetition.
+) -> list[Outcomes]:
+    """Probe the frozen features of a saved model, and return the outcomes of each repetition.
 
     Args:
         model: folder written by `Objective.save`.
@@ -76,13 +115,13 @@ def probe_model(
     objective = load_objective(model, trained=trained).to(accelerator.device)
     with TemporaryDirectory(prefix="arvideo-probe-", dir=scratch) as folder:
         tokens = Path(folder) if attentive else None
-        pooled_NF, tokens_NLD = _features(accelerator, objective, cache, labelled.rows, tokens, bar)
-        accuracies = []
+        pooled_NF, tokens_NLD, grid = _features(accelerator, objective, cache, labelled.rows, tokens, bar)
+        outcomes = []
         for folds in repetitions:
-            accuracies.append(evaluate(pooled_NF, labelled.y_N, folds, tokens_NLD, accelerator.device))
+            outcomes.append(evaluate(pooled_NF, labelled.y_N, folds, tokens_NLD, grid, accelerator.device))
             if bar is not None:
                 bar.update(len(labelled.rows))
-        return accuracies
+        return outcomes
 
 
 @torch.inference_mode()
@@ -93,21 +132,22 @@ def _features(
     rows: Sequence[int],
     folder: Path | None,
     bar: Any,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], Grid]:
     """Compute the features of the canonical view of each row.
 
     Returns:
-        Pooled features (N, F) of each layer, from first to last, and all tokens (N, L, D) of each layer in fp16, as NumPy
-        memmaps in `folder`. Without a folder the second list is empty.
+        Pooled features (N, F) of each layer, from first to last; all tokens (N, L, D) of each layer in fp16, as NumPy memmaps in
+        `folder` (without a folder, an empty list); and the number of tokens along (t, h, w).
     """
     pooled: list[list[np.ndarray]] = []
     files: list[np.ndarray] = []
+    grid: Grid = (1, 1, 1)
     for first in range(0, len(rows), BATCH):
         (batch,) = evaluation_batches(cache, rows[first : first + BATCH], BATCH, pixels=objective.sees_pixels)
         with accelerator.autocast():
             layers = objective.features({key: value.to(accelerator.device) for key, value in batch.items()})
-        slices = objective.time_slices(batch)
-        pooled.append([slice_means(layer, slices).cpu().numpy() for layer in layers])
+        grid = objective.grid_of(batch)
+        pooled.append([slice_means(layer, grid).cpu().numpy() for layer in layers])
         if folder is not None:
             if not files:
                 shape = (len(rows), *layers[0].shape[1:])
@@ -117,4 +157,4 @@ def _features(
                 file[first : first + len(layer)] = layer.float().clamp(-LARGEST, LARGEST).half().cpu().numpy()
         if bar is not None:
             bar.update(len(batch["row_B"]))
-    return [np.concatenate(parts) for parts in zip(*pooled, strict=True)], files
+    return [np.concatenate(parts) for parts in zip(*pooled, strict=True)], files, grid

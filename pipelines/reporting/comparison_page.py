@@ -1,15 +1,15 @@
 """HTML page of a comparison: verdict, table, curves and protocol."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ar_model.probes import folds_in_words
+from ar_model.folds import folds_in_words
 from pipelines.engine.run import environment_of
-from pipelines.reporting.pages import write_page
+from pipelines.evaluation.comparison import RANKING
+from pipelines.reporting.pages import mean_with_error, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart
 
 Row = Mapping[str, Any]
@@ -26,15 +26,14 @@ MISSED = 0.2
 
 def write_comparison(folder: Path, summary: Row) -> Path:
     """Write index.html in the folder of a finished comparison, and return its path."""
-    rows = sorted(summary["table"], key=lambda row: -row["attentive"]["mean"])
+    rows = sorted(summary["table"], key=lambda row: -max(row[probe]["mean"] for probe in RANKING))
     bars = {_BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"]) for key in ("motion_energy", "one_frame")}
     values = {
         "title": f"{len(rows)} objectives at {summary['budget']} each",
-        "best": rows[0],
-        "second": rows[1] if len(rows) > 1 else None,
-        "verdict": verdict(rows, summary["n"]),
+        "verdicts": [verdict(rows, probe, summary["leads"][probe]) for probe in RANKING],
         "caveats": caveats(rows, summary),
         "rows": rows,
+        "bits": bits_by_conditioning(rows),
         "curves": [_curves(rows, summary, of_time=True), _curves(rows, summary, of_time=False)],
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"])),
@@ -45,41 +44,51 @@ def write_comparison(folder: Path, summary: Row) -> Path:
     return write_page(folder / "index.html", "comparison.html", values)
 
 
-def verdict(rows: Sequence[Row], tested: int) -> dict[str, Any]:
-    """Compare the lead of the best row (the first) with its errors.
+def verdict(rows: Sequence[Row], probe: str, lead: Row | None) -> str:
+    """State the best entry by a probe and whether it is ahead of the second; `lead` is from `leads_of`."""
+    best = max(rows, key=lambda row: row[probe]["mean"])
+    accuracy, name = mean_with_error(best[probe]), best["entry"]
+    if lead is None:
+        return f"{probe} probe: {name} has {accuracy}."
+    of = f"of {len(rows)} entries"
+    if lead["tied"]:
+        return (
+            f"{probe} probe: {lead['best']} and {lead['second']} are tied, with the highest accuracy {of}: {accuracy}."
+        )
+    above = f"{100 * lead['mean']:.1f} points above {lead['second']}"
+    if lead["ahead"] is None:
+        chance = "with one seed it is unknown whether that is due to chance"
+        return f"{probe} probe: {name} has the highest accuracy {of}, {accuracy}, {above}; {chance}."
+    errors = f"± {100 * lead['stderr']:.1f} over seeds, ± {100 * lead['sampling']:.1f} over tested clips"
+    if lead["ahead"]:
+        return f"{probe} probe: {name} is ahead, the best {of}: {accuracy}, {above} ({errors})."
+    return (
+        f"{probe} probe: no entry is ahead. The highest accuracy {of} is {name}'s, {accuracy}, only {above} ({errors})."
+    )
 
-    Returns:
-        `lead`: difference in accuracy from the second row; None for one row.
-        `exceeds_seed_error`: whether the lead is larger than its standard error over seeds.
-        `sampling_error`: binomial standard error of the best accuracy on `tested` clips.
-        `exceeds_lead`: whether the sampling error is larger than the lead; false for one seed, where the page shows no lead.
-    """
-    best, *others = [row["attentive"] for row in rows]
-    lead = best["mean"] - others[0]["mean"] if others else None
-    sampling_error = (best["mean"] * (1 - best["mean"]) / tested) ** 0.5
-    return {
-        "lead": lead,
-        "exceeds_seed_error": lead is not None and _is_ahead(best, others[0]),
-        "sampling_error": sampling_error,
-        "exceeds_lead": lead is not None and best["stderr"] is not None and lead < sampling_error,
-    }
 
-
-def _is_ahead(one: Row, other: Row) -> bool:
-    """Return whether the difference is larger than its standard error over seeds, which is 0 for a single seed."""
-    return one["mean"] - other["mean"] > math.hypot(one["stderr"] or 0.0, other["stderr"] or 0.0)
+def bits_by_conditioning(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return what is predicted from what -> entry -> bits per code. Only values with equal conditions are comparable."""
+    table: dict[str, dict[str, float]] = {}
+    for row in sorted((row for row in rows if row["bits_per_code"] is not None), key=lambda row: row["bits_per_code"]):
+        table.setdefault(row["conditioning"], {})[row["entry"]] = row["bits_per_code"]
+    return table
 
 
 def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
     """List the reasons to doubt some results, each with the entries concerned."""
     budget, unit = summary["budget"].split()
     baseline = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
-    not_ahead, below_baseline, off_budget, warming_up, below_chance = [], [], [], [], []
+    below_baseline, off_budget, warming_up, below_chance = [], [], [], []
+    not_ahead: dict[str, list[str]] = {probe: [] for probe in RANKING}
     for row in rows:
         name, seconds, knn = row["entry"], row["seconds"]["mean"], row["knn"]["mean"]
-        if not _is_ahead(row["attentive"], row["untrained_attentive"]):
-            not_ahead.append(f"{name} ({row['untrained_attentive']['mean']:.3f})")
-        if row["attentive"]["mean"] <= summary[baseline]["mean"]:
+        for probe in RANKING:
+            gain = row["gain"][probe]
+            # With one seed, the error of a gain is unknown.
+            if not (gain["mean"] > 0 if gain["ahead"] is None else gain["ahead"]):
+                not_ahead[probe].append(f"{name} ({100 * gain['mean']:+.1f} points)")
+        if max(row[probe]["mean"] for probe in RANKING) <= summary[baseline]["mean"]:
             below_baseline.append(name)
         if unit == "seconds" and abs(seconds / float(budget) - 1) > MISSED:
             off_budget.append(f"{name} ({seconds:.0f})")
@@ -87,9 +96,9 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
             warming_up.append(f"{name} ({row['warmup']} of {row['steps']} steps)")
         if knn < summary["chance"] / 2:
             below_chance.append(f"{name} ({knn:.3f})")
-    margin = " by more than one standard error" if summary["seeds"] > 1 else ""
+    margin = " by more than its errors" if summary["seeds"] > 1 else ""
     texts = [
-        (f"Not better than the untrained network{margin}", not_ahead),
+        *((f"Not better than the untrained network{margin}, {probe} probe", not_ahead[probe]) for probe in RANKING),
         (f"No better than {_BASELINES[baseline]} without a network ({summary[baseline]['mean']:.3f})", below_baseline),
         (f"Training time is far from the budget of {budget} seconds (wrong speed estimate)", off_budget),
         ("Most steps are learning-rate warm-up; use a larger budget", warming_up),

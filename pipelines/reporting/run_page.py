@@ -10,8 +10,8 @@ import torch
 from markupsafe import Markup
 
 from ar_model.clusters import cluster_order
+from ar_model.folds import folds_in_words
 from ar_model.objectives import ARVideo, load_objective
-from ar_model.probes import folds_in_words
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 from data.source_clips import canonical_clips

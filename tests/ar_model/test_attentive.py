@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ar_model.attentive import AttentiveProbes, attentive_predict
+from ar_model.attentive import AttentiveProbes, attentive_predict, schedule
+from ar_model.folds import Fold
 
+GRID = (1, 4, 10)
 TRAIN, TEST = np.arange(0, 160), np.arange(160, 240)
 
 
@@ -24,7 +26,7 @@ def clips() -> tuple[np.ndarray, np.ndarray]:
 
 
 def predict(x_NLD: np.ndarray, y_N: np.ndarray, seed: int = 0) -> np.ndarray:
-    return attentive_predict(x_NLD, y_N, [(TRAIN, TEST)], seed)[0]
+    return attentive_predict(x_NLD, y_N, [Fold(TRAIN, TEST)], [0.05], GRID, seed)[0]
 
 
 def test_it_finds_the_token_that_encodes_the_class(clips: tuple[np.ndarray, np.ndarray]) -> None:
@@ -60,8 +62,8 @@ def test_it_is_invariant_to_scales_and_offsets_of_features(clips: tuple[np.ndarr
 def test_few_samples_and_a_constant_feature_give_predictions() -> None:
     x_NLD = np.random.default_rng(0).standard_normal((6, 4, 8)).astype(np.float16)
     x_NLD[..., 3] = 1
-    folds = [(np.arange(4), np.arange(4, 6)), (np.arange(5, 6), np.arange(5))]
-    few, one = attentive_predict(x_NLD, np.arange(6) % 2, folds)
+    folds = [Fold(np.arange(4), np.arange(4, 6)), Fold(np.arange(5, 6), np.arange(5))]
+    few, one = attentive_predict(x_NLD, np.arange(6) % 2, folds, [0.05, 5], (1, 2, 2))
     assert few.shape == (2,) and set(few) <= {0, 1}
     assert one.tolist() == [1] * 5  # the label of its only training sample
 
@@ -73,18 +75,24 @@ def test_folds_do_not_leak_into_each_other(clips: tuple[np.ndarray, np.ndarray])
     """
     x_NLD, y_N = (part[:60] for part in clips)
     parts = np.array_split(np.arange(60), 4)
-    folds = [(np.setdiff1d(np.arange(60), test), test) for test in parts]
-    predictions = attentive_predict(x_NLD, y_N, folds)
+    folds = [Fold(np.setdiff1d(np.arange(60), test), test) for test in parts]
+    predictions = attentive_predict(x_NLD, y_N, folds, [0.05] * 4, GRID)
     changed_N = y_N.copy()
     changed_N[parts[2]] = np.roll(y_N[parts[2]], 1)
-    changed_predictions = attentive_predict(x_NLD, changed_N, folds)
+    changed_predictions = attentive_predict(x_NLD, changed_N, folds, [0.05] * 4, GRID)
     assert (predictions[2] == changed_predictions[2]).all()
     assert any((a != b).any() for a, b in zip(predictions, changed_predictions, strict=True))
     outlier_NLD = x_NLD.copy()
     outlier_NLD[parts[2]] = 40
     test = np.arange(60, 100)
     predictions, changed_predictions = (
-        attentive_predict(np.concatenate([tokens, clips[0][test]]), clips[1][:100], [(folds[2][0], test), folds[1]])
+        attentive_predict(
+            np.concatenate([tokens, clips[0][test]]),
+            clips[1][:100],
+            [Fold(folds[2].train, test), folds[1]],
+            [0.05, 0.05],
+            GRID,
+        )
         for tokens in (x_NLD, outlier_NLD)
     )
     assert (predictions[0] == changed_predictions[0]).all()
@@ -93,7 +101,8 @@ def test_folds_do_not_leak_into_each_other(clips: tuple[np.ndarray, np.ndarray])
 def test_the_logits_of_a_fold_equal_pytorchs_own_layers(clips: tuple[np.ndarray, np.ndarray]) -> None:
     x_BLD = torch.from_numpy(clips[0][:20].astype(np.float32))
     torch.manual_seed(0)
-    probes = AttentiveProbes(torch.zeros(2, 8), torch.ones(2, 8), classes=3)
+    position_LD = torch.randn(40, 8)
+    probes = AttentiveProbes(torch.zeros(2, 8), torch.ones(2, 8), position_LD, classes=3)
     value, norm, classify = nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)
     with torch.no_grad():
         for fold_layers, layer in ((probes.value, value), (probes.classify, classify)):
@@ -102,6 +111,7 @@ def test_the_logits_of_a_fold_equal_pytorchs_own_layers(clips: tuple[np.ndarray,
     trains_FB = torch.arange(20)[None] >= torch.tensor([[0], [6]])
 
     def pool(x_BLD: Tensor) -> Tensor:
+        x_BLD = x_BLD + position_LD
         weights = [(x_BLD @ probes.query_FDH[1, :, h]).softmax(1) for h in range(8)]
         return torch.cat([torch.einsum("bl,bld->bd", weight, x_BLD) for weight in weights], dim=1)
 
@@ -109,3 +119,36 @@ def test_the_logits_of_a_fold_equal_pytorchs_own_layers(clips: tuple[np.ndarray,
     assert torch.allclose(probes(x_BLD, trains_FB)[1, 6:], logits_BC, atol=1e-5)
     norm.eval()
     assert torch.allclose(probes(x_BLD)[1], classify(norm(value(pool(x_BLD)))), atol=1e-4)
+
+
+def test_it_reads_the_order_of_time_slices() -> None:
+    """The tokens of all classes are the same set; only their order in time differs."""
+    draw = np.random.default_rng(0)
+    y_N = draw.integers(0, 2, 240)
+    x_NLD = 0.1 * draw.standard_normal((240, 30, 24))
+    # A frozen network with few active features, so that the noise of a token does not hide its position.
+    x_NLD[..., 2:] = 0
+    # One marked token in the first slice and one in the last: in class 0, the first mark is the one in feature 0.
+    x_NLD[np.arange(240), 20 * y_N, 0] += 3
+    x_NLD[np.arange(240), 20 * (1 - y_N), 1] += 3
+    for leading in (0, 1):
+        tokens = np.concatenate([np.zeros((240, leading, 24)), x_NLD], axis=1)
+        (labels,) = attentive_predict(tokens, y_N, [Fold(TRAIN, TEST)], [0.05], (3, 1, 10))
+        assert (labels == y_N[TEST]).mean() > 0.95
+    assert abs(np.corrcoef(x_NLD.mean(1)[:, 0], y_N)[0, 1]) < 0.2, (
+        "the mean over tokens does not tell the classes apart"
+    )
+
+
+def test_training_is_as_long_as_it_says() -> None:
+    assert schedule(9000) == (30 * 140, 140)
+    assert schedule(168_000)[0] == 30 * (168_000 // 64)
+    assert schedule(64 * 2) == (100, 2), "at least 100 steps"
+    assert schedule(10) == (100, 1)
+
+
+def test_each_fold_has_its_own_weight_decay(clips: tuple[np.ndarray, np.ndarray]) -> None:
+    x_NLD, y_N = clips
+    folds = [Fold(TRAIN, TEST)] * 2
+    both = attentive_predict(x_NLD, y_N, folds, [0.05, 100.0], GRID)
+    assert (both[0] == y_N[TEST]).mean() > 0.9 > (both[1] == y_N[TEST]).mean()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import Source, Video, hold_out, load_source
+from data.sources import Source, Video, hold_out, load_source, spread
 from tests.helpers.hostile_names import HOSTILE_NAMES
 
 
@@ -248,8 +248,27 @@ def test_names_that_differ_only_in_unicode_form_are_two_videos(tmp_path: Path) -
 
 
 def test_videos_of_other_splits_are_held_out() -> None:
-    splits = ["train", "val", None, "test", "train"]
-    assert hold_out([Video(str(i), 1, split=split) for i, split in enumerate(splits)]) == ([0, 2, 4], [1, 3])
+    def held(*splits: str | None) -> tuple[list[int], list[int]]:
+        return hold_out([Video(str(i), 1, split=split) for i, split in enumerate(splits)])
+
+    assert held("train", "test", None, "other", "train") == ([0, 2, 4], [1, 3])
+    assert held("train", "val", None, "val", "train") == ([0, 2, 4], [1, 3])
+
+
+def test_with_a_validation_split_the_test_videos_stay_unseen() -> None:
+    splits = ["train", "val", None, "test", "train", "other"]
+    assert hold_out([Video(str(i), 1, split=split) for i, split in enumerate(splits)]) == ([0, 2, 4], [1])
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [3]), (2, [3, 12]), (4, [3, 6, 9, 12]), (10, [*range(3, 13)]), (99, [*range(3, 13)])]
+)
+def test_a_selection_of_rows_is_spread_evenly(most: int, expected: list[int]) -> None:
+    assert spread(range(3, 13), most) == expected
+
+
+def test_no_rows_give_an_empty_selection() -> None:
+    assert spread([], 5) == []
 
 
 def test_without_splits_a_tenth_is_held_out_by_group() -> None:

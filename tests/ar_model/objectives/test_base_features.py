@@ -29,7 +29,7 @@ def test_features_have_all_tokens_of_every_layer_in_raster_order(content: str) -
     hook = model.encoder.blocks[0].register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
     layers = model.features(batch)
     hook.remove()
-    assert model.time_slices(batch) == 2
+    assert model.grid_of(batch) == (2, 4, 4)
     assert [tuple(layer.shape) for layer in layers] == [(2, 32, 12)] * 3
     patching = Patching("pixels", (4, 2, 2)) if content == "pixels" else Patching("codes", patch)
     tokens = patching.tokens(batch)
@@ -125,11 +125,11 @@ def test_clips_that_tokens_do_not_divide_are_refused(content: str, shape: Grid) 
 
 
 @pytest.mark.parametrize("content", ["codes", "pixels"])
-def test_time_slices_follow_the_length_of_the_clips(content: str) -> None:
+def test_the_grid_follows_the_size_of_the_clips(content: str) -> None:
     model = build(spec((4, 4, 4)), clusters=(2, 2, 2), input=content).eval()
     for shape in ((2, 4, 4), (3, 4, 4), (6, 2, 4)):
         batch = random_batch(2, shape)
-        assert model.time_slices(batch) == shape[0]
+        assert model.grid_of(batch) == shape
         assert model.features(batch)[0].shape[1] == math.prod(shape)
 
 

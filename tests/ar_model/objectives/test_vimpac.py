@@ -104,9 +104,19 @@ def test_the_loss_of_a_clip_is_the_mean_over_its_hidden_tokens() -> None:
     loss = model(data)["loss"]
     hidden = block_mask(GRID, 5, data["seed_B"]).flatten(1)
     x = torch.where(hidden[..., None], model.mask_D, model.embedding(model.input.tokens(data)))
-    h = model.encoder.norm(model._layers(x, model.positions)[-1][1])[0, hidden[0]]
+    h = model.encoder.norm(model._layers(x, model.positions)[-1][:, 1:])[0, hidden[0]]
     logits = model.target.split(h) @ (model.embedding.table.matrix() * 12**-0.5).T + model.target.bias
     assert loss.item() == pytest.approx(F.cross_entropy(logits, data["codes_BTHW"][0].flatten()[hidden[0]]).item())
+
+
+def test_features_start_with_the_clip_token() -> None:
+    model, data = build().eval(), batch(2)
+    layers = model.features(data)
+    assert model.grid_of(data) == GRID and layers[-1].shape == (2, 1 + 4 * 6 * 6, 12)
+    tokens: list[Tensor] = []
+    model.encoder.blocks[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
+    model.features(data)
+    assert torch.equal(tokens[0][:, 0], model.clip_D.expand(2, -1))
 
 
 def test_nt_xent_equals_its_formula() -> None:

@@ -45,10 +45,11 @@ def test_an_attentive_probe_covers_every_layer_and_is_reported(copy_of: Callable
     flags = ["--attentive", "true", "--run", run, "--seeds", "1"]
     result = last_line(start(project, "probe", *flags, launch=[sys.executable]))
     assert len(result["attentive_layers"]) == len(result["layers"]) == 2
+    assert result["attentive_training"] == {"steps": 100, "epochs": 100.0}
     assert 0 <= result["untrained_attentive"]["mean"] <= 1 and "AdamW" in result["protocol"]
     assert result["linear"]["mean"] == result["layers"][result["layer"] - 1]["mean"]
     attentive = [layer["mean"] for layer in result["attentive_layers"]]
-    assert result["attentive"]["mean"] == attentive[result["layer"] - 1]
+    assert result["attentive"]["mean"] == attentive[result["attentive_layer"] - 1]
     flags = ["--run", run, "--out", "page with attentive"]
     page = Path(last_line(start(project, "report", *flags, launch=[sys.executable]))["page"])
     assert "untrained network, attentive" in (project / page).read_text()

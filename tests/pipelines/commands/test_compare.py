@@ -14,6 +14,7 @@ from data.cache import TokenCache
 from pipelines.commands import compare
 from pipelines.engine import sweep
 from pipelines.engine.run import read_json
+from pipelines.evaluation.comparison import PROBES
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start
 from tests.helpers.forked import ENVIRONMENT, START_METHOD, Forked, Result
@@ -86,9 +87,15 @@ def test_every_entry_has_the_budget_and_all_results(finished: Path) -> None:
         assert [point["step"] for point in row["curve"]] == [0, 3, 6]
         assert row["curve"][-1]["mean"] == row["linear"]["mean"]
         assert row["curve"][0]["mean"] == row["untrained_linear"]["mean"]
-        assert {probe: len(layers) for probe, layers in row["layers"].items()} == dict.fromkeys(compare.PROBES, 2)
-        assert all(0 <= row[probe]["mean"] <= 1 and row[probe]["stderr"] >= 0 for probe in compare.PROBES)
+        assert {probe: len(layers) for probe, layers in row["layers"].items()} == dict.fromkeys(PROBES, 2)
+        assert all(0 <= row[probe]["mean"] <= 1 and row[probe]["stderr"] >= 0 for probe in PROBES)
         assert row["clips_per_second"]["mean"] > 0 and row["peak_memory"] > 2**20
+        gain = row["linear"]["mean"] - row["untrained_linear"]["mean"]
+        assert row["gain"]["linear"]["mean"] == pytest.approx(gain, abs=2e-4)
+    for probe, lead in summary["leads"].items():
+        order = sorted(summary["table"], key=lambda row: -row[probe]["mean"])
+        assert (lead["best"], lead["second"]) == tuple(row["entry"] for row in order)
+        assert lead["mean"] == pytest.approx(order[0][probe]["mean"] - order[1][probe]["mean"], abs=2e-4)
 
 
 def test_the_page_names_entries_budget_seeds_and_clips(finished: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.files import write_json
-from pipelines.reporting.comparison_page import caveats, verdict, write_comparison
+from pipelines.reporting.comparison_page import bits_by_conditioning, caveats, verdict, write_comparison
 
 
 def row(
@@ -20,6 +20,7 @@ def row(
     knn: float = 0.3,
 ) -> dict[str, Any]:
     """A row of the summary of a comparison."""
+    gain = {"mean": mean - untrained, "ahead": None if error is None else mean - untrained > 2 * error}
     accuracy, untrained_accuracy = ({"mean": value, "stderr": error} for value in (mean, untrained))
     return {
         "entry": entry,
@@ -33,6 +34,8 @@ def row(
         "steps": 90,
         "clips": 900,
         "bits_per_code": None,
+        "conditioning": "codes from codes",
+        "gain": dict.fromkeys(("attentive", "linear"), gain),
         "clips_per_second": {"mean": 15.0, "stderr": error},
         "peak_memory": 2**30,
         "layers": {"attentive": [accuracy], "linear": [accuracy]},
@@ -45,39 +48,65 @@ def summary(*rows: dict[str, Any], seeds: int = 5) -> dict[str, Any]:
         **{"table": list(rows), "seeds": seeds, "n": 600, "folds": 1, "groups": 0, "classes": 5, "chance": 0.2},
         **{"videos": 700, "labelled": 600, "cache": "caches/digits", "protocol": "ridge", "device": "cpu"},
         **{"one_frame": {"mean": 0.41, "stderr": 0.02}, "motion_energy": {"mean": 0.2, "stderr": 0.02}},
-        "budget": "60 seconds",
+        **{
+            "budget": "60 seconds",
+            "leads": dict.fromkeys(("attentive", "linear"), lead(0.1, None if seeds == 1 else True)),
+        },
     }
 
 
-@pytest.mark.parametrize(("error", "exceeds"), [(0.01, True), (0.03, False)])
-def test_a_lead_is_compared_with_the_errors_of_both_entries(error: float, exceeds: bool) -> None:
-    facts = verdict([row("a", 0.5, error=error), row("b", 0.48, error=error)], tested=60_000)
-    assert facts["lead"] == pytest.approx(0.02)
-    assert facts["exceeds_seed_error"] == exceeds and not facts["exceeds_lead"]
+def lead(mean: float, ahead: bool | None) -> dict[str, Any]:
+    error = None if ahead is None else 0.01
+    return {
+        "best": "a",
+        "second": "b",
+        "mean": mean,
+        "stderr": error,
+        "sampling": 0.02,
+        "tied": mean == 0,
+        "ahead": ahead,
+    }
 
 
-@pytest.mark.parametrize(("tested", "exceeds"), [(60, True), (6000, False)])
-def test_a_lead_is_compared_with_the_sampling_error_of_the_tested_clips(tested: int, exceeds: bool) -> None:
-    facts = verdict([row("a", 0.5), row("b", 0.47)], tested)
-    assert facts["sampling_error"] == pytest.approx(0.5 / tested**0.5)
-    assert facts["exceeds_lead"] == exceeds
+@pytest.mark.parametrize(
+    ("difference", "facts"),
+    [
+        (lead(0.02, True), ["a is ahead", "of 2 entries", "2.0 points above b", "1.0 over seeds", "2.0 over tested"]),
+        (lead(0.02, False), ["no entry is ahead", "of 2 entries", "2.0 points above b", "1.0 over seeds"]),
+        (lead(0.0, False), ["a and b are tied", "of 2 entries"]),
+        (lead(0.02, None), ["one seed", "unknown", "2.0 points above b"]),
+    ],
+)
+def test_the_verdict_follows_from_the_difference(difference: dict[str, Any], facts: list[str]) -> None:
+    text = verdict([row("b", 0.48), row("a", 0.5)], "linear", difference)
+    assert "linear" in text and "0.500" in text
+    for fact in facts:
+        assert fact in text, text
 
 
 def test_one_entry_has_no_lead() -> None:
-    facts = verdict([row("a", 0.5)], tested=100)
-    assert facts["lead"] is None and not facts["exceeds_lead"]
+    text = verdict([row("a", 0.5)], "attentive", None)
+    assert "0.500" in text and "ahead" not in text and "above" not in text
+
+
+def test_bits_are_listed_by_what_they_are_predicted_from() -> None:
+    rows = [row("a", 0.5), row("b", 0.4), row("c", 0.3), row("d", 0.2)]
+    for one, (conditioning, bits) in zip(rows, [("x", 5.0), ("y", 3.0), ("x", 4.0), ("y", None)], strict=True):
+        one |= {"conditioning": conditioning, "bits_per_code": bits}
+    assert bits_by_conditioning(rows) == {"y": {"b": 3.0}, "x": {"c": 4.0, "a": 5.0}}
 
 
 def test_each_caveat_names_its_entries() -> None:
     rows = [row("a", 0.5), row("b", 0.4, 0.97, seconds=80, warmup=50, knn=0.05), row("c", 0.5, 0.48, error=0.03)]
     assert [entries for _, entries in caveats(rows, summary(*rows))] == [
-        ["b (0.970)", "c (0.480)"],  # against the untrained network
+        ["b (-57.0 points)", "c (+2.0 points)"],  # against the untrained network, attentive probe
+        ["b (-57.0 points)", "c (+2.0 points)"],  # the same with the linear probe
         ["b"],  # against the best baseline
         ["b (80)"],  # seconds
         ["b (50 of 90 steps)"],  # warm-up
         ["b (0.050)"],  # nearest neighbours
     ]
-    assert "(0.410)" in caveats(rows, summary(*rows))[1][0], "the better of the two baselines"
+    assert "(0.410)" in caveats(rows, summary(*rows))[2][0], "the better of the two baselines"
     assert caveats(rows[:1], summary(rows[0])) == []
 
 
@@ -91,7 +120,7 @@ def test_a_page_of_one_seed_gives_no_standard_errors_and_no_lead(folder: Path) -
     rows = [row("a", 0.5, error=None), row("b", 0.4, error=None)]
     page = write_comparison(folder, summary(*rows, seeds=1)).read_text()
     text = page[page.index("<h1>") : page.index("<svg")]
-    assert "With one seed" in text and "ahead of" not in text and text.count("±") == 1, "only the sampling error"
+    assert "one seed" in text and "ahead" not in text and "±" not in text
 
 
 def test_names_are_escaped(folder: Path) -> None:

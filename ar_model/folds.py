@@ -1,0 +1,118 @@
+"""Folds of labelled samples: training and test samples, with the groups that must not be separated.
+
+Legend: N samples, M samples of a part.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, StratifiedKFold
+
+MAX_FOLDS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Indices of the training samples and of the test samples, (M,) each.
+
+    `groups_M` has one integer per training sample, equal for samples that belong together (one scene, one subject). Settings are
+    chosen by leaving out whole groups of the training samples. None: each sample is a group of its own.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    groups_M: np.ndarray | None = None
+
+    def inner(self, y_N: np.ndarray, count: int, seed: int) -> "list[Fold]":
+        """Split the training samples into at most `count` folds without splitting a group; [] if nothing can be left out."""
+        parts = _split(y_N[self.train], self.groups_M, count, seed)
+        return [Fold(self.train[train], self.train[test]) for train, test in parts]
+
+
+def group_numbers(groups: Sequence[str | None]) -> np.ndarray | None:
+    """Return one integer per sample, equal within a group; None if there are no groups.
+
+    A sample without a group is a group of its own.
+    """
+    if not any(groups):
+        return None
+    names = [f"group {group}" if group else f"sample {i}" for i, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
+    """Split labelled samples into folds, as a function of the seed.
+
+    - With an official held-out split: one fold. It tests on that split and trains on a random 90 % of the other samples.
+    - Else, with groups: ten folds that keep each group together, or one fold per group if there are fewer groups.
+    - Else: ten stratified folds, or as many as the most common class has samples.
+
+    Raises:
+        ValueError: if nothing can be held out, nothing is left to train on, the training samples have one class only, or no
+            training sample has a label of the held-out samples.
+    """
+    groups_N = group_numbers(groups)
+    if held_out_N.any():
+        train = np.flatnonzero(~held_out_N)
+        _check_labels(y_N[train], y_N[held_out_N])
+        kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(0.9 * len(train)))]
+        parts = [(train[np.sort(kept)], np.flatnonzero(held_out_N))]
+    else:
+        parts = _split(y_N, groups_N, MAX_FOLDS, seed)
+        if not parts:
+            what = (
+                "all labelled videos are in one group"
+                if groups_N is not None
+                else "each class has one labelled video only"
+            )
+            raise ValueError(f"{what}: nothing can be held out")
+    return [Fold(train, test, None if groups_N is None else groups_N[train]) for train, test in parts]
+
+
+def _split(y_M: np.ndarray, groups_M: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split samples into up to `count` folds: by groups if there are groups, else stratified by label."""
+    if groups_M is not None:
+        count = min(count, len(np.unique(groups_M)))
+        splitter = GroupKFold(count, shuffle=True, random_state=seed) if count > 1 else None
+    else:
+        count = min(count, max(Counter(y_M).values()))
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed) if count > 1 else None
+    if splitter is None:
+        return []
+    with warnings.catch_warnings():
+        # A class with fewer samples than folds is missing from the test samples of some folds.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        return list(splitter.split(y_M, y_M, groups_M))
+
+
+def _check_labels(train_M: np.ndarray, test_M: np.ndarray) -> None:
+    """Raise a ValueError if a probe that is trained on the first labels cannot be tested on the second ones."""
+    trained, tested = sorted(set(train_M)), sorted(set(test_M))
+    if not trained:
+        raise ValueError("all labelled videos are in the held-out split: none is left to train a probe on")
+    if len(trained) == 1:
+        raise ValueError(f"a probe needs training videos of at least 2 classes, got only {trained[0]}")
+    if not set(trained) & set(tested):
+        raise ValueError(
+            f"no class of the held-out videos has training videos: held out {shortened(tested)}; training {shortened(trained)}"
+        )
+
+
+def shortened(names: Sequence[str], count: int = 5) -> str:
+    """Return the first names as text, and the number of the others."""
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(str, names[:count])) + rest
+
+
+def folds_in_words(folds: int) -> str:
+    """Return a description of the test samples, given the number of folds from `make_folds`."""
+    return "the official held-out split" if folds == 1 else f"{folds} folds, which split no group if there are groups"
+
+
+def chance(y_N: np.ndarray, folds: Sequence[Fold]) -> float:
+    """Return the accuracy of the best constant prediction: the share of the most common class among the test samples."""
+    y_tested = np.concatenate([y_N[fold.test] for fold in folds])
+    return Counter(y_tested).most_common(1)[0][1] / len(y_tested)
