@@ -32,8 +32,8 @@ ATTENTIVE = (
     "on left-out parts of the training clips, which split no group"
 )
 """Description of the attentive probe, for JSON and pages."""
-_INNER = 5
-"""Parts of the training samples for the choice of an attentive probe."""
+_INNER, _LEFT_OUT = 5, 200
+"""Parts of the training samples for the choice of an attentive probe, and samples that all folds together leave out at least."""
 
 
 def slice_means(layer_BLD: Tensor, grid: Grid) -> Tensor:
@@ -142,8 +142,9 @@ def _attentive(
     x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], grid: Grid, device: torch.device | None
 ) -> tuple[list[float], list[np.ndarray]]:
     """Return the score of an attentive probe on left-out training samples and its predictions for the test samples, by fold."""
-    # Few folds leave out several parts of their training samples, ten folds one each.
-    count = max(1, _INNER // len(folds))
+    # One part of the training samples of each fold is enough, unless there are few samples.
+    left_out = sum(len(fold.train) for fold in folds) / _INNER
+    count = min(_INNER, math.ceil(_LEFT_OUT / left_out))
     inner = [fold.inner(y_N, _INNER, seed=0)[:count] for fold in folds]
     parts = [part for parts in inner for part in parts]
     scores_AF = np.zeros((len(DECAYS), len(folds)))
