@@ -1,25 +1,32 @@
 """Sources of videos: a folder, a list file or a built-in set, read into one sorted list of `Video`."""
 
-import csv
 import functools
 import hashlib
-import io
 import math
 import os
-import re
-import shlex
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+
+from data.list_files import COLUMNS, Row, read_list, shown
+from data.text import printable
 
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 BUILTIN = "builtin:"
-# Text before a comment, then the comment. It starts with # at the start of an unquoted word. shlex would also cut `lab#1`.
-_COMMENT = re.compile(r"""((?:[^'"#]+|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|(?<=\S)#)*).*""", re.DOTALL)
+_SYSTEM_FOLDERS = {
+    *("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
+    *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+}
+"""Folders that operating systems and network drives add, in lower case. Hidden ones begin with a dot."""
+_APPLE_DOUBLE = "._"
+"""Beginning of files in which macOS keeps attributes of the file with the rest of the name."""
+_MOST_NAMED = 5
+"""Maximum number of names in a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +42,15 @@ class Video:
 
 @dataclass(frozen=True)
 class Source:
-    """Videos sorted by path. `root` is None for a built-in set."""
+    """Videos sorted by path. `root` is None for a built-in set.
+
+    `notes`: what a user should know about the reading, one line each: files passed over, values that were not used.
+    """
 
     name: str
     root: Path | None
     videos: tuple[Video, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -50,10 +61,12 @@ class Source:
 def load_source(src: str) -> Source:
     """List the videos of a source, given as a value of `--videos`.
 
-    - A folder: every video file in it and its subfolders. The label of a file is the name of its folder. The split is
-      the top folder, if all top folders are named after splits (train, val, test and similar).
-    - A list file: lines `path [label [group]]` (shell quoting, # comments), or a CSV file whose header contains
-      path and optionally label, group and split. Paths are relative to the file.
+    - A folder: every video file in it and its subfolders, except in hidden and system folders. The label of a file is the
+      name of its folder. The split is the top folder, if all top folders that contain videos are named after splits
+      (train, val, test and similar).
+    - A list file: lines `path [label [group]]` or a CSV file whose header contains path and optionally label, group and
+      split; see `read_list`. Paths are relative to the file. The group -1 is none, and in a list whose rows all end in
+      `0 -1` (VideoMAE), the label 0 is none either.
     - `builtin:moving-digits`, or `builtin:moving-digits:TRAIN:TEST` with the number of clips of each split.
 
     Raises FileNotFoundError if there is no such folder or file, and ValueError if there are no videos, a listed video is
@@ -64,11 +77,7 @@ def load_source(src: str) -> Source:
     path = Path(src).expanduser()
     if not src or not path.exists():
         raise FileNotFoundError(f"{src}: no such folder or list file")
-    source = _folder(path) if path.is_dir() else _list_file(path)
-    for video, following in zip(source.videos, source.videos[1:], strict=False):
-        if video.path == following.path:
-            raise ValueError(f"{src}: lists {video.path} more than once")
-    return source
+    return _folder(path) if path.is_dir() else _listed(path)
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
@@ -128,100 +137,186 @@ def _folder(root: Path) -> Source:
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
 
-    videos = []
-    tops = [entry.name.lower() for entry in os.scandir(root) if entry.is_dir()]
-    # If some top folder is not named after a split, `train` is a class label (the vehicle), not a split.
-    has_splits = bool(tops) and all(top in _SPLITS for top in tops)
+    found: list[tuple[tuple[str, ...], str, int]] = []
+    hidden: list[str] = []
+    endings: Counter[str] = Counter()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        hidden += [name for name in folders if _is_hidden(name)]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         real_folder = os.path.realpath(folder)
         # Do not follow links to a folder that contains this one.
         targets = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
         folders[:] = [name for name in folders if not f"{real_folder}/".startswith(f"{targets[name]}/")]
         relative = os.path.relpath(folder, root)
         parents = () if relative == "." else tuple(relative.split(os.sep))
-        split = _SPLITS[parents[0].lower()] if parents and has_splits else None
-        label_depth = 1 if split is None else 2
-        label = parents[-1] if len(parents) >= label_depth else None
         for file in files:
-            if os.path.splitext(file)[1].lower() not in SUFFIXES:
+            ending = os.path.splitext(file)[1].lower()
+            if file.startswith(_APPLE_DOUBLE):
+                hidden += [file] if ending in SUFFIXES else []
+                continue
+            if ending not in SUFFIXES:
+                endings[ending or "no ending"] += 1
                 continue
             path = os.path.join(folder, file)
             size = _file_size(path)
             if size is None:
                 raise ValueError(f"{path}: is a broken link or not a regular file")
-            videos.append(Video("/".join((*parents, file)), size, label=label, split=split))
-    if not videos:
-        raise ValueError(f"{root}: contains no video files ({_SUFFIXES})")
-    return Source(name=root.resolve().name, root=root.resolve(), videos=tuple(sorted(videos, key=lambda v: v.path)))
+            found.append((parents, file, size))
+    notes = _passed_over(hidden, endings)
+    if not found:
+        raise ValueError(f"{root}: contains no video files ({_SUFFIXES}){''.join(f'; {note}' for note in notes)}")
+    # If videos are in a top folder that is not named after a split, `train` is a class label (the vehicle), not a split.
+    tops = {parents[0].lower() for parents, _, _ in found if parents}
+    has_splits = bool(tops) and tops <= _SPLITS.keys()
+    if not has_splits:
+        notes += _unread_splits(parents for parents, _, _ in found)
+    videos = []
+    for parents, file, size in found:
+        split = _SPLITS[parents[0].lower()] if parents and has_splits else None
+        label = parents[-1] if len(parents) >= (1 if split is None else 2) else None
+        videos.append(Video("/".join((*parents, file)), size, label=label, split=split))
+    videos.sort(key=lambda video: video.path)
+    return Source(root.resolve().name, root.resolve(), tuple(videos), tuple(notes))
 
 
-def _list_file(file: Path) -> Source:
-    try:
-        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
-    if "\0" in text:
-        raise ValueError(f"{file}: is neither a folder nor a text list of videos")
-    first_line = text.lstrip().split("\n", 1)[0]
-    is_csv = file.suffix.lower() == ".csv" or "path" in first_line.strip().lower().split(",")
-    rows = _csv_rows(file, text) if is_csv else _plain_rows(file, text)
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in _SYSTEM_FOLDERS
+
+
+def _passed_over(hidden: Sequence[str], endings: Counter[str]) -> list[str]:
+    """Return a note about files with endings of no video, and one about hidden and system folders and files."""
+    notes = []
+    if total := endings.total():
+        notes.append(f"{total} file{'s' * (total != 1)} passed over ({_named(endings)})")
+    if hidden:
+        notes.append(f"hidden or system folders and files passed over: {_named(Counter(hidden))}")
+    return notes
+
+
+def _unread_splits(folders: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return a note if folders are named after two or more splits, but are not the splits of the videos."""
+    named = {name for folder in set(folders) for name in folder if name.lower() in _SPLITS}
+    if len({_SPLITS[name.lower()] for name in named}) < 2:
+        return []
+    names = _named(Counter(sorted(named)))
+    return [
+        f"folders {names} are not read as splits: only top folders are, if all videos in folders are in such folders"
+    ]
+
+
+def _named(counts: Counter[str]) -> str:
+    """Return the most frequent names, and an ellipsis if there are more."""
+    names = [printable(name) for name, _ in counts.most_common(_MOST_NAMED)]
+    return ", ".join([*names, "…"] if len(counts) > _MOST_NAMED else names)
+
+
+def _listed(file: Path) -> Source:
+    listing = read_list(file)
+    rows = listing.rows
     if not rows:
         raise ValueError(f"{file}: lists no videos")
     list_folder = os.path.realpath(file.parent)
-    real_folder = functools.cache(os.path.realpath)  # folders are few, files are many
-    entries: list[tuple[str, int, dict[str, str]]] = []
-    missing = []
-    for line, row in rows:
-        path = os.path.join(list_folder, row["path"])
-        size = _file_size(path)
-        if size is None:
-            missing.append((line, row["path"]))
-            continue
-        if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
-            path = os.path.realpath(path)
-        folder, name = os.path.split(path)
-        entries.append((os.path.join(real_folder(folder), name), size, row))
-    if missing:
-        line, name = missing[0]
-        raise ValueError(f"{file}, line {line}: no such video: {name} ({len(missing)} of {len(rows)} are missing)")
+    paths, sizes = _look_up(file, list_folder, rows)
     # Paths are relative to the list if possible, so that they stay the same if list and videos are moved together.
-    folders = {os.path.dirname(path) for path, _, _ in entries}
+    folders = {os.path.dirname(path) for path in paths}
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
     root = list_folder if inside else os.path.commonpath(folders)
+    placeholders = all((row.label, row.group) == ("0", "-1") for row in rows)
     videos = [
         Video(
             path[len(root.rstrip("/")) + 1 :],
             size,
-            label=row.get("label") or None,
-            group=row.get("group") or None,
-            split=_SPLITS.get(row.get("split", "").lower(), row.get("split")) or None,
+            label=None if placeholders else row.label or None,
+            group=None if row.group == "-1" else row.group or None,
+            split=_SPLITS.get(row.split.strip().lower(), row.split.strip()) or None,
         )
-        for path, size, row in entries
+        for path, size, row in zip(paths, sizes, rows, strict=True)
     ]
-    return Source(name=file.stem, root=Path(root), videos=tuple(sorted(videos, key=lambda v: v.path)))
+    videos.sort(key=lambda video: video.path)
+    notes = _notes_of_list(rows, listing.other_columns, placeholders)
+    return Source(file.stem, Path(root), tuple(videos), tuple(notes))
 
 
-def _csv_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-    if "path" not in reader.fieldnames:
-        raise ValueError(f"{file}: its header must have a column 'path', and may have label, group and split")
-    try:
-        return [(reader.line_num, {k: v for k, v in row.items() if k and v}) for row in reader if row["path"]]
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
+def _look_up(file: Path, list_folder: str, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+    """Return the absolute paths and sizes of the listed videos.
+
+    Raises:
+        ValueError: if a video is missing or listed twice; names the line.
+    """
+    real_folder = functools.cache(os.path.realpath)  # folders are few, files are many
+    paths, sizes = [], []
+    missing: list[Row] = []
+    for row in rows:
+        path, size = _find(list_folder, row.path)
+        if size is None:
+            missing.append(row)
+            continue
+        if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
+            path = os.path.realpath(path)
+        folder, name = os.path.split(path)
+        paths.append(os.path.join(real_folder(folder), name))
+        sizes.append(size)
+    if missing:
+        row = missing[0]
+        if os.path.isdir(os.path.join(list_folder, row.path)):
+            problem = f"{shown(row.path)} is a folder, expected a video file"
+        else:
+            problem = f"no such video: {shown(row.path)}{_advice(row.path)}"
+        raise ValueError(f"{file}, line {row.line}: {problem} ({len(missing)} of {len(rows)} are missing)")
+    line_of: dict[str, int] = {}
+    repeated = [
+        (row, path) for row, path in zip(rows, paths, strict=True) if line_of.setdefault(path, row.line) != row.line
+    ]
+    if repeated:
+        row, path = repeated[0]
+        again = f"lists {shown(row.path)} more than once, first in line {line_of[path]}"
+        raise ValueError(f"{file}, line {row.line}: {again} ({len(repeated)} of {len(rows)} rows repeat a video)")
+    return paths, sizes
 
 
-def _plain_rows(file: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    rows = []
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        try:
-            fields = shlex.split(_COMMENT.sub(r"\1", line))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from None
-        if len(fields) > 3:
-            expected = "expected 'path [label [group]]'; quote a path with spaces"
-            raise ValueError(f"{file}, line {number}: {len(fields)} fields, {expected}")
-        if fields:
-            rows.append((number, dict(zip(("path", "label", "group"), fields, strict=False))))
-    return rows
+def _find(list_folder: str, name: str) -> tuple[str, int | None]:
+    """Return the path of a listed file and its size; None if it is missing.
+
+    A name that does not exist as it is written is tried with ~ for the home folder, and with the backslashes of Windows.
+    """
+    for written in dict.fromkeys((name, os.path.expanduser(name), name.replace("\\", "/"))):
+        path = os.path.join(list_folder, written)
+        size = _file_size(path)
+        if size is not None:
+            return path, size
+    return os.path.join(list_folder, name), None
+
+
+def _advice(name: str) -> str:
+    """Return what a missing name hints at, to be added to a message."""
+    if any("\udc80" <= character <= "\udcff" for character in name):
+        return "; the list is not UTF-8"
+    if name[1:3] in (":\\", ":/"):
+        return "; drives of Windows are not known here"
+    if os.path.splitext(name)[1].lower() not in SUFFIXES:
+        return "; a path with blanks, quotes or # needs quotes, and a CSV file needs a header with a column path"
+    return ""
+
+
+def _notes_of_list(rows: Sequence[Row], other_columns: Sequence[str], placeholders: bool) -> list[str]:
+    notes = []
+    if placeholders:
+        notes.append("all rows end in 0 -1 (the form of VideoMAE): read without labels and groups")
+    elif count := sum(row.group == "-1" for row in rows):
+        notes.append(f"{count} of {len(rows)} listed videos have the group -1: read as no group")
+    for column in ("label", "group", "split"):
+        values = Counter(getattr(row, column) for row in rows)
+        if values[""] and len(values) > 1:
+            notes.append(f"{values['']} of {len(rows)} listed videos have no {column}")
+    labels = {row.label for row in rows}
+    if blurred := sorted(label for label in labels if label != label.strip() and label.strip() in labels):
+        notes.append(f"the label {shown(repr(blurred[0]))} is another one than {shown(repr(blurred[0].strip()))}")
+    unknown = Counter(
+        row.split.strip() for row in rows if row.split.strip() and row.split.strip().lower() not in _SPLITS
+    )
+    if unknown:
+        known = ", ".join(_SPLIT_NAMES)
+        notes.append(f"splits other than {known}: {_named(unknown)}; their videos are held out, not trained on")
+    if other_columns:
+        notes.append(f"columns not read: {_named(Counter(other_columns))}; known are {', '.join(COLUMNS)}")
+    return notes

@@ -12,7 +12,7 @@ from data.files import write_json
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips
 from data.sources import Source, hold_out, load_source
 from data.text import table
-from pipelines.engine.console import say
+from pipelines.engine.console import say, say_notes
 from pipelines.engine.device import device_name, start_accelerator
 from pipelines.engine.run import Run
 from pipelines.evaluation.tokenizer_memory import memory_of
@@ -49,6 +49,7 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     """Evaluate all tokenizers, write a summary and pictures, and print the table."""
     source = load_source(config.videos)
     accelerator = start_accelerator()
+    say_notes(accelerator, config.videos, source)
     tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
     # Raise the error about an unsuitable clip size before any video is decoded.
     for tokenizer in tokenizers:

@@ -21,7 +21,7 @@ from data.clips import ClipCuts
 from data.sources import Source, Video, load_source
 from pipelines.commands.train_tokenizer import train
 from pipelines.engine.config import parse
-from pipelines.engine.console import progress, say
+from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.encoding import Decoded, EncodedVideo, Encoder, decode
 from pipelines.engine.run import Run
@@ -46,6 +46,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         accelerator, chosen = _train_default(config, source)
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
+    say_notes(accelerator, config.videos, source)
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)

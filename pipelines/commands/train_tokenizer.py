@@ -13,7 +13,7 @@ from data.loading import ClipDataset
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips
 from data.sources import Source, hold_out, load_source
 from pipelines.engine.averaging import WeightAverage
-from pipelines.engine.console import say
+from pipelines.engine.console import say, say_notes
 from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.evaluation.collapse import CollapseAlarm
@@ -36,6 +36,7 @@ def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
     source = load_source(config.videos)
     run = Run("train_tokenizer", config, settings, about=source.digest)
     accelerator = make_accelerator(config, run)
+    say_notes(accelerator, config.videos, source)
     return train(run, accelerator, config, source)
 
 

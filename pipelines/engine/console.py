@@ -13,6 +13,8 @@ from data.text import one_line
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from data.sources import Source
+
 
 def fail(name: str, message: str) -> int:
     """Print an error as one line on stderr; return 2, the exit code for a user's mistake."""
@@ -50,6 +52,12 @@ def say(accelerator: Accelerator, text: str) -> None:
     """Print a line on stderr, on the main process only, without breaking a progress bar."""
     if accelerator.is_main_process:
         tqdm.write(text, file=sys.stderr)
+
+
+def say_notes(accelerator: Accelerator, videos: str, source: Source) -> None:
+    """Print the notes on the reading of a source, which was given as `videos`."""
+    for note in source.notes:
+        say(accelerator, f"{videos}: {note}")
 
 
 def boxed(text: str) -> str:

@@ -52,6 +52,62 @@ def test_folder_train_next_to_other_classes_is_a_label(tmp_path: Path) -> None:
     assert videos == {"a": (None, "train"), "b": (None, "car")}
 
 
+@pytest.mark.parametrize(
+    "other", [".cache/x/train/a.mp4", ".git", "__MACOSX/train/run/._a.mp4", "annotations/list.txt"]
+)
+def test_splits_are_kept_beside_top_folders_without_videos(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "train/run/a.mp4", "test/run/b.mp4", other)
+    source = load_source(str(tmp_path))
+    assert [(video.path, video.split, video.label) for video in source.videos] == [
+        ("test/run/b.mp4", "test", "run"),
+        ("train/run/a.mp4", "train", "run"),
+    ]
+    assert not any("not read as splits" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(".ipynb_checkpoints/a.mp4", "run/.ipynb_checkpoints/a.mp4", "@eaDir/a.mp4/x.mp4", "#recycle/run/a.mp4"),
+        *(".Trash-0/files/run/a.mp4", "$RECYCLE.BIN/a.mp4", "System Volume Information/a.mp4", "run/._a.mp4"),
+    ],
+)
+def test_hidden_system_and_trash_folders_hold_no_videos(tmp_path: Path, path: str) -> None:
+    touch(tmp_path, "run/a.mp4", path)
+    source = load_source(str(tmp_path))
+    assert source.videos == (Video("run/a.mp4", 5, label="run"),)
+    (note,) = source.notes
+    assert any(part in note for part in path.split("/"))
+
+
+def test_source_in_a_hidden_folder_is_read(tmp_path: Path) -> None:
+    touch(tmp_path, ".data/run/a.mp4")
+    assert paths_of(load_source(str(tmp_path / ".data"))) == ["run/a.mp4"]
+
+
+def test_files_with_other_endings_are_counted_in_one_note(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "a.gif", "run/b.GIF", "run/c.webp", "run/video", ".DS_Store")
+    (note,) = load_source(str(tmp_path)).notes
+    assert note.startswith("5 files") and ".gif, " in note and ".webp" in note and "no ending" in note
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(ValueError, match=r"5 files .*\.gif"):
+        load_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("train/run/a.mp4", "test/run/b.mp4", "extra/c.mp4"),
+        ("set/train/run/a.mp4", "set/test/run/b.mp4"),
+        ("run/train/a.mp4", "run/val/b.mp4"),
+    ],
+)
+def test_folders_named_after_splits_that_are_none_are_noted(tmp_path: Path, paths: tuple[str, ...]) -> None:
+    source = load_source(str(touch(tmp_path, *paths)))
+    assert {video.split for video in source.videos} == {None}
+    assert any("train" in note and "not read as splits" in note for note in source.notes)
+
+
 def test_folder_lists_only_videos_sorted_by_path(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.mp4", "a/1.webm", "a.mp4", "a/notes.txt", "README.md", "b/mp4")
     (tmp_path / "folder.mp4").mkdir()
@@ -176,16 +232,74 @@ def test_csv_field_beyond_the_limit_is_refused(tmp_path: Path) -> None:
         load_source(list_file(tmp_path / "list.csv", "path\n" + "x" * 200_000 + "\n"))
 
 
+def test_videomae_list_has_no_labels_and_no_groups(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{i:02}.mp4" for i in range(20)))
+    source = load_source(list_file(tmp_path / "train.csv", "".join(f"{i:02}.mp4 0 -1\n" for i in range(20))))
+    assert {(video.label, video.group) for video in source.videos} == {(None, None)}
+    assert len(hold_out(source.videos)[1]) == 2
+    assert any("0 -1" in note for note in source.notes)
+
+
+def test_group_minus_one_is_no_group(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    source = load_source(list_file(tmp_path / "list.csv", "path,label,group\na.mp4,0,-1\nb.mp4,1,-1\nc.mp4,0,7\n"))
+    assert [(video.label, video.group) for video in source.videos] == [("0", None), ("1", None), ("0", "7")]
+    assert any("2 of 3" in note and "-1" in note for note in source.notes)
+
+
+def test_home_folder_and_backslashes_are_found_if_the_name_as_written_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(touch(tmp_path / "home", "a.mp4")))
+    touch(tmp_path, "run/b.mp4", "x\\y.mp4", "x/y.mp4", "~/c.mp4")
+    text = "path\n~/a.mp4\nrun\\b.mp4\nx\\y.mp4\n~/c.mp4\n"
+    expected = {str(tmp_path / path) for path in ("home/a.mp4", "run/b.mp4", "x\\y.mp4", "~/c.mp4")}
+    for name, content in (("list.csv", text), ("list.txt", text.removeprefix("path\n"))):
+        source = load_source(list_file(tmp_path / name, content))
+        assert {str(source.root / path) for path in paths_of(source) if source.root} == expected
+
+
+MISSING = {
+    "path with a space": ("list.txt", b"a.mp4 run\nmy a.mp4 run\n", r"line 2: .*: my; .*quotes"),
+    "commas without a header": ("list.txt", b"a.mp4,run\n", r"line 1: .*a\.mp4,run; .*header"),
+    "drive of Windows": ("list.csv", b"path\nC:\\v\\a.mp4\n", r"line 2: .*Windows"),
+    "Latin-1": ("list.txt", b"\xe9.mp4 run\n", r"line 1: .*UTF-8"),
+    "folder": ("list.txt", b"a.mp4 run\nsub run\n", r"line 2: sub is a folder"),
+    "huge": ("list.txt", b"x" * 10**6, r"line 1: "),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_missing_video_comes_with_its_line_and_the_likely_cause(tmp_path: Path, kind: str) -> None:
+    name, content, message = MISSING[kind]
+    touch(tmp_path, "a.mp4", "sub/b.mp4")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_source(str(tmp_path / name))
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_values_that_are_not_used_are_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    text = "path,label,lable,split\na.mp4,run,x,train \nb.mp4,run ,x,dev\nc.mp4,,x,\n"
+    source = load_source(list_file(tmp_path / "list.csv", text))
+    assert [video.split for video in source.videos] == ["train", "dev", None]
+    facts = ["1 of 3 listed videos have no label", "1 of 3 listed videos have no split", "'run '", "dev", "lable"]
+    assert len(source.notes) == len(facts)
+    assert all(fact in note for fact, note in zip(facts, source.notes, strict=True))
+
+
 def test_video_is_not_read_as_a_list(video_folder: Path) -> None:
     with pytest.raises(ValueError, match="text list"):
         load_source(str(video_folder / "left" / "clip 0.mp4"))
 
 
-@pytest.mark.parametrize("again", ["a.mp4", "./a.mp4", "sub/../a.mp4"])
-def test_video_listed_twice_is_refused(tmp_path: Path, again: str) -> None:
+@pytest.mark.parametrize("again", ["a.mp4", "./a.mp4", "sub/../a.mp4", "link.mp4"])
+def test_video_listed_twice_is_refused_with_both_lines(tmp_path: Path, again: str) -> None:
     touch(tmp_path, "a.mp4", "sub/b.mp4")
-    with pytest.raises(ValueError, match=r"a\.mp4 more than once"):
-        load_source(list_file(tmp_path / "list.txt", f"a.mp4 run\n{again} jump\n"))
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    with pytest.raises(ValueError, match=rf"line 4: lists {again} more than once, first in line 1 \(1 of 3"):
+        load_source(list_file(tmp_path / "list.txt", f"a.mp4 run\n\nsub/b.mp4\n{again} jump\n"))
 
 
 def test_moving_list_and_videos_together_changes_no_video(tmp_path: Path) -> None:

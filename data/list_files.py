@@ -1,0 +1,198 @@
+"""List files of videos: text of a plain list or a CSV file, read into rows. Paths are not looked up here."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.text import printable
+
+COLUMNS = ("path", "label", "group", "split")
+_DELIMITERS = ",;\t"
+_BINARY_CHECK = 2**16
+"""Number of bytes that are searched for NUL before a file is read as a whole: a video may be larger than the memory."""
+_MOST_FIELDS = 3
+# A word of a plain list: plain text, backslashes, quoted text, and # inside a word.
+_WORD = {
+    blanks: re.compile(rf"""(?:[^{blanks}'"\\#]+|\\[ \t'"\\#]?|'[^']*'|"(?:\\.|[^"\\])*"|(?<=[^ \t])#)+""")
+    for blanks in (" \t\r", "\t\r")
+}
+_PART = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\([ \t'"\\#])""")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of a list. `line` is the number of its first line, from 1. An empty string means no value."""
+
+    line: int
+    path: str
+    label: str = ""
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows of a list file, and the names of its columns that are not read."""
+
+    rows: list[Row]
+    other_columns: tuple[str, ...]
+
+
+def read_list(file: Path) -> Listing:
+    """Read a plain list (lines `path [label [group]]`) or a CSV file (separated by commas, semicolons or tabs).
+
+    In a plain list, fields are separated by blanks, or by tabs alone in a line in which a tab separates two fields. Quotes
+    and # comments are those of a shell. A backslash escapes only blanks, quotes, # and backslashes, so that paths of Windows
+    stay as they are. A CSV file has a header with a column `path`; a file that ends in .csv without any separator of CSV is
+    a plain list. Text is UTF-8 (undecodable bytes are kept) or UTF-16 with a byte order mark.
+
+    Raises:
+        ValueError: with the line number, if the file is not text, or a line does not have the fields it must have.
+    """
+    text = _text(file)
+    first_line = text.lstrip().replace("\r", "\n").split("\n", 1)[0]
+    delimiter = _delimiter(first_line)
+    if delimiter is None and file.suffix.lower() == ".csv" and any(mark in first_line for mark in ",;"):
+        columns = f"{', '.join(COLUMNS[1:-1])} and {COLUMNS[-1]}"
+        raise ValueError(
+            f"{file}: its header must have a column 'path', and may have {columns}; got {shown(first_line)}"
+        )
+    return Listing(list(_plain_rows(file, text)), ()) if delimiter is None else _csv(file, text, delimiter)
+
+
+def shown(text: str) -> str:
+    """Return a part of a list for a message: printable, and at most 200 characters."""
+    return printable(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+def _text(file: Path) -> str:
+    """Return the content of a list file with line ends `\\n`."""
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(_BINARY_CHECK)
+            is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            if is_utf16 or b"\0" not in content:
+                content += stream.read()
+        text = content.decode("utf-16") if is_utf16 else content.decode("utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: begins like UTF-16, but is not: {error.reason}; save it as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{file}, line {line}: NUL byte: is neither a folder nor a text list of videos (UTF-8)")
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    # Only old files separate lines with \r alone. In others, \r may be part of a name.
+    return text.split("\n") if "\n" in text else text.split("\r")
+
+
+def _delimiter(header: str) -> str | None:
+    """Return the separator with which the first line is a header with a column `path`; None if there is none."""
+    return next((mark for mark in _DELIMITERS if "path" in _names(header, mark)), None)
+
+
+def _names(header: str, delimiter: str) -> list[str]:
+    try:
+        (names,) = csv.reader([header], delimiter=delimiter, skipinitialspace=True)
+    except (csv.Error, ValueError):
+        return []
+    return [name.strip().lower() for name in names]
+
+
+def _csv(file: Path, text: str, delimiter: str) -> Listing:
+    records = _records(file, text, delimiter)
+    _, names = next(records)
+    names = [name.strip().lower() for name in names]
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise ValueError(f"{file}: its header has {names.count(name)} columns {name!r}, expected one")
+    rows = []
+    for line, fields in records:
+        # Spreadsheets add empty fields at the end of rows.
+        if len(fields) < len(names) or any(fields[len(names) :]):
+            count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+            raise ValueError(f"{file}, line {line}: {count}, but the header has {len(names)} columns")
+        values = dict(zip(names, fields, strict=False))
+        row = Row(line, **{name: values.get(name, "") for name in COLUMNS})
+        if not row.path:
+            raise ValueError(f"{file}, line {line}: the path is empty")
+        rows.append(row)
+    return Listing(rows, tuple(name for name in names if name and name not in COLUMNS))
+
+
+def _records(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line and the fields of each row that is not empty."""
+    stream = io.StringIO(text, newline="" if "\n" in text else None)
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if any(fields):
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {line}: {error}") from None
+
+
+def _plain_rows(file: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(_lines(text), start=1):
+        try:
+            fields = _fields(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+        if len(fields) > _MOST_FIELDS:
+            expected = "expected 'path [label [group]]'; quote a path with spaces"
+            raise ValueError(f"{file}, line {number}: {len(fields)} fields, {expected}")
+        is_header = len(fields) > 1 and [field.lower() for field in fields] == list(COLUMNS[: len(fields)])
+        if fields and not fields[0]:
+            raise ValueError(f"{file}, line {number}: the path is empty")
+        if fields and not is_header:
+            yield Row(number, *fields)
+
+
+def _fields(line: str) -> list[str]:
+    """Split a line of a plain list. Raises ValueError for an open quote, or an empty field between tabs."""
+    if "\t" in line:
+        fields = _words(line.strip(" "), "\t\r")
+        if len(fields) > 1:
+            return fields
+    return _words(line, " \t\r")
+
+
+def _words(line: str, blanks: str) -> list[str]:
+    words: list[str] = []
+    end = 0
+    while True:
+        start = _skip(blanks, line, end)
+        first = _skip(" ", line, start)
+        if first == len(line) or line[first] == "#":
+            return words
+        match = _WORD[blanks].match(line, start)
+        if match is None or line[match.end() : match.end() + 1] not in ("", "#", *blanks):
+            raise ValueError(f"no closing quotation: {shown(line[start:])}")
+        raw = match.group().strip(" ")
+        if not raw or (words and " " not in blanks and line.count("\t", end, start) > 1):
+            raise ValueError("an empty field between two tabs; write '' for a missing label")
+        words.append(_PART.sub(_unquoted, raw))
+        end = match.end()
+
+
+def _skip(blanks: str, line: str, start: int) -> int:
+    """Return the position of the first character from `start` on that is not blank."""
+    while start < len(line) and line[start] in blanks:
+        start += 1
+    return start
+
+
+def _unquoted(part: re.Match[str]) -> str:
+    single, double, escaped = part.groups()
+    if double is not None:
+        return re.sub(r'\\(["\\])', r"\1", double)
+    return escaped if single is None else single

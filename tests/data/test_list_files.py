@@ -1,0 +1,109 @@
+"""Rows of list files: fields, line numbers and encodings. What cannot be meant is refused with its line."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from data.list_files import Row, read_list
+
+
+def rows(tmp_path: Path, content: str | bytes, name: str = "list.txt") -> list[Row]:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_list(tmp_path / name).rows
+
+
+PLAIN = {
+    "backslash of Windows": ("run\\a.mp4 run\n", "run\\a.mp4"),
+    "escaped blank": ("my\\ a.mp4 run\n", "my a.mp4"),
+    "escaped backslash": ("run\\\\a.mp4 run\n", "run\\a.mp4"),
+    "backslash in quotes": ('"C:\\my videos\\a.mp4" run\n', "C:\\my videos\\a.mp4"),
+    "escaped quote in quotes": ('"a \\"so\\".mp4" run\n', 'a "so".mp4'),
+    "quotes inside a word": ("x/'a b'\"'c\".mp4 run\n", "x/a b'c.mp4"),
+    "hash inside a word": ("a#1.mp4 run # comment\n", "a#1.mp4"),
+    "no-break space": ("a\u00a0b.mp4 run\n", "a\u00a0b.mp4"),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_word_of_a_plain_list_is_read_as_written(tmp_path: Path, kind: str) -> None:
+    text, path = PLAIN[kind]
+    assert rows(tmp_path, text) == [Row(1, path, "run")]
+
+
+def test_tabs_separate_fields_that_contain_blanks(tmp_path: Path) -> None:
+    text = "my a.mp4\ttwo words\tg 1\nb.mp4\trun # c\n  c.mp4 run g\t# d\n'd\te.mp4'\t''\tg\t\n"
+    assert rows(tmp_path, text) == [
+        Row(1, "my a.mp4", "two words", "g 1"),
+        Row(2, "b.mp4", "run"),
+        Row(3, "c.mp4", "run", "g"),
+        Row(4, "d\te.mp4", "", "g"),
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_of_any_separator_and_line_end_keeps_line_numbers(tmp_path: Path, delimiter: str, end: str) -> None:
+    lines = ["path,label,note", "a.mp4,run,", "", ",,", 'b.mp4,"jump, high",x,,']
+    text = end.join(lines).replace(",", delimiter).replace(f"jump{delimiter}", "jump,") + end
+    expected = [Row(2, "a.mp4", "run"), Row(5, "b.mp4", "jump, high")]
+    for name in ("list.csv", "list.txt"):
+        assert rows(tmp_path, text, name) == expected
+    assert read_list(tmp_path / "list.csv").other_columns == ("note",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be with mark"])
+@pytest.mark.parametrize("text", ["path,label\n\u00e9.mp4,\u4e2d\n", "\n\u00e9.mp4 \u4e2d\r\n"])
+def test_unicode_encodings_give_the_same_row(tmp_path: Path, encoding: str, text: str) -> None:
+    codec, _, mark = encoding.partition(" with ")
+    assert rows(tmp_path, f"{mark and chr(0xFEFF)}{text}".encode(codec)) == [Row(2, "\u00e9.mp4", "\u4e2d")]
+
+
+@pytest.mark.parametrize("text", ["a.mp4 0 -1\n", "a.mp4\t0\t-1\n"])
+def test_csv_name_without_separators_of_csv_is_a_plain_list(tmp_path: Path, text: str) -> None:
+    assert rows(tmp_path, text, "train.csv") == [Row(1, "a.mp4", "0", "-1")]
+
+
+def test_header_of_a_plain_list_is_no_row(tmp_path: Path) -> None:
+    assert rows(tmp_path, "Path Label\na.mp4 run\n") == [Row(2, "a.mp4", "run")]
+
+
+REFUSED = {
+    "missing field": ("list.csv", "path,label\na.mp4,run\nb.mp4\n", "line 3: 1 field,"),
+    "field too many": ("list.csv", "path,label\na.mp4,b,c,d\n", "line 2: 4 fields"),
+    "field too many after a field of two lines": (
+        "list.csv",
+        'path,label\na.mp4,"x\ny"\nb.mp4,y,z\n',
+        "line 4: 3 fields",
+    ),
+    "no path": ("list.csv", "path,label\n,run\n", "line 2: .*path"),
+    "no path in a plain list": ("list.txt", "a.mp4\n'' run\n", "line 2: .*path"),
+    "column twice": ("list.csv", "path,label,label\na.mp4,x,y\n", "2 columns 'label'"),
+    "other header": ("list.csv", "video,label\na.mp4,run\n", "column 'path'.*video,label"),
+    "open quote": ("list.txt", "a.mp4 run\nBob's.mp4 run\n", "line 2: .*Bob's"),
+    "open quote in CSV": ("list.csv", 'path,label\na.mp4,run\n"b.mp4,run\nc.mp4,run\n', "line 3: "),
+    "empty field between tabs": ("list.txt", "a.mp4\t\tg1\n", "line 1: .*''"),
+    "NUL": ("list.txt", "a.mp4 run\nb\0.mp4 run\n", "line 2: NUL"),
+    "UTF-16 without mark": ("list.csv", "path\na.mp4\n".encode("utf-16-le"), "line 1: NUL"),
+    "half a character of UTF-16": ("list.csv", b"\xff\xfea", "UTF-16"),
+    "million fields": ("list.txt", "x " * 10**6, "line 1: 1000000 fields"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_malformed_line_is_refused_with_its_number(tmp_path: Path, kind: str) -> None:
+    name, text, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=rf"{name}[:,].*{message}") as error:
+        rows(tmp_path, text, name)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_time_grows_in_proportion_to_the_lines(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        text = "".join(f"'a {i}.mp4' run g{i} # \"comment\n" for i in range(count))
+        start = time.process_time()
+        assert len(rows(tmp_path, text)) == count
+        return time.process_time() - start
+
+    few = min(seconds(2000) for _ in range(3))
+    assert seconds(20_000) < 40 * few
