@@ -14,6 +14,7 @@ from data.sources import Source, hold_out, load_source
 from data.text import table
 from pipelines.engine.console import say, say_notes
 from pipelines.engine.device import device_name, start_accelerator
+from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.run import Run
 from pipelines.evaluation.tokenizer_memory import memory_of
 from pipelines.evaluation.tokenizer_metrics import TokenizerEvaluator, TokenizerScores
@@ -50,6 +51,7 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     source = load_source(config.videos)
     accelerator = start_accelerator()
     say_notes(accelerator, config.videos, source)
+    say_recorded_clip(accelerator, config.tokenizers, config.clip)
     tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
     # Raise the error about an unsuitable clip size before any video is decoded.
     for tokenizer in tokenizers:
@@ -101,8 +103,8 @@ def _evaluate_all(
     _pictures(run.folder / "samples", pixels_BTHWC, scores)
     for path, reason in skipped.items():
         say(accelerator, f"skipped {path}: {reason}")
-    summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC), "skipped": skipped}
-    write_json(run.folder / "summary.json", {**summary, "tokenizers": rows})
+    summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC)}
+    write_json(run.folder / "summary.json", {**summary, "skipped": len(skipped), "tokenizers": rows})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

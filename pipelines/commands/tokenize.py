@@ -17,13 +17,14 @@ from tqdm import tqdm
 from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
 from data.cache.writer import CodeShard
-from data.clips import ClipCuts
+from data.clips import ClipCuts, ClipSpec
 from data.sources import Source, Video, load_source
 from pipelines.commands.train_tokenizer import train
 from pipelines.engine.config import parse
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.encoding import Decoded, EncodedVideo, Encoder, decode
+from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.run import Run
 from pipelines.engine.training import make_accelerator
 from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
@@ -46,6 +47,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         accelerator, chosen = _train_default(config, source)
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
+        say_recorded_clip(accelerator, [chosen], config.clip)
     say_notes(accelerator, config.videos, source)
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
@@ -70,6 +72,9 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     manifest = cache.manifest
     if manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, manifest["codes"]):
         say(accelerator, collapse_warning(manifest["codes_used"], cache.vocab_size))
+    padded_clips = manifest["padded"] * (1 if config.clip.views == "dense" else config.clip.views)
+    if padded_clips > manifest["clips"] / 2:
+        say(accelerator, _padding_warning(config.clip, manifest["padded"], len(cache)))
     if bf16 := manifest["bf16"]:
         say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} compared codes differ from fp32")
     for entry in manifest["skipped"]:
@@ -91,6 +96,14 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
     }
     return run.finish(accelerator, summary)
+
+
+def _padding_warning(clip: ClipSpec, padded: int, videos: int) -> str:
+    span = (clip.frames - 1) * clip.stride + 1
+    return (
+        f"WARNING: {padded} of {videos} videos are shorter than a clip, which spans {span} frames of a video (--clip.frames "
+        f"{clip.frames}, --clip.stride {clip.stride}), and are padded with their last frame"
+    )
 
 
 def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:

@@ -4,12 +4,14 @@ This module does not import torch, which would delay `--help` and the error for 
 """
 
 import difflib
+import json
 import re
 import shutil
 import sys
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -98,7 +100,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
         SystemExit: with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema rejects.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _files_first(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         _make_parser(schema, prog, with_classes=False).parse_args(["--help"])
     parser = _make_parser(schema, prog, with_classes=True, argv=argv)
@@ -106,11 +108,27 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
     if _default_to_chosen_classes(parser, settings):
         settings = parser.parse_args(argv)
     try:
+        if recorded := _recorded_flags(schema, settings):
+            # Files and flags come later, so they override these flags.
+            settings = parser.parse_args([*recorded, *argv])
         values = vars(parser.instantiate(settings))
         values.pop("config", None)
         return schema(**values), parser.dump(settings, skip_unset=False)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with all `--config FILE` before the flags. jsonargparse lets the later one of both win."""
+    files: list[str] = []
+    flags: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else flags).append(word)
+    return [*files, *flags]
 
 
 def _make_parser(schema: type, prog: str | None, *, with_classes: bool, argv: Sequence[str] = ()) -> _Parser:
@@ -211,6 +229,35 @@ def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> b
         if isinstance(default, dict) and "class_path" in default and chosen["class_path"] != default["class_path"]:
             action.default, changed = {"class_path": chosen["class_path"]}, True
     return changed
+
+
+def _recorded_flags(schema: type, settings: Namespace) -> list[str]:
+    """Return flags with the defaults of groups made by `recorded_in`: the values on which all recorded runs agree."""
+    flags = []
+    for field in fields(schema):
+        if "recorded_in" in field.metadata:
+            named = settings[field.metadata["recorded_in"]] or []
+            runs = [named] if isinstance(named, str) else named
+            groups = [group for group in (recorded_group(run, field.name) for run in runs) if group is not None]
+            for part in fields(get_type_hints(schema)[field.name]):
+                values = [group[part.name] for group in groups if part.name in group]
+                if values and all(value == values[0] for value in values):
+                    flags.append(f"--{field.name}.{part.name}={json.dumps(values[0], default=str)}")
+    return flags
+
+
+def recorded_group(run: str, group: str) -> dict[str, Any] | None:
+    """Return a group of the settings of a run, given as its folder or its model folder; None if there is no such group.
+
+    Raises:
+        ValueError: if the settings cannot be read.
+    """
+    folder = Path(run).expanduser()
+    for candidate in (folder, folder.parent) if folder.name == "model" else (folder,):
+        if (candidate / "config.yaml").is_file():
+            settings = read_settings(candidate / "config.yaml").get(group)
+            return settings if isinstance(settings, dict) else None
+    return None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

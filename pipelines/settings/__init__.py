@@ -13,6 +13,14 @@ def class_setting(load: Callable[[], tuple[Any, type]]) -> Any:
     return field(default_factory=lambda: load()[1], metadata={"load": load})
 
 
+def recorded_in(runs: str, default: Callable[[], Any]) -> Any:
+    """Declare a group of settings whose defaults are those of earlier runs, if the setting `runs` names run folders.
+
+    If the runs differ, or name no run folder, the defaults are those of `default()`.
+    """
+    return field(default_factory=default, metadata={"recorded_in": runs})
+
+
 def check_at_least_1(settings: object, *names: str) -> None:
     """Raise a ValueError if one of the named settings is below 1."""
     for name in names:

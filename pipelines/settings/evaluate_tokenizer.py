@@ -1,11 +1,11 @@
 """Settings of evaluate_tokenizer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.clips import ClipSpec
-from pipelines.settings import check_at_least_1
+from pipelines.settings import check_at_least_1, recorded_in
 
 
 @dataclass(kw_only=True)
@@ -19,8 +19,8 @@ class EvaluateTokenizer:
     """Allow tokenizers and detectors that contain code, such as TorchScript."""
     videos: str = "builtin:moving-digits"
     """Folder, list file or builtin:moving-digits; only the videos that train_tokenizer holds out are used."""
-    clip: ClipSpec = field(default_factory=ClipSpec)
-    """clips cut from each video"""
+    clip: ClipSpec = recorded_in("tokenizers", ClipSpec)
+    """clips cut from each video; by default like those that the tokenizers were trained on, if all run folders agree"""
     clips: int = 96
     """Maximum number of held-out clips."""
     batch_size: int = 8

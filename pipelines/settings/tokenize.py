@@ -1,12 +1,12 @@
 """Settings of tokenize."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.clips import ClipSpec
 from data.pixels import KeepPixels, check_jpeg_height
-from pipelines.settings import check_at_least_1
+from pipelines.settings import check_at_least_1, recorded_in
 
 
 @dataclass(kw_only=True)
@@ -20,8 +20,8 @@ class Tokenize:
     tokenizer is trained on the videos."""
     trust: bool = False
     """Allow a tokenizer that contains code, such as TorchScript."""
-    clip: ClipSpec = field(default_factory=ClipSpec)
-    """clips cut from each video"""
+    clip: ClipSpec = recorded_in("tokenizer", ClipSpec)
+    """clips cut from each video; by default like those that the tokenizer was trained on, if it is a run folder"""
     caches: Path = Path("caches")
     """Folder of all token caches."""
     keep_pixels: KeepPixels = "none"

@@ -72,6 +72,10 @@ def test_damaged_videos_are_skipped_named_and_counted(
     tokenizer = str(finished_project / answers["train_tokenizer"]["run"])
     summary = call("tokenize", "--videos", "videos", "--tokenizer", tokenizer, "--clip.stride", "3")
     assert (summary["videos"], summary["skipped"], summary["padded"]) == (10, 3, 7)
+    (line,) = [line for line in call.err.splitlines() if "padded" in line]
+    assert "7 of 7" in line and "46 frames" in line and "--clip.stride 3" in line
+    (line,) = [line for line in call.err.splitlines() if "was trained on" in line]
+    assert tokenizer in line and "stride 3 (in training 1)" in line
     cache = TokenCache.open(here / summary["cache"])
     frames, slices = cache.clip.frames, cache.codes_shape[0]
     expected = [-(-cache.views(row)[0].real * slices // frames) for row in range(7)]
