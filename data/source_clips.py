@@ -13,10 +13,11 @@ from data.cache import TokenCache
 from data.cache.reader import JOINED
 from data.clips import ClipCuts, ClipSpec, iter_clips, read_clip
 from data.decoding import DamagedVideo
+from data.recorded import locate
 from data.sources import Source, hold_out, load_source, spread
 
 NOTHING_HELD_OUT = (
-    "nothing is held out, because the source has a single video or group: "
+    "WARNING: nothing is held out, because the source has a single video or group, or all held-out videos are damaged: "
     "the numbers are of videos that the tokenizer may have been trained on"
 )
 
@@ -38,7 +39,8 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
         return
     videos = cache.made_with["videos"]
     try:
-        sources = [load_source(name) for name in videos.split(JOINED)]
+        near = () if cache.remote else (cache.address,)
+        sources = [load_source(locate(name, *near)) for name in videos.split(JOINED)]
         source_of = {(video.path, video.size): source for source in reversed(sources) for video in source.videos}
         for row, chosen in views.items():
             video = cache.videos[row]
@@ -56,11 +58,12 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
     """Return the canonical clips of up to `most` held-out videos, uint8 (B, T, H, W, 3).
 
     The videos are spread evenly over the held-out videos. Damaged videos are left out and added to `skipped` with the
-    reason. If no held-out video can be used, training videos are used. Raises ValueError if no video can be used.
+    reason. If no held-out video can be used (`nothing_held_out`), training videos are used. Raises ValueError if no video can
+    be used.
     """
     train_rows, held_out_rows = hold_out(source.videos)
     clips: list[np.ndarray] = []
-    for candidates in (spread(held_out_rows, most), train_rows):
+    for candidates in (spread(held_out_rows, most), held_out_rows, train_rows):
         for row in candidates:
             video = source.videos[row]
             try:
@@ -73,3 +76,8 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
             return torch.from_numpy(np.stack(clips))
     path, reason = next(iter(skipped.items()))
     raise ValueError(f"none of the {len(skipped)} videos tried can be used; the first, {path}: {reason}")
+
+
+def nothing_held_out(source: Source, skipped: Mapping[str, str]) -> bool:
+    """Return whether `held_out_clips`, which has filled `skipped`, had to use training videos."""
+    return all(source.videos[row].path in skipped for row in hold_out(source.videos)[1])

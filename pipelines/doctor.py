@@ -18,9 +18,8 @@ from pipelines.engine.environment import checks
 
 def main() -> int:
     """Print the report; return 0 if nothing needs a fix, else 1."""
-    argparse.ArgumentParser(
-        "doctor", description="Report what this machine can run, and how to fix what it cannot."
-    ).parse_args()
+    description = "Report what this machine can run, and how to fix what it cannot."
+    argparse.ArgumentParser("doctor", description=description, allow_abbrev=False).parse_args()
     fixes = 0
     for check in checks():
         print(f"{check.name:<24} {check.state}", flush=True)

@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description = (
         "Convert the weights of a Lightning checkpoint to safetensors, without the other objects in the checkpoint."
     )
-    parser = _Parser(prog="python -m tokenizer.convert", description=description)
+    parser = _Parser(prog="python -m tokenizer.convert", description=description, allow_abbrev=False)
     help_text = f"checkpoint, or folder of a taming tokenizer; {WEIGHTS} is written next to the checkpoint"
     parser.add_argument("checkpoint", type=Path, metavar="FOLDER_OR_CKPT", help=help_text)
     path = parser.parse_args(argv).checkpoint

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
 from tokenizer.base import VideoTokenizer
 from tokenizer.messages import one_line
 from tokenizer.taming import TamingTokenizer, load_taming
@@ -15,7 +17,7 @@ from tokenizer.vq3d import VQ3D
 __all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 
 
-def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
+def load_tokenizer(source: str, *, trust: bool = False, download: bool = True) -> VideoTokenizer:
     """Load a tokenizer, in evaluation mode and frozen.
 
     Args:
@@ -23,6 +25,7 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
             Face hub. For a VQGAN of taming-transformers, `taming:FOLDER`; `?quantizer=VectorQuantizer` after it selects
             the older of the package's quantizers. For a folder with encoder.jit and decoder.jit, `torchscript:FOLDER`.
         trust: allow code in the files to run. A TorchScript file contains code.
+        download: allow a hub id to be fetched. Without it, only what was fetched before is loaded.
 
     Raises:
         ValueError: if the source is not a valid tokenizer.
@@ -36,10 +39,10 @@ def load_tokenizer(source: str, *, trust: bool = False) -> VideoTokenizer:
     if re.match(r"\w*:", source) and not Path(source).exists():
         expected = "a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
         raise ValueError(f"{source}: unknown kind of tokenizer {kind!r}; expected {expected}")
-    return _load_own(source).freeze()
+    return _load_own(source, download).freeze()
 
 
-def _load_own(source: str) -> VQ3D:
+def _load_own(source: str, download: bool) -> VQ3D:
     folder = Path(source).expanduser()
     if (folder / "model").is_dir():
         folder = folder / "model"
@@ -49,6 +52,9 @@ def _load_own(source: str) -> VQ3D:
     if not folder.exists() and is_path:
         raise ValueError(f"{source}: no such tokenizer folder")
     try:
+        if not folder.exists() and not download:
+            # from_pretrained would use the network even with local_files_only.
+            folder = _fetched(source)
         if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
             raise ValueError("it is a pre-trained ARVideo model")
         # The hub mixin prints a line for every load.
@@ -56,3 +62,11 @@ def _load_own(source: str) -> VQ3D:
             return VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
     except Exception as error:
         raise ValueError(f"{source}: does not load as a VQ3D tokenizer: {one_line(error)}") from error
+
+
+def _fetched(hub_id: str) -> Path:
+    """Return the folder of a model that was fetched from the hub before. Raises ValueError if it was not."""
+    config = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(config, str):
+        raise ValueError("no such folder, and no model of this name was fetched from the hub before")
+    return Path(config).parent

@@ -58,11 +58,11 @@ def _fail(message: str, name: str = NAME) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=NAME, description="List, show, verify and merge token caches.")
+    parser = _Parser(prog=NAME, description="List, show, verify and merge token caches.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--caches", type=Path, default=Path("caches"), help="Folder of the caches (default: caches).")
         sub.add_argument("--json", action="store_true", help="Print one line of JSON instead of text.")
         sub.set_defaults(command=command)

@@ -19,7 +19,7 @@ from data.loading import BatchPlan, TokenDataset
 from pipelines.commands.pretrain_ar import check_pairs
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.config import parse
-from pipelines.engine.console import progress, say
+from pipelines.engine.console import progress, say, say_newest
 from pipelines.engine.device import device_name, resolve_precision, start_accelerator
 from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.sweep import Job, run_in_parallel, train
@@ -37,6 +37,7 @@ _TIMED_STEPS = 40
 def main(config: Compare, settings: str) -> dict[str, Any]:
     """Train and probe all entries, write the page, and return the summary. An interrupted comparison is resumed."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
+    say_newest("--cache", config.cache, cache.address)
     labelled = LabelledVideos.of(cache)
     entries = {file.stem: _read_entry(file, cache) for file in config.files}
     texts = {name: entry.text for name, entry in entries.items()}

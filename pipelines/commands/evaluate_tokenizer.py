@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from data.files import write_json
-from data.source_clips import NOTHING_HELD_OUT, held_out_clips
-from data.sources import Source, hold_out, load_source
+from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
+from data.sources import Source, load_source
 from data.text import table
 from pipelines.engine.console import say, say_notes
 from pipelines.engine.device import device_name, start_accelerator
@@ -84,7 +84,8 @@ def _evaluate_all(
     device, bf16 = accelerator.device, config.precision == "bf16"
     skipped: dict[str, str] = {}
     pixels_BTHWC = held_out_clips(source, config.clip, config.clips, skipped)
-    if not hold_out(source.videos)[1]:
+    is_training = nothing_held_out(source, skipped)
+    if is_training:
         say(accelerator, NOTHING_HELD_OUT)
     batch_size = min(config.batch_size, len(pixels_BTHWC))
     evaluator = TokenizerEvaluator(
@@ -104,6 +105,7 @@ def _evaluate_all(
     for path, reason in skipped.items():
         say(accelerator, f"skipped {path}: {reason}")
     summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC)}
+    summary["held_out"] = 0 if is_training else len(pixels_BTHWC)
     write_json(run.folder / "summary.json", {**summary, "skipped": len(skipped), "tokenizers": rows})
 
 

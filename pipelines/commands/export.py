@@ -15,6 +15,8 @@ from data.cache import TokenCache, find_cache
 from data.cache.reader import find_row
 from data.shards import sample_id
 from data.source_clips import clips_of
+from pipelines.engine.console import say_newest
+from pipelines.engine.recorded_tokenizer import check_tokenizer, load_recorded_tokenizer
 from pipelines.reporting.movies import side_by_side, write_mp4
 from pipelines.settings.export import Export
 from tokenizer import VideoTokenizer, load_tokenizer
@@ -27,25 +29,25 @@ _DEFAULT_RATE = 16
 def main(config: Export, settings: str) -> dict[str, Any]:
     """Export the chosen videos, by default four videos spread over the cache, and return the files."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
+    say_newest("--cache", config.cache, cache.address)
     rows = [find_row(cache, name) for name in config.sample]
     if not rows:
         rows = sorted({i * (len(cache) - 1) // (_DEFAULT_COUNT - 1) for i in range(_DEFAULT_COUNT)})
-    tokenizer = config.tokenizer or cache.made_with["tokenizer"]
-    files = export_clips(cache, rows, tokenizer, config.out, trust=config.trust)
+    if config.tokenizer is None:
+        decoder = load_recorded_tokenizer(cache, trust=config.trust)
+    else:
+        decoder = load_tokenizer(config.tokenizer, trust=config.trust)
+        check_tokenizer(cache, f"--tokenizer {config.tokenizer}", decoder)
+    files = export_clips(cache, rows, decoder, config.out)
     return {"cache": cache.address, "out": str(config.out), "files": [str(file) for file in files]}
 
 
-def export_clips(
-    cache: TokenCache, rows: Sequence[int], tokenizer: str, out: Path, *, trust: bool = False
-) -> list[Path]:
+def export_clips(cache: TokenCache, rows: Sequence[int], decoder: VideoTokenizer, out: Path) -> list[Path]:
     """Write one mp4 per row and return the files. An mp4 shows the canonical view, or all views in order if they are dense.
 
     Raises:
-        ValueError: if another tokenizer made the codes, or the pixels are not available.
+        ValueError: if the pixels are not available.
     """
-    decoder = load_tokenizer(tokenizer, trust=trust)
-    if decoder.fingerprint() != cache.spec["tokenizer"]:
-        raise ValueError(f"--tokenizer {tokenizer}: cannot decode {cache.address}, which another tokenizer made")
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for row in tqdm(rows, desc="export", disable=None):

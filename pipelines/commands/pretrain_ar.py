@@ -18,7 +18,7 @@ from data.sources import hold_out, spread
 from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec
-from pipelines.engine.console import say
+from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import check_compiler
 from pipelines.engine.memory import peak_memory, reset_peak_memory
 from pipelines.engine.plan import plan
@@ -29,11 +29,13 @@ from pipelines.settings.pretrain_ar import Pretrain
 VALIDATION_CLIPS = 512
 """Maximum number of clips in a validation."""
 VALIDATION_BATCH = 32
+_NOTHING_HELD_OUT = "WARNING: nothing is held out, because the cache has a single video or group: validation is on clips of the training"
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
     """Train, save the model, and return the summary; with --plan return only the estimated cost."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
+    say_newest("--cache", config.cache, cache.address)
     run = Run("pretrain_ar", config, settings, about=cache.key)
     accelerator = make_accelerator(config, run)
     if config.plan:
@@ -59,6 +61,8 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         f"unigram entropy {unigram:.2f} bits per code",
     )
     clips = spread(held_out or rows, VALIDATION_CLIPS)
+    if not held_out:
+        say(accelerator, _NOTHING_HELD_OUT)
 
     def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:
@@ -73,6 +77,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         "cache": cache.address,
         "tokenizer": cache.spec["tokenizer"],
         "step": config.steps,
+        "held_out": len(clips) if held_out else 0,
         "bits_per_code": None,
         **result.losses,
         "unigram_bits": round(unigram, 4) if "bits_per_code" in result.losses else None,

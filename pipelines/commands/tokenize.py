@@ -18,6 +18,7 @@ from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
 from data.cache.writer import CodeShard
 from data.clips import ClipCuts, ClipSpec
+from data.recorded import to_record
 from data.sources import Source, Video, load_source
 from pipelines.commands.train_tokenizer import train
 from pipelines.engine.config import parse
@@ -25,6 +26,7 @@ from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.encoding import Decoded, EncodedVideo, Encoder, decode
 from pipelines.engine.recorded_clip import say_recorded_clip
+from pipelines.engine.recorded_tokenizer import tokenizer_to_record
 from pipelines.engine.run import Run
 from pipelines.engine.training import make_accelerator
 from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
@@ -64,7 +66,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     if accelerator.is_main_process:
         # A finished cache on a read-only disk stays usable.
         try:
-            writer.note({"tokenizer": chosen, "videos": config.videos})
+            writer.note({"tokenizer": tokenizer_to_record(chosen), "videos": to_record(config.videos)})
         except OSError as error:
             say(accelerator, f"{writer.folder}: could not update the paths of the tokenizer and videos: {error}")
     accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from data.files import write_json
 from data.loading import ClipDataset
-from data.source_clips import NOTHING_HELD_OUT, held_out_clips
+from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, hold_out, load_source
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import say, say_notes
@@ -59,7 +59,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     module = Reconstruction(tokenizer, config.loss)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    rows, held_out = hold_out(source.videos)
+    rows, _ = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
     skipped_file = run.folder / "skipped.json"
     skipped = read_json(skipped_file) if skipped_file.exists() else {}
@@ -68,7 +68,8 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     result_of_training = tokenizer if average is None else average.module
     assert isinstance(result_of_training, VQ3D)
     pixels_BTHWC = held_out_clips(source, config.clip, VALIDATION_CLIPS, skipped)
-    if not held_out:
+    is_training = nothing_held_out(source, skipped)
+    if is_training:
         say(accelerator, NOTHING_HELD_OUT)
     alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
     # Restore the state of the alarm in a resumed run.
@@ -99,6 +100,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         say(accelerator, f"skipped {len(skipped)} damaged videos, see {skipped_file}")
     numbers = {key: value for key, value in result.losses.items() if key != "weights"}
     summary = {"run": str(run.folder), "tokenizer": tokenizer.name, "step": config.steps, **numbers}
+    summary["held_out"] = 0 if is_training else len(pixels_BTHWC)
     return run.finish(accelerator, {**summary, "skipped": len(skipped), "seconds": round(result.seconds, 1)})
 
 

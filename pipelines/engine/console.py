@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -52,6 +53,12 @@ def say(accelerator: Accelerator, text: str) -> None:
     """Print a line on stderr, on the main process only, without breaking a progress bar."""
     if accelerator.is_main_process:
         tqdm.write(text, file=sys.stderr)
+
+
+def say_newest(flag: str, given: object, taken: object) -> None:
+    """Print which cache or run is taken if none is given by its flag. The first process prints it, before it has started."""
+    if given is None and os.environ.get("RANK", "0") == "0":
+        tqdm.write(f"no {flag} given: taking the newest, {taken}", file=sys.stderr)
 
 
 def say_notes(accelerator: Accelerator, videos: str, source: Source) -> None:

@@ -26,10 +26,11 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from data.cache.storage import json_object
+from data.cache.storage import is_address, json_object
 from data.files import remove_left_overs, write_bytes, write_json
+from data.recorded import locate
 from pipelines.engine.config import read_settings
-from pipelines.engine.console import say
+from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import device_name
 
 RUNS = Path("runs")
@@ -172,6 +173,16 @@ def environment_of(folder: Path) -> dict[str, Any]:
     return read_json(folder / "environment.json")
 
 
+def cache_of(folder: Path) -> str:
+    """Return the folder or address of the cache that a finished run has recorded, from any working folder."""
+    recorded = str(summary_of(folder).get("cache"))
+    if is_address(recorded):
+        return recorded
+    # Runs of earlier versions have not recorded their working folder.
+    started_in = environment_of(folder).get("folder")
+    return locate(recorded, folder, *([started_in] if isinstance(started_in, str) else []))
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a run folder. Raises ValueError if the file contains anything else."""
     return json_object(file.read_bytes(), str(file))
@@ -197,7 +208,9 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
         raise ValueError(
             f"no finished run of {pipeline} in {RUNS}/; start pipelines/{pipeline}.py, or name a run folder with --run"
         )
-    return max(summaries, key=lambda file: file.stat().st_mtime).parent
+    newest = max(summaries, key=lambda file: file.stat().st_mtime).parent
+    say_newest("--run", folder, newest)
+    return newest
 
 
 def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
@@ -207,6 +220,7 @@ def _environment(pipeline: str, accelerator: Accelerator) -> dict[str, Any]:
             versions[package] = version(package)
     return {
         "pipeline": pipeline,
+        "folder": os.getcwd(),
         "command": [os.path.relpath(sys.argv[0]), *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": device_name(accelerator.device),

@@ -98,7 +98,8 @@ def _run_all(options: argparse.Namespace, results: Results) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("gpu", description="Check this project on an NVIDIA GPU, in at most nine minutes.")
+    description = "Check this project on an NVIDIA GPU, in at most nine minutes."
+    parser = argparse.ArgumentParser("gpu", description=description, allow_abbrev=False)
     parser.add_argument(
         "--parts", type=_part_numbers, default=list(PARTS), help="numbers of parts, such as 1,2,4; by default all"
     )

@@ -42,7 +42,7 @@ class Setting:
 
 def run(measure: Callable[[Setting], Iterable[Row]]) -> None:
     """Run a part as a process: print each row as one line of JSON on stdout, and everything else on stderr."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     # The clock of time.monotonic() is the same in all processes.
     parser.add_argument("--end", type=float, default=time.monotonic() + 600)
     parser.add_argument("--work", type=Path, required=True)

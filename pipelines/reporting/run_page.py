@@ -15,11 +15,12 @@ from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 from data.source_clips import canonical_clips
-from pipelines.engine.run import RUNS, environment_of, metrics_of, read_json, summary_of
+from data.sources import hold_out
+from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorded_tokenizer
+from pipelines.engine.run import RUNS, cache_of, environment_of, metrics_of, read_json, summary_of
 from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
 from pipelines.reporting.pages import mean_with_error, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
-from tokenizer import load_tokenizer
 
 _SAMPLES = 4
 """Videos in the picture of reconstructions, and samples in the maps of orders."""
@@ -41,15 +42,16 @@ Rows = list[list[str]]
 def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
     """Write the page about the run in `folder`. `trust` allows running a tokenizer that is a TorchScript program."""
     summary = summary_of(folder)
-    cache = TokenCache.open(summary["cache"])
+    cache = TokenCache.open(cache_of(folder))
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
     probes = [summary_of(path.parent) for path in probe_files]
     used = cache.manifest["codes_used"]
+    validated = "held out" if hold_out(cache.videos)[1] else "training clips"
     values = {
         "title": f"{summary['objective']} on {cache.name}",
-        "tiles": _tiles(summary, probes),
+        "tiles": _tiles(summary, probes, validated),
         "probes": [_probe(probe) for probe in probes],
-        "curves": _curves(folder, summary),
+        "curves": _curves(folder, summary, validated),
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
         "collapse": collapse_warning(used, cache.vocab_size) if used < COLLAPSED * cache.vocab_size else None,
@@ -62,8 +64,8 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
     write_page(page, "report.html", values)
 
 
-def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
-    """List the name, value and note of each main result, starting with the newest probe."""
+def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str) -> Rows:
+    """List the name, value and note of each main result, starting with the newest probe. `validated` names the clips."""
     tiles = []
     if probes:
         linear, untrained = probes[-1]["linear"], probes[-1]["untrained"]
@@ -73,11 +75,11 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]]) -> Rows:
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
     if bits is None:
         note = "predicting the mean of each tubelet gives 1"
-        tiles.append(["squared error of normalised pixels, held out", f"{summary['loss']:.3f}", note])
+        tiles.append([f"squared error of normalised pixels, {validated}", f"{summary['loss']:.3f}", note])
     else:
         saved = 1 - bits / unigram if unigram else 0
         note = f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} the unigram entropy of {unigram:.2f}"
-        tiles.append(["bits per code, held out", f"{bits:.2f}", note])
+        tiles.append([f"bits per code, {validated}", f"{bits:.2f}", note])
     note = f"{summary['step']} steps in {summary['seconds']:.0f} s"
     tiles.append(["clips per second", f"{summary['clips_per_second']:.0f}", note])
     return tiles
@@ -100,11 +102,11 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _curves(folder: Path, summary: dict[str, Any]) -> Markup:
+def _curves(folder: Path, summary: dict[str, Any], validated: str) -> Markup:
     """Draw the bits per code during training, or the loss if the objective predicts pixels."""
     predicts_codes = summary["bits_per_code"] is not None
     measure = "bits_per_code" if predicts_codes else "loss"
-    curves = {"held out, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
+    curves = {f"{validated}, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
     lines = {name: (steps, values) for name, (steps, values) in curves.items() if steps}
     if not predicts_codes:
         return line_chart(lines, x="step", y="squared error of normalised pixels")
@@ -140,31 +142,40 @@ def _order(folder: Path) -> dict[str, Any] | None:
 
 def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
     """Return reconstructions of a few videos and, if the tokenizer is a run of this project, results of its training."""
-    source = cache.made_with["tokenizer"]
+    source = recorded_tokenizer(cache)
     try:
-        tokenizer = load_tokenizer(source, trust=trust)
+        tokenizer = load_recorded_tokenizer(cache, trust=trust)
         rows = np.linspace(0, len(cache) - 1, min(_SAMPLES, len(cache))).round().astype(int).tolist()
         pixels_BTHWC = torch.from_numpy(np.stack(list(canonical_clips(cache, rows))))
     except ValueError as error:
         return {"problem": str(error)}
     (batch,) = evaluation_batches(cache, rows, len(rows))
     picture = to_png(reconstruction_grid(pixels_BTHWC, tokenizer.decode(batch["codes_BTHW"])))
-    training, curve = None, ""
+    training: dict[str, Any] | None = None
+    curve, validated = Markup(), "validation"
     if (Path(source) / "summary.json").exists():
         training, (steps, values) = summary_of(Path(source)), _curve(Path(source), "val_psnr")
+        # Runs of earlier versions have not recorded whether anything was held out.
+        if "held_out" in training:
+            validated = "held-out" if training["held_out"] else "training"
         if len(steps) > 2:
-            curve = line_chart({"held out": (steps, values)}, x="step", y="PSNR in dB")
+            curve = line_chart({f"{validated} clips": (steps, values)}, x="step", y="PSNR in dB")
     picture_text = base64.b64encode(picture).decode()
-    return {"problem": None, "source": source, "training": training, "curve": curve, "picture": picture_text}
+    trained = {"training": training, "validated": validated, "curve": curve}
+    return {"problem": None, "source": source, **trained, "picture": picture_text}
 
 
 def _commands(folder: Path, cache: TokenCache) -> Rows:
     """List the commands of all runs behind this page, as shell-quoted words, in the order of their start."""
-    tokenizer = Path(cache.made_with["tokenizer"])
-    related = [folder, tokenizer, *(path.parent for path in folder.glob("*/environment.json"))]
-    caches = {cache.address, *(summary_of(path.parent).get("cache") for path in folder.glob("*/summary.json"))}
-    tokenize_runs = (path.parent for path in RUNS.glob("tokenize-*/summary.json"))
-    related += [run for run in tokenize_runs if summary_of(run)["cache"] in caches]
+    related = [folder, Path(recorded_tokenizer(cache)), *(path.parent for path in folder.glob("*/environment.json"))]
+    # Names contain the key. Paths may be relative to another working folder.
+    caches = {
+        cache.name,
+        *(Path(str(summary_of(path.parent).get("cache"))).name for path in folder.glob("*/summary.json")),
+    }
+    places = (folder.resolve().parent, RUNS)
+    tokenize_runs = (path.parent for place in places for path in place.glob("tokenize-*/summary.json"))
+    related += [run for run in tokenize_runs if Path(summary_of(run)["cache"]).name in caches]
     runs = {run.resolve(): environment_of(run) for run in related if (run / "environment.json").exists()}
     started = sorted(runs.values(), key=lambda environment: environment["started"])
     commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without duplicates

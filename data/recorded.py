@@ -1,0 +1,36 @@
+"""Places that a cache or a run has recorded: found again from any working folder, and after a project was moved."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def to_record(place: str) -> str:
+    """Return the absolute path of an existing file or folder; any other text, such as an address, unchanged."""
+    path = os.path.expanduser(place)
+    return os.path.abspath(path) if os.path.exists(path) else place
+
+
+def locate(recorded: str, *near: str | Path) -> str:
+    """Return where a recorded file or folder is now; the record unchanged if it is nowhere.
+
+    An absolute path is taken as it is if it exists. Otherwise the path, or the end of an absolute one, is looked for in the
+    folders `near` and in all folders above them, nearest first, and then in the working folder.
+    """
+    path = Path(recorded).expanduser()
+    if path.is_absolute() and path.exists():
+        return str(path)
+    # A moved project keeps its layout, so the longest end of an old absolute path is the best.
+    ends = [path.parts[start:] for start in range(1, len(path.parts))] if path.is_absolute() else [path.parts]
+    for end in filter(None, ends):
+        for base in _bases(near):
+            if os.path.exists(found := os.path.join(base, *end)):
+                return found
+    return recorded
+
+
+def _bases(near: tuple[str | Path, ...]) -> Iterator[Path]:
+    for place in near:
+        folder = Path(os.path.abspath(place))
+        yield from (folder, *folder.parents)
+    yield Path()
