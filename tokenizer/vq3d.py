@@ -5,15 +5,17 @@ Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tokenizer.base import VideoTokenizer, hash_module, to_float, to_uint8
 from tokenizer.blocks import ChannelNorm, Haar, ResidualBlock, Upsample, depth_to_space, space_to_depth
+from tokenizer.model_card import model_card
 from tokenizer.quantizers import make_quantizer
 
 SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
@@ -106,6 +108,10 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
     def fingerprint(self) -> str:
         config = {"class": type(self).__name__, "name": self.name, "stem": self._stem, "options": self._options}
         return hash_module(self, config)
+
+    def generate_model_card(self, training: Mapping[str, object] | None = None) -> ModelCard:  # type: ignore[override]
+        """Return README.md of `save_pretrained`. `training`: facts of the training by name, given as `model_card_kwargs`."""
+        return model_card(self, training or {})
 
     def _quantized(self, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return vectors (B, N, D), codes (B, t, h, w) and loss. If causal, repeat the first frame to fill a block."""

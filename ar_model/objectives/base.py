@@ -3,16 +3,17 @@
 Legend: B batch, T H W the grid of codes, L tokens, M some of them, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ar_model.attention_mask import Mask
 from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_input, take
+from ar_model.model_card import model_card
 from ar_model.transformer import Encoder, Positions
 
 
@@ -125,10 +126,19 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         """Return the number of tokens of the batch's clips along (t, h, w)."""
         return self.input.grid(self.input.clip(batch).shape[1:4])
 
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `config.json`, for `load_objective`, `from_pretrained` and the Hugging Face hub."""
+    def save(self, folder: Path, training: Mapping[str, object] | None = None) -> None:
+        """Write `model.safetensors` and `config.json`, for `load_objective`, `from_pretrained` and the Hugging Face hub.
+
+        `training`: facts of the training by name, for the model card README.md.
+        """
         config = {"objective": type(self).__name__, **cast(dict[str, Any], self._hub_mixin_config)}
-        self.save_pretrained(folder, config=config)
+        self.save_pretrained(folder, config=config, model_card_kwargs={"training": training})
+
+    def generate_model_card(self, training: Mapping[str, object] | None = None) -> ModelCard:  # type: ignore[override]
+        """Return the model card, which `save` writes as README.md."""
+        grid = "x".join(map(str, self.grid))
+        encoder = f"{len(self.encoder.blocks)} blocks of width {self.width}, {self.heads} heads"
+        return model_card(self, {"encoder": encoder, "tokens of a clip": grid, **(training or {})})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Objective":

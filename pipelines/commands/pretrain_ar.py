@@ -1,6 +1,6 @@
 """Pre-train a transformer on cached codes (stage two)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from pipelines.settings.pretrain_ar import Pretrain
 VALIDATION_CLIPS = 512
 """Maximum number of clips in a validation."""
 VALIDATION_BATCH = 32
-_NOTHING_HELD_OUT = "WARNING: nothing is held out, because the cache has a single video or group: validation is on clips of the training"
+_NOTHING_HELD_OUT = (
+    "WARNING: nothing is held out, because the cache has a single video or group: validation uses training clips"
+)
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
@@ -70,7 +72,14 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return validate(accelerator, objective, cache, clips)
 
     result = fit(run, accelerator, objective, dataset, config, snapshot_and_validate)
-    _save(accelerator, config, cache, objective, run.folder / "model")
+    measured_on = f"{len(clips)} {'held-out' if held_out else 'training'} clips"
+    facts = {
+        "trained on": f"codes of {len(rows)} videos, {'x'.join(map(str, cache.codes_shape))} per clip",
+        "tokenizer": f"{cache.spec['tokenizer'][:12]} (first digits of its fingerprint), {cache.vocab_size} codes",
+        "training steps": f"{config.steps} of {config.batch_size} clips",
+        **{name: f"{value:.4f} on {measured_on}" for name, value in result.losses.items()},
+    }
+    _save(accelerator, config, cache, objective, run.folder / "model", facts)
     summary = {
         "run": str(run.folder),
         "objective": name,
@@ -88,15 +97,22 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     return run.finish(accelerator, summary)
 
 
-def _save(accelerator: Accelerator, config: Pretrain, cache: TokenCache, objective: Objective, folder: Path) -> None:
-    """Save the model with its current weights in a folder that `load_objective` reads."""
+def _save(
+    accelerator: Accelerator,
+    config: Pretrain,
+    cache: TokenCache,
+    objective: Objective,
+    folder: Path,
+    training: Mapping[str, str] | None = None,
+) -> None:
+    """Save the model with its current weights in a folder that `load_objective` reads, with facts for its model card."""
     weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         # FSDP has replaced the modules of the objective: load the weights into a new one.
         with torch.random.fork_rng(), torch.autocast(accelerator.device.type, enabled=False):
             trained = config.objective(code_spec(cache))
         trained.load_state_dict(weights)
-        trained.save(folder)
+        trained.save(folder, training)
 
 
 def check_pairs(objective: Objective, config: Pretrain) -> None:

@@ -95,7 +95,14 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     dataset = ClipDataset(source, rows, config.clip, parts)
     result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)
     if accelerator.is_main_process:
-        result_of_training.save_pretrained(run.folder / "model")
+        clip, clips = config.clip, "training" if is_training else "held-out"
+        facts = {
+            "trained on": f"{len(rows)} videos, clips of {clip.frames} frames of {clip.size}x{clip.size}, stride {clip.stride}",
+            "training steps": f"{config.steps} of {config.batch_size} clips",
+            "PSNR": f"{result.losses['psnr']:.2f} dB on {len(pixels_BTHWC)} {clips} clips",
+            "codes in use": f"{100 * result.losses['code_usage']:.1f} % on these clips",
+        }
+        result_of_training.save_pretrained(run.folder / "model", model_card_kwargs={"training": facts})
     if skipped:
         say(accelerator, f"skipped {len(skipped)} damaged videos, see {skipped_file}")
     numbers = {key: value for key, value in result.losses.items() if key != "weights"}
