@@ -1,7 +1,10 @@
 """Estimated cost of a pre-training run before it starts: table and numbers of `pretrain_ar --plan`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from fractions import Fraction
 from functools import partial
+from math import prod
 from typing import Any
 
 import psutil
@@ -31,6 +34,8 @@ _TRACED_KERNELS = ("plain", "sdpa", "reference")
 """Attention kernels of plain PyTorch operations, which can be traced. All other kernels are fused and are traced as sdpa."""
 _TRACED_PARTS = 2
 """Maximum number of gradient-accumulation parts that are traced. Each further part costs the same as the second."""
+TRACED_CLIPS = 256
+"""Maximum number of clips in a traced part. The time of a trace grows with them, because some kernels work in tiles."""
 
 
 def plan(
@@ -57,7 +62,9 @@ def plan(
 
     facts: dict[str, Any] = {}
     backend = SingleProcess(torch.device("cpu"), bf16)
-    step = cost_of(lambda: _training(make().train(), config, cache, share, backend, facts))
+    step = _of_any_size(
+        lambda clips: cost_of(lambda: _training(make().train(), config, cache, clips, backend, facts)), share
+    )
     flop_per_step = step.flop * config.accumulate // min(config.accumulate, _TRACED_PARTS) * world
     clips = min(len(held_out or train), validation_clips)
     batch_size = min(validation_batch, -(-clips // world))
@@ -77,6 +84,7 @@ def plan(
         "precision": "bf16" if bf16 else "fp32",
         "attention": kernel,
         "flop_per_step": flop_per_step,
+        "extrapolated": share > TRACED_CLIPS,
         "memory": _memory(step, validating, world, sharded),
         "libraries": libraries,
         "videos": {"train": len(train), "held_out": len(held_out)},
@@ -93,6 +101,28 @@ def plan(
         print(table(None, _rows(numbers, config)))
     accelerator.wait_for_everyone()
     return numbers
+
+
+def _of_any_size(trace: Callable[[int], Cost], clips: int) -> Cost:
+    """Return the cost of a part of any number of clips, extrapolated from smaller ones if it is too large to be traced.
+
+    FLOPs are quadratic in the clips, because contrastive losses compare all pairs. Memory is continued as a line.
+    """
+    if clips <= TRACED_CLIPS:
+        return trace(clips)
+    sizes = (TRACED_CLIPS // 4, TRACED_CLIPS // 2, TRACED_CLIPS)
+    costs = [trace(size) for size in sizes]
+    memory = {
+        field.name: round(_through(sizes[1:], [getattr(cost, field.name) for cost in costs[1:]], clips))
+        for field in fields(Cost)
+    }
+    return replace(Cost(**memory), flop=round(_through(sizes, [cost.flop for cost in costs], clips)))
+
+
+def _through(xs: Sequence[int], ys: Sequence[int], x: int) -> Fraction:
+    """Return the value at x of the polynomial through some points (Lagrange's form), without rounding."""
+    weights = [prod(Fraction(x - other, own - other) for other in xs if other != own) for own in xs]
+    return Fraction(sum(weight * y for weight, y in zip(weights, ys, strict=True)))
 
 
 def _kernel(requested: str, device: torch.device, bf16: bool) -> str:
@@ -196,7 +226,8 @@ def _rows(numbers: dict[str, Any], config: Pretrain) -> list[list[str]]:
     passes = "forward and backward" + (", including recomputation" if config.recompute else "")
     counted = "" if kernel in _TRACED_KERNELS else ", counted as sdpa"
     uncompiled = "; traced without --compile, so the run may differ" if config.compile else ""
-    counted_work = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}"
+    extrapolated = f"; extrapolated from parts of {TRACED_CLIPS} clips" if numbers["extrapolated"] else ""
+    counted_work = f"{batch}, {passes}; attention {kernel}{counted}{uncompiled}{extrapolated}"
     peak = f"{precision}, peak" + (" per process" if processes else "") + (" with FSDP" if numbers["sharded"] else "")
     data = f"{numbers['steps']:,} steps on {videos['train']:,} videos; {videos['held_out']:,} are held out"
     measured_with = f"measured with {precision} matrices{processes}"

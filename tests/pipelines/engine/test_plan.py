@@ -97,6 +97,24 @@ def test_gradient_accumulation_activation_checkpointing_and_bf16_save_memory(cal
     assert (whole["precision"], bf16["precision"]) == ("fp32", "bf16")
 
 
+@pytest.mark.parametrize("objective", ["ARVideo", "VIMPAC"])
+def test_a_batch_too_large_to_trace_costs_what_its_trace_would_give(
+    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    size = ["--objective.width", "24", "--objective.depth", "1", "--objective.heads", "2"]
+    own = SMALL if objective == "ARVideo" else ["--objective", objective, *size, *SMALL[-6:]]
+    flags = ["pretrain_ar", "--plan", *own, "--batch_size", "48"]
+    traced = call(*flags)
+    monkeypatch.setattr("pipelines.engine.plan.TRACED_CLIPS", 16)
+    extrapolated = call(*flags)
+    assert (traced["extrapolated"], extrapolated["extrapolated"]) == (False, True)
+    assert extrapolated["flop_per_step"] == traced["flop_per_step"]
+    for use, size_in_bytes in traced["memory"].items():
+        assert extrapolated["memory"][use] == pytest.approx(size_in_bytes, rel=0.05)
+    # Tracing this batch would take days.
+    assert call(*flags, "--batch_size", str(10**9))["flop_per_step"] > 10**9 / 48 * traced["flop_per_step"] * 0.999
+
+
 def planned(here: Path, processes: int = 1, sharded: bool = False, **settings: Any) -> dict[str, Any]:
     """Return the plan of several processes, made by the first one."""
     cache = TokenCache.open(next((here / "caches").iterdir()))
