@@ -70,7 +70,7 @@ def shown(text: str) -> str:
 
 
 def _text(file: Path) -> str:
-    """Return the content of a list file with line ends `\\n`."""
+    """Return the content of a list file."""
     try:
         with open(file, "rb") as stream:
             content = stream.read(_BINARY_CHECK)
@@ -142,6 +142,7 @@ def _records(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
 
 
 def _plain_rows(file: Path, text: str) -> Iterator[Row]:
+    is_first = True
     for number, line in enumerate(_lines(text), start=1):
         try:
             fields = _fields(line)
@@ -150,10 +151,13 @@ def _plain_rows(file: Path, text: str) -> Iterator[Row]:
         if len(fields) > _MOST_FIELDS:
             expected = "expected 'path [label [group]]'; quote a path with spaces"
             raise ValueError(f"{file}, line {number}: {len(fields)} fields, {expected}")
-        is_header = len(fields) > 1 and [field.lower() for field in fields] == list(COLUMNS[: len(fields)])
-        if fields and not fields[0]:
+        if not fields:
+            continue
+        if not fields[0]:
             raise ValueError(f"{file}, line {number}: the path is empty")
-        if fields and not is_header:
+        is_header = is_first and len(fields) > 1 and [field.lower() for field in fields] == list(COLUMNS[: len(fields)])
+        is_first = False
+        if not is_header:
             yield Row(number, *fields)
 
 

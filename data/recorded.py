@@ -17,8 +17,8 @@ def locate(recorded: str, *near: str | Path) -> str:
     An absolute path is taken as it is if it exists. Otherwise the path, or the end of an absolute one, is looked for in the
     folders `near` and in all folders above them, nearest first, and then in the working folder.
     """
-    path = Path(recorded).expanduser()
-    if path.is_absolute() and path.exists():
+    path = Path(os.path.expanduser(recorded))
+    if path.is_absolute() and os.path.exists(path):
         return str(path)
     # A moved project keeps its layout, so the longest end of an old absolute path is the best.
     ends = [path.parts[start:] for start in range(1, len(path.parts))] if path.is_absolute() else [path.parts]

@@ -66,6 +66,8 @@ def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str,
     for candidates in (spread(held_out_rows, most), held_out_rows, train_rows):
         for row in candidates:
             video = source.videos[row]
+            if video.path in skipped:
+                continue
             try:
                 clips.append(read_clip(source, video, clip, 0))
             except DamagedVideo as damage:

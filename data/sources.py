@@ -74,8 +74,9 @@ def load_source(src: str) -> Source:
     """
     if src.startswith(BUILTIN):
         return _builtin(src)
-    path = Path(src).expanduser()
-    if not src or not path.exists():
+    # Path.expanduser raises RuntimeError for an unknown user.
+    path = Path(os.path.expanduser(src))
+    if not src or not os.path.exists(path):
         raise FileNotFoundError(f"{src}: no such folder or list file")
     return _folder(path) if path.is_dir() else _listed(path)
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -33,9 +34,9 @@ def load_tokenizer(source: str, *, trust: bool = False, download: bool = True) -
     kind, colon, rest = source.partition(":")
     if colon and kind == "taming":
         folder, chosen, quantizer = rest.partition("?quantizer=")
-        return load_taming(Path(folder).expanduser(), quantizer if chosen else None)
+        return load_taming(Path(os.path.expanduser(folder)), quantizer if chosen else None)
     if colon and kind == "torchscript":
-        return load_torchscript(Path(rest).expanduser(), trust)
+        return load_torchscript(Path(os.path.expanduser(rest)), trust)
     if re.match(r"\w*:", source) and not Path(source).exists():
         expected = "a folder, a hub id, taming:FOLDER or torchscript:FOLDER"
         raise ValueError(f"{source}: unknown kind of tokenizer {kind!r}; expected {expected}")
@@ -43,7 +44,7 @@ def load_tokenizer(source: str, *, trust: bool = False, download: bool = True) -
 
 
 def _load_own(source: str, download: bool) -> VQ3D:
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if (folder / "model").is_dir():
         folder = folder / "model"
     if folder.exists() and not (folder / "config.json").exists():

@@ -5,6 +5,7 @@ This module does not import torch, which would delay `--help` and the error for 
 
 import difflib
 import json
+import os
 import re
 import shutil
 import sys
@@ -32,7 +33,6 @@ _REWORDED = {
     r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, got \1",
     r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, got \2",
     r"Expected a dot import path string:": "unknown class:",
-    r"Option '(.+?)' is not accepted": r"unknown setting '\1'; for a chosen class, its .help flag lists them",
     r"(?s)Does not validate against any of the Union subtypes.*Given value: (.*)": r"invalid value \1",
 }
 """Patterns of messages of jsonargparse, and plainer replacements."""
@@ -82,9 +82,19 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line for a user's mistake and exit with code 2."""
+        # For an unknown setting of a chosen class, this is the parser of the class, which knows its settings.
+        if unknown := re.search(r"Option '(.+?)' is not accepted", message):
+            suggestion = _suggestion(unknown[1], [action.dest for action in self._actions])
+            message = f"unknown setting '{unknown[1]}'{suggestion}; for a chosen class, its .help flag lists all"
         for pattern, plain in _REWORDED.items():
             message = re.sub(pattern, plain, message)
         raise SystemExit(fail(self.command.removesuffix(".py"), f"{message} (--help lists the flags)"))
+
+
+def _suggestion(name: str, known: Sequence[str], dashes: str = "") -> str:
+    """Return a question for the known name that is closest to a mistyped one; empty if none is close."""
+    close = difflib.get_close_matches(name, known, 1) or [word for word in known if word.startswith(name)]
+    return f", did you mean {dashes}{close[0]}?" if close else ""
 
 
 def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None = None) -> tuple[T, str]:
@@ -213,9 +223,7 @@ def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
     for word in argv:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name.rstrip("+") not in known and name.split(".")[0] not in class_settings:
-            suggestions = difflib.get_close_matches(name, known, 1)
-            hint = f", did you mean --{suggestions[0]}?" if suggestions else ""
-            parser.error(f"unknown flag --{name}{hint}")
+            parser.error(f"unknown flag --{name}{_suggestion(name, known, '--')}")
 
 
 def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:
@@ -252,7 +260,7 @@ def recorded_group(run: str, group: str) -> dict[str, Any] | None:
     Raises:
         ValueError: if the settings cannot be read.
     """
-    folder = Path(run).expanduser()
+    folder = Path(os.path.expanduser(run))
     for candidate in (folder, folder.parent) if folder.name == "model" else (folder,):
         if (candidate / "config.yaml").is_file():
             settings = read_settings(candidate / "config.yaml").get(group)

@@ -52,7 +52,9 @@ def test_unknown_keys_in_flags_and_files(call: Call, here: Path) -> None:
     assert "stepps" in call("pretrain_ar", "--config", "typo.yaml")
     assert "stepps" in call("pretrain_ar", "--stepps", "3")
     assert "absent.yaml" in call("pretrain_ar", "--config", "absent.yaml")
-    assert "keeep" in call("pretrain_ar", "--objective.keeep", "0.5")
+    assert "did you mean keep?" in call("pretrain_ar", "--objective.keeep", "0.5")
+    for flag, meant in (("--clip.frame", "--clip.frames"), ("--video", "--videos"), ("--v", "--videos")):
+        assert f"{flag}, did you mean {meant}?" in call("tokenize", flag, "8")
     assert "Nonsense" in call("pretrain_ar", "--objective", "Nonsense")
     assert "clip.frames" in call("tokenize", "--clip.frames", "0")
     assert "steps" in call("train_tokenizer", "--steps", "many")
