@@ -134,6 +134,7 @@ def test_merge_writes_the_cache_of_all_videos(caches: Path, make_cache: MakeCach
         (["merge", "finished"], "at least 2 caches, got 1"),
         (["export", "finished"], "pipelines/export.py"),
         (["list", "--all"], "unrecognized arguments: --all"),
+        (["list", "--js"], "unrecognized arguments: --js"),
     ],
 )
 def test_mistake_is_one_line(caches: Path, flags: list[str], part: str) -> None:
