@@ -49,8 +49,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         accelerator, chosen = _train_default(config, source)
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
+        say_notes(accelerator, config.videos, source)
         say_recorded_clip(accelerator, [chosen], config.clip)
-    say_notes(accelerator, config.videos, source)
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
@@ -116,6 +116,7 @@ def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
     training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
     run = Run("train_tokenizer", training, settings, about=source.digest)
     accelerator = make_accelerator(training, run)
+    say_notes(accelerator, config.videos, source)
     if not run.finished:
         say(accelerator, f"no --tokenizer given: training one on {config.videos}")
     return accelerator, train(run, accelerator, training, source)["run"]

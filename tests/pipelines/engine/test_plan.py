@@ -97,13 +97,12 @@ def test_gradient_accumulation_activation_checkpointing_and_bf16_save_memory(cal
     assert (whole["precision"], bf16["precision"]) == ("fp32", "bf16")
 
 
-@pytest.mark.parametrize("objective", ["ARVideo", "VIMPAC"])
 def test_a_batch_too_large_to_trace_costs_what_its_trace_would_give(
-    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The FLOPs of VIMPAC's contrastive loss are quadratic in the clips.
     size = ["--objective.width", "24", "--objective.depth", "1", "--objective.heads", "2"]
-    own = SMALL if objective == "ARVideo" else ["--objective", objective, *size, *SMALL[-6:]]
-    flags = ["pretrain_ar", "--plan", *own, "--batch_size", "48"]
+    flags = ["pretrain_ar", "--plan", "--objective", "VIMPAC", *size, *SMALL[-6:], "--batch_size", "48"]
     traced = call(*flags)
     monkeypatch.setattr("pipelines.engine.plan.TRACED_CLIPS", 16)
     extrapolated = call(*flags)
