@@ -39,13 +39,20 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
     return torch.cat(encodings, dim=1)
 
 
-def flat_positions(count: int, width: int) -> Tensor:
-    """Return fixed 1-D sine-cosine encodings of token indices, (count, width), as in the code of VideoMAE (arXiv 2203.12602).
+def flat_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
+    """Return fixed 1-D sine-cosine encodings of token indices in raster order, (L, width), as in the code of VideoMAE.
 
-    The encodings do not depend on the shape of the grid. The formula is from arXiv 1706.03762, section 3.5.
+    The formula is from arXiv 1706.03762, section 3.5; VideoMAE is arXiv 2203.12602. `trained`: see `positions_of`. The index of a
+    place is then its index in the trained grid, so that a place keeps its encoding.
     """
     rate_D = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
-    angle_LD = torch.arange(count, dtype=torch.float64)[:, None] * rate_D
+    _, rows, columns = trained or grid
+    index_LD = torch.zeros(math.prod(grid), width, dtype=torch.float64)
+    for ids_L, step in zip(positions_of(grid, trained).double().T, (rows * columns, columns, 1), strict=True):
+        # A channel that turns by more than a radian from one trained row to the next has no meaning between rows: it keeps the
+        # value of the nearest row. The same holds for time slices.
+        index_LD += step * torch.where(rate_D * step > 1, (ids_L[:, None] + 0.5).floor(), ids_L[:, None])
+    angle_LD = index_LD * rate_D
     angle_LD[:, 0::2], angle_LD[:, 1::2] = angle_LD[:, 0::2].sin(), angle_LD[:, 1::2].cos()
     return angle_LD.float()
 
@@ -87,7 +94,7 @@ class Positions(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.width, self.heads, self.rope, self.flat = grid, width, heads, rope, flat
-        encoding_LD = flat_positions(math.prod(grid), width) if flat else sincos_positions(grid, width, trained)
+        encoding_LD = (flat_positions if flat else sincos_positions)(grid, width, trained)
         self.encoding_LD = nn.Buffer(encoding_LD, persistent=False)
         self.angle_LA = nn.Buffer(rotary_angles(grid, width // max(1, heads), trained), persistent=False)
 

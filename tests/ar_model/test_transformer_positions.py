@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ar_model.transformer import Grid, Positions, positions_of, rotary_angles, sincos_positions
+from ar_model.transformer import Grid, Positions, flat_positions, positions_of, rotary_angles, sincos_positions
 
 GRIDS: list[Grid] = [(2, 4, 4), (8, 7, 5), (1, 1, 1), (1, 6, 3)]
 
@@ -74,3 +75,42 @@ def test_resized_positions_are_interpolated_with_the_same_settings(rope: bool) -
         assert torch.equal(rotation.cos[:, 0], rotary_angles((2, 8, 2), 12, (2, 4, 4))[tokens].cos())
         assert torch.equal(rotation.sin[:, 0], rotary_angles((2, 8, 2), 12, (2, 4, 4))[tokens].sin())
     assert not positions.state_dict()  # computed, not saved
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_flat_encodings_are_those_of_the_index(grid: Grid) -> None:
+    """The formula is that of VideoMAE: channel c turns by 10000 ** (-2 * (c // 2) / width) per index."""
+    encodings = flat_positions(grid, 12)
+    assert torch.equal(encodings, flat_positions(grid, 12, grid))
+    for index in (0, math.prod(grid) // 2, math.prod(grid) - 1):
+        angles = [index / 10000 ** (2 * i / 12) for i in range(6)]
+        expected = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+        assert encodings[index].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(8, 42, 42), (24, 14, 14), (8, 14, 70)])
+def test_a_place_of_the_trained_grid_keeps_its_flat_encoding(grid: Grid) -> None:
+    trained = (8, 14, 14)
+    middles = tuple(slice(n // m // 2, None, n // m) for n, m in zip(grid, trained, strict=True))
+    encodings = flat_positions(grid, 96, trained).view(*grid, 96)[middles]
+    assert torch.allclose(encodings, flat_positions(trained, 96).view(*trained, 96), atol=1e-4)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("grid", [(8, 28, 28), (16, 28, 28), (8, 16, 16), (8, 20, 26)])
+def test_encodings_on_a_finer_grid_are_those_of_the_nearest_trained_place(grid: Grid, flat: bool) -> None:
+    """No place of the finer grid is further from a trained place than from the next but one."""
+    trained = (8, 14, 14)
+    positions = Positions(trained, 768, 12, rope=False, flat=flat)
+    t, h, w = positions_of(grid, trained).round().clamp_min(0).long().T
+    nearest = positions.encoding_LD.view(*trained, 768)[t, h, w]
+    similarity = F.cosine_similarity(positions.resized(grid).encoding_LD, nearest)
+    distance = (positions_of(grid, trained) - torch.stack([t, h, w], 1)).abs().amax(1)
+    assert similarity[distance <= 0.25].min() > 0.99
+    assert similarity.min() > 0.96
+
+
+def test_flat_encodings_on_another_grid_are_all_different() -> None:
+    encodings = flat_positions((16, 28, 28), 768, trained=(8, 14, 14)).view(16, 28, 28, 768)
+    for axis in range(3):
+        assert encodings.diff(dim=axis).norm(dim=-1).min() > 0.5
