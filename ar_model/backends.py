@@ -32,7 +32,10 @@ MAX_SAVED_BYTES = 32 * 2**20
 GPU_FACTOR = 64
 """Factor of these sizes on a GPU, which has more memory than the cache of a CPU and is slow in small matrix products."""
 TILE_BYTES, TILE_HEADS = 4 * 2**20, 4
-"""Bytes of scores, and number of heads, of one tile when weights are recomputed. A tile fits into the cache of a CPU."""
+"""Bytes of weights, and number of heads, of one tile when weights are recomputed. A tile fits into the cache of a CPU."""
+SCORE_BYTES = 2**20
+"""Bytes of scores that are in memory at once. Scores are in fp32: rounded to bf16, scores of standard deviation 8 give four times
+the error in the gradient of the queries."""
 
 
 def _size_factor(x: Tensor) -> int:
@@ -51,8 +54,8 @@ def _pieces(mask: Mask, queries: int, keys: int) -> Iterator[tuple[range, range]
 
 def _tiles(mask: Mask, q_GQH: Tensor, k_GKH: Tensor, save: bool) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Yield slices of heads, queries and keys, with their bias: whole pieces if weights are saved, else smaller tiles."""
-    bias_QK = None if mask is None else bias_of(mask, q_GQH.device, q_GQH.dtype)
-    zero, factor = q_GQH.new_zeros(1), _size_factor(q_GQH)
+    bias_QK = None if mask is None else bias_of(mask, q_GQH.device, torch.float32)
+    zero, factor = q_GQH.new_zeros(1, dtype=torch.float32), _size_factor(q_GQH)
     for rows, columns in _pieces(mask, q_GQH.shape[1], k_GKH.shape[1]):
         heads = len(q_GQH) if save else min(len(q_GQH), factor * TILE_HEADS)
         step = len(rows) if save else max(1, factor * TILE_BYTES // (heads * len(columns) * q_GQH.element_size()))
@@ -96,9 +99,18 @@ class _Plain(torch.autograd.Function):
 
 
 def _weight(q_GQH: Tensor, k_GKH: Tensor, bias: Tensor) -> Tensor:
-    """Return the attention weights (G, Q, K)."""
-    bias = bias.expand(len(q_GQH), q_GQH.shape[1], k_GKH.shape[1])
-    return torch.baddbmm(bias, q_GQH, k_GKH.transpose(1, 2), alpha=q_GQH.shape[-1] ** -0.5).softmax(-1)
+    """Return the attention weights (G, Q, K), from scores and a softmax in fp32, some heads at a time."""
+    count, queries, keys = len(q_GQH), q_GQH.shape[1], k_GKH.shape[1]
+    weight = q_GQH.new_empty(count, queries, keys)
+    # Compiled code needs no chunks, and a graph of many chunks would take minutes to compile.
+    compiling = torch.compiler.is_compiling()
+    heads = count if compiling else max(1, _size_factor(q_GQH) * SCORE_BYTES // (4 * queries * keys))
+    for head in range(0, count, heads):
+        chunk = slice(head, head + heads)
+        q, k = q_GQH[chunk].float(), k_GKH[chunk].float().transpose(1, 2)
+        scores = torch.baddbmm(bias.expand(len(q), queries, keys), q, k, alpha=q.shape[-1] ** -0.5)
+        weight[chunk] = scores.softmax(-1)
+    return weight
 
 
 def _plain(q_BNQH: Tensor, k_BNKH: Tensor, v_BNKH: Tensor, mask: Mask) -> Tensor:

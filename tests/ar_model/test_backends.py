@@ -157,6 +157,35 @@ def test_plain_equals_the_reference_when_weights_are_recomputed_in_tiles(
         )
 
 
+@pytest.mark.parametrize("name", ["plain", "sdpa"])
+@pytest.mark.parametrize("mask, queries", [(BlockMask(15, 20, 20), 300), (BlockMask(15, 40, 20), 600), (None, 200)])
+@pytest.mark.parametrize("max_saved", [backends.MAX_SAVED_BYTES, 0], ids=["saved", "recomputed"])
+def test_sharp_attention_in_bf16_is_as_exact_as_the_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch, name: str, mask: Mask, queries: int, max_saved: int
+) -> None:
+    """Scores have a standard deviation of 8. The reference is computed in fp64 from the same bf16 inputs."""
+    monkeypatch.setattr(backends, "MAX_SAVED_BYTES", max_saved)
+    generator = torch.Generator().manual_seed(0)
+    lengths = (queries, 300, 300, queries)
+    q, k, v, upstream = (torch.randn(2, 4, n, 64, generator=generator) for n in lengths)
+
+    def run(kernel: Kernel, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.bfloat16().to(dtype).requires_grad_() for x in (8 * q, k, v)]
+        out = kernel(*inputs, mask)
+        return [out.detach(), *torch.autograd.grad(out, inputs, upstream.bfloat16().to(dtype))]
+
+    def exact(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / 8
+        if mask is not None:
+            scores = scores.masked_fill(~mask.visible(scores.device), -torch.inf)
+        return scores.softmax(-1) @ v
+
+    expected, results = run(exact, torch.float64), run(BACKENDS[name], torch.bfloat16)
+    for part, correct, result in zip(("out", "dq", "dk", "dv"), expected, results, strict=True):
+        error = float((result.double() - correct).norm() / correct.norm())
+        assert error <= 0.6e-2, f"{part}: {error:.1e}"
+
+
 def test_plain_saves_no_weights_of_large_inputs() -> None:
     """The attention weights of 48 heads of 1,000 tokens take 92 MiB in bf16. Only queries, keys and values are saved."""
     q, k, v = (torch.randn(4, 12, 1000, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
