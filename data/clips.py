@@ -9,8 +9,9 @@ Legend: V views, T frames, H W pixels, C colours.
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,17 @@ from typing import Any, Literal
 import av
 import numpy as np
 
-from data.decoding import Frames, FrameStream, NumberedFrame, iter_frames, read_frames, resized
+from data.decoding import DamagedVideo, FrameStream, SizedFrame, iter_frames, read_sized_frames, resized
 from data.sources import Source, Video
+from data.timing import Timing
+
+MAX_FPS = 1000
+MIN_SCALE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """Settings for cutting clips from a video. Raises ValueError for a number below 1."""
+    """Settings for cutting clips from a video. Raises ValueError for a number out of range."""
 
     frames: int = 16
     """Frames of a clip. A shorter video is padded with its last frame; the padding is recorded."""
@@ -37,17 +42,40 @@ class ClipSpec:
     consecutive clips that cover the whole video."""
     flip: bool = False
     """Flip all views except the first horizontally, each at random."""
+    fps: float | None = None
+    """Resample the video to this number of frames per second, before stride is applied. A frame is repeated or left out according
+    to the time stamps. By default all frames are used."""
+    scales: tuple[float, ...] | None = None
+    """Crop each view except the first at a scale drawn from this list: 0.875 crops a square whose side is 0.875 of the video's
+    short side, and resizes it to size. By default the side is the short side. Dense views are not scaled."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "stride", "views"):
             value = getattr(self, name)
             if value != "dense" and value < 1:
                 raise ValueError(f"clip.{name} must be at least 1, got {value}")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise ValueError(f"clip.fps must be above 0 and at most {MAX_FPS}, got {self.fps}")
+        if self.scales is not None:
+            # JSON and YAML have lists.
+            object.__setattr__(self, "scales", tuple(self.scales))
+            if not self.scales or not all(MIN_SCALE <= scale <= 1 for scale in self.scales):
+                raise ValueError(f"clip.scales must be numbers from {MIN_SCALE} to 1, got {list(self.scales)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON content, which `ClipSpec(**content)` reads.
+
+        `fps` and `scales` are left out if they are not set, so that the keys of caches from before these settings stay.
+        """
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Position of a view in its video, sufficient to cut the same pixels again."""
+    """Position of a view in its video, sufficient to cut the same pixels again.
+
+    Frame numbers are those of the resampled video, if the specification has `fps`.
+    """
 
     start: int
     """First frame in the video."""
@@ -59,6 +87,11 @@ class View:
     """Corner of the crop in the resized frame."""
     size: int
     flip: bool
+    short_side: int = 0
+    """Short side of the resized frame: `size` (the default), or more if the view has a scale below 1."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short_side", self.short_side or self.size)
 
     def frames(self, count: int) -> list[int]:
         """Return `count` frame numbers in the video."""
@@ -67,7 +100,7 @@ class View:
 
 @dataclass(frozen=True)
 class ClipCuts:
-    """Positions of all views of a video, its number of frames, and its frames per second."""
+    """Positions of all views of a video, its number of frames, and its frames per second, both after resampling."""
 
     views: tuple[View, ...]
     frames: int
@@ -87,17 +120,20 @@ _COLUMNS = ("start", "real", "top", "left", "flip")
 
 def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
     """Return the views as compact JSON content: numbers that all views share once, and a column for each other number."""
-    columns = {name: [int(getattr(view, name)) for view in views] for name in _COLUMNS}
+    names = _COLUMNS if spec.scales is None else (*_COLUMNS, "short_side")
+    columns = {name: [int(getattr(view, name)) for view in views] for name in names}
     return {"stride": spec.stride, "crop": spec.size, **columns}
 
 
 def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
     """Return the views from the JSON content made by `describe`."""
     stride, size = int(described["stride"]), int(described["crop"])
-    rows = [[int(value) for value in row] for row in zip(*(described[name] for name in _COLUMNS), strict=True)]
+    columns = [described[name] for name in _COLUMNS]
+    columns.append(described.get("short_side", [0] * len(columns[0])))
+    rows = [[int(value) for value in row] for row in zip(*columns, strict=True)]
     return tuple(
-        View(start=start, stride=stride, real=real, top=top, left=left, size=size, flip=bool(flip))
-        for start, real, top, left, flip in rows
+        View(start=start, stride=stride, real=real, top=top, left=left, size=size, flip=bool(flip), short_side=side)
+        for start, real, top, left, flip, side in rows
     )
 
 
@@ -126,6 +162,8 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
     used, often only after its last view; ValueError if it has changed since it was listed; FileNotFoundError if it has
     disappeared since then.
     """
+    if source.root is None and spec.fps is not None:
+        raise ValueError(f"clip.fps {spec.fps:g}: the built-in videos have no frame rate")
     return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
 
 
@@ -133,43 +171,65 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
     def views_in_time(total: int) -> list[View]:
         return [_in_time(spec, video.path, v, total) for v in range(count)]
 
-    def frame_numbers(total: int) -> list[int]:
-        return sorted({i for view in views_in_time(total) for i in view.frames(spec.frames)})
+    def choose(timing: Timing) -> dict[int, set[int]]:
+        numbers = _frame_numbers(spec, timing)
+        sides: dict[int, set[int]] = defaultdict(set)
+        for view in views_in_time(len(numbers)):
+            for i in view.frames(spec.frames):
+                sides[numbers[i]].add(view.short_side)
+        return dict(sides)
 
     if source.root is None:
-        clip = _rendered(video, spec)
-        frames = Frames(clip[frame_numbers(len(clip))], len(clip), None)
+        timing = _rendered_timing()
+        frames = {(number, side): pixels for number, side, pixels in _rendered(video, choose(timing))}
     else:
-        frames = read_frames(_listed_path(source, video), spec.size, frame_numbers)
-    pixels = frames.pixels_THWC
-    row_of = {number: row for row, number in enumerate(frame_numbers(frames.total))}
-    in_time = views_in_time(frames.total)
-    views = [_in_space(spec, video.path, v, view, pixels.shape[1:3]) for v, view in enumerate(in_time)]
-    for view in views:
-        yield _cut(pixels, [row_of[i] for i in view.frames(spec.frames)], view)
-    yield ClipCuts(tuple(views), frames.total, frames.rate)
+        frames, timing = read_sized_frames(_listed_path(source, video), spec.size, choose)
+    numbers = _frame_numbers(spec, timing)
+    views = []
+    for v, in_time in enumerate(views_in_time(len(numbers))):
+        clip = [frames[numbers[i], in_time.short_side] for i in in_time.frames(spec.frames)]
+        views.append(_in_space(spec, video.path, v, in_time, clip[0].shape[:2]))
+        yield _cut(clip, views[-1])
+    yield ClipCuts(tuple(views), len(numbers), spec.fps or timing.rate)
 
 
 def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
+    stream, repeats = _dense_stream(source, video, spec)
+    frames = (pixels_HWC for number, _, pixels_HWC in stream for _ in range(repeats[number] if repeats else 1))
     views: list[View] = []
-    if source.root is None:
-        stream = FrameStream(_strided_rendered_frames(video, spec))
-    else:
-        stream = iter_frames(_listed_path(source, video), spec.size, lambda number: number % spec.stride == 0)
-    frames = iter(stream)
-    while clip := [pixels_HWC for _, pixels_HWC in islice(frames, spec.frames)]:
+    while clip := list(islice(frames, spec.frames)):
         start, real = len(views) * spec.frames * spec.stride, len(clip)
         view = View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
         views.append(_in_space(spec, video.path, 0, view, clip[0].shape[:2]))
-        yield _cut(np.stack(clip), [min(i, real - 1) for i in range(spec.frames)], views[-1])
-    yield ClipCuts(tuple(views), stream.total, stream.rate)
+        yield _cut(clip + clip[-1:] * (spec.frames - real), views[-1])
+    yield ClipCuts(tuple(views), len(_frame_numbers(spec, stream.timing)), spec.fps or stream.timing.rate)
 
 
-def _strided_rendered_frames(video: Video, spec: ClipSpec) -> Generator[NumberedFrame, None, tuple[int, None]]:
-    clip = _rendered(video, spec)
-    for number in range(0, len(clip), spec.stride):
-        yield number, clip[number]
-    return len(clip), None
+def _dense_stream(source: Source, video: Video, spec: ClipSpec) -> tuple[FrameStream, Mapping[int, int] | None]:
+    """Return every stride-th frame, and how often each is shown at another rate."""
+    sides = (spec.size,)
+    if source.root is None:
+        numbers = _frame_numbers(spec, _rendered_timing())[:: spec.stride]
+        return FrameStream(_rendered(video, dict.fromkeys(numbers, sides))), None
+    path = _listed_path(source, video)
+    if spec.fps is None:
+        return iter_frames(path, spec.size, lambda number: () if number % spec.stride else sides), None
+    # Which frame is on display at a time is known only after the next frame, so the times are read first.
+    timed = iter_frames(path, spec.size, lambda number: ())
+    for _ in timed:
+        pass
+    repeats = Counter(_frame_numbers(spec, timed.timing)[:: spec.stride])
+    return iter_frames(path, spec.size, lambda number: sides if number in repeats else ()), repeats
+
+
+def _frame_numbers(spec: ClipSpec, timing: Timing) -> Sequence[int]:
+    """Return the frame number of each frame of the resampled video. Raises DamagedVideo if its times are unknown."""
+    if spec.fps is None:
+        return range(timing.total)
+    try:
+        return timing.resampled(spec.fps).tolist()
+    except ValueError as error:
+        raise DamagedVideo(str(error)) from None
 
 
 def _listed_path(source: Source, video: Video) -> Path:
@@ -183,19 +243,27 @@ def _listed_path(source: Source, video: Video) -> Path:
     return path
 
 
-def _rendered(video: Video, spec: ClipSpec) -> np.ndarray:
-    """Render a clip of the built-in set, resized to the specification, uint8 (T, H, W, 3)."""
+def _rendered_timing() -> Timing:
+    from data import moving_digits  # imports torch
+
+    return Timing(moving_digits.FRAMES, None)
+
+
+def _rendered(video: Video, sides: Mapping[int, Collection[int]]) -> Generator[SizedFrame, None, Timing]:
+    """Render frames of a built-in video, each resized to its short sides."""
     split, index = video.path.split("/")
     from data import moving_digits  # imports torch
 
-    clip = moving_digits.render(0, split, int(index))
-    if spec.size == moving_digits.SIZE:
-        return clip
-    return np.stack([resized(av.VideoFrame.from_ndarray(frame), spec.size) for frame in clip])
+    numbers = sorted(sides)
+    for number, pixels_HWC in zip(numbers, moving_digits.render(0, split, int(index), numbers), strict=True):
+        frame = av.VideoFrame.from_ndarray(pixels_HWC)
+        for side in sides[number]:
+            yield number, side, pixels_HWC if side == moving_digits.SIZE else resized(frame, side)
+    return _rendered_timing()
 
 
 # Axes of the random draws. Other numbers would change all drawn views.
-_START, _TOP, _LEFT, _FLIP = range(4)
+_START, _TOP, _LEFT, _FLIP, _SCALE = range(5)
 
 
 def _draw(path: str, view: int, axis: int, choices: int) -> int:
@@ -207,14 +275,20 @@ def _draw(path: str, view: int, axis: int, choices: int) -> int:
 
 
 def _in_time(spec: ClipSpec, path: str, view: int, total: int) -> View:
-    """Place a view in a video of `total` frames. Its crop is not set yet."""
+    """Place a view in a video of `total` frames, and draw its scale. Its crop is not set yet."""
     span = (spec.frames - 1) * spec.stride + 1
     if total < span:
         # A short video is used from its first frame and padded after its last frame.
         start, real = 0, (total - 1) // spec.stride + 1
     else:
         start, real = _draw(path, view, _START, total - span + 1), spec.frames
-    return View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
+    scale = 1.0
+    if spec.scales is not None and view > 0:
+        scale = spec.scales[_draw(path, view, _SCALE, len(spec.scales))]
+    short_side = round(spec.size / scale)
+    return View(
+        start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False, short_side=short_side
+    )
 
 
 def _in_space(spec: ClipSpec, path: str, number: int, view: View, frame: tuple[int, int]) -> View:
@@ -225,6 +299,8 @@ def _in_space(spec: ClipSpec, path: str, number: int, view: View, frame: tuple[i
     return replace(view, top=top, left=left, flip=flip)
 
 
-def _cut(pixels_THWC: np.ndarray, rows: list[int], view: View) -> np.ndarray:
-    clip = pixels_THWC[rows, view.top : view.top + view.size, view.left : view.left + view.size]
-    return clip[:, :, ::-1] if view.flip else clip
+def _cut(frames: Sequence[np.ndarray], view: View) -> np.ndarray:
+    """Cut the crop of a view from its resized frames, uint8 (T, H, W, 3)."""
+    box = slice(view.top, view.top + view.size), slice(view.left, view.left + view.size)
+    clip_THWC = np.stack([pixels_HWC[box] for pixels_HWC in frames])
+    return clip_THWC[:, :, ::-1] if view.flip else clip_THWC

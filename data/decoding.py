@@ -6,9 +6,10 @@ decoder is set to raise, frames marked corrupt are refused, the container's chec
 """
 
 import errno
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ import numpy as np
 
 from data.damage import container_damage, overrun_decoder
 from data.text import one_line
+from data.timing import Timing
 
 _VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
 VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-2"
@@ -28,8 +30,8 @@ _SYSTEM_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.
 # Frames that may be missing at the end. Packed AVI streams and rounded durations account for up to two.
 _MISSING = 3
 
-NumberedFrame = tuple[int, np.ndarray]
-"""Number and pixels (h, w, 3) of a frame."""
+SizedFrame = tuple[int, int, np.ndarray]
+"""Number, short side and pixels (h, w, 3) of a frame."""
 
 
 class DamagedVideo(Exception):
@@ -46,39 +48,66 @@ class Frames:
 
 
 class FrameStream:
-    """Iterator over frame numbers and pixels. At its end it sets `total` and `rate` of the video, as in `Frames`."""
+    """Iterator over the wanted frames of a video. At its end it sets the `timing` of the video."""
 
-    def __init__(self, frames: Generator[NumberedFrame, None, tuple[int, float | None]]) -> None:
+    timing: Timing
+
+    def __init__(self, frames: Generator[SizedFrame, None, Timing]) -> None:
         self._frames = frames
-        self.total = 0
-        self.rate: float | None = None
 
-    def __iter__(self) -> Iterator[NumberedFrame]:
-        self.total, self.rate = yield from self._frames
+    def __iter__(self) -> Iterator[SizedFrame]:
+        self.timing = yield from self._frames
 
 
 def read_frames(path: Path, short_side: int, choose: Callable[[int], Sequence[int]]) -> Frames:
     """Decode the frames numbered `choose(total)`, resized so that the short side has `short_side` pixels.
 
-    The whole file is decoded, so damage anywhere in it is found. The number of frames that a file declares is an
-    estimate: if it is wrong, the file is decoded once more with the true number. Memory holds only the chosen frames.
+    Raises the same errors as `read_sized_frames`.
+    """
+    frames, timing = read_sized_frames(
+        path, short_side, lambda timing: dict.fromkeys(choose(timing.total), [short_side])
+    )
+    pixels_THWC = np.stack([frames[number, short_side] for number in choose(timing.total)])
+    return Frames(pixels_THWC, timing.total, timing.rate)
+
+
+def read_sized_frames(
+    path: Path, short_side: int, choose: Callable[[Timing], Mapping[int, Collection[int]]]
+) -> tuple[dict[tuple[int, int], np.ndarray], Timing]:
+    """Decode some frames of a video, and resize each to one or more short sides.
+
+    The whole file is decoded, so damage anywhere in it is found. The number of frames and the rate that a file declares are
+    estimates: if they lead to a wrong choice, the file is decoded once more. Memory holds only the chosen frames.
+
+    Args:
+        short_side: short side at which all frames must have the same shape.
+        choose: maps the timing of the video to the chosen frame numbers, each with its short sides.
+
+    Returns the pixels (h, w, 3) by number and short side, and the timing.
 
     Raises DamagedVideo if the file is empty, is not a video, ends early, or contains frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
-        total = max(1, _declared(container).frames)
+        declared = _declared(container)
+    chosen: Mapping[int, Collection[int]] = {}
+    # The declared rate may be too wrong for any choice.
+    with suppress(DamagedVideo):
+        chosen = choose(Timing(max(1, declared.frames), declared.rate or None))
     while True:
-        chosen = choose(total)
-        stream = iter_frames(path, short_side, frozenset(chosen).__contains__)
-        frames = dict(stream)
-        if stream.total == total:
-            return Frames(np.stack([frames[number] for number in chosen]), total, stream.rate)
-        total = stream.total
+        stream = iter_frames(path, short_side, partial(_sides_of, chosen))
+        frames = {(number, side): pixels for number, side, pixels in stream}
+        earlier, chosen = chosen, choose(stream.timing)
+        if chosen == earlier:
+            return frames, stream.timing
 
 
-def iter_frames(path: Path, short_side: int, is_chosen: Callable[[int], bool]) -> FrameStream:
-    """Decode chosen frames like `read_frames`, but yield each at once. Damage may be found only at the end."""
-    return FrameStream(_decode(path, short_side, is_chosen))
+def _sides_of(chosen: Mapping[int, Collection[int]], number: int) -> Collection[int]:
+    return chosen.get(number, ())
+
+
+def iter_frames(path: Path, short_side: int, sides_of: Callable[[int], Collection[int]]) -> FrameStream:
+    """Decode frames like `read_sized_frames`, but yield each at once. Damage may be found only at the end."""
+    return FrameStream(_decode(path, short_side, sides_of))
 
 
 @contextmanager
@@ -157,9 +186,10 @@ def _declared(container: av.container.InputContainer) -> _Declared:
 
 
 def _decode(
-    path: Path, short_side: int, is_chosen: Callable[[int], bool]
-) -> Generator[NumberedFrame, None, tuple[int, float | None]]:
-    """Yield the chosen frames, and return the number of frames and the frames per second."""
+    path: Path, short_side: int, sides_of: Callable[[int], Collection[int]]
+) -> Generator[SizedFrame, None, Timing]:
+    """Yield the chosen frames, and return the timing of the video."""
+    stamps_T: list[float | None] = []
     count, hidden, end = 0, 0, 0.0
     shape: tuple[int, int] | None = None
     with _as_damage(path), _open(path) as container:
@@ -186,14 +216,15 @@ def _decode(
                     shape = shape or _shape(frame, short_side)
                     if _shape(frame, short_side) != shape:
                         raise DamagedVideo(f"frame {count} has another shape than the first frame")
-                    if is_chosen(count):
-                        yield count, resized(frame, short_side)
+                    for side in sides_of(count):
+                        yield count, side, resized(frame, side)
+                    stamps_T.append(frame.time)
                     count += 1
         except (av.error.FFmpegError, ValueError) as error:
             _raise_system_error(error, path)
             raise DamagedVideo(f"frame {count} does not decode: {_reason(error)}") from None
     _check_early_end(declared, count, hidden, end)
-    return count, declared.rate or None
+    return Timing(count, declared.rate or None, stamps_T)
 
 
 def _end(packet: av.Packet, rate: float) -> float:

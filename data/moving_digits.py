@@ -1,16 +1,16 @@
 """Moving digits: real handwritten digits in eight motions, rendered on demand. A single frame does not reveal the motion.
 
-The state of a clip is a point (x, y, angle, log-scale) on a 4-dimensional torus: a digit that leaves on one side
+The state of a video is a point (x, y, angle, log-scale) on a 4-dimensional torus: a digit that leaves on one side
 returns on the opposite side, and a digit that has grown to full size starts again small. The point is drawn uniformly.
 The class determines only the coordinate along which the point moves, and the direction. A translation of a torus keeps
 the uniform distribution, so every single frame has the same distribution in all eight classes. Only the difference
-between frames carries the label.
+between frames carries the label. A video is twice as long as a clip of 16 frames, so that views of a video differ.
 
 Everything is a pure function of (seed, split, index). Training and held-out split use different handwritten samples.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from einops import rearrange
 
 SIZE = 64
-FRAMES = 16
+FRAMES = 32
 CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "growing", "shrinking")
-SPLITS: Mapping[str, int] = MappingProxyType({"train": 1600, "test": 600})  # clips per split
+SPLITS: Mapping[str, int] = MappingProxyType({"train": 1600, "test": 600})  # videos per split
 
 # Axis of the torus and direction of each class. Image rows count downwards, and angles clockwise as displayed.
 _MOTION = ((0, -1), (0, 1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1))
@@ -29,6 +29,9 @@ _MOTION = ((0, -1), (0, 1), (1, -1), (1, 1), (2, 1), (2, -1), (3, 1), (3, -1))
 _SPEED = ((2.0, 4.0), (2.0, 4.0), (0.15, 0.35), (0.04, 0.08))
 _PERIOD = (SIZE, SIZE, 2 * np.pi, 1.0)
 _HEIGHT = (22.0, 44.0)  # smallest and largest digit, in pixels
+# Frame at which the drawn state is reached. Videos once had the 16 frames from here on, and these frames are still the canonical
+# clip, so that results of one view stay valid.
+_ORIGIN = 8
 
 
 @functools.cache
@@ -51,31 +54,31 @@ def _texture(rng: np.random.Generator) -> torch.Tensor:
 
 
 def trajectory(seed: int, split: str, index: int) -> np.ndarray:
-    """Return the states of a clip, (FRAMES, 4): x and y of the centre in pixels, angle in radians, log-scale in 0..1."""
+    """Return the states of a video, (FRAMES, 4): x and y of the centre in pixels, angle in radians, log-scale in 0..1."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 0])
     axis, sign = _MOTION[index % len(CLASSES)]
     state = np.tile(rng.uniform(0, _PERIOD, 4), (FRAMES, 1))
     low, high = _SPEED[axis]
     speed = low + (high - low) * rng.uniform()
-    state[:, axis] += sign * speed * np.arange(FRAMES)
+    state[:, axis] += sign * speed * (np.arange(FRAMES) - _ORIGIN)
     return state % _PERIOD
 
 
-def render(seed: int, split: str, index: int) -> np.ndarray:
-    """Render clip `index` of a split, uint8 (FRAMES, SIZE, SIZE, 3). Its class is `CLASSES[index % 8]`."""
+def render(seed: int, split: str, index: int, numbers: Sequence[int] = range(FRAMES)) -> np.ndarray:
+    """Render the numbered frames of video `index` of a split, uint8 (T, SIZE, SIZE, 3). Its class is `CLASSES[index % 8]`."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index, 1])
     glyphs = _glyphs(split)
     glyph = glyphs[int(rng.integers(len(glyphs)))]
     background = _texture(rng)
     ink = torch.from_numpy(rng.uniform(0.8, 1.0, 3)).float()
 
-    x, y, angle, scale = torch.from_numpy(trajectory(seed, split, index)).float().T[:, :, None, None]
+    x, y, angle, scale = torch.from_numpy(trajectory(seed, split, index)[numbers]).float().T[:, :, None, None]
     height = _HEIGHT[0] * (_HEIGHT[1] / _HEIGHT[0]) ** scale
     pixel = torch.arange(SIZE, dtype=torch.float32) + 0.5
     dx = (pixel[None, None, :] - x + SIZE / 2) % SIZE - SIZE / 2  # the shorter way around the torus
     dy = (pixel[None, :, None] - y + SIZE / 2) % SIZE - SIZE / 2
     cos, sin = torch.cos(angle), torch.sin(angle)
     grid_THW2 = torch.stack([cos * dx + sin * dy, cos * dy - sin * dx], dim=-1) * (2 / height[..., None])
-    alpha = F.grid_sample(glyph.expand(FRAMES, -1, -1, -1), grid_THW2, align_corners=False)
+    alpha = F.grid_sample(glyph.expand(len(numbers), -1, -1, -1), grid_THW2, align_corners=False)
     video_TCHW = background + alpha * (ink[:, None, None] - background)
     return rearrange((video_TCHW * 255).round().to(torch.uint8), "t c h w -> t h w c").contiguous().numpy()

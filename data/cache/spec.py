@@ -5,7 +5,7 @@ processes, shard size and dates do not change it.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from data.sources import Video
 
 FORMAT = "arvideo-cache-2"
 """Version of the file format."""
-CUTTING = f"clips-1 digits-1 jpeg-{JPEG_QUALITY}"
+CUTTING = f"clips-1 digits-2 jpeg-{JPEG_QUALITY}"
 """Version of the code that cuts clips, renders the built-in videos and encodes JPEGs. A new version gives new keys."""
 
 
@@ -45,7 +45,7 @@ class CacheSpec:
     def preimage(self) -> dict[str, Any]:
         """Return the specification as JSON content. The key is its hash."""
         settings = {k: v for k, v in vars(self).items() if k not in ("clip", "videos")}
-        content = json.loads(compact({"format": FORMAT, **settings, "clip": asdict(self.clip)}))
+        content = json.loads(compact({"format": FORMAT, **settings, "clip": self.clip.to_json()}))
         return {**content, "videos": [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]}
 
     @property

@@ -96,7 +96,8 @@ def _list(arguments: argparse.Namespace) -> Answer:
 
 def _row(entry: Entry) -> list[str]:
     clip = entry.clip
-    cut = f"{clip['frames']}x{clip['size']}², stride {clip['stride']}, views: {clip['views']}" if clip else "?"
+    rate = f" at {clip['fps']:g} fps" if clip and clip["fps"] else ""
+    cut = f"{clip['frames']}x{clip['size']}²{rate}, stride {clip['stride']}, views: {clip['views']}" if clip else "?"
     skipped = f" ({entry.skipped} skipped)" if entry.skipped else ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
     videos, *counts = ["?" if n is None else f"{n:,}" for n in (entry.videos, entry.clips, entry.codes)]

@@ -1,11 +1,12 @@
 """Encode each video once and write its codes to webdataset shards (stage one). If no tokenizer is given, train one first."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -112,7 +113,7 @@ def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
     """Train the default tokenizer of `train_tokenizer` on these videos and clips, and return its run folder."""
     # train_tokenizer takes no dense views.
     clip = replace(config.clip, views=4) if config.clip.views == "dense" else config.clip
-    flags = [f"--clip.{name}={str(value).lower()}" for name, value in asdict(clip).items()]
+    flags = [f"--clip.{name}={json.dumps(value)}" for name, value in clip.to_json().items()]
     training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
     run = Run("train_tokenizer", training, settings, about=source.digest)
     accelerator = make_accelerator(training, run)

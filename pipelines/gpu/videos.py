@@ -10,8 +10,8 @@ import numpy as np
 from data.moving_digits import CLASSES, render
 from pipelines.gpu.part import Setting
 
-_COUNT, _SIDE, _LOOPS = 96, 256, 4
-"""Generated videos: their number, their height and width, and how often the 16 frames of a clip are repeated."""
+_COUNT, _SIDE, _LOOPS = 96, 256, 2
+"""Generated videos: their number, their height and width, and how often the 32 frames of a built-in video are repeated."""
 
 
 def videos_folder(setting: Setting) -> Path:
@@ -19,7 +19,7 @@ def videos_folder(setting: Setting) -> Path:
     if setting.videos is not None:
         return setting.videos
     folder = setting.work / "videos"
-    count, scale, loops = (16, 1, 2) if setting.dry else (_COUNT, _SIDE // 64, _LOOPS)
+    count, scale, loops = (16, 1, 1) if setting.dry else (_COUNT, _SIDE // 64, _LOOPS)
 
     def make(index: int) -> None:
         path, temporary = folder / CLASSES[index % len(CLASSES)] / f"{index:04d}.mp4", setting.work / f"{index:04d}.mp4"

@@ -161,15 +161,23 @@ def test_damaged_video_raises_damaged_video(tmp_path: Path) -> None:
         read_clips(source, source.videos[0], SPEC)
 
 
-def test_built_in_clip_is_the_rendered_clip() -> None:
+def test_built_in_clip_is_the_middle_of_the_rendered_video() -> None:
     source = load_source("builtin:moving-digits:8:8")
     video = source.videos[-1]
     assert video.path == "train/000007"
     clips = read_clips(source, video, ClipSpec(frames=16, size=64))
-    assert np.array_equal(clips.pixels_VTHWC[0], render(0, "train", 7))
+    assert np.array_equal(clips.pixels_VTHWC[0], render(0, "train", 7)[8:24])
     small = read_clips(source, video, ClipSpec(frames=8, size=32, views=2))
     assert small.pixels_VTHWC.shape == (2, 8, 32, 32, 3)
-    assert [view.start for view in small.views][0] == 4
+    assert [view.start for view in small.views][0] == 12
+
+
+def test_views_of_built_in_videos_differ() -> None:
+    source = load_source("builtin:moving-digits:40:0")
+    starts = [[view.start for view in read_clips(source, v, ClipSpec(views=3)).views] for v in source.videos]
+    assert [row[0] for row in starts] == [8] * 40
+    assert sum(len(set(row)) > 1 for row in starts) == 40
+    assert len({start for row in starts for start in row}) == 17
 
 
 @pytest.mark.parametrize("name", ["frames", "size", "stride", "views"])

@@ -87,7 +87,7 @@ def test_built_in_clip_is_cut_like_a_video() -> None:
     source = load_source("builtin:moving-digits:2:0")
     *parts, cuts = iter_clips(source, source.videos[0], ClipSpec(frames=8, size=64, views="dense"))
     assert isinstance(cuts, ClipCuts)
-    assert (len(parts), cuts.frames, cuts.rate) == (2, 16, None)
+    assert (len(parts), cuts.frames, cuts.rate) == (4, 32, None)
 
 
 # --- caching

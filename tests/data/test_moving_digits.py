@@ -48,6 +48,19 @@ def test_clip_is_a_function_of_seed_split_and_index() -> None:
         assert not np.array_equal(trajectory(3, "train", 5), trajectory(*other))
 
 
+def test_some_frames_are_rendered_alone() -> None:
+    video = render(0, "train", 5)
+    for numbers in ([0], [31, 3], range(8, 24), [9, 9, 10]):
+        assert np.array_equal(render(0, "train", 5, numbers), video[list(numbers)])
+
+
+def test_the_state_that_is_drawn_is_that_of_frame_8() -> None:
+    """Videos once began with this frame. The 16 frames from here on are still the canonical clip."""
+    for split, index in (("train", 3), ("test", 6)):
+        drawn = np.random.default_rng([0, list(moving_digits.SPLITS).index(split), index, 0]).uniform(0, PERIOD, 4)
+        assert np.array_equal(trajectory(0, split, index)[8], drawn)
+
+
 def test_classes_are_balanced_in_both_splits() -> None:
     source = load_source("builtin:moving-digits")
     for split, clips in (("train", 1600), ("test", 600)):
@@ -133,7 +146,7 @@ def test_rendered_digit_grows_or_shrinks_except_where_its_scale_wraps(label: str
         scale = trajectory(0, "train", index)[:, 3]
         change = np.diff(ink_of(render(0, "train", index)).sum(axis=(1, 2)))
         wraps = np.sign(np.diff(scale)) != sign
-        assert wraps.sum() <= 2
+        assert wraps.sum() <= 3
         assert np.all(np.sign(change)[~wraps] == sign)
         assert np.all(np.sign(change)[wraps] == -sign)
 
@@ -141,4 +154,4 @@ def test_rendered_digit_grows_or_shrinks_except_where_its_scale_wraps(label: str
 def test_digit_that_leaves_on_one_side_returns_on_the_opposite_side() -> None:
     ink = ink_of(render(0, "train", CLASSES.index("right"))).sum(axis=(1, 2))
     states = trajectory(0, "train", CLASSES.index("right"))[:, 0]
-    assert np.ptp(ink) < 0.1 * ink.mean(), states
+    assert np.ptp(ink) < 0.15 * ink.mean(), states

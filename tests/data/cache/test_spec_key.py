@@ -1,5 +1,6 @@
 """The key of a cache changes with everything that determines its content, and with nothing else."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 import data.cache.spec
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
+from data.clips import ClipSpec
 from data.sources import load_source
 from tests.helpers.cache_contents import SPEC, VIDEOS, files_of, filled, in_a_child
 from tests.helpers.caches import MakeCache
@@ -31,6 +33,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "views": {"clip": replace(SPEC.clip, views=3)},
     "dense": {"clip": replace(SPEC.clip, views="dense")},
     "flip": {"clip": replace(SPEC.clip, flip=True)},
+    "rate": {"clip": replace(SPEC.clip, fps=10)},
+    "scales": {"clip": replace(SPEC.clip, scales=(1, 0.75))},
     "precision": {"precision": "bf16"},
     "batch": {"encode_batch": 3},
     "pixels": {"keep_pixels": "raw"},
@@ -62,7 +66,10 @@ def test_keys_of_all_changes_differ_from_each_other() -> None:
 def test_every_field_of_the_specification_is_in_the_preimage() -> None:
     preimage = SPEC.preimage()
     assert set(preimage) == {"format", *vars(SPEC)}
-    assert set(preimage["clip"]) == set(vars(SPEC.clip))
+    assert set(preimage["clip"]) == set(vars(SPEC.clip)) - {"fps", "scales"}, "settings that came later are left out"
+    resampled = replace(SPEC, clip=replace(SPEC.clip, fps=10, scales=(1, 0.75))).preimage()
+    assert set(resampled["clip"]) == set(vars(SPEC.clip))
+    assert ClipSpec(**json.loads(json.dumps(resampled["clip"]))) == replace(SPEC.clip, fps=10, scales=(1, 0.75))
 
 
 def test_key_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
