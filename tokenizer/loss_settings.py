@@ -29,6 +29,9 @@ class Losses:
     """First step with the adversarial loss; the discriminator is trained from step 0."""
     adversarial_cap: float = 1.0
     """Upper limit of the adaptive weight of the adversarial loss."""
+    discriminator_betas: tuple[float, float] | None = None
+    """Decay rates of the two moments of AdamW for the discriminator; by default those of the tokenizer (--betas). VQGAN has
+    [0.5, 0.9] for both networks."""
 
     def __post_init__(self) -> None:
         if self.pixels not in ("mse", "l1"):
@@ -44,5 +47,11 @@ class Losses:
         for name in ("adversarial", "adversarial_cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}, but must be above 0")
+        if self.discriminator_betas is not None and not all(0 <= beta < 1 for beta in self.discriminator_betas):
+            raise ValueError(
+                f"loss.discriminator_betas is {list(self.discriminator_betas)}, but both must be at least 0 and below 1"
+            )
+        if self.discriminator_betas is not None and self.discriminator == "none":
+            raise ValueError("loss.discriminator_betas has no effect without --loss.discriminator")
         if self.adversarial_start < 0:
             raise ValueError(f"loss.adversarial_start is {self.adversarial_start}, but must not be negative")

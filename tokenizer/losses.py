@@ -39,6 +39,12 @@ class Reconstruction(nn.Module):
         """Networks whose gradients are clipped separately: the tokenizer, and the adversary if there is one."""
         return [self.tokenizer] if self.adversary is None else [self.tokenizer, self.adversary]
 
+    @property
+    def own_betas(self) -> dict[nn.Module, tuple[float, float]]:
+        """Betas of AdamW of the networks that have other ones than the tokenizer."""
+        betas = self._losses.discriminator_betas
+        return {} if self.adversary is None or betas is None else {self.adversary: betas}
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return `loss` and its parts, all scalars.
 

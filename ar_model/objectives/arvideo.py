@@ -38,6 +38,7 @@ class ARVideo(Objective):
         targets: share of each next cluster's tokens that is predicted in a training step. Validation predicts all.
         ranks: share of the clusters that a training step predicts; the other clusters are omitted. Validation predicts all.
         causal: false removes the causal mask and predicts the tokens that the encoder does not see, as a control experiment.
+        dropped_only: predict only tokens that the encoder does not see, so that the control differs in the mask only.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted.
         likelihood: one softmax per code, or one per digit of a code.
@@ -59,6 +60,7 @@ class ARVideo(Objective):
         targets: float = 0.25,
         ranks: float = 1.0,
         causal: bool = True,
+        dropped_only: bool = False,
         input: Content = "codes",  # noqa: A002
         target: Content = "codes",
         likelihood: CodeLikelihood = "joint",
@@ -73,13 +75,15 @@ class ARVideo(Objective):
         check_shares(keep=keep, targets=targets, ranks=ranks)
         check_positive(decoder_width=decoder_width, decoder_depth=decoder_depth)
         self.clusters, self.order, self.causal = ClusterGrid(self.grid, as_grid("clusters", clusters)), order, causal
+        self.dropped_only = dropped_only or not causal
         self.members_NK = nn.Buffer(self.clusters.members(), persistent=False)
         n, size = self.members_NK.shape
         if n < 2:
             raise ValueError("objective.clusters: one cluster covers the whole clip, so nothing is left to predict")
         self.kept, self.predicted, self.ranks = _count(keep, size), _count(targets, size), _count(ranks, n - 1)
-        if not causal and self.kept == size:
-            raise ValueError(f"objective.causal false predicts unseen tokens, but objective.keep {keep} leaves none")
+        if self.dropped_only and self.kept == size:
+            setting = "dropped_only true" if dropped_only else "causal false"
+            raise ValueError(f"objective.{setting} predicts unseen tokens, but objective.keep {keep} leaves none")
         self.query_D = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = CrossDecoder(decoder_width, decoder_depth, decoder_heads, self.width, with_self=decoder_self)
         self.target = make_target(self.predicts, codes, decoder_width, likelihood)
@@ -112,7 +116,7 @@ class ARVideo(Objective):
     def _counts(self) -> tuple[int, int]:
         """Return the numbers of ranks and of predicted tokens per cluster: the configured ones in training, else the maximum."""
         n, size = self.members_NK.shape
-        max_predicted = size if self.causal else size - self.kept
+        max_predicted = size - self.kept if self.dropped_only else size
         return (self.ranks, min(self.predicted, max_predicted)) if self.training else (n - 1, max_predicted)
 
     def _draw(self, seed_B: Tensor, ranks: int, predicted: int) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,17 @@ from pipelines.engine.device import device_name
 RUNS = Path("runs")
 FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
 """Settings that may change when a run is resumed, because they do not affect its numbers."""
+LATER: dict[str, Any] = {
+    "betas": [0.9, 0.95],
+    "lr_floor": 0.01,
+    "decay": "cosine",
+    "clip.fps": None,
+    "clip.scales": None,
+    "loss.discriminator_betas": None,
+    "objective.init_args.dropped_only": False,
+}
+"""Settings that were added after runs existed, with the defaults that keep the behaviour. A setting at this default does not
+change the name of a run folder, and earlier runs can be resumed."""
 _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"]
 """Packages whose versions environment.json records."""
 
@@ -51,7 +62,7 @@ class Run:
             about: identity of the inputs that the settings do not fix, such as the cache key or a digest of the videos.
         """
         self.pipeline = pipeline
-        fixed = {key: value for key, value in yaml.safe_load(settings).items() if key not in FREE}
+        fixed = {key: value for key, value in _without_later(yaml.safe_load(settings)).items() if key not in FREE}
         identity = hashlib.sha256(json.dumps([pipeline, about, fixed], sort_keys=True).encode()).hexdigest()[:8]
         self.folder: Path = config.out or parent / f"{pipeline}-{identity}"
         self._settings, self._about = settings, about
@@ -111,7 +122,7 @@ class Run:
             raise ValueError(
                 f"--out {self.folder}: contains a run on other videos, another cache or other entries; choose another --out"
             )
-        current = yaml.safe_load(self._settings)
+        earlier, current = _without_later(earlier), _without_later(yaml.safe_load(self._settings))
         for key in sorted({*earlier, *current} - FREE):
             if earlier.get(key) != current.get(key):
                 raise ValueError(
@@ -147,6 +158,18 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Return the summary of the finished run."""
         return summary_of(self.folder)
+
+
+def _without_later(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings without those of LATER that have their default."""
+    kept = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            kept[name] = _without_later(value, f"{key}.")
+        elif key not in LATER or value != LATER[key]:
+            kept[name] = value
+    return kept
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,13 +60,22 @@ def plan_parts(
 
 
 def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices, not on vectors (biases, norms)."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+    """Build AdamW with weight decay on matrices, not on vectors (biases, norms).
+
+    An optional attribute `own_betas` of the module maps parts of it to their betas; the other parts have those of `config`.
+    """
+    own_betas: dict[nn.Module, tuple[float, float]] = getattr(module, "own_betas", {})
+    rest = dict.fromkeys(p for p in module.parameters() if p.requires_grad)
+    groups: list[dict[str, Any]] = []
+    for part, betas in [*own_betas.items(), (module, config.betas)]:
+        trained = [p for p in part.parameters() if p in rest]
+        for parameter in trained:
+            del rest[parameter]
+        groups.append(
+            {"params": [p for p in trained if p.ndim >= 2], "betas": betas, "weight_decay": config.weight_decay}
+        )
+        groups.append({"params": [p for p in trained if p.ndim < 2], "betas": betas, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 @dataclass

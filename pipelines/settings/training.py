@@ -25,7 +25,13 @@ class Training:
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: int = 50
-    """Steps of linear learning-rate warm-up, followed by cosine decay to 1 % of the peak."""
+    """Steps of linear learning-rate warm-up, followed by the decay."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """Shape of the learning-rate decay from the peak to the floor."""
+    lr_floor: float = 0.01
+    """Learning rate at the end, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments of AdamW."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on matrices only."""
     clip_gradient: float = 1.0
@@ -52,6 +58,10 @@ class Training:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be finite and above 0, got {self.lr}")
+        if not 0 <= self.lr_floor <= 1:
+            raise ValueError(f"lr_floor must be from 0 to 1, got {self.lr_floor}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
         if not self.clip_gradient > 0:
             raise ValueError(f"clip_gradient must be above 0, got {self.clip_gradient}")
         if not 0 <= self.seed < 2**31:

@@ -10,6 +10,7 @@ from ar_model.inputs import CodeSpec
 from ar_model.objectives import VIMPAC, ARVideo, Objective
 from pipelines.engine.config import parse
 from pipelines.settings.pretrain_ar import Pretrain
+from pipelines.settings.tokenize import Tokenize
 from tests.helpers.commands import ROOT
 
 CONFIGS = ROOT / "pipelines" / "configs"
@@ -80,8 +81,75 @@ def test_all_sizes_accept_the_default_caches_of_tokenize() -> None:
     assert millions == pytest.approx([21.3, 85.1, 302.3], rel=0.01)
 
 
-def test_the_control_has_no_causal_mask() -> None:
-    assert not build(*PAPER, "papers/arvideo/control_no_causal_mask.yaml").causal
+@pytest.mark.parametrize("training", [True, False], ids=["training", "validation"])
+def test_control_and_causal_twin_predict_the_same_1170_tokens(training: bool) -> None:
+    flags = [flag for name in PAPER for flag in ("--config", str(CONFIGS / name))]
+    small = [f"--objective.{part}{name}={n}" for part in ("", "decoder_") for name, n in SIZES.items()]
+    drawn = []
+    for name in ("control_no_causal_mask", "control_dropped_only"):
+        path = CONFIGS / "papers" / "arvideo" / f"{name}.yaml"
+        model = parse(Pretrain, [*flags, "--config", str(path), *small])[0].objective(CODES)
+        assert isinstance(model, ARVideo) and model.causal == (name == "control_dropped_only")
+        model.train(training)
+        drawn.append(model._draw(torch.arange(3), *model._counts()))
+    (seen, predicted), (seen_causally, predicted_causally) = drawn
+    assert torch.equal(seen, seen_causally) and torch.equal(predicted, predicted_causally)
+    assert (seen.shape[1], predicted.shape[1]) == (300, 1170)
+    assert all(not set(a) & set(b) for a, b in zip(seen.tolist(), predicted.tolist(), strict=True))
+
+
+SIZES = {"width": 32, "depth": 1, "heads": 1}
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize(
+    "name, betas, floor, decay",
+    [
+        ("arvideo", (0.9, 0.95), 1 / 15, "cosine"),
+        ("videomae", (0.9, 0.95), 1 / 15, "cosine"),
+        ("mam2", (0.9, 0.95), 1 / 15, "cosine"),
+        ("vimpac", (0.9, 0.98), 0, "linear"),
+    ],
+)
+def test_optimizer_and_schedule_of_the_papers(name: str, betas: tuple[float, float], floor: float, decay: str) -> None:
+    config, _ = parse(Pretrain, ["--config", str(CONFIGS / "papers" / f"{name}.yaml")])
+    assert (config.betas, config.decay) == (betas, decay)
+    assert config.lr_floor == pytest.approx(floor, rel=1e-5)
+
+
+def test_arvideo_and_videomae_have_equal_positions_and_schedules() -> None:
+    models = [any_objective(f"base/{name}.yaml", f"papers/{name}.yaml") for name in ("arvideo", "videomae")]
+    assert [(model.positions.flat, model.positions.rope) for model in models] == [(True, False)] * 2
+    first, second = (
+        parse(Pretrain, ["--config", str(CONFIGS / "papers" / f"{name}.yaml")])[0] for name in ("arvideo", "videomae")
+    )
+    for setting in (
+        "steps",
+        "warmup",
+        "batch_size",
+        "lr",
+        "lr_floor",
+        "betas",
+        "decay",
+        "weight_decay",
+        "clip_gradient",
+    ):
+        assert getattr(first, setting) == getattr(second, setting)
+
+
+def test_clips_of_the_papers() -> None:
+    clips = {
+        name: parse(Tokenize, ["--config", str(CONFIGS / "papers" / "clips" / f"{name}.yaml")])[0].clip
+        for name in ("videomae", "vimpac")
+    }
+    videomae, vimpac = clips["videomae"], clips["vimpac"]
+    assert (videomae.frames, videomae.stride, videomae.size, videomae.flip) == (16, 4, 224, False)
+    assert videomae.scales == (1, 0.875, 0.75, 0.66)
+    assert (vimpac.frames, vimpac.fps, vimpac.size, vimpac.views, vimpac.flip) == (5, 2, 128, 12, True)
+    # The short side has 128 or 160 pixels.
+    assert vimpac.scales is not None and [round(128 / scale) for scale in vimpac.scales] == [128, 160]
 
 
 # --- all objectives

@@ -204,6 +204,17 @@ def test_all_trained_parameters_belong_to_the_networks(lpips_weights: Path) -> N
     assert trained == {id(p) for p in both.parameters() if p.requires_grad}
 
 
+def test_only_the_discriminator_has_betas_of_its_own() -> None:
+    tokenizer = build("vq3d-2x8x8-emavq16")
+    assert Reconstruction(tokenizer, Losses(discriminator="3d")).own_betas == {}
+    module = Reconstruction(tokenizer, Losses(discriminator="3d", discriminator_betas=(0.5, 0.9)))
+    assert module.own_betas == {module.adversary: (0.5, 0.9)}
+    with pytest.raises(ValueError, match="discriminator_betas has no effect without"):
+        Losses(discriminator_betas=(0.5, 0.9))
+    with pytest.raises(ValueError, match="discriminator_betas"):
+        Losses(discriminator="3d", discriminator_betas=(0.5, 1.0))
+
+
 def test_losses_are_fp32_under_autocast(lpips_weights: Path) -> None:
     """The losses only approximate those without autocast, because vectors between two codes may get the other code."""
     losses = Losses(lpips=0.5, lpips_weights=lpips_weights, discriminator="3d", adversarial_start=0)
