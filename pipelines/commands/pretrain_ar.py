@@ -32,6 +32,10 @@ VALIDATION_BATCH = 32
 _NOTHING_HELD_OUT = (
     "WARNING: nothing is held out, because the cache has a single video or group: validation uses training clips"
 )
+_PAIRS_CHECKED = 256
+"""Maximum number of videos whose views are compared before training on pairs."""
+_EQUAL_PAIRS = 0.1
+"""Share of videos with equal views from which on a warning is printed. Random views of a short video are sometimes equal."""
 
 
 def main(config: Pretrain, settings: str) -> dict[str, Any]:
@@ -50,6 +54,8 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     check_pairs(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
+    if objective.needs_pairs and accelerator.is_main_process and (warning := equal_views(cache, rows)):
+        say(accelerator, warning)
     backend = _prepare(run, accelerator, objective, dataset, config)
     # Read the name now: FSDP changes the class.
     name = type(objective).__name__
@@ -127,6 +133,20 @@ def check_pairs(objective: Objective, config: Pretrain) -> None:
             f"{type(objective).__name__} contrasts clips of different videos: "
             f"batch_size / accumulate must be at least 2, got {videos}"
         )
+
+
+def equal_views(cache: TokenCache, rows: Sequence[int]) -> str | None:
+    """Return a warning if a tenth of the videos have only views of the same cut, else None. A sample of the rows is checked."""
+    # Each other shard of a remote cache would have to be fetched.
+    step = 1 if cache.remote else -(-len(rows) // _PAIRS_CHECKED)
+    checked = rows[::step][:_PAIRS_CHECKED]
+    equal = sum(len(set(cache.views(row))) == 1 for row in checked)
+    if equal < _EQUAL_PAIRS * len(checked):
+        return None
+    return (
+        f"{equal} of {len(checked)} videos looked at have equal views (same frames, crop and mirroring), so the contrastive loss "
+        "compares a clip with itself; use longer videos or fewer --clip.frames, or --clip.flip or --clip.scales"
+    )
 
 
 def _prepare(run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:

@@ -31,6 +31,8 @@ _REWORDED = {
     r"Expected a <class 'int'>\. Got value: (.*)": r"must be a whole number, got \1",
     r"Expected a <class 'float'>\. Got value: (.*)": r"must be a number, got \1",
     r"Expected a <class 'bool'>\. Got value: (.*)": r"must be true or false, got \1",
+    r"Expected a <class 'tuple'>\. Got value: (.*)": r"must be a list of numbers, got \1",
+    r"Expected a tuple with (\d+) elements\. Got value: (.*)": r"must be a list of \1 numbers, got \2",
     r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, got \2",
     r"Expected a dot import path string:": "unknown class:",
     r"(?s)Does not validate against any of the Union subtypes.*Given value: (.*)": r"invalid value \1",

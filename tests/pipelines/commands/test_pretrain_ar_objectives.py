@@ -1,6 +1,7 @@
 """Every objective trains reproducibly, resumes bit for bit, splits its batch among processes, and saves snapshots."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from ar_model.objectives import load_objective
 from data.cache import TokenCache
+from data.clips import ClipCuts, View
 from data.loading import evaluation_batches
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start, start_ranks
@@ -91,3 +93,23 @@ def test_snapshots_are_models_from_before_the_end(name: str, cache: Path, tmp_pa
 def test_a_setting_of_another_objective_is_refused_in_one_line(cache: Path, tmp_path: Path, call: Call) -> None:
     wrong: list[Any] = ["--objective", "VIMPAC", "--objective.keep", "0.5", "--cache", str(cache)]
     assert "keep" in call("pretrain_ar", *wrong, "--out", str(tmp_path))
+
+
+def test_contrast_between_equal_views_is_said_once(
+    cache: Path, tmp_path: Path, call: Call, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second cache, both views of a video are the same cut, as in a square video of the length of a clip."""
+
+    def equal_cuts(views: int) -> ClipCuts:
+        view = View(start=0, stride=1, real=4, top=0, left=0, size=8, flip=False)
+        return ClipCuts((view,) * views, 4, 25.0)
+
+    monkeypatch.setattr("tests.helpers.cache_contents.some_cuts", equal_cuts)
+    equal = make_cache(tmp_path, videos=24, codes_shape=(2, 4, 4))
+    for run, (chosen, contrast, warned) in enumerate([(equal, "1", 1), (equal, "0", 0), (cache, "1", 0)]):
+        settings = flags("VIMPAC", chosen, tmp_path / str(run))
+        call("pretrain_ar", *settings, "--objective.contrast", contrast, "--steps", "1")
+        lines = [line for line in call.err.splitlines() if "equal views" in line]
+        assert len(lines) == warned
+        if warned:
+            assert re.search(r"\b(\d+) of \1 videos", lines[0]) and "--clip.scales" in lines[0]
