@@ -111,7 +111,10 @@ class ARVideo(Objective):
     def _hidden_in_words(self) -> str:
         size = self.members_NK.shape[1]
         sees = "earlier clusters" if self.causal else "all clusters but the last"
-        return f"{self.kept} of {size} tokens of {sees} visible, clusters of {self.clusters.box}, order {self.order}"
+        only = ", only unseen tokens predicted" if self.dropped_only else ""
+        return (
+            f"{self.kept} of {size} tokens of {sees} visible{only}, clusters of {self.clusters.box}, order {self.order}"
+        )
 
     def _counts(self) -> tuple[int, int]:
         """Return the numbers of ranks and of predicted tokens per cluster: the configured ones in training, else the maximum."""

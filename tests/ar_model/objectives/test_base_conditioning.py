@@ -37,6 +37,7 @@ def test_settings_that_change_only_the_model_keep_it(kind: type, settings: dict[
         (ARVideo, {"clusters": (4, 2, 2)}),
         (ARVideo, {"order": "temporal-first"}),
         (ARVideo, {"causal": False}),
+        (ARVideo, {"dropped_only": True}),
         (ARVideo, {"input": "pixels"}),
         (ARVideo, {"code_patch": (2, 1, 1), "clusters": (2, 4, 2)}),
         (VideoMAE, {"ratio": 0.5}),
