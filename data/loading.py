@@ -10,6 +10,7 @@ Legend: N samples, B samples of this rank, T H W codes or pixels, V views.
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,13 @@ from data.cache.index import ClipIndex
 from data.cache.storage import MEMORY
 from data.clips import ClipSpec, read_clips
 from data.decoding import DamagedVideo
+from data.processes import end_with_parent, shielded
 from data.sources import Source
+from data.text import one_line
 
 Batch = dict[str, Any]
+_LARGE = 2**19
+"""Bytes from which shared memory is faster than a pipe."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +215,10 @@ def pick_view(views: np.ndarray, draw: float) -> np.ndarray:
 def batches(dataset: Dataset, steps: range, workers: int, pin: bool = False) -> Iterator[Batch]:
     """Load the batches of `steps`, in order, ahead of time in `workers` processes. 0 loads on demand in this process.
 
-    `pin` puts the tensors into pinned memory, from which they can be copied to a GPU while it works. It needs a GPU. An OSError
-    or ValueError in the dataset is raised here unchanged.
+    `pin` puts the tensors into pinned memory, from which they can be copied to a GPU while it works. It needs a GPU.
+
+    Raises:
+        OSError, ValueError: unchanged from the dataset; OSError also if a worker cannot be started or has died.
     """
     # A forked worker would inherit locks of threads that it does not have. A fork server has no other threads.
     context = multiprocessing.get_context("forkserver") if workers else None
@@ -226,10 +233,35 @@ def batches(dataset: Dataset, steps: range, workers: int, pin: bool = False) -> 
         multiprocessing_context=context,
         # This pins tensors in a thread if there are workers.
         pin_memory=pin,
-        collate_fn=_large_arrays_as_tensors,  # type: ignore[arg-type]  # without batch_size it gets one item
+        # Without batch_size, this function gets one item.
+        collate_fn=_for_sending if workers else lambda batch: batch,  # type: ignore[arg-type, return-value]
+        worker_init_fn=end_with_parent if workers else None,
     )
-    loaded = map(_as_tensors, loader)
+    loaded = map(_as_tensors, _from_workers(loader, workers) if workers else loader)
     return map(_pinned, loaded) if pin else loaded
+
+
+_REMEDY = "enlarge /dev/shm if it is small (docker run --shm-size 8g), or use --workers 0"
+
+
+def _from_workers(loader: DataLoader, workers: int) -> Iterator[Batch]:
+    """Start the workers, and return the batches. Raises OSError if a worker cannot be started or has died."""
+    try:
+        with shielded():
+            loaded = iter(loader)
+    except OSError as error:
+        raise OSError(f"--workers {workers}: the loading processes cannot be started ({error}); {_REMEDY}") from None
+
+    def checked() -> Iterator[Batch]:
+        try:
+            yield from loaded
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = one_line(error, 200)
+            raise OSError(f"--workers {workers}: a loading process has died ({reason}); {_REMEDY}") from None
+
+    return checked()
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -237,10 +269,19 @@ def _pinned(batch: Batch) -> Batch:
     return {k: v.pin_memory() if isinstance(v, torch.Tensor) and not v.is_pinned() else v for k, v in batch.items()}
 
 
-def _large_arrays_as_tensors(batch: Batch) -> Batch:
-    """Convert large arrays. A worker sends arrays through a pipe, but tensors of any size in 0.5 ms by shared memory."""
-    large = {key: torch.from_numpy(v) for key, v in batch.items() if isinstance(v, np.ndarray) and v.nbytes >= 2**19}
-    return {**batch, **large}
+def _for_sending(batch: Batch) -> Batch:
+    """Put large arrays and tensors into shared memory, which sends any size in 0.5 ms. All others are sent through a pipe."""
+    return {key: _sendable(v) if isinstance(v, np.ndarray | torch.Tensor) else v for key, v in batch.items()}
+
+
+def _sendable(value: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    tensor = torch.as_tensor(value)
+    if tensor.nbytes >= _LARGE:
+        # Without room in /dev/shm, for example in a container, the pipe is slow but works. Here an error can be caught: in the
+        # thread that sends the batch, the batch would be lost and the training would wait for it for ever.
+        with suppress(RuntimeError):
+            return tensor.share_memory_()
+    return tensor.numpy()
 
 
 class _ErrorForwardingDataset(Dataset):

@@ -45,7 +45,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     """Complete the cache of these videos, tokenizer and clips, and return its summary."""
     began = time.perf_counter()
     source = load_source(config.videos)
-    run = Run("tokenize", config, settings)
+    # Several machines may fill one cache with the same command.
+    run = Run("tokenize", config, settings, shared=True)
     if config.tokenizer is None:
         accelerator, chosen = _train_default(config, source)
     else:

@@ -16,18 +16,31 @@ import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, lift_deadline
+
 
 def start_cpu_processes() -> None:
-    """Start the requested CPU processes, wait for them and exit with their exit code. Return if none were requested."""
+    """Start the requested CPU processes, wait for them and exit with their exit code. Return if none were requested.
+
+    SIGTERM and SIGUSR1 are passed on to the processes, which save a checkpoint and end.
+    """
     requested = _requested()
     world, machines = requested.get("num_processes", 1), requested.get("num_machines", 1)
     if world < 2:
         return
     local_world = world // machines
     first_rank = requested.get("machine_rank", 0) * local_world
-    environment = {**os.environ, **_sharding(requested), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local_world)}
+    environment = {
+        **child_environment(),
+        **_sharding(requested),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(local_world),
+    }
     # FSDP would use a visible GPU.
     environment["CUDA_VISIBLE_DEVICES"] = ""
+    received: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: received.append(number))
     children = []
     for local_rank in range(local_world):
         ranks = {"RANK": str(first_rank + local_rank), "LOCAL_RANK": str(local_rank)}
@@ -35,6 +48,11 @@ def start_cpu_processes() -> None:
     # Ctrl-C reaches the children too, which print the message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
+        if received:
+            lift_deadline()
+            for child in children:
+                child.send_signal(received[0])
+            received.clear()
         time.sleep(0.05)
     codes = [child.poll() for child in children]
     # After a failure the remaining processes would wait forever; terminate() does nothing to finished ones.
@@ -42,7 +60,7 @@ def start_cpu_processes() -> None:
         child.terminate()
     for child in children:
         child.wait()
-    sys.exit(next((code for code in codes if code), 0))
+    sys.exit(next((exit_code(code) for code in codes if code), 0))
 
 
 def _requested() -> dict[str, Any]:

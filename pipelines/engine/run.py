@@ -4,6 +4,7 @@ runs/<command>-<hash of the settings>/
   config.yaml        all settings; a valid --config
   environment.json   versions, device, command line
   choices.json       choices left open by the settings: key of the newest cache, precision and attention kernel
+  lock               locked while a process works on the run; see pipelines/engine/run_lock.py
   metrics.jsonl      one line per logged step
   checkpoints/       see pipelines/engine/checkpoints.py
   model/             a folder for from_pretrained
@@ -21,10 +22,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from data.cache.storage import is_address, json_object
 from data.files import remove_left_overs, write_bytes, write_json
@@ -32,6 +34,7 @@ from data.recorded import locate
 from pipelines.engine.config import read_settings
 from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import device_name
+from pipelines.engine.run_lock import lock
 
 RUNS = Path("runs")
 FREE = frozenset({"out", "workers", "tracker", "trust", "plan"})
@@ -54,12 +57,15 @@ _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av
 class Run:
     """Folder of one run. Starting a command again with the same settings resumes its run."""
 
-    def __init__(self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS) -> None:
+    def __init__(
+        self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS, shared: bool = False
+    ) -> None:
         """Choose the folder: `config.out`, or a name in `parent` that contains a hash of settings and `about`.
 
         Args:
             settings: YAML dump of `config`.
             about: identity of the inputs that the settings do not fix, such as the cache key or a digest of the videos.
+            shared: several starts of the command may work on the run at once.
         """
         self.pipeline = pipeline
         fixed = {key: value for key, value in _without_later(yaml.safe_load(settings)).items() if key not in FREE}
@@ -68,22 +74,25 @@ class Run:
         self._settings, self._about = settings, about
         self._choices = self.folder / "choices.json"
         self._metrics = self.folder / "metrics.jsonl"
+        self._shared = shared
+        self._lock: IO[str] | None = None
 
     @property
     def finished(self) -> bool:
         return (self.folder / "summary.json").exists()
 
     def begin(self, accelerator: Accelerator) -> None:
-        """Create the folder and record settings and environment. The folder of a finished run is not changed.
+        """Create the folder, lock it, and record settings and environment. The folder of a finished run is not changed.
 
         Raises:
-            ValueError: if the folder contains a run with other settings or other inputs.
+            ValueError: if the folder contains a run with other settings or other inputs, or another process works on it.
         """
-        if (self.folder / "config.yaml").exists():
-            self._check_same(read_settings(self.folder / "config.yaml"))
+        self._check_same()
+        self._take_lock(accelerator)
+        # The owner of the lock may have begun another run while this process waited.
+        self._check_same()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not self.finished:
-            self.folder.mkdir(parents=True, exist_ok=True)
             remove_left_overs(self.folder)
             # Unfinished files of safetensors.
             for temporary in self.folder.glob("model/.tmp*"):
@@ -91,6 +100,19 @@ class Run:
             write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
             write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
         self.choose(accelerator, "about", lambda: self._about)
+
+    def _take_lock(self, accelerator: Accelerator) -> None:
+        """Lock the folder on the main process for all processes, unless the run is shared or finished."""
+        error = ""
+        if accelerator.is_main_process and not self.finished:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._shared:
+                try:
+                    self._lock = lock(self.folder)
+                except ValueError as refusal:
+                    error = str(refusal)
+        if error := broadcast_object_list([error])[0]:
+            raise ValueError(error)
 
     def begin_unless_finished(self, accelerator: Accelerator) -> bool:
         """Begin the run and return True; if it is finished, print a message and return False. Raises ValueError as `begin`."""
@@ -117,7 +139,10 @@ class Run:
     def _read_choices(self) -> dict[str, str]:
         return read_json(self._choices) if self._choices.exists() else {}
 
-    def _check_same(self, earlier: dict[str, Any]) -> None:
+    def _check_same(self) -> None:
+        if not (self.folder / "config.yaml").exists():
+            return
+        earlier = read_settings(self.folder / "config.yaml")
         if self.chosen("about", self._about) != self._about:
             raise ValueError(
                 f"--out {self.folder}: contains a run on other videos, another cache or other entries; choose another --out"
@@ -152,6 +177,8 @@ class Run:
         """Write the summary, which marks the run as finished, and return it."""
         if accelerator.is_main_process:
             write_json(self.folder / "summary.json", summary)
+        if self._lock is not None:
+            self._lock.close()
         accelerator.wait_for_everyone()
         return summary
 

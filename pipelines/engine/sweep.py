@@ -5,21 +5,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
 from data.cache import TokenCache
+from data.processes import end_with_parent, shielded
 from pipelines.engine.console import progress
 from pipelines.engine.run import summary_of
+from pipelines.engine.signals import Stopped, child_environment, lift_deadline
 
 _MAX_PARALLEL = 4
 """Maximum number of parallel calls in `run_in_parallel`; each call may need gigabytes of memory."""
@@ -43,6 +47,8 @@ class Job:
 def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "training runs") -> None:
     """Run pretrain_ar.py for all unfinished jobs; on a CPU, each job uses one core. Checkpoints of finished jobs are deleted.
 
+    A signal ends the jobs, which save checkpoints first.
+
     Raises:
         ValueError: if a training run fails. The message contains the last line of its stderr.
     """
@@ -58,7 +64,7 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
             prefix = prefixes.get()
             command = [*prefix, *_command(job, cache, device)]
             try:
-                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                result = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
             finally:
                 prefixes.put(prefix)
             if result.returncode:
@@ -68,9 +74,24 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
         bar.update()
 
     pool = ThreadPoolExecutor(prefixes.qsize())
+    futures: list[Future[None]] = []
     try:
-        for done in as_completed([pool.submit(start, job) for job in jobs]):
+        for job in jobs:
+            futures.append(pool.submit(start, job))
+        for done in as_completed(futures):
             done.result()
+    except (KeyboardInterrupt, Stopped):
+        lift_deadline()
+        pool.shutdown(wait=False, cancel_futures=True)
+        asked: set[psutil.Process] = set()
+        # In a loop, because a thread may just be starting a job.
+        while not all(future.done() for future in futures):
+            children = set(psutil.Process().children())
+            for process in children - asked:
+                process.terminate()
+            asked |= children
+            time.sleep(0.1)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
@@ -88,7 +109,9 @@ def run_in_parallel(
     bar = progress(Accelerator(), len(calls), title)
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_initialise_worker, initargs=(shares,))
     try:
-        for done in as_completed([pool.submit(work, *call) for call in calls]):
+        with shielded():
+            futures = [pool.submit(work, *call) for call in calls]
+        for done in as_completed(futures):
             done.result()
             bar.update()
     # After an error, do not wait for the other calls, which may take minutes.
@@ -102,8 +125,9 @@ def run_in_parallel(
 
 
 def _initialise_worker(shares: Any) -> None:
-    """Pin this process to a share of the cores, with one thread each; leave Ctrl-C to the parent process."""
+    """Pin this process to a share of the cores, with one thread each; leave signals to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     cores = shares.get()
     if cores:
         os.sched_setaffinity(0, cores)

@@ -5,8 +5,6 @@ generator, which some quantizers use, is seeded before each step.
 """
 
 import itertools
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,9 @@ from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.non_finite import NonFiniteGuard
 from pipelines.engine.run import Run
 from pipelines.engine.sharding import name_layers
+from pipelines.engine.signals import lift_deadline
 from pipelines.engine.step import Losses, train_step
+from pipelines.engine.stop_request import StopRequest
 from pipelines.settings.training import Training
 
 _LOG_EVERY = 10
@@ -112,6 +112,7 @@ def fit(
     Raises:
         FloatingPointError: if a loss or gradient is not finite. The step is not applied, and no checkpoint contains it.
         ValueError: if the ranks find different checkpoints.
+        KeyboardInterrupt, Stopped: after a checkpoint, if a signal asked for the end of the run.
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
     networks = getattr(module, "networks", [module])
@@ -136,39 +137,44 @@ def fit(
     parts = batches(dataset, range(start * config.accumulate, config.steps * config.accumulate), config.workers, pin)
     bar = progress(accelerator, config.steps, run.pipeline, start)
     began = time.perf_counter() - earlier_seconds
-    interrupt = _Interrupt(accelerator)
     guard = NonFiniteGuard(optimizer.optimizer, accelerator.device)
 
-    for step in range(start, config.steps):
-        torch.manual_seed(config.seed * 2**32 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config)
-        losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)
-        if average is not None:
-            average.update()
-        done = step + 1
-        bar.update()
-        log = done % _LOG_EVERY == 0 or done == config.steps
-        validate_now = done % config.validate_every == 0 and done < config.steps
-        save = done % config.save_every == 0 or done == config.steps or interrupt.requested
-        if log or validate_now or save:
-            guard.check()
-        if log:
-            numbers = {k: accelerator.reduce(v, "mean").item() for k, v in losses.items()}
-            bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
-            seconds = round(time.perf_counter() - began, 3)
-            run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
-        if validate_now:
-            _validate_and_log(run, accelerator, module, validate, done)
-        if save:
-            state = {"step": done, "seconds": time.perf_counter() - began}
-            write = accelerator.is_main_process
-            checkpoints.save(folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write)
-            accelerator.wait_for_everyone()
-        if interrupt.requested:
-            bar.close()
-            raise KeyboardInterrupt
-    interrupt.restore()
+    with StopRequest(accelerator) as stop:
+        for step in range(start, config.steps):
+            torch.manual_seed(config.seed * 2**32 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, config)
+            losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)
+            if average is not None:
+                average.update()
+            done = step + 1
+            bar.update()
+            log = done % _LOG_EVERY == 0 or done == config.steps
+            validate_now = done % config.validate_every == 0 and done < config.steps
+            if log or validate_now:
+                guard.check()
+            if log:
+                numbers = {k: accelerator.reduce(v, "mean").item() for k, v in losses.items()}
+                bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
+                seconds = round(time.perf_counter() - began, 3)
+                run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
+            if validate_now:
+                _validate_and_log(run, accelerator, module, validate, done)
+            # Asked for after the validation, because a resumed run does not repeat the validation of its first step.
+            number = stop.after_step()
+            if number:
+                lift_deadline()
+            if number or done % config.save_every == 0 or done == config.steps:
+                guard.check()
+                state = {"step": done, "seconds": time.perf_counter() - began}
+                write = accelerator.is_main_process
+                checkpoints.save(
+                    folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write
+                )
+                accelerator.wait_for_everyone()
+            if number:
+                bar.close()
+                stop.stop(number)
     bar.close()
     seconds = time.perf_counter() - began
     final = _validate_and_log(run, accelerator, module, validate, config.steps)
@@ -185,24 +191,6 @@ def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
         raise ValueError(
             f"--out {run.folder}: the ranks found different checkpoints, of steps {starts}; all nodes must share this folder"
         )
-
-
-class _Interrupt:
-    """Handler of Ctrl-C: save after the current step, then end the run. With several ranks or on a second Ctrl-C, end at once."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.requested = False
-        self._previous = signal.getsignal(signal.SIGINT)
-        if accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._request)
-
-    def _request(self, *_: object) -> None:
-        self.requested = True
-        self.restore()
-
-    def restore(self) -> None:
-        if signal.getsignal(signal.SIGINT) == self._request:
-            signal.signal(signal.SIGINT, self._previous)
 
 
 def _validate_and_log(

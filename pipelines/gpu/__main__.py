@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks import Row
+from pipelines.engine.signals import Stopped, StopSignals, child_environment
 from pipelines.gpu.results import PartResult, Results
 
 ROOT = Path(__file__).parent.parent.parent
@@ -62,16 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts.
 
     Returns:
-        0 if all of them finished, 1 if one did not, 2 for a user's mistake, 130 after Ctrl-C.
+        0 if all of them finished, 1 if one did not, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 138 after
+        SIGUSR1.
     """
     options = _parse(arguments)
     results = Results(options.out, _about(options))
     try:
-        return _run_all(options, results)
-    except KeyboardInterrupt:
-        results.parts[-1].status = "interrupted"
+        with StopSignals(lambda stop: _fail(str(stop), stop.exit_code)):
+            return _run_all(options, results)
+    except (KeyboardInterrupt, Stopped) as stop:
+        how, code = (str(stop), stop.exit_code) if isinstance(stop, Stopped) else ("interrupted", 130)
+        for part in results.parts[-1:]:
+            part.status = how
         results.write()
-        return _fail(f"interrupted; the results so far are in {options.out}", 130)
+        return _fail(f"{how}; the results so far are in {options.out}", code)
     except OSError as error:
         return _fail(f"--out {options.out}: {error}", USAGE_ERROR)
 
@@ -161,6 +166,7 @@ def _run(
     process = subprocess.Popen(
         command,
         cwd=ROOT,
+        env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.engine.signals import child_environment
 from pipelines.gpu.part import Setting
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,7 +19,7 @@ def start(setting: Setting, command: str, *flags: object, launch: Sequence[str] 
     words = [sys.executable, *launch, ROOT / "pipelines" / f"{command}.py", *flags]
     # A folder of wheels may be on PYTHONPATH; the repository itself need not be installed.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**child_environment(), "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         [str(word) for word in words], cwd=setting.work, env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pipelines.benchmarks import Row
+from pipelines.engine.signals import stop_with_parent
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run(measure: Callable[[Setting], Iterable[Row]]) -> None:
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
+    stop_with_parent()
     if not options.dry and not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no CUDA device; `make gpu DRY=1` runs on the CPU", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,10 @@
 """Batches have every sample once per epoch, are the same for any number of ranks and workers, and resume from a step number."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,67 @@ def test_large_batches_from_workers_are_unchanged(tmp_path: Path) -> None:
         for expected_batch, batch in zip(expected, loaded, strict=True):
             assert same(expected_batch, batch)
             assert batch["codes_BTHW"].dtype == batch["pair_BTHW"].dtype == torch.int64
+
+
+class NumbersOrNothing(torch.utils.data.Dataset):
+    """Batches with a large tensor and a large array. A step below 0 ends the process that loads it."""
+
+    def __getitem__(self, step: int) -> Batch:
+        if step < 0:
+            os._exit(7)
+        return {"pixels_BTHWC": torch.full((2**20,), step % 256, dtype=torch.uint8), "row_B": np.full(2**17, step)}
+
+
+@pytest.mark.parametrize("value", [np.arange(2**17), torch.arange(2**17)])
+def test_without_room_in_shared_memory_large_values_are_sent_through_the_pipe(
+    value: np.ndarray | torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = data.loading._for_sending({"row_B": value})["row_B"]
+    assert isinstance(sent, torch.Tensor) and sent.is_shared() and torch.equal(sent, torch.as_tensor(value))
+
+    def no_room(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    sent = data.loading._for_sending({"row_B": value})["row_B"]
+    assert isinstance(sent, np.ndarray) and np.array_equal(sent, value)
+
+
+def test_small_values_never_use_shared_memory() -> None:
+    batch = data.loading._for_sending({"real_B": torch.ones(4, dtype=torch.bool), "skipped": [("a", "b")]})
+    assert isinstance(batch["real_B"], np.ndarray) and batch["skipped"] == [("a", "b")]
+
+
+@pytest.mark.soak
+def test_workers_send_large_batches_with_a_small_dev_shm(tmp_path: Path) -> None:
+    """A mount namespace with 256 KiB of /dev/shm, where a batch has 2 MiB."""
+    program = (
+        "from tests.data.test_loading import NumbersOrNothing\n"
+        "from data.loading import batches\n"
+        "loaded = list(batches(NumbersOrNothing(), range(5), workers=2))\n"
+        "print([(int(b['row_B'][-1]), int(b['pixels_BTHWC'][-1])) for b in loaded])\n"
+    )
+    script = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", program]
+    if not shutil.which("unshare") or subprocess.run([*command[:4], script, "sh", "true"]).returncode:
+        pytest.skip("a mount namespace cannot be made here")
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"{[(step, step) for step in range(5)]}\n", done.stderr
+
+
+def test_a_worker_that_dies_is_reported_with_its_flag_and_the_likely_cause() -> None:
+    loaded = batches(NumbersOrNothing(), range(1, -3, -1), workers=2)
+    with pytest.raises(OSError, match=r"--workers 2: .*exited.*/dev/shm.*--workers 0"):
+        list(loaded)
+
+
+def test_workers_that_cannot_be_started_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", full)
+    with pytest.raises(OSError, match=r"--workers 2: .*No space left on device.*/dev/shm"):
+        batches(NumbersOrNothing(), range(3), workers=2)
 
 
 def test_evaluation_reads_the_canonical_view_of_every_row_in_order(cache: TokenCache) -> None:

@@ -43,6 +43,14 @@ class Forked:
         self._process = multiprocessing.get_context(START_METHOD).Process(target=_run, args=work)
         self._process.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
     def wait(self, timeout: float) -> Result:
         """Return the exit code and the output. A process that does not end in time is killed."""
         self._process.join(timeout)

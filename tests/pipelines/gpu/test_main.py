@@ -1,9 +1,12 @@
 """The runner of the GPU check: choice of parts, time limits, and results that are on disk at every moment."""
 
 import json
+import signal
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,29 @@ def test_ctrl_c_keeps_the_rows_and_ends_the_part(
     child = int(part["rows"][0]["ours"])
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_check_ends_its_part(number: int, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pipelines.gpu import __main__ as gpu\n"
+        "gpu.PARTS = {1: gpu.Part('tests.helpers.gpu_parts.watching', 'title', 60)}\n"
+        "sys.exit(gpu.main(['--dry', '--out', sys.argv[1]]))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=gpu.ROOT, stderr=subprocess.PIPE, text=True)
+    pid = 0
+    while not pid:
+        assert process.poll() is None
+        time.sleep(0.02)
+        with suppress(OSError, ValueError, LookupError):
+            pid = int(json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["rows"][0]["ours"])
+    part = psutil.Process(pid)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    psutil.wait_procs([part], timeout=5)
+    assert not part.is_running() or part.status() == psutil.STATUS_ZOMBIE
+    if number == signal.SIGTERM:
+        assert "SIGTERM" in error.splitlines()[-1] and str(tmp_path) in error.splitlines()[-1]
+        assert json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["status"] == "stopped by SIGTERM"

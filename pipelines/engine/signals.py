@@ -1,0 +1,134 @@
+"""SIGTERM and SIGUSR1, which Slurm, `docker stop` and launchers send: a command saves what it can and exits with 128 + number.
+
+A signal raises `Stopped` in the main thread, as Ctrl-C raises KeyboardInterrupt. During training, it is raised after the
+current step (stop_request.py). Further signals are ignored. Only the standard library is imported here, because commands
+install the handlers before they import torch.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PATIENCE = 25.0
+"""Seconds from a signal to the end of the process, even if the main thread waits for another process."""
+_POLL = 0.5
+_PARENT = "ARVIDEO_PARENT"
+"""Environment variable: process id of the command that started this one and waits for it."""
+_LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
+_deadline_lifted = threading.Event()
+
+
+class Stopped(BaseException):
+    """The end of a command by a signal. Raised like KeyboardInterrupt, so that no handler of errors catches it."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {self.signal.name}")
+
+
+class StopSignals:
+    """Context in which the first SIGTERM or SIGUSR1 raises `Stopped`, and ends the process after `PATIENCE` at the latest.
+
+    After a signal, leaving the context neither restores the earlier handlers nor stops the clock. Outside the main thread,
+    the context does nothing.
+
+    Attributes:
+        stop: The first signal; None before it.
+    """
+
+    def __init__(self, before_exit: Callable[[Stopped], Any]) -> None:
+        """`before_exit` is called before the process is ended because its patience is over."""
+        self.stop: Stopped | None = None
+        self._before_exit = before_exit
+        self._raised = False
+        self._active = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "StopSignals":
+        if self._active:
+            _deadline_lifted.clear()
+            self._receiver, self._sender = socket.socketpair()
+            self._sender.setblocking(False)
+            # A thread reads the numbers of signals, because the main thread may wait in C for another process.
+            self._earlier_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True).start()
+            self._earlier = {number: signal.signal(number, self._raise) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._active and self.stop is None:
+            for number, handler in self._earlier.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._earlier_fd)
+            # Ends the thread.
+            self._sender.close()
+
+    def _raise(self, number: int, frame: object) -> None:
+        if not self._raised:
+            self._raised = True
+            self.stop = self.stop or Stopped(number)
+            raise self.stop
+
+    def _watch(self) -> None:
+        with self._receiver:
+            while numbers := self._receiver.recv(1):
+                if numbers[0] in STOP_SIGNALS:
+                    break
+            else:
+                return
+        self.stop = self.stop or Stopped(numbers[0])
+        if not _deadline_lifted.wait(PATIENCE):
+            self._before_exit(self.stop)
+            os._exit(self.stop.exit_code)
+
+
+def lift_deadline() -> None:
+    """Let this process take longer: it writes a checkpoint, or waits for processes that have a deadline of their own."""
+    _deadline_lifted.set()
+
+
+def exit_code(code: int) -> int:
+    """Return the exit code of a finished process; 128 + number if a signal ended it."""
+    return 128 - code if code < 0 else code
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for a command that this process starts, so that `stop_with_parent` works there."""
+    return {**os.environ, _PARENT: str(os.getpid())}
+
+
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process once the process that waits for it has died, which was killed or ended by a signal.
+
+    Such a process is another command, or a launcher. The end of any other parent, such as a shell, means nothing.
+    """
+    parent = _waiting_parent()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _waiting_parent() -> int | None:
+    # Removed, because a process that this one starts has another parent.
+    if named := os.environ.pop(_PARENT, None):
+        return int(named)
+    import psutil
+
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline()[:4] if parent else []
+    except psutil.Error:
+        return None
+    return parent.pid if parent and any(Path(word).name in _LAUNCHERS for word in words) else None

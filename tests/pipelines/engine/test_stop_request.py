@@ -1,0 +1,92 @@
+"""A training run that gets a signal ends after a step, with a checkpoint, on all ranks after the same step."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.engine.signals import STOP_SIGNALS, Stopped
+from pipelines.engine.stop_request import StopRequest
+from tests.helpers.commands import ROOT, TINY_MODEL
+from tests.helpers.forked import ENVIRONMENT, Forked
+
+ALONE: Any = SimpleNamespace(num_processes=1)
+
+
+@pytest.fixture(autouse=True)
+def handlers_return() -> Iterator[None]:
+    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_noted_until_the_end_of_the_step_and_later_ones_are_ignored(number: int) -> None:
+    with pytest.raises(Stopped) as stopped, StopRequest(ALONE) as stop:
+        assert stop.after_step() == 0
+        os.kill(os.getpid(), number)
+        for again in STOP_SIGNALS:
+            os.kill(os.getpid(), again)
+        assert stop.after_step() == number
+        stop.stop(stop.after_step())
+    assert stopped.value.signal == number
+    # The checkpoint is saved, and the process is about to end.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_not_lost() -> None:
+    with pytest.raises(Stopped), StopRequest(ALONE) as stop:
+        assert stop.after_step() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_one_before_a_signal_counts() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.after_step() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("not reached")
+    with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.stop(stop.after_step())
+
+
+def test_without_a_signal_the_handlers_return() -> None:
+    earlier = [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)]
+    with StopRequest(ALONE):
+        pass
+    assert [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)] == earlier
+
+
+def test_two_ranks_stop_after_the_same_step_although_one_gets_the_signal(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    many = ["--steps", "5000", "--save_every", "5000", "--validate_every", "5000", "--out", str(tmp_path / "run")]
+    program = [str(ROOT / "pipelines" / "pretrain_ar.py"), *TINY_MODEL, *many]
+    ranks = [
+        Forked(program, finished_project, {**ENVIRONMENT, **group, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert all(rank.alive for rank in ranks)
+        time.sleep(0.02)
+    ranks[1].send_signal(signal.SIGUSR1)
+    results = [rank.wait(60) for rank in ranks]
+    assert [result.returncode for result in results] == [138, 138], results
+    (line,) = [line for result in results for line in result.stderr.splitlines() if ": error: " in line]
+    assert "SIGUSR1" in line and "again" in line
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step_")) >= 10
+    assert "Traceback" not in results[0].stderr + results[1].stderr
