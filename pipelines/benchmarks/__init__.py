@@ -45,7 +45,10 @@ def comparison(what: str, unit: str, ours: float, peer: float, alternative: str,
 
 def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:
     """Call a function in a new process, whose heap is not fragmented by other work, and return its result."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    # Imported here, because the GPU check imports this module without any package.
+    from data.processes import end_with_parent
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as process:
         return process.submit(function, *arguments).result()
 
 

@@ -14,6 +14,7 @@ from data.loading import BatchPlan, TokenDataset, batches
 from data.sources import load_source
 from pipelines.benchmarks import Row
 from pipelines.benchmarks.synthetic import synthetic_cache
+from pipelines.engine.signals import child_environment
 from tokenizer import VQ3D
 
 
@@ -47,7 +48,7 @@ def measure(folder: Path, scale: float) -> Iterator[Row]:
     flags = ["--videos", str(videos), "--tokenizer", str(folder / "tokenizer"), "--caches", str(folder / "reused")]
     began = time.perf_counter()
     command = [sys.executable, str(Path(__file__).parents[1] / "tokenize.py"), *flags, "--out", str(folder / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - began
     summary = json.loads(result.stdout.splitlines()[-1])
     if not summary["reused"] or summary["skipped"]:

@@ -31,7 +31,7 @@ OPTIONAL = {
     "transformers": "needed only to compare with its VideoMAE",
 }
 MIN_SHARED_MEMORY = 2**30
-"""Bytes of /dev/shm below which loader processes with pixels may fail."""
+"""Bytes of /dev/shm below which loader processes may have to send pixels through a slow pipe."""
 MIN_DISK = 10 * 2**30
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-PATIENCE = 10.0
+PATIENCE = 15.0
 """Seconds to wait for an owner that is about to end, such as a run that saves a checkpoint after a signal."""
 
 

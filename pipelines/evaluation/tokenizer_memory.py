@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pipelines.engine.memory import Resident
+from pipelines.engine.signals import child_environment, stop_with_parent
 from tokenizer import load_tokenizer
 
 _ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.devi
     arguments = json.dumps([os.getcwd(), source, trust, list(shape), str(device), bf16])
     # -m puts the working directory on the import path. Start in _ROOT, because files of the user could shadow modules.
     command = [sys.executable, "-m", "pipelines.evaluation.tokenizer_memory", arguments]
-    result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=_ROOT, env=child_environment(), capture_output=True, text=True)
     if result.returncode:
         lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
         raise ValueError(f"{source}: the memory of a batch cannot be measured: {lines[-1]}")
@@ -40,6 +41,7 @@ def memory_of(source: str, trust: bool, shape: Sequence[int], device: torch.devi
 
 def main() -> None:
     """Print the peak memory in bytes for the arguments that `memory_of` passes."""
+    stop_with_parent()
     folder, source, trust, shape, device, bf16 = json.loads(sys.argv[1])
     os.chdir(folder)  # the source may be a relative path
     with Resident() as resident:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.commands import ENVIRONMENT, ROOT
+from tests.helpers.forked import ENVIRONMENT, ROOT, Forked
 
 PROGRAM = """
 import os, sys, time
@@ -40,25 +40,37 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "work, number",
-    [
-        ("jobs", signal.SIGTERM),
-        pytest.param("probes", signal.SIGTERM, marks=pytest.mark.soak),
-        # Jobs notice the end of their parent themselves: see test_signals.py.
-        ("probes", signal.SIGKILL),
-    ],
-)
-def test_a_stopped_sweep_leaves_no_process(work: str, number: int, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(tmp_path / "program.py"), work, str(tmp_path)]
-    process = subprocess.Popen(command, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    while not ((tmp_path / "a").exists() and (tmp_path / "a").read_text()):
-        assert process.poll() is None
+def wait_for_file(file: Path) -> int:
+    """Wait until a job or probe has written its process id; return it."""
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
+    return int(file.read_text())
+
+
+def assert_end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=8)
+    assert alive == []
+
+
+def test_sigterm_ends_the_jobs_and_waits_for_them(tmp_path: Path) -> None:
+    process = Forked(["-c", PROGRAM, "jobs", str(tmp_path)], tmp_path, ENVIRONMENT)
+    job = psutil.Process(wait_for_file(tmp_path / "a"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30).returncode == 143
+    assert not job.is_running()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_or_killed_sweep_leaves_no_probe(number: int, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), "probes", str(tmp_path)]
+    process = subprocess.Popen(command, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    probe = wait_for_file(tmp_path / "a")
     started = psutil.Process(process.pid).children(recursive=True)
-    assert int((tmp_path / "a").read_text()) in [child.pid for child in started]
+    assert probe in [child.pid for child in started]
     process.send_signal(number)
     assert process.wait(30) == (143 if number == signal.SIGTERM else -number)
-    _, alive = psutil.wait_procs(started, timeout=8)
-    assert alive == []
+    assert_end(started)

@@ -1,0 +1,73 @@
+"""Several processes that a launcher or a command has started end with it, and save a checkpoint first."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.engine.signals import STOP_SIGNALS
+from tests.helpers.commands import ROOT, TINY_MODEL
+from tests.helpers.forked import ENVIRONMENT, Forked
+from tests.pipelines.engine.test_cpu_processes import launcher
+
+STARTER = """
+import sys
+from pipelines.engine import cpu_processes
+from pipelines.engine.signals import StopSignals
+
+cpu_processes._requested = lambda: {"num_processes": 2}
+# The first process ends later than the second one.
+code = "import os, signal, sys, time; from pathlib import Path; rank = os.environ['RANK']\\n"
+code += "def end(number, _): time.sleep(1 - int(rank)); Path(sys.argv[1], 'ended' + rank).touch(); sys.exit(128 + number)\\n"
+code += "[signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)]\\n"
+code += "Path(sys.argv[1], rank).write_text(os.environ['ARVIDEO_PARENT']); time.sleep(60)\\n"
+sys.orig_argv = ["python", "-c", code, sys.argv[1]]
+with StopSignals(lambda stop: None):
+    cpu_processes.start_cpu_processes()
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp_path: Path) -> None:
+    process = Forked(["-c", STARTER, str(tmp_path)], tmp_path, ENVIRONMENT)
+    while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
+        assert process.alive
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(30).returncode == 128 + number
+    assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
+
+
+def gpu_launcher() -> list[str]:
+    return [*[word for word in launcher() if word != "--cpu"], "--multi_gpu"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize("launch", [launcher, gpu_launcher])
+def test_processes_save_a_checkpoint_when_their_launcher_ends(
+    launch: object, number: int, finished_project: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    many = ["--steps", "20000", "--save_every", "20000", "--validate_every", "20000", "--out", str(run)]
+    command = [*launch(), str(ROOT / "pipelines" / "pretrain_ar.py"), *TINY_MODEL, *many]  # type: ignore[operator]
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
+    with open(tmp_path / "stderr", "w") as errors:
+        process = subprocess.Popen(command, cwd=finished_project, env=environment, stderr=errors)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 2
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == [] and time.monotonic() - began < 30
+    (line,) = [line for line in (tmp_path / "stderr").read_text().splitlines() if "pretrain_ar: error: " in line]
+    assert "stopped by SIGTERM" in line
+    (saved,) = (run / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step_")) >= 10
