@@ -90,7 +90,11 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         return numbers
 
     def watch(batch: dict[str, Any]) -> None:
+        known = len(skipped)
         skipped.update(batch["skipped"])
+        # A run that is resumed from the next checkpoint does not read these videos again.
+        if len(skipped) > known and accelerator.is_main_process:
+            write_json(skipped_file, skipped)
 
     dataset = ClipDataset(source, rows, config.clip, parts)
     result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)

@@ -16,7 +16,7 @@ import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, lift_deadline
+from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, no_deadline
 
 
 def start_cpu_processes() -> None:
@@ -47,19 +47,19 @@ def start_cpu_processes() -> None:
         children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment | ranks))
     # Ctrl-C reaches the children too, which print the message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
-        if received:
-            lift_deadline()
-            for child in children:
-                child.send_signal(received[0])
-            received.clear()
-        time.sleep(0.05)
-    codes = [child.poll() for child in children]
-    # After a failure the remaining processes would wait forever; terminate() does nothing to finished ones.
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.wait()
+    with no_deadline():
+        while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
+            if received:
+                for child in children:
+                    child.send_signal(received[0])
+                received.clear()
+            time.sleep(0.05)
+        codes = [child.poll() for child in children]
+        # After a failure the remaining processes would wait forever; terminate() does nothing to finished ones.
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
     sys.exit(next((exit_code(code) for code in codes if code), 0))
 
 

@@ -10,7 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _POLL = 0.5
 _PARENT = "ARVIDEO_PARENT"
 """Environment variable: process id of the command that started this one and waits for it."""
 _LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
-_deadline_lifted = threading.Event()
+_busy = threading.Event()
 
 
 class Stopped(BaseException):
@@ -52,7 +53,6 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if self._active:
-            _deadline_lifted.clear()
             self._receiver, self._sender = socket.socketpair()
             self._sender.setblocking(False)
             # A thread reads the numbers of signals, because the main thread may wait in C for another process.
@@ -83,14 +83,23 @@ class StopSignals:
             else:
                 return
         self.stop = self.stop or Stopped(numbers[0])
-        if not _deadline_lifted.wait(PATIENCE):
-            self._before_exit(self.stop)
-            os._exit(self.stop.exit_code)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            if _busy.is_set():
+                end = time.monotonic() + PATIENCE
+        self._before_exit(self.stop)
+        os._exit(self.stop.exit_code)
 
 
-def lift_deadline() -> None:
-    """Let this process take longer: it writes a checkpoint, or waits for processes that have a deadline of their own."""
-    _deadline_lifted.set()
+@contextmanager
+def no_deadline() -> Iterator[None]:
+    """Context that may take longer: it writes a checkpoint, or waits for processes that have a deadline of their own."""
+    _busy.set()
+    try:
+        yield
+    finally:
+        _busy.clear()
 
 
 def exit_code(code: int) -> int:
@@ -121,11 +130,13 @@ def stop_with_parent() -> None:
 
 
 def _waiting_parent() -> int | None:
-    # Removed, because a process that this one starts has another parent.
-    if named := os.environ.pop(_PARENT, None):
-        return int(named)
     import psutil
 
+    # Removed, because a process that this one starts has another parent.
+    named = os.environ.pop(_PARENT, "")
+    # Between the two there may be a launcher, which is then the parent.
+    if named and (int(named) == os.getppid() or not psutil.pid_exists(int(named))):
+        return int(named)
     try:
         parent = psutil.Process().parent()
         words = parent.cmdline()[:4] if parent else []

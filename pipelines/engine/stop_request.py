@@ -14,13 +14,14 @@ from pipelines.engine.signals import STOP_SIGNALS, Stopped
 class StopRequest:
     """Context in which a signal is noted and not raised. All ranks agree about the step after which they stop.
 
-    Ctrl-C is noted with one rank only, and a second one ends the run at once. With several ranks it always does. Further
-    SIGTERM and SIGUSR1 are ignored, also after the context.
+    Ctrl-C is noted with one rank only, and a second one ends the run at once. With several ranks it always does. With one rank,
+    SIGTERM and SIGUSR1 before the end of the first step end the run at once, because there is nothing to save. Further ones are
+    ignored, also after the context.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         """With several ranks, all of them must call this."""
-        self._received = 0
+        self._received = self._steps = 0
         self._several = accelerator.num_processes > 1
         # The flags of the ranks are reduced on the CPU: reading them from a GPU would wait for its work.
         self._group = dist.new_group(backend="gloo") if self._several else None
@@ -41,15 +42,19 @@ class StopRequest:
             self.stop(number)
 
     def _note(self, number: int, frame: object) -> None:
+        first = not self._received
         self._received = self._received or number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._earlier[number])
+        elif first and not self._steps and not self._several:
+            self.stop(number)
 
     def after_step(self) -> int:
         """Return the number of the signal after which to save and stop now, the same on all ranks, or 0.
 
         With several ranks, this is what the ranks had received one step earlier, so that no rank waits for the others.
         """
+        self._steps += 1
         if not self._several:
             return self._received
         agreed = self._result()

@@ -23,7 +23,7 @@ from data.cache import TokenCache
 from data.processes import end_with_parent, shielded
 from pipelines.engine.console import progress
 from pipelines.engine.run import summary_of
-from pipelines.engine.signals import Stopped, child_environment, lift_deadline
+from pipelines.engine.signals import Stopped, child_environment, no_deadline
 
 _MAX_PARALLEL = 4
 """Maximum number of parallel calls in `run_in_parallel`; each call may need gigabytes of memory."""
@@ -81,16 +81,16 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
         for done in as_completed(futures):
             done.result()
     except (KeyboardInterrupt, Stopped):
-        lift_deadline()
         pool.shutdown(wait=False, cancel_futures=True)
         asked: set[psutil.Process] = set()
-        # In a loop, because a thread may just be starting a job.
-        while not all(future.done() for future in futures):
-            children = set(psutil.Process().children())
-            for process in children - asked:
-                process.terminate()
-            asked |= children
-            time.sleep(0.1)
+        with no_deadline():
+            # In a loop, because a thread may just be starting a job.
+            while not all(future.done() for future in futures):
+                children = set(psutil.Process().children())
+                for process in children - asked:
+                    process.terminate()
+                asked |= children
+                time.sleep(0.1)
         raise
     finally:
         pool.shutdown(cancel_futures=True)

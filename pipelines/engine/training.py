@@ -27,7 +27,7 @@ from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.non_finite import NonFiniteGuard
 from pipelines.engine.run import Run
 from pipelines.engine.sharding import name_layers
-from pipelines.engine.signals import lift_deadline
+from pipelines.engine.signals import no_deadline
 from pipelines.engine.step import Losses, train_step
 from pipelines.engine.stop_request import StopRequest
 from pipelines.settings.training import Training
@@ -162,16 +162,15 @@ def fit(
                 _validate_and_log(run, accelerator, module, validate, done)
             # Asked for after the validation, because a resumed run does not repeat the validation of its first step.
             number = stop.after_step()
-            if number:
-                lift_deadline()
             if number or done % config.save_every == 0 or done == config.steps:
                 guard.check()
                 state = {"step": done, "seconds": time.perf_counter() - began}
                 write = accelerator.is_main_process
-                checkpoints.save(
-                    folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write
-                )
-                accelerator.wait_for_everyone()
+                with no_deadline():
+                    checkpoints.save(
+                        folder, module, optimizer.optimizer, state, extra_modules=extra, keep=_KEEP, write=write
+                    )
+                    accelerator.wait_for_everyone()
             if number:
                 bar.close()
                 stop.stop(number)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.engine.signals import STOP_SIGNALS, Stopped, StopSignals, exit_code
+from pipelines.engine.signals import STOP_SIGNALS, Stopped, StopSignals, child_environment, exit_code
 from tests.helpers.commands import ROOT
 
 HEAD = """\
@@ -97,6 +97,25 @@ with StopSignals(lambda stop: print("patience is over:", stop, flush=True)):
     assert 0.4 < time.monotonic() - began < 15
 
 
+def test_writing_a_checkpoint_may_take_longer() -> None:
+    program = """
+signals.PATIENCE = 0.3
+with StopSignals(lambda stop: None):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except Stopped:
+        with signals.no_deadline():
+            time.sleep(1)
+        print("saved", flush=True)
+        time.sleep(60)
+"""
+    process = begin(program)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (143, "saved\n")
+
+
 def test_without_a_signal_the_earlier_handlers_return() -> None:
     earlier = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopSignals(lambda stop: None) as signals:
@@ -159,8 +178,12 @@ def test_the_end_of_a_launcher_stops_a_process_but_not_the_end_of_a_shell(
         f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
         "child.wait()\n"
     )
-    process = subprocess.Popen([sys.executable, str(script), "launch"], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    # This process, which has started the launcher, is not the parent of what the launcher starts.
+    environment = {**child_environment(), "PYTHONPATH": "."}
+    process = subprocess.Popen([sys.executable, str(script), "launch"], cwd=ROOT, env=environment)
     wait_for(lambda: said.exists() and said.read_text())
+    time.sleep(0.2)
+    assert said.read_text() == "ready"
     process.kill()
     process.wait()
     child = int(pid.read_text())

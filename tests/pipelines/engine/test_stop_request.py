@@ -41,6 +41,12 @@ def test_a_signal_is_noted_until_the_end_of_the_step_and_later_ones_are_ignored(
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_signal_in_the_first_step_is_raised_at_once_because_nothing_can_be_saved() -> None:
+    with pytest.raises(Stopped), StopRequest(ALONE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not reached")
+
+
 def test_a_signal_after_the_last_step_is_not_lost() -> None:
     with pytest.raises(Stopped), StopRequest(ALONE) as stop:
         assert stop.after_step() == 0

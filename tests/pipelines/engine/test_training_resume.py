@@ -16,6 +16,7 @@ import torch
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from data.loading import Batch
+from data.sources import load_source
 from pipelines.engine import checkpoints, training
 from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.training import make_optimizer
@@ -191,6 +192,18 @@ def tensor_hashes(run: Path) -> dict[str, str]:
     """Return the hashes of all saved weights and moments of a run."""
     files = sorted(run.rglob("*.safetensors"))
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_damaged_videos_read_before_a_stop_are_recorded(call: Call, video_folder: Path, tmp_path: Path) -> None:
+    """The run resumes from step 3, and no validation has recorded the videos of the steps before."""
+    videos = shutil.copytree(video_folder, tmp_path / "videos")
+    for number in range(4):
+        (videos / "left" / f"damaged {number}.mp4").write_text("no video")
+    flags = ["--videos", str(videos), "--validate_every", "100"]
+    rows = train_tokenizer(call, tmp_path / "run", flags, stop=3)
+    paths = [video.path for video in load_source(str(videos)).videos]
+    read = {paths[row] for step in rows for row in rows[step] if "damaged" in paths[row]}
+    assert read and read <= json.loads((tmp_path / "run" / "skipped.json").read_text()).keys()
 
 
 EMAVQ = ["--model.name", "vq3d-2x8x8-emavq32", "--model.options", "{decay: 0.3}"]
