@@ -196,9 +196,11 @@ def tensor_hashes(run: Path) -> dict[str, str]:
 
 def test_damaged_videos_read_before_a_stop_are_recorded(call: Call, video_folder: Path, tmp_path: Path) -> None:
     """The run resumes from step 3, and no validation has recorded the videos of the steps before."""
-    videos = shutil.copytree(video_folder, tmp_path / "videos")
+    videos = tmp_path / "videos"
+    for split in ("train", "val"):
+        shutil.copytree(video_folder, videos / split)
     for number in range(4):
-        (videos / "left" / f"damaged {number}.mp4").write_text("no video")
+        (videos / "train" / "left" / f"damaged {number}.mp4").write_text("no video")
     flags = ["--videos", str(videos), "--validate_every", "100"]
     rows = train_tokenizer(call, tmp_path / "run", flags, stop=3)
     paths = [video.path for video in load_source(str(videos)).videos]
