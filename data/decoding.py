@@ -6,29 +6,35 @@ decoder is set to raise, frames marked corrupt are refused, the container's chec
 """
 
 import errno
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from data.damage import container_damage, overrun_decoder
+from data.resizing import Resizer
 from data.text import one_line
 from data.timing import Timing
 
 _VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
-VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-2"
-"""Versions that decide which frames a video has and whether it is refused; part of a cache's key."""
+VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-3"
+"""Versions that decide which frames a video has, their pixels, and whether it is refused; part of a cache's key."""
 # Allowed demuxers. Without this list, a text file could be read as a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
 # Codecs for which unused bits after a picture are errors too. With other codecs, intact videos have such bits.
 _STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
+# First bytes of the headers in Ogg files that do not configure the decoder.
+_OGG_HEADERS = {"theora": b"\x81", "vp8": b"OVP80"}
 _SYSTEM_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
 # Frames that may be missing at the end. Packed AVI streams and rounded durations account for up to two.
-_MISSING = 3
+_TOLERATED = 3
+_SEARCHED = 1 << 16  # bytes in which FFmpeg searches for the next transport packet before it pauses
 
 SizedFrame = tuple[int, int, np.ndarray]
 """Number, short side and pixels (h, w, 3) of a frame."""
@@ -88,7 +94,7 @@ def read_sized_frames(
     Raises DamagedVideo if the file is empty, is not a video, ends early, or contains frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
-        declared = _declared(container)
+        declared = _declared(container, _shown(container))
     chosen: Mapping[int, Collection[int]] = {}
     # The declared rate may be too wrong for any choice.
     with suppress(DamagedVideo):
@@ -141,18 +147,8 @@ def _reason(error: Exception) -> str:
 
 
 def resized(frame: av.VideoFrame, short_side: int) -> np.ndarray:
-    """Return the frame upright as uint8 RGB (h, w, 3), resized with its aspect ratio kept."""
-    height, width = _shape(frame, short_side)
-    method = "AREA" if short_side < min(frame.width, frame.height) else "BICUBIC"
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=method, threads=1)
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), k=quarter_turns))
-
-
-def _shape(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
-    """Return height and width of the resized frame, before it is turned upright."""
-    scale = short_side / min(frame.width, frame.height)
-    return max(short_side, round(frame.height * scale)), max(short_side, round(frame.width * scale))
+    """Return a frame with square pixels as uint8 RGB (h, w, 3), upright and resized with its aspect ratio kept."""
+    return Resizer(short_side)(frame)
 
 
 @dataclass(frozen=True)
@@ -163,26 +159,49 @@ class _Declared:
     seconds: float
     start: float
     rate: float
-    counts_frames: bool
-    """True if the file stores `frames`, False if `frames` is computed from the duration or, in AVI files, includes pauses."""
+    packets: int
+    """Number of packets in the index, 0 if the file has none."""
+
+
+@dataclass
+class _Progress:
+    """Part of a file that has been read."""
+
+    packets: int = 0
+    """Packets of the video."""
+    end: float = 0.0
+    """Time in seconds at which the file ends, in any of its streams."""
 
 
 def _open(path: Path) -> av.container.InputContainer:
     container = av.open(f"file:{path}", metadata_errors="replace", options={"format_whitelist": _FORMATS})
-    if container.streams.video and container.streams.video[0].codec_context is not None:
-        return container
-    reason = "holds video of an unknown codec" if container.streams.video else "holds no video stream"
+    reason = "holds no video stream"
+    for stream in _moving(container):
+        if stream.codec_context is not None:
+            return container
+        reason = "holds video of an unknown codec"
     container.close()
     raise DamagedVideo(reason)
 
 
-def _declared(container: av.container.InputContainer) -> _Declared:
-    stream = container.streams.video[0]
+def _moving(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """Return the streams that are no cover pictures."""
+    return [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+
+
+def _shown(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the stream that FFmpeg shows: a default one before others, the largest picture before smaller ones."""
+    streams = [stream for stream in _moving(container) if stream.codec_context is not None]
+    return max(streams, key=lambda stream: (Disposition.default in stream.disposition, stream.width * stream.height))
+
+
+def _declared(container: av.container.InputContainer, stream: av.VideoStream) -> _Declared:
     rate = float(stream.average_rate or 0)
     seconds = (container.duration or 0) / av.time_base
-    frames = stream.frames or round(seconds * rate)
-    counts_frames = bool(stream.frames) and container.format.name != "avi"
-    return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, counts_frames)
+    # Only MP4 files have an index of all packets. In other formats FFmpeg fills it while it reads.
+    packets = len(stream.index_entries) if "mp4" in container.format.name and stream.frames else 0
+    frames = packets or stream.frames or round(seconds * rate)
+    return _Declared(frames, seconds, (container.start_time or 0) / av.time_base, rate, packets)
 
 
 def _decode(
@@ -190,41 +209,106 @@ def _decode(
 ) -> Generator[SizedFrame, None, Timing]:
     """Yield the chosen frames, and return the timing of the video."""
     stamps_T: list[float | None] = []
-    count, hidden, end = 0, 0, 0.0
-    shape: tuple[int, int] | None = None
+    count, size = 0, (0, 0)
     with _as_damage(path), _open(path) as container:
         if damage := container_damage(path, container.format.name):
             raise DamagedVideo(damage)
-        declared = _declared(container)
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        stream.codec_context.options = {"err_detect": "explode" + _STRICTER.get(stream.codec_context.name, "")}
-        overrun = overrun_decoder(stream.codec_context)
+        stream = _shown(container)
+        declared, progress = _declared(container, stream), _Progress()
+        resizers = {short_side: Resizer(short_side, stream.sample_aspect_ratio)}
+        shapes: dict[int, tuple[int, int]] = {}
+        for frame in _frames(stream, _packets(container, stream, path, progress), path):
+            if (frame.width, frame.height) != size:
+                size = frame.width, frame.height
+                aspect = stream.codec_context.sample_aspect_ratio if shapes else None
+                shape = resizers[short_side].shape(frame, aspect)
+                if shapes.setdefault(short_side, shape) != shape:
+                    raise DamagedVideo(f"frame {count} has another shape than the first frame")
+            for side in sides_of(count):
+                resizer = resizers.setdefault(side, Resizer(side, stream.sample_aspect_ratio))
+                yield count, side, resizer(frame, shapes.setdefault(side, resizer.shape(frame)))
+            stamps_T.append(frame.time)
+            count += 1
+    if count == 0:
+        raise DamagedVideo("holds no frames")
+    if missing := _missing(declared, progress, count):
+        raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
+    return Timing(count, declared.rate or None, stamps_T)
+
+
+def _packets(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, progress: _Progress
+) -> Iterator[av.Packet]:
+    """Yield the packets of a stream that hold data."""
+    rate = float(stream.average_rate or 0)
+    pauses = path.stat().st_size // _SEARCHED
+    while True:
         try:
             for packet in container.demux():
                 # Packets of all streams count, because the file ends where the last stream ends.
-                end = max(end, _end(packet, declared.rate))
-                if packet.stream is not stream:
-                    continue
-                if packet.is_discard:
-                    hidden += 1  # cut away by an edit list
-                if overrun is not None:
-                    overrun.decode(packet)
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise DamagedVideo(f"frame {count} is corrupt")
-                    shape = shape or _shape(frame, short_side)
-                    if _shape(frame, short_side) != shape:
-                        raise DamagedVideo(f"frame {count} has another shape than the first frame")
-                    for side in sides_of(count):
-                        yield count, side, resized(frame, side)
-                    stamps_T.append(frame.time)
-                    count += 1
+                progress.end = max(progress.end, _end(packet, rate))
+                # A packet without data repeats a frame. A decoder would refuse it, or take it for the end.
+                if packet.stream is stream and packet.size:
+                    progress.packets += 1
+                    yield packet
+            return
+        except av.error.BlockingIOError:
+            # FFmpeg pauses after each 64 KiB without a transport packet, for example in padding.
+            if pauses == 0:
+                return
+            pauses -= 1
+        except av.error.FFmpegError as error:
+            # FFmpeg searches 64 KiB for the next page. If pages follow, the file ends early by its last time stamp.
+            if container.format.name == "ogg" and isinstance(error, av.error.InvalidDataError):
+                return
+            _raise_system_error(error, path)
+            raise DamagedVideo(f"packet {progress.packets} cannot be read: {_reason(error)}") from None
+
+
+def _frames(stream: av.VideoStream, packets: Iterable[av.Packet], path: Path) -> Iterator[av.VideoFrame]:
+    """Decode all packets. Raises DamagedVideo for a packet with an error or a corrupt frame.
+
+    A video that was cut without decoding begins with pictures that refer to pictures before the cut. Their errors are no
+    damage: no decoder shows them.
+    """
+    codec = stream.codec_context
+    codec.thread_type = "NONE"
+    codec.options = {"err_detect": "explode" + _STRICTER.get(codec.name, "")}
+    overrun = overrun_decoder(codec)
+    timed = stream.container.format.name != "avi"  # in AVI files, times say nothing about the order of display
+    key: av.Packet | None = None
+    count = 0
+    for packet in chain(packets, [None]):
+        if key is None and packet is not None and packet.is_keyframe:
+            key = packet
+        try:
+            if overrun is not None:
+                overrun.decode(packet)
+            frames = codec.decode(packet)
         except (av.error.FFmpegError, ValueError) as error:
+            if _is_before_start(packet, key, count, timed) or _is_header(packet, codec):
+                continue
             _raise_system_error(error, path)
             raise DamagedVideo(f"frame {count} does not decode: {_reason(error)}") from None
-    _check_early_end(declared, count, hidden, end)
-    return Timing(count, declared.rate or None, stamps_T)
+        for frame in frames:
+            if frame.is_corrupt:
+                raise DamagedVideo(f"frame {count} is corrupt")
+            yield frame
+            count += 1
+
+
+def _is_before_start(packet: av.Packet | None, key: av.Packet | None, count: int, timed: bool) -> bool:
+    """Return True if the packet's picture is displayed before the first key picture, as far as the file tells."""
+    if packet is None or packet is key:
+        return False
+    if key is None or packet.pts is None or key.pts is None or not timed:
+        return count == 0
+    return packet.pts < key.pts
+
+
+def _is_header(packet: av.Packet | None, codec: av.VideoCodecContext) -> bool:
+    """Return True for a header inside joined Ogg files. FFmpeg gives it to the decoder, which refuses it."""
+    return packet is not None and codec.name in _OGG_HEADERS and bytes(packet).startswith(_OGG_HEADERS[codec.name])
 
 
 def _end(packet: av.Packet, rate: float) -> float:
@@ -235,15 +319,14 @@ def _end(packet: av.Packet, rate: float) -> float:
     return start + (float(packet.duration * packet.time_base) if packet.duration else default)
 
 
-def _check_early_end(declared: _Declared, count: int, hidden: int, end: float) -> None:
-    if count == 0:
-        raise DamagedVideo("holds no frames")
-    if declared.counts_frames:
-        missing = declared.frames - count - hidden
+def _missing(declared: _Declared, progress: _Progress, count: int) -> int:
+    """Return the number of frames that the end of the file lacks."""
+    if declared.packets:
+        missing = declared.packets - progress.packets
     else:
+        end = progress.end
         # The rate that an AVI declares may be higher than its true frame rate.
         rate = min(declared.rate, count / end) if end > 0 else declared.rate
         # Durations count from zero in some formats and from the first picture in others. Use the smaller gap.
         missing = round((declared.seconds - max(end, end - declared.start)) * rate)
-    if missing > _MISSING:
-        raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
+    return missing if missing > _TOLERATED else 0
