@@ -226,7 +226,11 @@ def _decode(
                     raise DamagedVideo(f"frame {count} has another shape than the first frame")
             for side in sides_of(count):
                 resizer = resizers.setdefault(side, Resizer(side, stream.sample_aspect_ratio))
-                yield count, side, resizer(frame, shapes.setdefault(side, resizer.shape(frame)))
+                try:
+                    pixels_HWC = resizer(frame, shapes.setdefault(side, resizer.shape(frame, aspect)))
+                except (av.error.FFmpegError, ValueError) as error:
+                    raise DamagedVideo(f"frame {count} cannot be converted to RGB: {_reason(error)}") from None
+                yield count, side, pixels_HWC
             stamps_T.append(frame.time)
             count += 1
     if count == 0:

@@ -5,6 +5,7 @@ Legend: H W height and width, C colours.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -79,13 +80,14 @@ def _displayed(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> tuple[flo
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return a, b, c, d of the frame's display matrix: a stored point (x, y) is displayed at (ax + cy, bx + dy)."""
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        side_data: Any = frame.side_data  # a mapping, but its type stub says otherwise
+        data = side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV lists no side data if it does not know one of them, such as the EXIF data of a JPEG.
         return _TURNS[round(frame.rotation / 90) % 4]
     if data is None:
         return _TURNS[0]
-    a, b, _, c, d = (int(number) for number in np.frombuffer(bytes(data), np.int32)[:5])
+    a, b, _, c, d = (int(number) for number in np.frombuffer(data, np.int32)[:5])
     return a, b, c, d
 
 

@@ -101,10 +101,9 @@ def filtered(path: Path, filters: Sequence[tuple[str, str | None]]) -> np.ndarra
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
-@pytest.mark.parametrize("suffix", ["mp4", "mov"])
-def test_orientation_equals_that_of_ffmpeg(tmp_path: Path, suffix: str, name: str) -> None:
+def test_orientation_equals_that_of_ffmpeg(tmp_path: Path, name: str) -> None:
     matrix, filters = ORIENTATIONS[name]
-    path = with_matrix(write(tmp_path / f"a.{suffix}", corners()), matrix)
+    path = with_matrix(write(tmp_path / "a.mp4", corners()), matrix)
     pixels = read_frames(path, 64, lambda _: [1]).pixels_THWC[0]
     expected = filtered(path, filters)
     assert pixels.shape == expected.shape
@@ -151,8 +150,8 @@ def test_turned_video_of_pixels_that_are_not_square_is_in_proportion(tmp_path: P
     ("pixel_format", "matrix"), [*(("yuv420p", matrix) for matrix in MATRICES), *((name, 1) for name in FORMATS)]
 )
 def test_colours_are_the_means_of_the_areas(pixel_format: str, matrix: int, width: int) -> None:
-    stored_width = 640 if width == 114 else 646
-    frame = av.VideoFrame.from_ndarray(card(360, stored_width), format="rgb24").reformat(format=pixel_format)
+    stored_width = 320 if width == 114 else 323
+    frame = av.VideoFrame.from_ndarray(card(180, stored_width), format="rgb24").reformat(format=pixel_format)
     frame.colorspace = matrix
     pixels = resized(frame, 64)
     assert pixels.shape == (64, width, 3)
