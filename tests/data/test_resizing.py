@@ -13,6 +13,7 @@ from PIL import Image
 from data.decoding import read_frames, resized
 from data.resizing import Resizer
 from tests.helpers.colours import area_means, exact_rgb, psnr
+from tests.helpers.shared_cases import case
 from tests.helpers.stream_copies import write_packets
 from tests.helpers.videos import make_video
 
@@ -194,3 +195,39 @@ def test_resizer_follows_frames_of_another_size_and_format() -> None:
 def test_aspect_ratio_that_leaves_no_pixel_is_ignored() -> None:
     frame = av.VideoFrame.from_ndarray(card(48, 64), format="rgb24")
     assert Resizer(24, Fraction(1, 100_000))(frame).shape == (24, 32, 3)
+
+
+REPORTED_MIRRORS = {
+    "m_hflip": "mirrored left to right",
+    "m_vflip": "mirrored upside down",
+    "m_rot90": "270 degrees",
+    "m_transpose": "transposed",
+    "m_antitranspose": "transposed along the other diagonal",
+}
+
+
+@pytest.mark.parametrize("name", REPORTED_MIRRORS)
+def test_reported_mirrored_videos_are_shown_as_by_ffmpeg(name: str) -> None:
+    path = case(f"01-mirrored-matrix/{name}.mp4")
+    pixels = read_frames(path, 64, lambda _: [1]).pixels_THWC[0]
+    expected = filtered(path, ORIENTATIONS[REPORTED_MIRRORS[name]][1])
+    assert pixels.shape == expected.shape
+    assert psnr(pixels, expected) > 40
+
+
+@pytest.mark.parametrize("short_side", [64, 57, 65, 112])
+def test_reported_test_card_keeps_its_colours(short_side: int) -> None:
+    with av.open(str(case("09-chroma-half-width/s8.mp4"))) as container:
+        frame = next(container.decode(video=0))
+    pixels = resized(frame, short_side)
+    assert psnr(pixels, area_means(exact_rgb(frame), *pixels.shape[:2])) > 45
+
+
+@pytest.mark.parametrize("name", ["sar.mp4", "pal.mpg", "palwide.mpg"])
+def test_reported_discs_are_round(name: str) -> None:
+    bright = read_frames(case(f"10-anamorphic/{name}"), 96, lambda _: [1]).pixels_THWC[0].mean(-1) > 128
+    assert bright.any(0).sum() / bright.any(1).sum() == pytest.approx(1, abs=0.05)
+
+
+def test_reported_video_of_wide_pixels_has_its_proportions() -> None:
+    assert read_frames(case("16-own-videos/sar2.mp4"), 64, lambda _: [0]).pixels_THWC.shape == (1, 64, 114, 3)
