@@ -13,6 +13,7 @@ import numpy as np
 # Numbers of colour properties (ITU-T H.273).
 _UNSPECIFIED = 2
 _KNOWN_MATRICES = (0, 1, _UNSPECIFIED, 4, 5, 6, 7, 9)
+_MOST_ASPECT = 16
 _TURNS = (1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)
 """Display matrices that turn a picture by 0, 90, 180 and 270 degrees, anticlockwise."""
 
@@ -72,9 +73,10 @@ class Resizer:
 
 
 def _displayed(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> tuple[float, float]:
-    """Return height and width of a frame with square pixels. A ratio that leaves less than one pixel is ignored."""
-    width = frame.width * float(pixel_aspect or 1)
-    return frame.height, width if width >= 1 else frame.width
+    """Return height and width of a frame with square pixels."""
+    aspect = float(pixel_aspect or 1)
+    # Other ratios are errors in the file, and the picture would need any amount of memory.
+    return frame.height, frame.width * (aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1)
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
