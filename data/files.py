@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-import time
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,7 +87,10 @@ def temporary_name(path: Path) -> Path:
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Delete stale claims, and temporary files of dead processes of this machine or, if a day old, of other machines."""
+    """Delete stale claims, and temporary files of dead processes of this machine or, if a day old, of other machines.
+
+    The clock of this machine is not used (see `_age`), because it may be wrong.
+    """
     for path in folder.glob("*.tmp-*-*"):
         owner, _, process = path.name.partition(".tmp-")[2].rpartition("-")
         own = owner == machine()
@@ -164,8 +167,13 @@ def _is_stale(claim: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since the last update, 0 if the file does not exist."""
+    """Return the seconds since the last update of a file, by the clock that stamps files, which a file server may have.
+
+    Return 0 if the file does not exist, or its folder cannot be written.
+    """
     try:
-        return time.time() - path.lstat().st_mtime
+        # A new file has the present time of that clock.
+        with tempfile.TemporaryFile(dir=path.parent) as new:
+            return os.fstat(new.fileno()).st_mtime - path.lstat().st_mtime
     except OSError:
         return 0.0

@@ -1,9 +1,19 @@
 """Text for users: tables, sizes, error messages in one line, printable names."""
 
+import unicodedata
+
+_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of control characters (escape sequences start with one), surrogates, and line and paragraph separators."""
+_DIRECTIONS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+"""Bidirectional classes of characters that reorder the text after them (Unicode Standard Annex 9, section 2)."""
+
 
 def one_line(message: object, max_length: int | None = None) -> str:
-    """Return an error or a text in one line of at most `max_length` characters. All whitespace becomes single spaces."""
-    return " ".join(str(message).split())[:max_length]
+    """Return an error or a text in one printable line of at most `max_length` characters.
+
+    All whitespace becomes single spaces.
+    """
+    return printable(" ".join(str(message).split()))[:max_length]
 
 
 def table(head: list[str] | None, rows: list[list[str]]) -> str:
@@ -33,5 +43,19 @@ def size(byte_count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that break table rows or control the terminal. File names may contain such characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Replace characters that break table rows or control the terminal. File names and messages may contain such characters.
+
+    Letters, marks and spaces of all scripts stay as they are, including the joiners of Persian text and of emoji.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Apply `printable` to each line of a text."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS

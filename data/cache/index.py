@@ -9,15 +9,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 from xxhash import xxh3_64_digest
 
 from data.cache.spec import FORMAT, code_dtype, key_of
-from data.cache.storage import Files, Folder, read_json
+from data.cache.storage import Files, read_json
 from data.clips import ClipSpec, recorded_views
 from data.files import sha256_of
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
@@ -62,27 +61,23 @@ def open_shards(
     Raises DamagedCache if a shard or its record is missing or invalid, or videos are repeated or out of order.
     """
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"\d{6,12}\.tar", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[0-9]{6,12}\.tar", name):
             problem = f"invalid shard name {name!r}, expected 6 to 12 digits and .tar"
             raise DamagedCache(f"{files.address}/manifest.json: {problem}")
-    record_names = [f"shards/{name[:-4]}.json" for name in names]
-    if isinstance(files, Folder):
-        contents = [files.read(name) for name in record_names]
-    else:
-        # Each record of a remote cache is one request; threads hide the latency.
-        with ThreadPoolExecutor(16) as pool:
-            contents = list(pool.map(files.read, record_names))
     shards = []
     last = -1
-    for i, (name, content) in enumerate(zip(names, contents, strict=True)):
-        if records is not None and hashlib.sha256(content).hexdigest() != records[i]:
-            raise DamagedCache(f"{files.address}/shards/{name[:-4]}.json: sha256 differs from the manifest")
-        shard = ShardIndex(files, name, content, preimage)
-        files.check_size(shard.file, shard.bytes, shard.sha256)
-        if len(shard.video_N) and (shard.video_N[0] <= last or (np.diff(shard.video_N) <= 0).any()):
-            raise DamagedCache(f"{files.address}/{shard.file}: videos are repeated or out of order")
-        last = int(shard.video_N[-1]) if len(shard.video_N) else last
-        shards.append(shard)
+    record_names = [f"shards/{name[:-4]}.json" for name in names]
+    # A record is checked as soon as it is read, so that memory holds no more than a few.
+    with closing(files.read_records(record_names)) as contents:
+        for i, content in enumerate(contents):
+            if records is not None and hashlib.sha256(content).hexdigest() != records[i]:
+                raise DamagedCache(f"{files.address}/{record_names[i]}: sha256 differs from the manifest")
+            shard = ShardIndex(files, names[i], content, preimage)
+            files.check_size(shard.file, shard.bytes, shard.sha256)
+            if len(shard.video_N) and (shard.video_N[0] <= last or (np.diff(shard.video_N) <= 0).any()):
+                raise DamagedCache(f"{files.address}/{shard.file}: videos are repeated or out of order")
+            last = int(shard.video_N[-1]) if len(shard.video_N) else last
+            shards.append(shard)
     return shards
 
 
@@ -95,7 +90,7 @@ class ShardIndex:
     Raises DamagedCache if the content is not a valid record of a shard of this cache.
     """
 
-    def __init__(self, files: Files, name: str, record: bytes, preimage: dict[str, Any]) -> None:
+    def __init__(self, files: Files, name: str, record: bytes | bytearray, preimage: dict[str, Any]) -> None:
         self._files, self.name, self.file = files, name, f"shards/{name}"
         self._record = hashlib.sha256(record).hexdigest()
         self._videos = preimage["videos"]

@@ -154,7 +154,7 @@ class TokenCache:
         if hashlib.sha256(content).hexdigest() != self._codebook_hash:
             raise DamagedCache(f"{where}: was changed after it was written")
         try:
-            codebook_VC = load(content)["codebook_VC"]
+            codebook_VC = load(bytes(content))["codebook_VC"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise DamagedCache(f"{where}: is not a codebook ({error})") from None
         if codebook_VC.ndim != 2 or len(codebook_VC) != self.vocab_size:

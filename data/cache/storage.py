@@ -6,34 +6,38 @@ shards need the space.
 """
 
 import hashlib
-import http.client
 import json
 import os
 import resource
 import stat
 import threading
-import time
-import urllib.error
-import urllib.parse
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib import request
+from weakref import WeakSet
 
+from data.cache.fetch import Pace, TooLarge, fetch
 from data.shards import DamagedCache
 
 SCHEMES = ("https", "http", "s3", "gs", "hf")
 """Schemes of remote caches. s3, gs and hf need fsspec and the package of that store."""
 MEMORY = 2**29
 """Bytes of remote shards that a process keeps in memory."""
+PATIENCE = 8.0
+"""Seconds that a server may take for a manifest, for all records or for a codebook, beyond the time of their bytes at
+`data.cache.fetch.MINIMUM_RATE`."""
+SHARD_PATIENCE = 60.0
+"""The same for one shard. It is longer, because an interrupted training run costs more than a cache that cannot be opened."""
+_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 # Half of the limit leaves file descriptors to the rest of the process.
-_MAX_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+_MAX_OPEN_FILES = 2**15 if _LIMIT == resource.RLIM_INFINITY else min(_LIMIT // 2, 2**15)
 _MAX_SHARD_BYTES = 2**34  # for remote shards, which are held in memory
-_MAX_FILE_BYTES = 2**28  # for remote manifests, records and codebooks
-_ATTEMPTS = 4
-_TIMEOUT = 30.0  # seconds without receiving data
-_UNESCAPED = "%/:=&?~#+!$,;'@()*[]"  # kept in an address; spaces and non-ASCII characters are percent-encoded
+_MAX_FILE_BYTES = 2**28  # for remote manifests and codebooks: lists of about 5 million videos
+_MAX_RECORD_BYTES = 2**24  # for remote records: shards of about 150,000 videos
+_SMALL_RECORD_BYTES = 2**20  # records that are fetched at the same time
+_REQUESTS = 16
 
 
 class Folder:
@@ -42,11 +46,16 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
+        _FOLDERS.add(self)
 
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises DamagedCache if it is missing."""
         return b"".join(self.chunks(name))
+
+    def read_records(self, names: Iterable[str]) -> Generator[bytes | bytearray]:
+        """Read whole files one after another, in order."""
+        for name in names:
+            yield self.read(name)
 
     def check_size(self, name: str, size: int, sha256: str) -> None:
         """Check the size of a shard. `ShardIndex.verify` checks the content."""
@@ -59,9 +68,12 @@ class Folder:
 
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
         """Read parts of equal size from several shards. A part at the end of a shard may be shorter."""
-        # The local references keep the files open if another thread drops them from self._open.
-        files = [self._open.get(name) or self._opened(name) for name in names]
-        return [os.pread(file.descriptor, size, offset) for file, offset in zip(files, offsets, strict=True)]
+        parts = []
+        for name, offset in zip(names, offsets, strict=True):
+            # The local reference keeps the file open if another thread drops it from self._open.
+            file = self._open.get(name) or self._opened(name)
+            parts.append(os.pread(file.descriptor, size, offset))
+        return parts
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Read a whole file piece by piece."""
@@ -70,17 +82,22 @@ class Folder:
             yield chunk
 
     def _opened(self, name: str) -> "_OpenFile":
-        """Open a file and keep it open. Beyond `_MAX_OPEN_FILES`, drop the file that was opened first."""
+        """Open a file and keep it open. Beyond `_MAX_OPEN_FILES` of all folders, drop the oldest of the folder with most."""
         file = _OpenFile(self.address, name)
-        with self._lock:
+        with _LOCK:
             self._open[name] = file
-            while len(self._open) > _MAX_OPEN_FILES:
-                self._open.popitem(last=False)
+            while sum(len(folder._open) for folder in _FOLDERS) > _MAX_OPEN_FILES:
+                max(_FOLDERS, key=lambda folder: len(folder._open))._open.popitem(last=False)
         return file
 
     # Data workers that are not forked receive the folder by pickle, without open files.
     def __reduce__(self) -> tuple[type["Folder"], tuple[Path]]:
         return Folder, (Path(self.address),)
+
+
+_FOLDERS: WeakSet[Folder] = WeakSet()
+"""All folders of this process, which share the limit of open files."""
+_LOCK = threading.Lock()
 
 
 class _OpenFile:
@@ -105,10 +122,34 @@ class Remote:
     def __init__(self, address: str) -> None:
         self.address = address
         self._expected: dict[str, tuple[int, str]] = {}
-        self._shards: OrderedDict[str, bytes] = OrderedDict()
+        self._shards: OrderedDict[str, bytearray] = OrderedDict()
 
-    def read(self, name: str) -> bytes:
-        return _fetch(f"{self.address}/{name}", _MAX_FILE_BYTES)
+    def read(self, name: str) -> bytearray:
+        return fetch(f"{self.address}/{name}", _MAX_FILE_BYTES, Pace(PATIENCE))
+
+    def read_records(self, names: Iterable[str]) -> Generator[bytes | bytearray]:
+        """Fetch files in order. Threads hide the latency of small ones; a larger one is fetched alone, which bounds memory."""
+        pace = Pace(PATIENCE)
+        waiting: deque[tuple[str, Future[bytearray]]] = deque()
+
+        def first() -> bytearray:
+            address, small = waiting.popleft()
+            try:
+                return small.result()
+            except TooLarge:
+                return fetch(address, _MAX_RECORD_BYTES, pace)
+
+        pool = ThreadPoolExecutor(_REQUESTS)
+        try:
+            for name in names:
+                address = f"{self.address}/{name}"
+                waiting.append((address, pool.submit(fetch, address, _SMALL_RECORD_BYTES, pace)))
+                if len(waiting) == _REQUESTS:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def check_size(self, name: str, size: int, sha256: str) -> None:
         """Store size and sha256 of a shard, for the check after its download."""
@@ -117,19 +158,22 @@ class Remote:
     def parts(self, names: Iterable[str], offsets: Iterable[int], size: int) -> list[bytes]:
         places = list(zip(names, offsets, strict=True))
         # Sorted, so that each shard is fetched at most once even if only one fits into memory.
-        content = {(name, offset): self._shard(name)[offset : offset + size] for name, offset in sorted(set(places))}
+        content = {(name, offset): self._part(name, offset, size) for name, offset in sorted(set(places))}
         return [content[place] for place in places]
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, name: str) -> Iterator[bytearray]:
         yield self._shard(name)
 
-    def _shard(self, name: str) -> bytes:
+    def _part(self, name: str, offset: int, size: int) -> bytes:
+        return bytes(memoryview(self._shard(name))[offset : offset + size])
+
+    def _shard(self, name: str) -> bytearray:
         """Return the content of a shard, from memory or fetched and checked."""
         if name not in self._shards:
             where, (size, sha256) = f"{self.address}/{name}", self._expected[name]
             if size > _MAX_SHARD_BYTES:
                 raise DamagedCache(f"{where}: has {size} bytes in its record, at most {_MAX_SHARD_BYTES} are allowed")
-            content = _fetch(where, size)
+            content = fetch(where, size, Pace(SHARD_PATIENCE))
             if len(content) != size:
                 raise DamagedCache(f"{where}: does not have the {size} bytes in its record")
             if hashlib.sha256(content).hexdigest() != sha256:
@@ -163,7 +207,7 @@ def is_address(name: str) -> bool:
     return "://" in name or name.startswith("pipe:")
 
 
-def json_object(content: bytes, where: str) -> dict[str, Any]:
+def json_object(content: bytes | bytearray, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
     Raises ValueError if the text is not JSON, is nested too deeply, or is not an object. The message starts with `where`.
@@ -184,62 +228,3 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
         return json_object(content, f"{files.address}/{name}")
     except ValueError as error:
         raise DamagedCache(str(error)) from None
-
-
-def _fetch(address: str, size: int) -> bytes:
-    """Fetch at most `size` + 1 bytes from an address. Transient failures are retried.
-
-    Raises DamagedCache if the file does not exist, and OSError if the server cannot be reached or keeps failing.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _fetch_http(address, size) if address.startswith("http") else _fetch_fsspec(address, size)
-        except FileNotFoundError:
-            raise DamagedCache(f"{address}: missing") from None
-        except (OSError, http.client.HTTPException) as error:
-            permanent = isinstance(error, (PermissionError, http.client.InvalidURL))
-            if permanent or attempt + 1 == _ATTEMPTS:
-                raise OSError(f"{address}: cannot be read: {error or type(error).__name__}") from None
-        time.sleep(0.25 * 4**attempt)
-    raise AssertionError
-
-
-def _fetch_http(address: str, size: int) -> bytes:
-    # fsspec's HTTP backend is not used: it adds eight packages, returns short reads before the end of the file, decompresses
-    # bodies, retries by itself and reports malformed responses as status 400.
-    # With these handlers a redirect to file:, ftp: or data: fails.
-    opener = request.OpenerDirector()
-    transport = (request.ProxyHandler(), request.HTTPHandler(), request.HTTPSHandler(), request.UnknownHandler())
-    results = (request.HTTPDefaultErrorHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor())
-    for handler in transport + results:
-        opener.add_handler(handler)
-    try:
-        with opener.open(request.Request(urllib.parse.quote(address, safe=_UNESCAPED)), timeout=_TIMEOUT) as response:
-            content = response.read(size + 1)
-            declared = response.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
-            raise FileNotFoundError(address) from None
-        # Among client errors, only a timeout, "too early" and "too many requests" are transient.
-        if error.code < 500 and error.code not in (408, 425, 429):
-            raise PermissionError(f"{error.code} {error.reason}") from None
-        raise
-    if declared is not None and declared.isdigit() and len(content) < min(int(declared), size + 1):
-        raise OSError(f"the connection ended after {len(content)} of {declared} bytes")
-    return content
-
-
-def _fetch_fsspec(address: str, size: int) -> bytes:
-    scheme = address.partition(":")[0]
-    try:
-        import fsspec
-
-        with fsspec.filesystem(scheme).open(address, "rb") as file:
-            return file.read(size + 1)
-    except ImportError as error:
-        raise ValueError(f"{address}: reading {scheme} addresses requires another package: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:
-        # The packages of the stores raise exceptions that have no common base class.
-        raise OSError(f"{type(error).__name__}: {error}") from None

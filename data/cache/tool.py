@@ -17,7 +17,7 @@ from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
 from data.shards import DamagedCache
-from data.text import one_line, printable, size, table
+from data.text import one_line, printable, printable_lines, size, table
 
 NAME = "python -m data.cache"
 CACHE = "Folder, address, or beginning of the name or key of a cache"
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     # Names of videos may contain characters that do not exist in the terminal's encoding.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    print(json.dumps(content) if arguments.json else "\n".join(map(printable, text.splitlines())))
+    print(json.dumps(content) if arguments.json else printable_lines(text))
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _fail(message: str, name: str = NAME) -> int:
     """Print an error in one line on stderr and return the exit code of a user's mistake."""
-    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    print(f"{printable(name)}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

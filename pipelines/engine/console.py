@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.text import one_line
+from data.text import one_line, printable, printable_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def fail(name: str, message: str) -> int:
     """Print an error as one line on stderr; return 2, the exit code for a user's mistake."""
-    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    print(f"{printable(name)}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 
@@ -30,7 +30,7 @@ def progress(accelerator: Accelerator, total: int, title: str, start: int = 0) -
         file=sys.stderr if terminal else _LineWriter(),
         total=total,
         initial=start,
-        desc=title,
+        desc=printable(title),
         mininterval=0.2 if terminal else 10,
         ascii=not terminal,
         dynamic_ncols=terminal,
@@ -50,9 +50,9 @@ class _LineWriter:
 
 
 def say(accelerator: Accelerator, text: str) -> None:
-    """Print a line on stderr, on the main process only, without breaking a progress bar."""
+    """Print a text on stderr, on the main process only, without breaking a progress bar."""
     if accelerator.is_main_process:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable_lines(text), file=sys.stderr)
 
 
 def say_newest(flag: str, given: object, taken: object) -> None:

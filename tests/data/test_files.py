@@ -302,3 +302,16 @@ def test_target_of_a_stale_claim_is_not_removed(tmp_path: Path) -> None:
     remove_left_overs(tmp_path)
     assert os.listdir(tmp_path) == [file.name]
     assert file.read_text() == "precious"
+
+
+def test_a_wrong_clock_of_this_machine_deletes_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ages are differences of times of the file system, so the clock of the machine does not matter."""
+    (tmp_path / "0.tar.tmp-far-away-3").touch()
+    claim = claimed_by(tmp_path / "0.claim", "far-away", 3, 1.0)
+    for days in (-400, 2, 400):
+        monkeypatch.setattr(time, "time", lambda skew=86_400 * days, now=time.time: now() + skew)
+        remove_left_overs(tmp_path)
+        assert not claim.take()
+    assert sorted(os.listdir(tmp_path)) == ["0.claim", "0.tar.tmp-far-away-3"]

@@ -1,6 +1,8 @@
 """Text for people: errors on one line, sizes, tables of any names."""
 
-from data.text import one_line, size, table
+import pytest
+
+from data.text import one_line, printable, printable_lines, size, table
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:
@@ -14,3 +16,36 @@ def test_size_has_a_binary_unit() -> None:
 
 def test_table_aligns_numbers_to_the_right_and_replaces_control_characters() -> None:
     assert table(["name", "clips"], [["a\nb", "5"], ["c", "1234"]]) == "name  clips\na\ufffdb       5\nc      1234"
+
+
+NAMES = ["Grüße", "видео.mp4", "クリップ\u3000一", "می\u200cخواهم", "👩\u200d🔬🏽", "e\u0301\u00a0x", "क्\u200dष", "a b"]
+CONTROLS = [
+    "\x1b]0;title\x07",
+    "\x1b[2J",
+    "\x9b2J",
+    "\r",
+    "\n",
+    "\b",
+    "\x7f",
+    "\0",
+    "\u2028",
+    "\u202e",
+    "\u2066",
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_letters_of_all_scripts_stay_as_they_are(name: str) -> None:
+    assert printable(name) == name
+    assert name in table(["name"], [[name]])
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_characters_that_control_the_terminal_are_replaced(control: str) -> None:
+    for text in (printable(f"a{control}b"), table(["name"], [[f"a{control}b"]]), one_line(f"a{control}b")):
+        assert not set(text) & set("\x1b\x07\x9b\r\b\x7f\0\u2028\u202e\u2066\udcff")
+
+
+def test_lines_of_a_message_are_kept() -> None:
+    assert printable_lines("a\x1b\nb\r\n") == "a\ufffd\nb\ufffd\n"

@@ -142,7 +142,8 @@ def test_no_more_files_are_open_than_the_limit_and_all_are_closed_at_the_end(
         assert np.array_equal(gathered(cache, rows, views), expected(cache, rows, views))
         assert psutil.Process().num_fds() <= before + limit
     del cache
-    assert psutil.Process().num_fds() == before
+    # The limit is shared with caches that other tests left open.
+    assert psutil.Process().num_fds() <= before
 
 
 def test_threads_read_correctly_while_files_are_opened_and_closed(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from data.cache import CacheWriter, DamagedCache, TokenCache
+from data.cache import CacheWriter, DamagedCache, TokenCache, storage
 from data.cache.merge import merge
 from data.files import write_json
 from data.sources import Video
@@ -271,3 +273,21 @@ def test_counts_of_codes_compared_in_bf16_are_added(tmp_path: Path) -> None:
         caches.append(TokenCache.open(writer.folder))
     manifest = json.loads((merge(caches, tmp_path / "caches", "merged") / "manifest.json").read_text())
     assert manifest["bf16"] == {"codes": 150, "differ": 6, "rate": 0.04}
+
+
+def test_caches_of_more_shards_than_open_files_are_merged_and_read(
+    tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All caches of a process share the limit of open files, and a batch over many shards keeps within it."""
+    halves = [[Video(f"{i:03d}.mp4", i) for i in range(first, 40, 2)] for first in (0, 1)]
+    folders = [make_cache(tmp_path / "parts", half, name=f"part{i}", shard_size=1) for i, half in enumerate(halves)]
+
+    def merge_with_few_files() -> None:
+        free, (_, hard) = 16, resource.getrlimit(resource.RLIMIT_NOFILE)
+        monkeypatch.setattr(storage, "_MAX_OPEN_FILES", free // 2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + free, hard))
+        merged = TokenCache.open(merge([TokenCache.open(folder) for folder in folders], tmp_path, "merged"))
+        codes_Bthw = merged.clips.gather(np.arange(40), np.zeros(40, int))
+        assert all(np.array_equal(a[0], b) for a, b in zip(all_codes(merged), codes_Bthw, strict=True))
+
+    assert in_a_child(merge_with_few_files).wait() == 0

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 import data.loading
-from data.cache import DamagedCache, TokenCache, find_cache, storage
+from data.cache import DamagedCache, TokenCache, fetch, find_cache, storage
 from data.cache.stream import stream
 from data.loading import BatchPlan, TokenDataset, batches, blocks_of
 from tests.helpers.cache_contents import all_codes, files_of
@@ -55,7 +56,7 @@ def address(server: Server, folder: Path) -> str:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Collects the seconds between attempts, without waiting."""
     waits: list[float] = []
-    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
     return waits
 
 
