@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.cache.index import MALFORMED
+from data.cache.manifest import MALFORMED, MadeWith, Manifest, Plan
 from data.cache.spec import FORMAT
 from data.cache.storage import Folder, is_address, read_json
 from data.clips import ClipSpec
+from data.schema import conform, short
 from data.shards import DamagedCache
 from data.text import one_line
 
@@ -43,10 +44,11 @@ def last_used(folder: Path) -> float:
 
 def _key_in(folder: Path) -> str:
     try:
-        return str(read_json(Folder(folder), "manifest.json").get("key"))
+        key = read_json(Folder(folder), "manifest.json").get("key")
     except (DamagedCache, OSError):
         # A damaged cache must not prevent finding others.
         return ""
+    return key if isinstance(key, str) else ""
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,28 @@ def _status(path: Path) -> os.stat_result | None:
 def _described(files: Folder, folder: Path) -> dict[str, Any]:
     """Return fields of an Entry, read from the manifest or the plan."""
     made_with = read_json(files, "made_with.json") if (folder / "made_with.json").exists() else {}
+    conform(made_with, MadeWith, "made_with.json")
     origin = {"made_of": made_with.get("videos"), "tokenizer": made_with.get("tokenizer")}
     if not (folder / "manifest.json").exists():
-        plan = read_json(files, "plan.json")
+        plan = conform(read_json(files, "plan.json"), Plan, "plan.json")
         if "spec" not in plan:
             return {"state": "manifest.json is missing; run tokenize again", **origin}
         videos, done = len(plan["spec"]["videos"]), len(list(folder.glob("shards/*.tar")))
         state = f"{done} of {-(-videos // plan['shard_size'])} shards"
         return {"state": state, "videos": videos, "clip": asdict(ClipSpec(**plan["spec"]["clip"])), **origin}
     manifest = read_json(files, "manifest.json")
+    if manifest.get("format") != FORMAT:
+        return {"state": f"format {short(manifest.get('format'))}, expected {FORMAT!r}", **origin}
+    conform(manifest, Manifest, "manifest.json")
     shards = [(_status(folder / "shards" / entry["file"]), entry["bytes"]) for entry in manifest["shards"]]
     intact = sum(status is not None and status.st_size == size for status, size in shards)
     state = "complete" if intact == len(shards) else f"{intact} of {len(shards)} shards; run tokenize again"
-    if manifest["format"] != FORMAT:
-        state = f"format {manifest['format']}, expected {FORMAT}"
     return {
         "state": state,
         "videos": len(manifest["spec"]["videos"]),
         "skipped": len(manifest["skipped"]),
-        "clips": int(manifest["clips"]),
-        "codes": int(manifest["codes"]),
+        "clips": manifest["clips"],
+        "codes": manifest["codes"],
         "clip": asdict(ClipSpec(**manifest["spec"]["clip"])),
         **origin,
     }

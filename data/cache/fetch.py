@@ -126,7 +126,7 @@ def _fetch_fsspec(address: str, limit: int, pace: Pace) -> bytearray:
 def _read(read: Callable[[int], bytes], address: str, limit: int, declared: int | None, pace: Pace) -> bytearray:
     """Read a file to its end in pieces. Raises TooLarge, before reading if the declared size is too large."""
     if declared is not None and declared > limit:
-        raise TooLarge(f"{address}: has {declared} bytes, at most {limit} are allowed")
+        raise TooLarge(f"{address}: has {declared} bytes, at most {limit} bytes are allowed")
     content = bytearray()
     while piece := read(_PIECE):
         content += piece

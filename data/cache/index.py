@@ -8,47 +8,38 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, NoReturn
 
 import numpy as np
 from xxhash import xxh3_64_digest
 
+from data.cache.manifest import Facts, Manifest, refuse_malformed
 from data.cache.spec import FORMAT, code_dtype, key_of
 from data.cache.storage import Files, read_json
 from data.clips import ClipSpec, recorded_views
 from data.files import sha256_of
+from data.schema import conform, short
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, IndexError)
-"""Exceptions that malformed JSON content causes when it is used."""
 # The dense views of a video of many hours need less.
 _MAX_JSON_BYTES = 2**26
 # Sums of offsets must not overflow int64.
 _MAX_TAR_BYTES = 2**50
 
 
-@contextmanager
-def refuse_malformed(problem: str) -> Iterator[None]:
-    """Turn an exception in `MALFORMED` into DamagedCache with the message `problem (exception type: message)`."""
-    try:
-        yield
-    except DamagedCache:
-        raise
-    except MALFORMED as error:
-        raise DamagedCache(f"{problem} ({type(error).__name__}: {error})") from None
-
-
 def read_manifest(files: Files) -> dict[str, Any]:
-    """Read a manifest, without its checksum. Raises DamagedCache if it is missing, has another format, or was changed."""
+    """Read a `Manifest`. Raises DamagedCache if it is missing, has another format or other fields, or was changed."""
     where = f"{files.address}/manifest.json"
     manifest = read_json(files, "manifest.json")
     checksum = manifest.pop("checksum", None)
     if manifest.get("format") != FORMAT:
-        raise DamagedCache(f"{where}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
-    if checksum != sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
-        raise DamagedCache(f"{where}: was changed after it was written (checksum or key differs)")
+        raise DamagedCache(f"{where}: format is {short(manifest.get('format'))}, expected {FORMAT!r}")
+    with refuse_malformed(f"{where}: is not a valid manifest"):
+        if checksum != sha256_of(manifest) or manifest.get("key") != key_of(manifest.get("spec", {})):
+            raise DamagedCache(f"{where}: was changed after it was written (checksum or key differs)")
+        conform(manifest, Manifest, "manifest")
     return manifest
 
 
@@ -188,7 +179,7 @@ class ShardIndex:
         with refuse_malformed(f"{self._sample(row)}: invalid json member"):
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
-            facts = json.loads(self.read(row, "json"))
+            facts = conform(json.loads(self.read(row, "json")), Facts, "facts")
             if facts["path"] != self.path(row) or len(recorded_views(facts)) != self.views_N[row]:
                 raise ValueError("describes another video")
         return facts

@@ -13,16 +13,22 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest, refuse_malformed
+from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest
+from data.cache.manifest import MadeWith, refuse_malformed
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
 from data.pixels import unpack_pixels
+from data.schema import conform
 from data.shards import DamagedCache, sample_id
 from data.sources import Video
 
 JOINED = " + "
 """Separator between the sources of a merged cache, in made_with.json."""
 _TEXT = {str, type(None)}
+_MAX_CODES = 2**24
+"""Most codes of a clip, 64 MB. They are held in memory."""
+_MAX_LENGTH = 2**20
+"""Most frames of a clip, and its longest side in pixels."""
 
 
 class TokenCache:
@@ -63,13 +69,13 @@ class TokenCache:
         self.vocab_size: int = self.spec["vocab_size"]
         t, h, w = self.spec["codes_shape"]
         self.codes_shape: tuple[int, int, int] = (t, h, w)
-        if not all(isinstance(n, int) and 0 < n < 2**32 for n in (t, h, w, self.vocab_size)) or t * h * w > 2**32:
+        if not all(0 < n < 2**32 for n in (t, h, w, self.vocab_size)) or t * h * w > _MAX_CODES:
             raise ValueError(f"invalid codes_shape {t, h, w} or vocab_size {self.vocab_size}")
-        if self.spec["keep_pixels"] not in ("none", "raw", "jpeg") or not isinstance(self.spec["tokenizer"], str):
-            raise ValueError("invalid keep_pixels or tokenizer")
+        if max(self.clip.frames, self.clip.size, self.clip.stride) > _MAX_LENGTH:
+            raise ValueError(f"invalid clip: frames, size and stride are at most {_MAX_LENGTH}")
         self.levels = None if self.spec["levels"] is None else tuple(self.spec["levels"])
-        if self.levels is not None and math.prod(map(int, self.levels)) != self.vocab_size:
-            raise ValueError(f"the product of levels {self.levels} is not vocab_size {self.vocab_size}")
+        if self.levels is not None and not _levels_fit(self.levels, self.vocab_size):
+            raise ValueError(f"levels must be at least 2 and their product vocab_size {self.vocab_size}")
         entries = manifest["shards"]
         names, records = [entry["file"] for entry in entries], [entry["record"] for entry in entries]
         self.shards = open_shards(files, names, self.spec, records)
@@ -77,10 +83,13 @@ class TokenCache:
             raise ValueError("an entry of a shard differs from the shard's record")
         self.clips = ClipIndex(files, self.shards, self.spec, checksums)
         self.views_N = self.clips.views_N
-        if not len(self) or (len(self), int(self.views_N.sum())) != (manifest["samples"], manifest["clips"]):
-            raise ValueError("samples or clips differ from the shards' records, or there are none")
+        clips = int(self.views_N.sum())
+        counts = (len(self), clips, clips * t * h * w)
+        if not len(self) or counts != (manifest["samples"], manifest["clips"], manifest["codes"]):
+            raise ValueError("samples, clips or codes differ from the shards' records, or there are none")
         self._codebook_hash: str | None = manifest["codebook"]
-        self.videos = [_video(self.spec["videos"][i]) for shard in self.shards for i in shard.video_N.tolist()]
+        listed = list(map(_video, self.spec["videos"]))
+        self.videos = [listed[i] for shard in self.shards for i in shard.video_N.tolist()]
 
     def __len__(self) -> int:
         return len(self.views_N)
@@ -138,10 +147,10 @@ class TokenCache:
     @property
     def made_with(self) -> dict[str, str]:
         """Arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
-        made_with: dict[str, Any] = {}
-        with suppress(DamagedCache):  # the file is information only
-            made_with = read_json(self._files, "made_with.json")
-        return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
+        made_with: dict[str, str] = {}
+        with suppress(ValueError):  # the file is information only
+            made_with = conform(read_json(self._files, "made_with.json"), MadeWith, "made_with.json")
+        return {name: made_with.get(name, "unknown") for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
         """Read the code vectors of a learned codebook, (vocab_size, C). Return None if the tokenizer has none (FSQ, LFQ).
@@ -166,6 +175,11 @@ class TokenCache:
         for shard in self.shards:
             shard.verify()
         self.codebook()
+
+
+def _levels_fit(levels: tuple[int, ...], vocab_size: int) -> bool:
+    # A product of many factors would take long.
+    return len(levels) <= 32 and min(levels, default=1) >= 2 and math.prod(levels) == vocab_size
 
 
 def _video(row: list) -> Video:

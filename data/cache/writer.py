@@ -20,7 +20,8 @@ import numpy as np
 from safetensors.numpy import save
 from xxhash import xxh3_64_digest
 
-from data.cache.index import MALFORMED, ShardIndex, open_shards, read_manifest
+from data.cache.index import ShardIndex, open_shards, read_manifest
+from data.cache.manifest import MALFORMED
 from data.cache.spec import FORMAT, CacheSpec, key_of
 from data.cache.storage import Folder, read_json
 from data.clips import ClipCuts, describe

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cache import TokenCache
+from data.cache import TokenCache, tool
 from data.cache.stream import stream
 from tests.helpers.cache_contents import expected_codes, in_a_child
 
@@ -27,6 +28,7 @@ OPERATIONS: dict[str, Callable[[TokenCache], object]] = {
     "codebook": lambda cache: cache.codebook(),
     "stream": lambda cache: list(stream(cache)),
     "verify": lambda cache: cache.verify(),
+    "show": lambda cache: tool._show(Namespace(caches=Path(cache.address).parent, cache=cache.address)),
 }
 """Operations on an open cache, in this order."""
 

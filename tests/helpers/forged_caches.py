@@ -205,7 +205,7 @@ case("infinity in the manifest", "open", lambda f: f.manifest.update(unigram_bit
 case("a codebook that is a pickle", "codebook", lambda f: _codebook(f, _pickle(f)))
 case("a codebook of 4 TB", "codebook", lambda f: _codebook(f, (2**42).to_bytes(8, "little") + b"{}"))
 case("an empty codebook", "codebook", lambda f: _codebook(f, (2).to_bytes(8, "little") + b"{}"))
-case("a codebook that is a number", "codebook", lambda f: f.manifest.update(codebook=1))
+case("a codebook that is a number", "open", lambda f: f.manifest.update(codebook=1))
 
 
 def _codebook(f: Forgery, content: bytes) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from data.cache import DamagedCache, TokenCache, find_cache, storage
+from data.cache import DamagedCache, TokenCache, fetch, find_cache
 from data.cache.catalogue import list_caches
+from data.cache.manifest import Manifest, Specification
 from data.cache.spec import FORMAT
 from data.sources import Video
 from tests.helpers.audited_process import OPERATIONS, audited, run_all
@@ -171,7 +172,7 @@ def test_hostile_video_names_are_only_text(tmp_path: Path, make_cache: MakeCache
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry without waiting."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1:1/x", "data:,{}", "http://127.0.0.1:abc/"])
@@ -324,6 +325,49 @@ def test_text_that_is_not_reasonable_json_is_refused(folder: Path, file: str, co
     (folder / file).write_bytes(content)
     with pytest.raises(DamagedCache, match=file):
         TokenCache.open(folder)
+
+
+@pytest.mark.parametrize("depth", [900, 980, 985, 990, 2000])
+@pytest.mark.parametrize("name", ["format", "key", "spec", "x"])
+def test_deep_nesting_is_refused(folder: Path, name: str, depth: int) -> None:
+    fields = {"format": f'"{FORMAT}"', "key": '"k"', "spec": "{}", name: "[" * depth + "]" * depth}
+    (folder / "manifest.json").write_text("{" + ", ".join(f'"{k}": {v}' for k, v in fields.items()) + "}")
+    with pytest.raises(DamagedCache, match=r"manifest\.json"):
+        TokenCache.open(folder)
+    assert len(list_caches(folder.parent)) == 1
+    with pytest.raises(ValueError, match="no cache"):
+        find_cache(folder.parent, "another")
+
+
+FALSE: list[Any] = ["<script>", None, True, -1, 10**30, 1.5, [1], {"a": 1}, [[[]]]]
+NULLABLE = {"codebook", "bf16", "spec.levels"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*Manifest.__required_keys__, *(f"spec.{key}" for key in Specification.__required_keys__)})
+)
+def test_missing_field_or_false_type_of_a_manifest_is_refused(folder: Path, name: str) -> None:
+    """A valid checksum says nothing about the content, which commands and pages use."""
+    original = json.loads((folder / "manifest.json").read_text())
+    part, _, key = name.rpartition(".")
+    kinds = {type((original[part] if part else original)[key]), *({str, type(None)} if name in NULLABLE else {})}
+    if name == "unigram_bits":
+        kinds = {int, float}
+    for value in ["missing", *(value for value in FALSE if type(value) not in kinds)]:
+        manifest = copy.deepcopy(original)
+        fields = manifest[part] if part else manifest
+        fields[key] = value
+        if value == "missing":
+            del fields[key]
+        seal(folder, manifest)
+        if name == "key" and value != "missing":
+            # `seal` writes the valid key.
+            (folder / "manifest.json").write_text(json.dumps({**manifest, "key": value}))
+        elif name == "key":
+            continue
+        with pytest.raises(DamagedCache, match=r"manifest\.json"):
+            TokenCache.open(folder)
+        list_caches(folder.parent)
 
 
 # --- damaged caches in the same folder
