@@ -18,6 +18,8 @@ from torch import Tensor, nn
 Content = Literal["codes", "pixels"]
 CodeInput = Literal["geometry", "rows"]
 Grid = tuple[int, int, int]
+_MOST_CODES = 2**24
+"""Most codes of a clip."""
 
 
 class CodeSpec:
@@ -30,7 +32,7 @@ class CodeSpec:
         codebook_VC: for a learned codebook, its vectors.
         clip: frames, height and width of the clips in pixels. None if the cache holds no pixels.
 
-    Raises a ValueError if levels or codebook do not fit the vocabulary.
+    Raises a ValueError if levels or codebook do not fit the vocabulary, or a number is out of range.
     """
 
     def __init__(
@@ -42,6 +44,12 @@ class CodeSpec:
         codebook_VC: Tensor | None = None,
         clip: Grid | None = None,
     ) -> None:
+        if min(shape) < 1 or prod(shape) > _MOST_CODES or not 1 <= vocab_size < 2**32:
+            raise ValueError(f"invalid shape {shape} of at most {_MOST_CODES} codes, or vocab_size {vocab_size}")
+        if levels is not None and (min(levels, default=0) < 2 or len(levels) > 32):
+            raise ValueError(
+                f"there must be at most 32 levels of at least 2, got {len(levels)} from {min(levels, default=0)}"
+            )
         if levels is not None and prod(levels) != vocab_size:
             raise ValueError(f"the product of levels {levels} must be vocab_size {vocab_size}, got {prod(levels)}")
         if codebook_VC is not None and len(codebook_VC) != vocab_size:

@@ -6,6 +6,7 @@ Legend: B batch, L tokens, M context tokens, Q queries, D width, E width of the 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ar_model.attention import Attention, Rotation
 from ar_model.attention_mask import Mask
 from ar_model.inputs import Grid
+
+_MAX_DEPTH = 1024
 
 
 def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
@@ -186,12 +189,19 @@ class Stack(nn.Module):
         return layers
 
 
+def _stack(depth: int, make_block: Callable[[], nn.Module]) -> nn.ModuleList:
+    """Return `depth` new blocks. Raises a ValueError for a number of blocks that would take minutes to build."""
+    if not 0 <= depth <= _MAX_DEPTH:
+        raise ValueError(f"a network has at most {_MAX_DEPTH} blocks, got {depth}")
+    return nn.ModuleList(make_block() for _ in range(depth))
+
+
 class Encoder(Stack):
     """Sequence of self-attention blocks. Only `last` applies the final layer norm."""
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = _stack(depth, lambda: Block(width, heads))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
@@ -209,7 +219,7 @@ class CrossDecoder(Stack):
     def __init__(self, width: int, depth: int, heads: int, context_width: int, *, with_self: bool = False) -> None:
         super().__init__()
         self.context = nn.Linear(context_width, width)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads, with_self) for _ in range(depth))
+        self.blocks = _stack(depth, lambda: CrossBlock(width, heads, with_self))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_BQD: Tensor, context_BME: Tensor, attention_context: AttentionContext) -> Tensor:
@@ -222,7 +232,7 @@ class SelfDecoder(Stack):
     def __init__(self, width: int, depth: int, heads: int, context_width: int) -> None:
         super().__init__()
         self.context = nn.Linear(context_width, width, bias=False)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = _stack(depth, lambda: Block(width, heads))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(

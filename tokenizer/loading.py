@@ -2,18 +2,19 @@
 
 import contextlib
 import io
-import json
 import os
 import re
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tokenizer.base import VideoTokenizer
 from tokenizer.messages import one_line
 from tokenizer.taming import TamingTokenizer, load_taming
 from tokenizer.torchscript import TorchScriptTokenizer, load_torchscript
 from tokenizer.vq3d import VQ3D
+from tokenizer.weights import check_weights, read_config
 
 __all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 
@@ -53,21 +54,25 @@ def _load_own(source: str, download: bool) -> VQ3D:
     if not folder.exists() and is_path:
         raise ValueError(f"{source}: no such tokenizer folder")
     try:
-        if not folder.exists() and not download:
-            # from_pretrained would use the network even with local_files_only.
-            folder = _fetched(source)
-        if folder.exists() and "objective" in json.loads((folder / "config.json").read_text()):
+        if not folder.exists():
+            folder = _fetched(source, download)
+        config = read_config(folder / "config.json")
+        if "objective" in config:
             raise ValueError("it is a pre-trained ARVideo model")
+        check_weights(VQ3D, config, folder / "model.safetensors")
         # The hub mixin prints a line for every load.
         with contextlib.redirect_stdout(io.StringIO()):
-            return VQ3D.from_pretrained(folder if folder.exists() else source, strict=True)
+            return VQ3D.from_pretrained(folder, strict=True)
     except Exception as error:
         raise ValueError(f"{source}: does not load as a VQ3D tokenizer: {one_line(error)}") from error
 
 
-def _fetched(hub_id: str) -> Path:
-    """Return the folder of a model that was fetched from the hub before. Raises ValueError if it was not."""
-    config = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(config, str):
-        raise ValueError("no such folder, and no model of this name was fetched from the hub before")
-    return Path(config).parent
+def _fetched(hub_id: str, download: bool) -> Path:
+    """Return the folder of a model from the hub. Raises ValueError if it must be fetched without `download`."""
+    try:
+        files = ["config.json", "model.safetensors"]
+        return Path(snapshot_download(hub_id, allow_patterns=files, local_files_only=not download))
+    except LocalEntryNotFoundError:
+        if download:
+            raise
+        raise ValueError("no such folder, and no model of this name was fetched from the hub before") from None

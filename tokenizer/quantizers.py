@@ -94,7 +94,9 @@ class FSQQuantizer(Quantizer):
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
         if noise_dropout > 1:
             raise ValueError(f"fsq{vocab_size}: noise_dropout {noise_dropout} must be at most 1")
-        self.fsq = FSQ(list(self.levels), preserve_symmetry=preserve_symmetry, noise_dropout=noise_dropout)
+        # The constructor computes with its tensors, which is not possible on the meta device.
+        with torch.device("cpu"):
+            self.fsq = FSQ(list(self.levels), preserve_symmetry=preserve_symmetry, noise_dropout=noise_dropout)
         self.vocab_size, self.channels, self.spread = vocab_size, len(self.levels), spread
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,8 @@ SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
 """Channels at each resolution, the finest first. Each further resolution halves height and width."""
 NAME = re.compile(r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-([a-z]+[1-9]\d*)", re.ASCII)
 
+LARGEST_WIDTH, LARGEST_DEPTH = 4096, 256
+
 
 class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
     """Autoencoder: stem, residual blocks, quantizer, residual blocks, inverse stem. No convolution runs at full resolution.
@@ -51,10 +53,10 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         super().__init__()
         size, self.causal, self.stride, quantizer = _parse_name(name)
         self.name = name.replace("-tiny", "")
-        if width is not None and (width < 8 or width % 8):
-            raise ValueError(f"tokenizer width {width} is not a multiple of 8")
-        if depth < 0:
-            raise ValueError(f"tokenizer depth {depth} must not be negative")
+        if width is not None and (not 8 <= width <= LARGEST_WIDTH or width % 8):
+            raise ValueError(f"tokenizer width {width} is not a multiple of 8 from 8 to {LARGEST_WIDTH}")
+        if not 0 <= depth <= LARGEST_DEPTH:
+            raise ValueError(f"tokenizer depth {depth} must be from 0 to {LARGEST_DEPTH}")
         if stem not in ("space", "haar"):
             raise ValueError(f"tokenizer stem {stem!r} must be space or haar")
         # Tuples become lists, as in JSON, so that the fingerprint is the same after saving and loading.

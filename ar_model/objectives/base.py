@@ -16,6 +16,9 @@ from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_i
 from ar_model.model_card import model_card
 from ar_model.transformer import Encoder, Positions
 
+_LARGEST = 2**14
+"""Largest width, and largest other count, of a model."""
+
 
 class Objective(nn.Module, PyTorchModelHubMixin):
     """Base class of all objectives: a model with its loss (`forward`) and its features (`features`).
@@ -161,10 +164,10 @@ def check_choices(**settings: tuple[str, Any]) -> None:
 
 
 def check_positive(**settings: float) -> None:
-    """Raise a ValueError if a count is below 1."""
+    """Raise a ValueError if a count is below 1, or larger than in any model."""
     for name, count in settings.items():
-        if count < 1:
-            raise ValueError(f"objective.{name} must be at least 1, got {count}")
+        if not 1 <= count <= _LARGEST:
+            raise ValueError(f"objective.{name} must be from 1 to {_LARGEST}, got {count}")
 
 
 def check_shares(**settings: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ar_model.inputs import CodeSpec, Content, take
-from ar_model.objectives.base import Objective, check_choices
+from ar_model.objectives.base import Objective, check_choices, check_positive
 from ar_model.targets import CodeLikelihood, make_target
 from ar_model.token_masking import Masking, check_ratio, draw_mask
 from ar_model.transformer import SelfDecoder, init_weights
@@ -52,6 +52,7 @@ class VideoMAE(Objective):
     ) -> None:
         super().__init__(codes, input=input, target=target, **trunk)
         check_choices(mask=(mask, Masking), likelihood=(likelihood, CodeLikelihood))
+        check_positive(decoder_width=decoder_width, decoder_depth=decoder_depth)
         check_ratio(mask, self.grid, ratio)
         self.mask, self.ratio = mask, ratio
         self.mask_D = nn.Parameter(torch.randn(decoder_width) * 0.02)

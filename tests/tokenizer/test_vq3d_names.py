@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.small_tokenizers import build, pixels
-from tokenizer import VQ3D, VideoTokenizer, load_tokenizer
+from tokenizer import VQ3D, VideoTokenizer, load_tokenizer, loading
 
 SAVED: list[tuple[str, dict[str, Any]]] = [
     ("vq3d-2x4x4-fsq240", {}),
@@ -133,15 +133,16 @@ def test_load_tokenizer_freezes_and_prints_nothing(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == ""
 
 
-def test_a_hub_id_is_passed_to_from_pretrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sources = []
+    build().save_pretrained(tmp_path / "snapshot")
 
-    def from_pretrained(source: str, **_: Any) -> VQ3D:
+    def snapshot_download(source: str, **_: Any) -> str:
         sources.append(source)
-        return build()
+        return str(tmp_path / "snapshot")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(VQ3D, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
     assert not load_tokenizer("someone/tokenizer").training
     assert sources == ["someone/tokenizer"]
 
