@@ -19,8 +19,16 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 
+from data.schema import conform
 from data.text import one_line
 from pipelines.engine.console import fail
 
@@ -35,12 +43,47 @@ _REWORDED = {
     r"Expected a tuple with (\d+) elements\. Got value: (.*)": r"must be a list of \1 numbers, got \2",
     r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)": r"must be one of \1, got \2",
     r"Expected a dot import path string:": "unknown class:",
+    r"(?s)(?:Type [^\n]*?: )?Importing '(.+?)' is not allowed.*": r"'\1' is not a class of this project",
     r"(?s)Does not validate against any of the Union subtypes.*Given value: (.*)": r"invalid value \1",
 }
 """Patterns of messages of jsonargparse, and plainer replacements."""
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "true|false", dict: "MAPPING", ...: "..."}
 """Placeholders for values in `--help`, by type."""
+
+_IMPORTABLE = ["ar_model", "tokenizer"]
+"""Modules that a `class_path` may name. A file of somebody else must not import others, because an import runs code."""
+
+
+_LONGEST_MESSAGE = 1000
+_MOST_VALUES = 100_000
+_LOAD = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML of plain values.
+
+    Raises:
+        yaml.YAMLError: if the text is not YAML, an integer is too large, or the values are too many, where an alias counts as
+            often as it is used.
+    """
+    try:
+        value = _LOAD(text)
+    # PyYAML raises exceptions of these types for numbers, dates and tags that it cannot convert.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {one_line(error, 200)}") from None
+    remaining, parts = _MOST_VALUES, [value]
+    while parts and remaining:
+        part, remaining = parts.pop(), remaining - 1
+        if isinstance(part, int) and abs(part) >= 2**63:
+            raise yaml.YAMLError("an integer of more than 64 bits")
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if parts:
+        raise yaml.YAMLError(f"more than {_MOST_VALUES} values")
+    return value
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -90,6 +133,7 @@ class _Parser(ArgumentParser):
             message = f"unknown setting '{unknown[1]}'{suggestion}; for a chosen class, its .help flag lists all"
         for pattern, plain in _REWORDED.items():
             message = re.sub(pattern, plain, message)
+        message = one_line(message, _LONGEST_MESSAGE)
         raise SystemExit(fail(self.command.removesuffix(".py"), f"{message} (--help lists the flags)"))
 
 
@@ -111,22 +155,27 @@ def parse(schema: type[T], argv: Sequence[str] | None = None, prog: str | None =
     Raises:
         SystemExit: with code 2 and one line on stderr for an unknown key, a wrong type, or a value that the schema rejects.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(
+        docstring_parse_attribute_docstrings=True, import_path_denylist=["*"], import_path_allowlist=_IMPORTABLE
+    )
     argv = _files_first(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         _make_parser(schema, prog, with_classes=False).parse_args(["--help"])
     parser = _make_parser(schema, prog, with_classes=True, argv=argv)
-    settings = parser.parse_args(argv)
-    if _default_to_chosen_classes(parser, settings):
-        settings = parser.parse_args(argv)
     try:
+        settings = parser.parse_args(argv)
+        _check_kinds(parser, schema, settings)
+        if _default_to_chosen_classes(parser, settings):
+            settings = parser.parse_args(argv)
         if recorded := _recorded_flags(schema, settings):
             # Files and flags come later, so they override these flags.
             settings = parser.parse_args([*recorded, *argv])
+            _check_kinds(parser, schema, settings)
         values = vars(parser.instantiate(settings))
         values.pop("config", None)
         return schema(**values), parser.dump(settings, skip_unset=False)
-    except ValueError as error:
+    # A number that is too large for a float is an OverflowError.
+    except (ValueError, OverflowError) as error:
         parser.error(str(error))
 
 
@@ -228,6 +277,19 @@ def _check_names(parser: _Parser, schema: type, argv: Sequence[str]) -> None:
             parser.error(f"unknown flag --{name}{_suggestion(name, known, '--')}")
 
 
+def _check_kinds(parser: _Parser, schema: type, settings: Namespace, group: str = "") -> None:
+    """Reject values that jsonargparse accepts: null for a setting that cannot be null, and a group that is no mapping."""
+    types = get_type_hints(schema)
+    for field in fields(schema):  # type: ignore[arg-type]
+        name, value, kind = f"{group}{field.name}", settings.get(field.name), types[field.name]
+        if value is None and NoneType not in get_args(kind):
+            parser.error(f"{name}: must not be null")
+        if is_dataclass(kind):
+            if not isinstance(value, Namespace):
+                parser.error(f"{name}: must be a group of settings, got {value}")
+            _check_kinds(parser, kind, value, f"{name}.")  # type: ignore[arg-type]
+
+
 def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> bool:
     """Make each chosen class the default of its flag; return whether any default changed.
 
@@ -277,9 +339,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if the file is missing or contains no settings.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: cannot be read: expected settings, got {type(settings).__name__}")
-    return settings
+        settings = load_yaml(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {one_line(error, _LONGEST_MESSAGE)}") from None
+    return conform(settings, dict[str, Any], f"{path}: cannot be read")
