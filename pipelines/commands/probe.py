@@ -14,9 +14,11 @@ from ar_model.attentive import schedule
 from ar_model.folds import Fold, chance
 from ar_model.probes import ATTENTIVE, PROTOCOL, Outcomes
 from data.cache import TokenCache, find_cache
+from data.schema import conform
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, cache_of, find_run, summary_of
+from pipelines.engine.summaries import Pretraining
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error
 from pipelines.evaluation.features import LabelledVideos, probe_model
@@ -26,7 +28,7 @@ from pipelines.settings.probe import Probe
 def main(config: Probe, settings: str) -> dict[str, Any]:
     """Probe a run, write the result into its folder, and return the result."""
     pretrained = find_run(config.run, "pretrain_ar")
-    pretraining = summary_of(pretrained)
+    pretraining = conform(summary_of(pretrained), Pretraining, f"{pretrained}/summary.json")
     cache = TokenCache.open(find_cache(config.caches, config.cache or cache_of(pretrained)))
     if cache.spec["tokenizer"] != pretraining["tokenizer"]:
         raise ValueError(f"--cache {cache.address}: was made by another tokenizer than the cache of {pretrained}")

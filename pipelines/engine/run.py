@@ -50,6 +50,7 @@ LATER: dict[str, Any] = {
 }
 """Settings that were added after runs existed, with the defaults that keep the behaviour. A setting at this default does not
 change the name of a run folder, and earlier runs can be resumed."""
+_NUMBERS = {int, float, type(None)}
 _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"]
 """Packages whose versions environment.json records."""
 
@@ -208,13 +209,13 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     """Return all log lines of a run, except an incomplete last line, which a killed process may leave.
 
     Raises:
-        ValueError: if a line is not JSON or has no step.
+        ValueError: if a line is not JSON, has no step, or holds anything but numbers.
     """
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     logged = [json_object(line, str(file)) for line in lines if line.endswith(b"\n")]
-    if not all("step" in line for line in logged):
-        raise ValueError(f"{file}: cannot be read: a line has no step")
+    if not all(type(line.get("step")) is int and _NUMBERS.issuperset(map(type, line.values())) for line in logged):
+        raise ValueError(f"{file}: cannot be read: a line has no step, or holds something else than numbers")
     return logged
 
 

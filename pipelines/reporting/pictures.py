@@ -34,6 +34,7 @@ _STYLE: Any = {
     "ytick.color": MUTED,
     "svg.hashsalt": "arvideo",
     "svg.fonttype": "none",  # keep text as text, not as outlines
+    "text.parse_math": False,  # a name may contain dollar signs
 }
 
 

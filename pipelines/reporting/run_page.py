@@ -14,16 +14,20 @@ from ar_model.folds import folds_in_words
 from ar_model.objectives import ARVideo, load_objective
 from data.cache import TokenCache
 from data.loading import evaluation_batches
+from data.schema import conform
 from data.source_clips import canonical_clips
 from data.sources import hold_out
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorded_tokenizer
-from pipelines.engine.run import RUNS, cache_of, environment_of, metrics_of, read_json, summary_of
+from pipelines.engine.run import RUNS, cache_of, metrics_of, read_json
+from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
 from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
 from pipelines.reporting.pages import mean_with_error, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 
 _SAMPLES = 4
 """Videos in the picture of reconstructions, and samples in the maps of orders."""
+_MOST_TOKENS = 2**13
+"""Most tokens of a clip whose order is drawn. Each cluster is one number in the picture."""
 _FEATURES = {
     "attentive": "pre-trained, attentive",
     "linear": "pre-trained, linear",
@@ -40,11 +44,20 @@ Rows = list[list[str]]
 
 
 def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
-    """Write the page about the run in `folder`. `trust` allows running a tokenizer that is a TorchScript program."""
-    summary = summary_of(folder)
+    """Write the page about the run in `folder`. `trust` allows running a tokenizer that is a TorchScript program.
+
+    Raises:
+        ValueError: if a file of the run, of its cache or of its tokenizer is missing or has other fields than those files have.
+    """
+    # All files are checked before anything is drawn.
+    summary = _read(folder / "summary.json", Pretraining)
+    if (summary["bits_per_code"] is None) != (summary["unigram_bits"] is None):
+        raise ValueError(f"{folder}/summary.json: one of bits_per_code and unigram_bits is null")
+    environment = _read(folder / "environment.json", Environment)
+    choices = _read(folder / "choices.json", dict[str, str])
     cache = TokenCache.open(cache_of(folder))
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
-    probes = [summary_of(path.parent) for path in probe_files]
+    probes = [_read(file, Probing) for file in probe_files]
     used = cache.manifest["codes_used"]
     validated = "held out" if hold_out(cache.videos)[1] else "training clips"
     values = {
@@ -58,10 +71,15 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "cache": cache,
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),
-        "environment": environment_of(folder),
-        "choices": read_json(folder / "choices.json"),
+        "environment": environment,
+        "choices": choices,
     }
     write_page(page, "report.html", values)
+
+
+def _read(file: Path, kind: Any) -> Any:
+    """Read a JSON file of a run, which somebody else may have made."""
+    return conform(read_json(file), kind, str(file))
 
 
 def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str) -> Rows:
@@ -127,17 +145,24 @@ def _order(folder: Path) -> dict[str, Any] | None:
         return None
     clusters = objective.clusters
     members_NK = clusters.members()
-    rank_BN = cluster_order(clusters, objective.order, torch.arange(_SAMPLES)).argsort(dim=1)
-    rank_BL = torch.empty(_SAMPLES, members_NK.numel(), dtype=torch.long)
-    rank_BL[:, members_NK] = rank_BN[..., None].expand(-1, *members_NK.shape)
     return {
         "name": objective.order,
         "clusters": len(members_NK),
         "box": "×".join(map(str, clusters.box)),
         "kept": objective.kept,
         "tokens": members_NK.shape[1],
-        "maps": rank_maps(rank_BL.view(_SAMPLES, *clusters.grid).numpy(), len(members_NK)),
+        "maps": _maps(objective) if members_NK.numel() <= _MOST_TOKENS else "",
     }
+
+
+def _maps(objective: ARVideo) -> Markup:
+    """Draw the order of the clusters of a few samples."""
+    clusters = objective.clusters
+    members_NK = clusters.members()
+    rank_BN = cluster_order(clusters, objective.order, torch.arange(_SAMPLES)).argsort(dim=1)
+    rank_BL = torch.empty(_SAMPLES, members_NK.numel(), dtype=torch.long)
+    rank_BL[:, members_NK] = rank_BN[..., None].expand(-1, *members_NK.shape)
+    return rank_maps(rank_BL.view(_SAMPLES, *clusters.grid).numpy(), len(members_NK))
 
 
 def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
@@ -154,7 +179,8 @@ def _tokenizer(cache: TokenCache, trust: bool) -> dict[str, Any]:
     training: dict[str, Any] | None = None
     curve, validated = Markup(), "validation"
     if (Path(source) / "summary.json").exists():
-        training, (steps, values) = summary_of(Path(source)), _curve(Path(source), "val_psnr")
+        training = _read(Path(source) / "summary.json", TokenizerTraining)
+        steps, values = _curve(Path(source), "val_psnr")
         # Runs of earlier versions have not recorded whether anything was held out.
         if "held_out" in training:
             validated = "held-out" if training["held_out"] else "training"
@@ -171,12 +197,13 @@ def _commands(folder: Path, cache: TokenCache) -> Rows:
     # Names contain the key. Paths may be relative to another working folder.
     caches = {
         cache.name,
-        *(Path(str(summary_of(path.parent).get("cache"))).name for path in folder.glob("*/summary.json")),
+        *(Path(str(_read(file, OfACache).get("cache"))).name for file in folder.glob("*/summary.json")),
     }
     places = (folder.resolve().parent, RUNS)
-    tokenize_runs = (path.parent for place in places for path in place.glob("tokenize-*/summary.json"))
-    related += [run for run in tokenize_runs if Path(summary_of(run)["cache"]).name in caches]
-    runs = {run.resolve(): environment_of(run) for run in related if (run / "environment.json").exists()}
+    tokenize_runs = [file for place in places for file in place.glob("tokenize-*/summary.json")]
+    related += [file.parent for file in tokenize_runs if Path(str(_read(file, OfACache).get("cache"))).name in caches]
+    environments = [(run.resolve(), run / "environment.json") for run in related]
+    runs = {run: _read(file, Environment) for run, file in environments if file.exists()}
     started = sorted(runs.values(), key=lambda environment: environment["started"])
     commands = dict.fromkeys(tuple(environment["command"]) for environment in started)  # without duplicates
     return [["accelerate", "launch", *map(shlex.quote, command)] for command in commands]
