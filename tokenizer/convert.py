@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokenizer.messages import show_name
+from tokenizer.messages import printable, show_name
 from tokenizer.taming import WEIGHTS, find_checkpoint, load_weights_only
 
 INSTRUCTIONS = 2_000_000
@@ -359,20 +359,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception:
             file = write_weights(checkpoint, contents.tensors)
         else:
-            print(f"{checkpoint}: loads as it is, nothing needs to be converted")
+            print(printable(f"{checkpoint}: loads as it is, nothing needs to be converted"))
             return
     except (ValueError, OSError) as error:
         parser.fail(str(error))
     size = sum(tensor.nbytes for tensor in contents.tensors.values())
     left_out = [show_name(name) for name in contents.left_out[:_LISTED]]
-    print(f"{checkpoint}: holds more than weights; nothing in it was executed")
+    print(printable(f"{checkpoint}: holds more than weights; nothing in it was executed"))
     print(f"kept {len(contents.tensors)} tensors, {size / 1e6:.1f} MB")
     print(f"left out {', '.join(left_out) or 'no entries'}")
     for name, count in contents.names.most_common(_LISTED):
         print(f"refers to {show_name(name)} ({count}x): left out, not run")
     if len(contents.names) > _LISTED:
         print(f"and to {len(contents.names) - _LISTED} more names")
-    print(f"wrote {file}")
+    print(printable(f"wrote {file}"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -381,7 +381,7 @@ class _Parser(argparse.ArgumentParser):
 
     def fail(self, message: str) -> NoReturn:
         """Print the message in one line to stderr and exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
 
 
 if __name__ == "__main__":

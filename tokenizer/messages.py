@@ -1,9 +1,14 @@
 """Short, single-line texts for error messages."""
 
+import unicodedata
 from pathlib import Path
 
 NEEDS_TAMING = "needs the package taming-transformers-rom1504: pip install --no-deps taming-transformers-rom1504"
 _LONGEST = 300
+_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of control characters, surrogates, and line and paragraph separators."""
+_DIRECTIONS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+"""Bidirectional classes of characters that reorder the text after them."""
 _SELF_EXPLAINING = (ValueError, RuntimeError, OSError)
 """Exceptions whose message is clear without the type name. The message of a KeyError, for example, is only the key."""
 
@@ -41,6 +46,15 @@ def show(value: object) -> str:
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**12):
         return repr(value)
     return f"a {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """Replace characters that control the terminal; a path may contain them. Letters of all scripts stay as they are."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
 def show_name(name: str) -> str:
