@@ -46,7 +46,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-        _FOLDERS.add(self)
+        with _LOCK:
+            _FOLDERS.add(self)
 
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises DamagedCache if it is missing."""
