@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -96,14 +97,31 @@ def test_file_that_is_too_large_is_named_with_its_size_and_not_cut(
     assert len(server.requests) == 1
 
 
+def endless(handler: Handler) -> bool:
+    handler.send(b"")
+    while True:
+        handler.wfile.write(bytes(2**20))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [*SLOW, "endless"])
+def test_hostile_server_takes_at_most_ten_seconds_and_512_mib(server: Server, kind: str) -> None:
+    """The same with the real limits."""
+    server.respond = endless if kind == "endless" else SLOW[kind]
+    start, most = time.monotonic(), []
+    reader = ThreadPoolExecutor(1)
+    opened = reader.submit(TokenCache.open, server.address)
+    while not opened.done():
+        most.append(psutil.Process().memory_info().rss)
+        time.sleep(0.01)
+    with pytest.raises((OSError, DamagedCache)):
+        opened.result()
+    assert time.monotonic() - start < 10
+    assert max(most) - most[0] < 2**29
+
+
 def test_endless_file_takes_no_more_memory_than_the_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_MAX_FILE_BYTES", 2**24)
-
-    def endless(handler: Handler) -> bool:
-        handler.send(b"")
-        while True:
-            handler.wfile.write(bytes(2**20))
-
     server.respond = endless
     before = psutil.Process().memory_info().rss
     with pytest.raises(DamagedCache, match="more than the 16777216 bytes"):
