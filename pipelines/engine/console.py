@@ -58,7 +58,7 @@ def say(accelerator: Accelerator, text: str) -> None:
 def say_newest(flag: str, given: object, taken: object) -> None:
     """Print which cache or run is taken if none is given by its flag. The first process prints it, before it has started."""
     if given is None and os.environ.get("RANK", "0") == "0":
-        tqdm.write(f"no {flag} given: taking the newest, {taken}", file=sys.stderr)
+        tqdm.write(printable(f"no {flag} given: taking the newest, {taken}"), file=sys.stderr)
 
 
 def say_notes(accelerator: Accelerator, videos: str, source: Source) -> None:
