@@ -123,7 +123,9 @@ def _show(arguments: argparse.Namespace) -> Answer:
         "shards": len(manifest["shards"]),
         "bytes": stored,
         "bytes_per_code": round(stored / manifest["codes"], 3),
-        **{field: dict(Counter(str(getattr(video, field)) for video in cache.videos)) for field in ("label", "split")},
+        "label": dict(Counter(video.label for video in cache.videos if video.label is not None)),
+        "unlabelled": sum(video.label is None for video in cache.videos),
+        "split": dict(Counter(video.split for video in cache.videos if video.split is not None)),
         "groups": len({video.group for video in cache.videos} - {None}),
     }
     lines = [[name.replace("_", " "), _formatted(value)] for name, value in content.items() if name != "skipped"]
@@ -164,6 +166,8 @@ def _merge(arguments: argparse.Namespace) -> Answer:
 
 
 def _formatted(value: Any) -> str:
+    if isinstance(value, dict) and not value:
+        return "-"
     if isinstance(value, dict):
         shown = [f"{key}: {_formatted(part)}" for key, part in list(value.items())[:12]]
         return ", ".join(shown) + (f", and {len(value) - 12} more" if len(value) > 12 else "")

@@ -3,8 +3,9 @@
 Legend: B clips, T H W C frames, height, width, channels, V views, t h w grid of codes.
 """
 
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from tqdm import tqdm
 
 from data.cache import TokenCache, find_cache
 from data.cache.reader import find_row
-from data.shards import sample_id
 from data.source_clips import clips_of
 from pipelines.engine.console import say_newest
 from pipelines.engine.recorded_tokenizer import check_tokenizer, load_recorded_tokenizer
@@ -52,9 +52,14 @@ def export_clips(cache: TokenCache, rows: Sequence[int], decoder: VideoTokenizer
     files = []
     for row in tqdm(rows, desc="export", disable=None):
         rate = (cache.facts(row)["rate"] or _DEFAULT_RATE) / cache.clip.stride
-        files.append(out / f"{row:06d}-{sample_id(cache.videos[row].path)}.mp4")
+        files.append(out / f"{row:06d}-{_file_name(cache.videos[row].path)}.mp4")
         write_mp4(files[-1], _frames(cache, row, decoder), rate)
     return files
+
+
+def _file_name(path: str) -> str:
+    """Return the path of a video without its ending as a name that every file system accepts, the last 100 characters."""
+    return re.sub(r"[^\w.-]+", "_", str(PurePosixPath(path).with_suffix("")), flags=re.ASCII)[-100:]
 
 
 def _frames(cache: TokenCache, row: int, decoder: VideoTokenizer) -> Iterator[np.ndarray]:

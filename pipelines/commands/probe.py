@@ -20,7 +20,7 @@ from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.run import Run, cache_of, find_run, summary_of
 from pipelines.engine.summaries import Pretraining
 from pipelines.evaluation.baselines import baselines
-from pipelines.evaluation.errors import accuracy_with_error
+from pipelines.evaluation.errors import accuracy_with_error, difference
 from pipelines.evaluation.features import LabelledVideos, probe_model
 from pipelines.settings.probe import Probe
 
@@ -72,7 +72,8 @@ def _probe_all(
 ) -> dict[str, Any]:
     """Return the accuracies of the model, of untrained networks and of pixel baselines, by their keys in the summary."""
     # Clips are read by the model, the baselines and one untrained network per seed, and probed for two networks per seed.
-    bar = progress(accelerator, len(labelled.rows) * (3 * config.seeds + 2), "clips read and probed")
+    passes, clips = 3 * config.seeds + 2, len(labelled.rows)
+    bar = progress(accelerator, clips * passes, f"{passes} passes over {clips:,} clips")
     probed = (accelerator, pretrained / "model", cache, labelled)
     trained = probe_model(*probed, repetitions, attentive=config.attentive, bar=bar)
     untrained = []
@@ -83,9 +84,11 @@ def _probe_all(
     bar.close()
 
     groups_M = labelled.groups_of(trained[0].tested)
-    results: dict[str, Any] = {probe: _best(trained, probe, groups_M) for probe in trained[0].best}
-    for probe in trained[0].best:
+    probes = list(trained[0].best)
+    results: dict[str, Any] = {probe: _best(trained, probe, groups_M) for probe in probes}
+    for probe in probes:
         results["untrained" if probe == "linear" else f"untrained_{probe}"] = _best(untrained, probe, groups_M)
+    results["gain"] = {probe: _gain(trained, untrained, probe, groups_M, len(probes)) for probe in probes}
     results |= pixels
     results["layer"] = _layer(trained, "linear")
     results["layers"] = _layers(trained, "linear", groups_M)
@@ -101,6 +104,14 @@ def _probe_all(
 def _best(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> dict[str, float]:
     """Return the mean accuracy at the chosen layers, with its error."""
     return accuracy_with_error([outcomes.best[probe] for outcomes in repetitions], groups_M)
+
+
+def _gain(
+    trained: Sequence[Outcomes], untrained: Sequence[Outcomes], probe: str, groups_M: np.ndarray, probes: int
+) -> dict[str, Any]:
+    """Return the difference in accuracy from the untrained networks. Each repetition has the same folds for both."""
+    trained_RM, untrained_RM = ([one.best[probe] for one in outcomes] for outcomes in (trained, untrained))
+    return difference(trained_RM, untrained_RM, groups_M, probes)
 
 
 def _layer(repetitions: Sequence[Outcomes], probe: str) -> int:

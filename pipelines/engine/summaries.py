@@ -39,6 +39,14 @@ class TokenizerTraining(TypedDict):
     seconds: float
 
 
+class Gain(TypedDict):
+    """Difference in accuracy from the untrained network."""
+
+    mean: float
+    sampling: float
+    ahead: bool | None
+
+
 class ProbeFeatures(TypedDict, total=False):
     """Accuracies in the summary of a probe, of which some may be missing."""
 
@@ -50,6 +58,7 @@ class ProbeFeatures(TypedDict, total=False):
     layers: list[Mean]
     untrained_layers: list[Mean]
     attentive_layers: list[Mean]
+    gain: dict[str, Gain]
 
 
 class Probing(ProbeFeatures):

@@ -23,6 +23,7 @@ _LINES = (ACCENT, SECOND, MUTED, "#5d8a2f", "#84539e", "#c29a1b", "#b13a5c", "#3
 _DASHES = ("-", "--", ":")
 """Line styles. Each style is used with all colours before the next style."""
 _LEGEND_COLUMNS = 3
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
 _STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -82,7 +83,8 @@ def line_chart(
         log: make both axes logarithmic.
     """
     with matplotlib.rc_context(_STYLE):
-        legend_rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
+        entries = len(lines) + (level is not None)
+        legend_rows = math.ceil(entries / _LEGEND_COLUMNS)
         figure = Figure(figsize=(6.4, 3.5 + 0.2 * max(0, legend_rows - 2)), layout="constrained")
         axes = figure.subplots()
         for number, (name, (xs, ys)) in enumerate(lines.items()):
@@ -93,9 +95,7 @@ def line_chart(
             if errors:
                 axes.errorbar(xs, ys, errors[name], color=colour, linewidth=0, elinewidth=1.2)
         if level is not None:
-            axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            right_end, units = (1, level[1]), ("axes fraction", "data")
-            axes.annotate(level[0], right_end, xycoords=units, ha="right", va="bottom", color=INK)
+            axes.axhline(level[1], label=level[0], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         if log:
             axes.set(xscale="log", yscale="log")
             for axis in (axes.xaxis, axes.yaxis):
@@ -107,8 +107,8 @@ def line_chart(
         axes.set(xlabel=x, ylabel=y)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
-        if len(lines) > 1:
-            # A legend within the axes would hide lines.
+        if entries > 1:
+            # Names within the axes would hide lines.
             figure.legend(frameon=False, loc="outside upper left", ncols=_LEGEND_COLUMNS)
         return _svg(figure)
 
@@ -147,11 +147,11 @@ def rank_maps(rank_BTHW: np.ndarray, ranks: int) -> Markup:
         figure = Figure(figsize=(1.1 * slices, 1.15 * samples), layout="constrained")
         axes = figure.subplots(samples, slices, squeeze=False)
         for (b, t), panel in np.ndenumerate(axes):
-            panel.imshow(rank_BTHW[b, t], cmap="viridis", vmin=0, vmax=max(1, ranks - 1))
+            image = panel.imshow(rank_BTHW[b, t], cmap="viridis", vmin=0, vmax=max(1, ranks - 1))
             panel.set(xticks=[], yticks=[])
             for rank in np.unique(rank_BTHW[b, t]):
                 y, x = np.argwhere(rank_BTHW[b, t] == rank).mean(0)
-                colour = "white" if rank < 0.7 * ranks else INK
+                colour = "white" if np.dot(image.to_rgba(rank)[:3], _LUMINANCE) < 0.45 else INK
                 panel.annotate(str(rank + 1), (x, y), ha="center", va="center", color=colour, fontsize=8)
             if b == 0:
                 panel.set_title(f"t = {t}", fontsize=8, color=MUTED)

@@ -112,12 +112,29 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
     return {
         **probe,
         "cache": Path(probe["cache"]).name,
+        "verdicts": _verdicts(probe),
         "split": folds_in_words(probe["folds"]),
         "chart": bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"])),
         "accuracies": [*accuracies, ["most common class", f"{probe['chance']:.3f}"]],
         "layer_columns": ["probe", *columns.values()],
         "layer_accuracies": [[f"layer {i}", *map(mean_with_error, layer)] for i, layer in enumerate(layers, start=1)],
     }
+
+
+def _verdicts(probe: dict[str, Any]) -> list[str]:
+    """State for each probe whether the network is better than the untrained one, and than the better pixel baseline."""
+    baselines = {name: probe[name]["mean"] for name in ("motion_energy", "one_frame") if name in probe}
+    texts = []
+    for name, gain in probe.get("gain", {}).items():
+        points = f"{100 * gain['mean']:+.1f} points, ± {100 * gain['sampling']:.1f} over tested clips"
+        # With one repetition, only the sampling error is known.
+        ahead = gain["mean"] > 2 * gain["sampling"] if gain["ahead"] is None else gain["ahead"]
+        text = f"{name}: {'better' if ahead else 'no better'} than the untrained network ({points})"
+        best = max(baselines, key=lambda key: baselines[key], default=None)
+        if name in probe and best and probe[name]["mean"] <= baselines[best]:
+            text += f", no better than the {best.replace('_', ' ')} of the pixels ({baselines[best]:.3f})"
+        texts.append(f"{text}.")
+    return texts
 
 
 def _curves(folder: Path, summary: dict[str, Any], validated: str) -> Markup:

@@ -39,6 +39,16 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
     assert answers["probe"]["chance"] == 0.125
 
 
+def test_the_report_says_whether_training_helped(finished_project: Path, answers: Answers) -> None:
+    gain = answers["probe"]["gain"]["linear"]
+    linear, untrained = answers["probe"]["linear"]["mean"], answers["probe"]["untrained"]["mean"]
+    assert gain["mean"] == pytest.approx(linear - untrained, abs=2e-4)
+    page = (finished_project / answers["report"]["page"]).read_text()
+    assert ("no better than the untrained network" in page) == (
+        not all(one["ahead"] for one in answers["probe"]["gain"].values())
+    )
+
+
 def test_an_attentive_probe_covers_every_layer_and_is_reported(copy_of: Callable[[], Path], answers: Answers) -> None:
     """Both commands start in a new interpreter, as for a user."""
     project, run = copy_of(), answers["pretrain_ar"]["run"]

@@ -15,7 +15,7 @@ def test_exported_videos_play(
     monkeypatch.chdir(finished_project)
     out = tmp_path / "out"
     files = call("export", "--sample", "3", "train/000007", "--out", str(out))["files"]
-    assert [Path(file).name[:6] for file in files] == ["000003", "000023"]
+    assert [Path(file).name for file in files] == ["000003-test_000003.mp4", "000023-train_000007.mp4"]
     for file in files:
         with av.open(file) as container:
             frames = list(container.decode(video=0))
