@@ -2,7 +2,6 @@
 
 import functools
 import json
-from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -16,7 +15,7 @@ def conform(value: Any, kind: Any, where: str) -> Any:
     Args:
         value: content from `json.loads` or `yaml.safe_load`.
         kind: str, int (below 2^63), float (or int), bool, None, Any, a Literal, a union, list[X], dict[str, X], tuple[X, Y] (a
-            list of this length), or a TypedDict or dataclass (an object with these fields, and perhaps others).
+            list of this length), or a TypedDict (an object with these fields, and perhaps others).
         where: name of the content, at the start of the error.
 
     Raises ValueError that names the first part of another type, for example `FILE: shards[3].bytes is 'x', expected a whole
@@ -42,7 +41,7 @@ def _check(value: Any, kind: Any, path: str) -> None:
         for key, item in value.items():
             _check(key, parts[0], f"{path}, a name,")
             _check(item, parts[1], f"{path}.{key:.60}")
-    elif _has_fields(kind) and isinstance(value, dict):
+    elif is_typeddict(kind) and isinstance(value, dict):
         for key, (part, required) in _fields(kind).items():
             if key in value:
                 _check(value[key], part, f"{path}.{key}")
@@ -73,16 +72,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return True
 
 
-def _has_fields(kind: Any) -> bool:
-    return is_typeddict(kind) or is_dataclass(kind)
-
-
 @functools.cache
 def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Return the type of each field, and whether the field is required."""
-    hints = get_type_hints(kind)
-    required = kind.__required_keys__ if is_typeddict(kind) else hints
-    return {key: (hint, key in required) for key, hint in hints.items()}
+    return {key: (hint, key in kind.__required_keys__) for key, hint in get_type_hints(kind).items()}
 
 
 def _name(kind: Any) -> str:
@@ -93,7 +86,7 @@ def _name(kind: Any) -> str:
         return " or ".join(map(repr, parts))
     if origin in (list, tuple):
         return "a list" if origin is list else f"a list of {len(parts)}"
-    return "an object" if origin is dict or _has_fields(kind) else _NAMES.get(kind, str(kind))
+    return "an object" if origin is dict or is_typeddict(kind) else _NAMES.get(kind, str(kind))
 
 
 def short(value: Any) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypedDict
 
-from data.clips import ClipSpec
 from data.pixels import KeepPixels
 from data.shards import DamagedCache
 
@@ -37,6 +36,23 @@ class Compared(TypedDict):
     rate: float | None
 
 
+class LaterClip(TypedDict, total=False):
+    """Settings of clips that are left out if they are not set."""
+
+    fps: float
+    scales: list[float]
+
+
+class Clip(LaterClip):
+    """`ClipSpec.to_json`."""
+
+    frames: int
+    size: int
+    stride: int
+    views: int | Literal["dense"]
+    flip: bool
+
+
 class Specification(TypedDict):
     """`CacheSpec.preimage` as JSON. `TokenCache` checks the rows of `videos`, of which there may be millions."""
 
@@ -44,7 +60,7 @@ class Specification(TypedDict):
     codes_shape: tuple[int, int, int]
     vocab_size: int
     levels: list[int] | None
-    clip: ClipSpec
+    clip: Clip
     precision: Literal["fp32", "bf16"]
     encode_batch: int
     keep_pixels: KeepPixels
@@ -86,7 +102,13 @@ class MadeWith(TypedDict, total=False):
     tokenizer: str
 
 
-class Facts(TypedDict):
+class ScaledFacts(TypedDict, total=False):
+    """Facts of views that are scaled."""
+
+    short_side: list[int]
+
+
+class Facts(ScaledFacts):
     """json member of a video in a shard."""
 
     path: str

@@ -221,6 +221,8 @@ class CacheWriter:
         # The manifest contains the specification, so the plan no longer needs it.
         write_json(self.folder / "plan.json", {"shard_size": self.shard_size})
         write_json(self.folder / "manifest.json", {**manifest, "checksum": sha256_of(manifest)})
+        # If the manifest could not be read, `finish` would never end.
+        self._manifest()
 
     def _check_videos(self, number: int, shard: ShardIndex) -> None:
         """Check that a shard lists each of its videos once, either with codes or as skipped."""

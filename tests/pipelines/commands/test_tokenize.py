@@ -67,6 +67,17 @@ def test_lost_and_damaged_shards_of_a_finished_cache_are_made_again(tokenizer: s
     assert Path(again.address, "manifest.json").read_bytes() == manifest
 
 
+def test_a_cache_of_resampled_and_scaled_clips_is_read_again(
+    video_folder: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    flags = ["--clip.views", "3", "--clip.fps", "5", "--clip.scales", "[1,0.75]"]
+    _, cache = tokenized(tmp_path, "--videos", str(video_folder), "--tokenizer", tokenizer, *flags)
+    assert (cache.clip.fps, cache.clip.scales) == (5, (1, 0.75))
+    sides = {view.short_side for row in range(len(cache)) for view in cache.views(row)[1:]}
+    assert sides == {64, 85}, "the short side of a crop of 64 pixels at scales 1 and 0.75"
+    assert {cache.views(row)[0].short_side for row in range(len(cache))} == {64}
+
+
 # --- the same codes from any batch size, number of threads and number of processes
 
 
