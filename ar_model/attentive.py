@@ -169,19 +169,20 @@ def _train(
         rates.step()
 
 
-def schedule(samples: int) -> tuple[int, int]:
-    """Return the steps of training and the steps of an epoch: EPOCHS epochs, but at least MIN_STEPS steps."""
-    per_epoch = samples // min(BATCH, samples)
-    return max(EPOCHS * per_epoch, MIN_STEPS), per_epoch
+def schedule(samples: int) -> tuple[int, float]:
+    """Return the number of steps and of epochs for a number of samples: EPOCHS epochs, but at least MIN_STEPS steps."""
+    size = min(BATCH, samples)
+    steps = max(math.ceil(EPOCHS * samples / size), MIN_STEPS)
+    return steps, steps * size / samples
 
 
 def _batches(train: np.ndarray, seed: int) -> list[np.ndarray]:
     """Return the sorted sample indices of each step."""
     generator, size = np.random.default_rng(seed), min(BATCH, len(train))
-    steps, per_epoch = schedule(len(train))
+    steps, per_epoch = schedule(len(train))[0], len(train) // size
     batches: list[np.ndarray] = []
     while len(batches) < steps:
-        # The last batch of an epoch is dropped if it is not full.
+        # Each order of the samples is used for its full batches.
         order = generator.permutation(train)[: per_epoch * size]
         batches += list(np.sort(order.reshape(per_epoch, size), axis=1))
     return batches[:steps]

@@ -27,9 +27,14 @@ class Fold:
     groups_M: np.ndarray | None = None
 
     def inner(self, y_N: np.ndarray, count: int, seed: int) -> "list[Fold]":
-        """Split the training samples into at most `count` folds without splitting a group; [] if nothing can be left out."""
-        parts = _split(y_N[self.train], self.groups_M, count, seed)
-        return [Fold(self.train[train], self.train[test]) for train, test in parts]
+        """Split the training samples into at most `count` folds, without splitting a group (see `left_out_groups`).
+
+        Test samples whose class has no training sample are left out. The list is empty if nothing can be tested.
+        """
+        y_M = y_N[self.train]
+        groups_M = left_out_groups(y_M, self.groups_M)[0] if self.groups_M is not None else None
+        parts = [(train, test[np.isin(y_M[test], y_M[train])]) for train, test in _split(y_M, groups_M, count, seed)]
+        return [Fold(self.train[train], self.train[test]) for train, test in parts if len(test)]
 
 
 def group_numbers(groups: Sequence[str | None]) -> np.ndarray | None:
@@ -41,6 +46,21 @@ def group_numbers(groups: Sequence[str | None]) -> np.ndarray | None:
         return None
     names = [f"group {group}" if group else f"sample {i}" for i, group in enumerate(groups)]
     return np.unique(names, return_inverse=True)[1]
+
+
+def left_out_groups(y_M: np.ndarray, groups_M: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of each training sample that is left out with it, and whether the sample counts.
+
+    A sample counts if its class has samples in another group; else no model could predict it. If no sample counts, because each
+    class is one group, or if there are no groups, each sample is a group of its own.
+    """
+    for numbers_M in (groups_M, np.arange(len(y_M))):
+        if numbers_M is not None:
+            pairs = np.unique(np.stack([np.unique(y_M, return_inverse=True)[1], numbers_M]), axis=1)
+            counts_M = np.bincount(pairs[0])[np.unique(y_M, return_inverse=True)[1]] > 1
+            if counts_M.any():
+                return numbers_M, counts_M
+    return np.arange(len(y_M)), np.ones(len(y_M), bool)
 
 
 def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
@@ -58,8 +78,14 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
     if held_out_N.any():
         train = np.flatnonzero(~held_out_N)
         _check_labels(y_N[train], y_N[held_out_N])
-        kept = np.random.default_rng(seed).permutation(len(train))[: max(1, round(0.9 * len(train)))]
-        parts = [(train[np.sort(kept)], np.flatnonzero(held_out_N))]
+        order = np.random.default_rng(seed).permutation(len(train))
+        kept, dropped = np.split(order, [max(1, round(0.9 * len(train)))])
+        # A rare class keeps one sample.
+        lost = [
+            np.flatnonzero(y_N[train] == label)[:1] for label in np.setdiff1d(y_N[train[dropped]], y_N[train[kept]])
+        ]
+        kept = np.sort(np.concatenate([kept, *lost]))
+        parts = [(train[kept], np.flatnonzero(held_out_N))]
     else:
         parts = _split(y_N, groups_N, MAX_FOLDS, seed)
         if not parts:
@@ -75,8 +101,11 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
 def _split(y_M: np.ndarray, groups_M: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split samples into up to `count` folds: by groups if there are groups, else stratified by label."""
     if groups_M is not None:
-        count = min(count, len(np.unique(groups_M)))
-        splitter = GroupKFold(count, shuffle=True, random_state=seed) if count > 1 else None
+        # In a random order, because GroupKFold, which gives folds of about equal size, takes equal groups in their order.
+        names, number_M = np.unique(groups_M, return_inverse=True)
+        groups_M = np.random.default_rng(seed).permutation(len(names))[number_M]
+        count = min(count, len(names))
+        splitter = GroupKFold(count) if count > 1 else None
     else:
         count = min(count, max(Counter(y_M).values()))
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed) if count > 1 else None

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from torch import Tensor
 
 from ar_model.attentive import DECAYS, EPOCHS, MIN_STEPS, attentive_predict
-from ar_model.folds import Fold
+from ar_model.folds import Fold, left_out_groups
 from ar_model.inputs import Grid
 from ar_model.ridge import RidgeProbe
 
@@ -32,8 +32,11 @@ ATTENTIVE = (
     "on left-out parts of the training clips, which split no group"
 )
 """Description of the attentive probe, for JSON and pages."""
-_INNER, _LEFT_OUT = 5, 200
-"""Parts of the training samples for the choice of an attentive probe, and samples that all folds together leave out at least."""
+_INNER, _LEFT_OUT = 5, 100
+"""Parts of the training samples for the choice of an attentive probe, of which so many are left out that they have at least this
+number of samples, or all."""
+_TOGETHER = 20
+"""Attentive probes that are trained at the same time; more need more memory."""
 
 
 def slice_means(layer_BLD: Tensor, grid: Grid) -> Tensor:
@@ -58,9 +61,8 @@ class NearestNeighbours:
         self.classes, self._label_N = np.unique(y_N, return_inverse=True)
         self._scaler, self._neighbours = StandardScaler().fit(x_NF), neighbours
         self._x_NF = normalize(self._scaler.transform(x_NF))
-        if groups_N is None or len(np.unique(groups_N)) == 1:
-            groups_N = np.arange(len(x_NF))
-        self.score = float((self._vote(self._x_NF, groups_N, groups_N) == self._label_N).mean())
+        groups_N, counts_N = left_out_groups(y_N, groups_N)
+        self.score = float((self._vote(self._x_NF, groups_N, groups_N) == self._label_N)[counts_N].mean())
 
     def predict(self, x_MF: np.ndarray) -> np.ndarray:
         """Return the predicted labels (M,)."""
@@ -142,20 +144,24 @@ def _attentive(
     x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], grid: Grid, device: torch.device | None
 ) -> tuple[list[float], list[np.ndarray]]:
     """Return the score of an attentive probe on left-out training samples and its predictions for the test samples, by fold."""
-    # One part of the training samples of each fold is enough, unless there are few samples.
-    left_out = sum(len(fold.train) for fold in folds) / _INNER
-    count = min(_INNER, math.ceil(_LEFT_OUT / left_out))
-    inner = [fold.inner(y_N, _INNER, seed=0)[:count] for fold in folds]
-    parts = [part for parts in inner for part in parts]
-    scores_AF = np.zeros((len(DECAYS), len(folds)))
-    if parts:
-        number_P = np.repeat(np.arange(len(folds)), [len(parts) for parts in inner])
-        for scores_F, decay in zip(scores_AF, DECAYS, strict=True):
-            labels = attentive_predict(x_NLD, y_N, parts, [decay] * len(parts), grid, device=device)
-            right_P = [(found == y_N[part.test]).mean() for found, part in zip(labels, parts, strict=True)]
-            scores_F[:] = np.bincount(number_P, right_P, len(folds)) / np.bincount(number_P, minlength=len(folds)).clip(
-                1
-            )
+    tried = [
+        (number, part, decay) for number, fold in enumerate(folds) for part in _parts(fold, y_N) for decay in DECAYS
+    ]
+    right_AF, count_AF = np.zeros((2, len(DECAYS), len(folds)))
+    for first in range(0, len(tried), _TOGETHER):
+        numbers, parts, decays = zip(*tried[first : first + _TOGETHER], strict=True)
+        labels = attentive_predict(x_NLD, y_N, parts, decays, grid, device=device)
+        for number, part, decay, found in zip(numbers, parts, decays, labels, strict=True):
+            right_AF[DECAYS.index(decay), number] += (found == y_N[part.test]).sum()
+            count_AF[DECAYS.index(decay), number] += len(found)
+    scores_AF = right_AF / np.maximum(count_AF, 1)
     best_F = scores_AF.argmax(0)
     labels = attentive_predict(x_NLD, y_N, folds, [DECAYS[best] for best in best_F], grid, device=device)
     return scores_AF.max(0).tolist(), labels
+
+
+def _parts(fold: Fold, y_N: np.ndarray) -> list[Fold]:
+    """Return folds of the training samples: as few as leave out enough samples."""
+    parts = fold.inner(y_N, _INNER, seed=0)
+    enough = np.searchsorted(np.cumsum([len(part.test) for part in parts]), _LEFT_OUT) + 1
+    return parts[:enough]

@@ -4,11 +4,13 @@ The prediction of ridge regression is linear in the targets: Y_hat = H Y. If a b
 residuals of the block are (I - H_gg)^-1 (Y - Y_hat)_g, so no model is fitted again. For blocks of one sample, this is the known
 leave-one-out formula (Golub, Heath and Wahba 1979).
 
-Legend: N samples, M samples of a group, F features, C classes, A penalties, R rank.
+Legend: N samples, M samples of a group, F features, C classes, A penalties, R rank (in `_left_out` also rank + 1).
 """
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
+
+from ar_model.folds import left_out_groups
 
 PENALTIES_A = 10.0 ** np.arange(-1, 7)
 
@@ -19,8 +21,7 @@ class RidgeProbe:
     Args:
         x_NF: features of the training samples.
         y_N: labels of any dtype that NumPy can sort.
-        groups_N: integers, equal for samples that are left out together; None leaves out single samples. With a single
-            group, single samples are left out, too.
+        groups_N: integers, equal for samples that are left out together (see `left_out_groups`).
 
     `score` is the accuracy on the samples that were left out, with the best penalty. It allows choosing a layer without held-out
     samples. Features are standardised with all training samples.
@@ -34,12 +35,14 @@ class RidgeProbe:
         self._mean_C = y_NC.mean(0)
         y_NC = y_NC - self._mean_C
         u_NR, square_R = _left_singular_vectors(x_NF)
-        share_AR = square_R / (square_R + PENALTIES_A[:, None])
         target_RC = u_NR.T @ y_NC
-        left_out_ANC = _left_out(u_NR, share_AR, y_NC, share_AR[..., None] * target_RC, groups_N) + self._mean_C
-        scores_A = (left_out_ANC.argmax(2) == label_N).mean(1)
-        best = int(scores_A.argmax())
-        self.score = float(scores_A[best])
+        left_out_N, counts_N = left_out_groups(y_N, groups_N)
+        scores = []
+        for penalty in PENALTIES_A:
+            left_out_NC = _left_out(u_NR, square_R / (square_R + penalty), y_NC, left_out_N) + self._mean_C
+            scores.append((left_out_NC.argmax(1) == label_N)[counts_N].mean())
+        best = int(np.argmax(scores))
+        self.score = float(scores[best])
         self._weights_FC = x_NF.T @ (u_NR @ (target_RC / (square_R + PENALTIES_A[best])[:, None]))
 
     def predict(self, x_NF: np.ndarray) -> np.ndarray:
@@ -60,27 +63,25 @@ def _left_singular_vectors(x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x_NF @ (v_FR[:, kept_R] / np.sqrt(square_R[kept_R])), square_R[kept_R]
 
 
-def _left_out(
-    u_NR: np.ndarray, share_AR: np.ndarray, y_NC: np.ndarray, fitted_ARC: np.ndarray, groups_N: np.ndarray | None
-) -> np.ndarray:
-    """Return the predictions for each sample of a model that was fitted without the group of the sample, (A, N, C).
+def _left_out(u_NR: np.ndarray, share_R: np.ndarray, y_NC: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+    """Return the predictions for each sample of a model that was fitted without the group of the sample, (N, C).
 
-    Args:
-        share_AR: eigenvalues of the hat matrix, apart from the intercept's.
-        fitted_ARC: predictions of the full model in the coordinates of `u_NR`.
+    `share_R`: eigenvalues of the hat matrix, apart from the intercept's.
     """
     samples = len(u_NR)
-    residual_ANC = y_NC - u_NR @ fitted_ARC
-    if groups_N is None or len(np.unique(groups_N)) == 1:
-        hat_AN = share_AR @ u_NR.T**2 + 1 / samples
-        return y_NC - residual_ANC / (1 - hat_AN)[..., None]
+    residual_NC = y_NC - (u_NR * share_R) @ (u_NR.T @ y_NC)
+    # H = A A^T, with the intercept in the last column.
+    a_NR = np.hstack([u_NR * np.sqrt(share_R), np.full((samples, 1), samples**-0.5)])
     order_N = np.argsort(groups_N, kind="stable")
     starts = np.flatnonzero(np.diff(groups_N[order_N])) + 1
-    predicted_ANC = np.empty_like(residual_ANC)
+    if len(starts) == samples - 1:
+        return y_NC - residual_NC / (1 - np.square(a_NR).sum(1, keepdims=True))
     for rows_M in np.split(order_N, starts):
-        u_MR = u_NR[rows_M]
-        hat_AMM = (u_MR * share_AR[:, None]) @ u_MR.T + 1 / samples
-        predicted_ANC[:, rows_M] = y_NC[rows_M] - np.linalg.solve(
-            np.eye(len(rows_M)) - hat_AMM, residual_ANC[:, rows_M]
-        )
-    return predicted_ANC
+        a_MR, residual_MC = a_NR[rows_M], residual_NC[rows_M]
+        if len(rows_M) <= a_MR.shape[1]:
+            residual_NC[rows_M] = np.linalg.solve(np.eye(len(rows_M)) - a_MR @ a_MR.T, residual_MC)
+        else:
+            # The same by the identity of Woodbury.
+            inner_RC = np.linalg.solve(np.eye(a_MR.shape[1]) - a_MR.T @ a_MR, a_MR.T @ residual_MC)
+            residual_NC[rows_M] = residual_MC + a_MR @ inner_RC
+    return y_NC - residual_NC

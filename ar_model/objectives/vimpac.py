@@ -114,7 +114,8 @@ class VIMPAC(Objective):
         return {"loss": nats + self.contrast * self.temperature * contrast, "contrast": contrast.detach(), **numbers}
 
     def _hidden_in_words(self) -> str:
-        return f"{self.blocks} blocks hidden" if self.mask == "block" else f"mask random of {self.ratio:g} hidden"
+        hidden = f"{self.blocks} blocks" if self.mask == "block" else f"mask random of {self.ratio:g}"
+        return f"{hidden} hidden within the video"
 
     def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         grid = self.grid_of(batch)

@@ -25,7 +25,7 @@ from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.comparison import Entry, leads_of, models_of, row_of
-from pipelines.evaluation.features import LabelledVideos, probe_model
+from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain
@@ -41,9 +41,9 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     labelled = LabelledVideos.of(cache)
     entries = {file.stem: _read_entry(file, cache) for file in config.files}
     texts = {name: entry.text for name, entry in entries.items()}
-    run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE]))
+    run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE, EVALUATION]))
     accelerator = start_accelerator(resolve_precision("auto"))
-    for note in labelled.notes:
+    for note in (*labelled.notes, *labelled.unpredictable(labelled.folds(0))):
         say(accelerator, note)
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its own training runs: start it with python, not with accelerate launch")

@@ -14,6 +14,7 @@ from ar_model.attentive import schedule
 from ar_model.folds import Fold, chance
 from ar_model.probes import ATTENTIVE, PROTOCOL, Outcomes
 from data.cache import TokenCache, find_cache
+from data.files import sha256_of
 from data.schema import conform
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
@@ -21,7 +22,7 @@ from pipelines.engine.run import Run, cache_of, find_run, summary_of
 from pipelines.engine.summaries import Pretraining
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error, difference
-from pipelines.evaluation.features import LabelledVideos, probe_model
+from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model
 from pipelines.settings.probe import Probe
 
 
@@ -32,12 +33,13 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     cache = TokenCache.open(find_cache(config.caches, config.cache or cache_of(pretrained)))
     if cache.spec["tokenizer"] != pretraining["tokenizer"]:
         raise ValueError(f"--cache {cache.address}: was made by another tokenizer than the cache of {pretrained}")
-    run = Run("probe", config, settings, about=cache.key, parent=pretrained)
+    about = sha256_of([cache.key, EVALUATION, PROTOCOL, ATTENTIVE])
+    run = Run("probe", config, settings, about=about, parent=pretrained)
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
-    for note in labelled.notes:
-        say(accelerator, note)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
+    for note in (*labelled.notes, *labelled.unpredictable(repetitions[0])):
+        say(accelerator, note)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
     # scikit-learn works in one process.
@@ -95,8 +97,8 @@ def _probe_all(
     results["untrained_layers"] = _layers(untrained, "linear", groups_M)
     if config.attentive:
         results["attentive_layer"] = _layer(trained, "attentive")
-        steps, per_epoch = schedule(len(set(np.concatenate([fold.train for fold in repetitions[0]]))))
-        results["attentive_training"] = {"steps": steps, "epochs": round(steps / per_epoch, 1)}
+        steps, epochs = schedule(len(set(np.concatenate([fold.train for fold in repetitions[0]]))))
+        results["attentive_training"] = {"steps": steps, "epochs": round(epochs, 1)}
         results["attentive_layers"] = _layers(trained, "attentive", groups_M)
     return results
 

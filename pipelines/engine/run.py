@@ -146,7 +146,8 @@ class Run:
         earlier = read_settings(self.folder / "config.yaml")
         if self.chosen("about", self._about) != self._about:
             raise ValueError(
-                f"--out {self.folder}: contains a run on other videos, another cache or other entries; choose another --out"
+                f"--out {self.folder}: contains a run on other videos, another cache, other entries or other rules of probes; "
+                "choose another --out"
             )
         earlier, current = _without_later(earlier), _without_later(yaml.safe_load(self._settings))
         for key in sorted({*earlier, *current} - FREE):

@@ -47,6 +47,13 @@ class Gain(TypedDict):
     ahead: bool | None
 
 
+class AttentiveTraining(TypedDict):
+    """Length of the training of an attentive probe."""
+
+    steps: int
+    epochs: float
+
+
 class ProbeFeatures(TypedDict, total=False):
     """Accuracies in the summary of a probe, of which some may be missing."""
 
@@ -59,6 +66,7 @@ class ProbeFeatures(TypedDict, total=False):
     untrained_layers: list[Mean]
     attentive_layers: list[Mean]
     gain: dict[str, Gain]
+    attentive_training: AttentiveTraining
 
 
 class Probing(ProbeFeatures):

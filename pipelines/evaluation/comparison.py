@@ -71,7 +71,9 @@ def row_of(
         "bits_per_code": None if None in bits else round(float(np.mean(bits)), 4),
         **{probe: _best(final, probe) for probe in PROBES},
         **{f"untrained_{probe}": _best(untrained, probe) for probe in PROBES},
-        "gain": {probe: _difference(final, untrained, probe, groups_M, len(entries)) for probe in RANKING},
+        "gain": {
+            probe: _difference(final, untrained, probe, groups_M, len(entries) * len(RANKING)) for probe in RANKING
+        },
         "layers": {probe: _layers(final, probe) for probe in PROBES},
         "curve": curve,
     }
@@ -89,8 +91,8 @@ def leads_of(final: Mapping[str, Sequence[Outcome]], groups_M: np.ndarray) -> di
     if count > 1:
         for probe in RANKING:
             best, second = sorted(final, key=lambda name: -np.mean([one["best"][probe] for one in final[name]]))[:2]
-            # The best entry is the most favourable of all ordered pairs.
-            apart = _difference(final[best], final[second], probe, groups_M, count * (count - 1))
+            # The best entry is the most favourable of all ordered pairs, and each probe has a best entry.
+            apart = _difference(final[best], final[second], probe, groups_M, count * (count - 1) * len(RANKING))
             leads[probe] = {"best": best, "second": second, **apart}
     return leads
 

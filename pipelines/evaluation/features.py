@@ -20,6 +20,8 @@ from ar_model.probes import Outcomes, evaluate, slice_means
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 
+EVALUATION = 2
+"""Version of the rules of probes: folds, choices, standard errors. Results of another version are made again."""
 BATCH = 32
 LARGEST = torch.finfo(torch.float16).max
 
@@ -64,6 +66,14 @@ class LabelledVideos:
             if video.split in (None, "train"):
                 trained.add(video.label)
         if held_out:
+            trained_groups = {cache.videos[row].group for row in rows if cache.videos[row].split in (None, "train")} - {
+                None
+            }
+            shared = sum(
+                cache.videos[row].group in trained_groups for row in rows if cache.videos[row].split in held_out
+            )
+            if shared:
+                notes.append(f"{shared} held-out videos are in a group that also has training videos")
             if untrained := sorted(set(units) - trained):
                 notes.append(
                     f"classes without training videos, whose test videos count as errors: {shortened(untrained)}"
@@ -79,6 +89,13 @@ class LabelledVideos:
         held_out_N = np.array([video.split not in (None, "train") for video in videos])
         groups = [video.group for video in videos]
         return cls(rows, y_N, groups, held_out_N, tuple(notes), len(all_rows) - len(rows))
+
+    def unpredictable(self, folds: Sequence[Fold]) -> list[str]:
+        """Return a note on the tested samples of folds by groups whose class has no training sample in their fold, if any."""
+        count = sum(int((~np.isin(self.y_N[fold.test], self.y_N[fold.train])).sum()) for fold in folds)
+        if count == 0 or len(folds) == 1:
+            return []
+        return [f"{count} tested clips are of a class without training clips in their fold, and count as errors"]
 
     def groups_of(self, samples: Sequence[int]) -> np.ndarray:
         """Return the group numbers of some samples, for standard errors. A video without a group is a group of its own."""
@@ -146,6 +163,9 @@ def _features(
         (batch,) = evaluation_batches(cache, rows[first : first + BATCH], BATCH, pixels=objective.sees_pixels)
         with accelerator.autocast():
             layers = objective.features({key: value.to(accelerator.device) for key, value in batch.items()})
+        for number, layer in enumerate(layers, start=1):
+            if not layer.isfinite().all():
+                raise ValueError(f"the features of layer {number} are not finite: the model is damaged or has diverged")
         grid = objective.grid_of(batch)
         pooled.append([slice_means(layer, grid).cpu().numpy() for layer in layers])
         if folder is not None:

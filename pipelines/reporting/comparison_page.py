@@ -46,7 +46,7 @@ def write_comparison(folder: Path, summary: Row) -> Path:
 
 def verdict(rows: Sequence[Row], probe: str, lead: Row | None) -> str:
     """State the best entry by a probe and whether it is ahead of the second; `lead` is from `leads_of`."""
-    best = max(rows, key=lambda row: row[probe]["mean"])
+    best = max(rows, key=lambda row: (lead is not None and row["entry"] == lead["best"], row[probe]["mean"]))
     accuracy, name = mean_with_error(best[probe]), best["entry"]
     if lead is None:
         return f"{probe} probe: {name} has {accuracy}."
@@ -57,7 +57,7 @@ def verdict(rows: Sequence[Row], probe: str, lead: Row | None) -> str:
         )
     above = f"{100 * lead['mean']:.1f} points above {lead['second']}"
     if lead["ahead"] is None:
-        chance = "with one seed it is unknown whether that is due to chance"
+        chance = "with one seed, or one group of tested clips, it is unknown whether that is due to chance"
         return f"{probe} probe: {name} has the highest accuracy {of}, {accuracy}, {above}; {chance}."
     errors = f"± {100 * lead['stderr']:.1f} over seeds, ± {100 * lead['sampling']:.1f} over tested clips"
     if lead["ahead"]:

@@ -113,6 +113,7 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
         **probe,
         "cache": Path(probe["cache"]).name,
         "verdicts": _verdicts(probe),
+        "attentive_training": probe.get("attentive_training"),
         "split": folds_in_words(probe["folds"]),
         "chart": bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"])),
         "accuracies": [*accuracies, ["most common class", f"{probe['chance']:.3f}"]],
@@ -127,9 +128,8 @@ def _verdicts(probe: dict[str, Any]) -> list[str]:
     texts = []
     for name, gain in probe.get("gain", {}).items():
         points = f"{100 * gain['mean']:+.1f} points, ± {100 * gain['sampling']:.1f} over tested clips"
-        # With one repetition, only the sampling error is known.
-        ahead = gain["mean"] > 2 * gain["sampling"] if gain["ahead"] is None else gain["ahead"]
-        text = f"{name}: {'better' if ahead else 'no better'} than the untrained network ({points})"
+        verdict = {True: "better than", False: "no better than", None: "unknown whether better than"}[gain["ahead"]]
+        text = f"{name}: {verdict} the untrained network ({points})"
         best = max(baselines, key=lambda key: baselines[key], default=None)
         if name in probe and best and probe[name]["mean"] <= baselines[best]:
             text += f", no better than the {best.replace('_', ' ')} of the pixels ({baselines[best]:.3f})"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ar_model.folds import Fold, chance, make_folds
+from ar_model.folds import Fold, chance, left_out_groups, make_folds
 
 
 def nothing_held_out(n: int) -> np.ndarray:
@@ -113,8 +113,34 @@ def test_folds_carry_the_groups_of_their_training_samples(official: bool) -> Non
 def test_inner_folds_are_empty_if_nothing_can_be_left_out() -> None:
     y = np.array([0, 1, 2, 0, 1])
     assert Fold(np.arange(3), np.arange(3, 5)).inner(y, 5, seed=0) == []
-    assert Fold(np.arange(4), np.arange(4, 5), np.zeros(4, int)).inner(y, 5, seed=0) == []
     assert len(Fold(np.arange(4), np.arange(4, 5)).inner(y, 5, seed=0)) == 2
+
+
+def test_inner_folds_leave_out_single_samples_if_each_class_is_one_group() -> None:
+    y = np.repeat(np.arange(3), 10)
+    parts = Fold(np.arange(30), np.arange(0), y).inner(y, 5, seed=0)
+    assert len(parts) == 5 and all(set(y[part.test]) <= set(y[part.train]) for part in parts)
+
+
+def test_a_sample_counts_if_another_group_has_its_class() -> None:
+    y, groups = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 2, 3, 4])
+    numbers, counts = left_out_groups(y, groups)
+    assert numbers.tolist() == groups.tolist() and counts.tolist() == [True, True, False, False, True, True]
+    numbers, counts = left_out_groups(y, y)
+    assert len(set(numbers)) == 6 and counts.all(), "each class is one group: single samples are left out"
+    assert left_out_groups(np.arange(3), None)[1].all(), "no class has two samples"
+
+
+def test_a_rare_class_of_an_official_split_keeps_a_training_sample() -> None:
+    y, held_out = np.array([*"aaaaaaaaab", "a", "b"]), np.arange(12) >= 10
+    assert all(set(y[make_folds(y, [None] * 12, held_out, seed)[0].train]) == {"a", "b"} for seed in range(30))
+
+
+def test_folds_by_groups_have_about_the_same_size() -> None:
+    groups = [f"g{i}" for i in range(60) for _ in range(1 + (7 * i) % 31)]
+    folds = make_folds(np.arange(len(groups)) % 2, groups, nothing_held_out(len(groups)), seed=0)
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) < 1.1 * min(sizes)
 
 
 def test_chance_is_the_accuracy_of_the_best_constant_prediction() -> None:

@@ -61,7 +61,7 @@ def test_the_score_of_nearest_neighbours_ignores_those_of_the_own_group() -> Non
     x = signal(y, noise=0.8)
     x += noise(150, 8, seed=3)[groups]
     scaled = StandardScaler().fit_transform(x)
-    for groups_N, left_out in ((None, np.arange(1200)), (groups, groups), (np.zeros(1200, int), np.arange(1200))):
+    for groups_N, left_out in ((None, np.arange(1200)), (groups, groups), (y, np.arange(1200))):
         distances = 1 - (scaled @ scaled.T) / np.outer(*[np.linalg.norm(scaled, axis=1)] * 2)
         right = 0
         for row in range(1200):
@@ -139,3 +139,13 @@ def test_the_attentive_probe_is_chosen_by_groups() -> None:
     assert outcomes.chosen["attentive"] == [2]
     assert outcomes.best["attentive"] == outcomes.layers["attentive"][1]
     assert accuracy(outcomes, "attentive") > 0.9 > 0.4 > np.mean(outcomes.layers["attentive"][0])
+
+
+def test_a_layer_is_chosen_by_single_clips_if_each_class_is_one_group() -> None:
+    y = np.repeat(np.arange(6), 20)
+    held_out = np.arange(120) % 20 >= 14
+    names = [f"class {label} {'test' if out else 'train'}" for label, out in zip(y, held_out, strict=True)]
+    (fold,) = make_folds(y, names, held_out, seed=0)
+    outcomes = evaluate([noise(120), signal(y, noise=0.1)], y, [fold])
+    assert outcomes.chosen == {"linear": [2], "knn": [2]}
+    assert accuracy(outcomes, "linear") == 1

@@ -27,7 +27,7 @@ def test_the_linear_probe_is_at_chance_on_noise() -> None:
     assert abs(probe.score - 0.25) < spread  # leave-one-out accuracy; the training accuracy would be far higher
 
 
-SHAPES = pytest.mark.parametrize(("samples", "features", "classes"), [(60, 150, 4), (150, 40, 4), (60, 150, 2)])
+SHAPES = pytest.mark.parametrize(("samples", "features", "classes"), [(60, 150, 4), (90, 30, 4), (60, 150, 2)])
 
 
 def data(samples: int, features: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +67,20 @@ def test_the_score_is_the_accuracy_of_models_fitted_without_the_group(
     assert (probe.predict(test) == whole.predict(scaler.transform(test))).all()
 
 
-def test_with_one_group_single_samples_are_left_out() -> None:
+def test_groups_larger_than_the_rank_are_left_out_exactly() -> None:
+    """The groups have 50 samples, the features rank 8."""
+    y = np.arange(200) % 4
+    x, groups = signal(y, noise=1.5), np.arange(200) // 50
+    scaled, scores = StandardScaler().fit_transform(x), []
+    for penalty in PENALTIES_A:
+        models = [RidgeClassifier(alpha=penalty).fit(scaled[groups != g], y[groups != g]) for g in range(4)]
+        scores.append(np.mean([model.predict(scaled[groups == g]) == y[groups == g] for g, model in enumerate(models)]))
+    assert RidgeProbe(x, y, groups).score == pytest.approx(max(scores))
+
+
+def test_if_each_class_is_one_group_single_samples_are_left_out() -> None:
     x, y = data(60, 150, 4)
-    assert RidgeProbe(x, y, np.zeros(60, int)).score == RidgeProbe(x, y).score
+    assert RidgeProbe(x, y, y).score == RidgeProbe(x, y).score
 
 
 def test_constant_features_predict_the_most_common_class() -> None:
