@@ -47,24 +47,20 @@ def write_comparison(folder: Path, summary: Row) -> Path:
 def verdict(rows: Sequence[Row], probe: str, lead: Row | None) -> str:
     """State the best entry by a probe and whether it is ahead of the second; `lead` is from `leads_of`."""
     best = max(rows, key=lambda row: (lead is not None and row["entry"] == lead["best"], row[probe]["mean"]))
-    accuracy, name = mean_with_error(best[probe]), best["entry"]
+    accuracy, name, title = mean_with_error(best[probe]), best["entry"], f"{probe.capitalize()} probe"
     if lead is None:
-        return f"{probe} probe: {name} has {accuracy}."
+        return f"{title}: {name} has {accuracy}."
     of = f"of {len(rows)} entries"
     if lead["tied"]:
-        return (
-            f"{probe} probe: {lead['best']} and {lead['second']} are tied, with the highest accuracy {of}: {accuracy}."
-        )
+        return f"{title}: {lead['best']} and {lead['second']} are tied, with the highest accuracy {of}: {accuracy}."
     above = f"{100 * lead['mean']:.1f} points above {lead['second']}"
     if lead["ahead"] is None:
         chance = "with one seed, or one group of tested clips, it is unknown whether that is due to chance"
-        return f"{probe} probe: {name} has the highest accuracy {of}, {accuracy}, {above}; {chance}."
+        return f"{title}: {name} has the highest accuracy {of}, {accuracy}, {above}; {chance}."
     errors = f"± {100 * lead['stderr']:.1f} over seeds, ± {100 * lead['sampling']:.1f} over tested clips"
     if lead["ahead"]:
-        return f"{probe} probe: {name} is ahead, the best {of}: {accuracy}, {above} ({errors})."
-    return (
-        f"{probe} probe: no entry is ahead. The highest accuracy {of} is {name}'s, {accuracy}, only {above} ({errors})."
-    )
+        return f"{title}: {name} is ahead, the best {of}: {accuracy}, {above} ({errors})."
+    return f"{title}: no entry is ahead. The highest accuracy {of} is {name}'s, {accuracy}, only {above} ({errors})."
 
 
 def bits_by_conditioning(rows: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -40,6 +40,8 @@ _FEATURES = {
 """Keys of a probe's summary and their names on the page."""
 _LAYERS = {"layers": "linear", "untrained_layers": "linear, untrained", "attentive_layers": "attentive"}
 
+_PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
+
 Rows = list[list[str]]
 
 
@@ -126,10 +128,14 @@ def _verdicts(probe: dict[str, Any]) -> list[str]:
     """State for each probe whether the network is better than the untrained one, and than the better pixel baseline."""
     baselines = {name: probe[name]["mean"] for name in ("motion_energy", "one_frame") if name in probe}
     texts = []
-    for name, gain in probe.get("gain", {}).items():
+    gains = probe.get("gain", {})
+    for name, title in _PROBES.items():
+        if name not in gains:
+            continue
+        gain = gains[name]
         points = f"{100 * gain['mean']:+.1f} points, ± {100 * gain['sampling']:.1f} over tested clips"
         verdict = {True: "better than", False: "no better than", None: "unknown whether better than"}[gain["ahead"]]
-        text = f"{name}: {verdict} the untrained network ({points})"
+        text = f"{title}: {verdict} the untrained network ({points})"
         best = max(baselines, key=lambda key: baselines[key], default=None)
         if name in probe and best and probe[name]["mean"] <= baselines[best]:
             text += f", no better than the {best.replace('_', ' ')} of the pixels ({baselines[best]:.3f})"
