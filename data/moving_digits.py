@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+VERSION = "digits-2"
+"""Version of the pixels and the length of the videos. A new version gives new names of runs and new keys of caches."""
 SIZE = 64
 FRAMES = 32
 CLASSES = ("left", "right", "up", "down", "clockwise", "anticlockwise", "growing", "shrinking")

@@ -45,17 +45,20 @@ class Source:
     """Videos sorted by path. `root` is None for a built-in set.
 
     `notes`: what a user should know about the reading, one line each: files passed over, values that were not used.
+    `version`: version of the videos of a built-in set, whose list does not show that they have changed; otherwise empty.
     """
 
     name: str
     root: Path | None
     videos: tuple[Video, ...]
     notes: tuple[str, ...] = ()
+    version: str = ""
 
     @property
     def digest(self) -> str:
-        """sha256 of the list: paths, sizes, labels, groups and splits."""
-        return hashlib.sha256(repr([astuple(video) for video in self.videos]).encode()).hexdigest()
+        """sha256 of the list (paths, sizes, labels, groups and splits) and of the version of a built-in set."""
+        listed = repr([astuple(video) for video in self.videos])
+        return hashlib.sha256(f"{listed}{self.version}".encode()).hexdigest()
 
 
 def load_source(src: str) -> Source:
@@ -122,7 +125,8 @@ def _builtin(src: str) -> Source:
     ]
     if not videos:
         raise ValueError(f"{src}: must contain at least one clip")
-    return Source(name="moving-digits", root=None, videos=tuple(sorted(videos, key=lambda v: v.path)))
+    listed = tuple(sorted(videos, key=lambda v: v.path))
+    return Source(name="moving-digits", root=None, videos=listed, version=moving_digits.VERSION)
 
 
 def _file_size(path: str) -> int | None:

@@ -18,8 +18,15 @@ from data.sources import Video
 
 FORMAT = "arvideo-cache-2"
 """Version of the file format."""
-CUTTING = f"clips-1 digits-2 jpeg-{JPEG_QUALITY}"
-"""Version of the code that cuts clips, renders the built-in videos and encodes JPEGs. A new version gives new keys."""
+
+
+def cutting(builtin: str) -> str:
+    """Return the versions of the code that cuts clips, renders the built-in videos and encodes JPEGs, for `CacheSpec`.
+
+    `builtin` is the version of the source, empty for video files: built-in videos of a new version leave the keys of caches
+    of files unchanged. A new version gives new keys.
+    """
+    return f"clips-1 {builtin or 'digits-1'} jpeg-{JPEG_QUALITY}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,8 @@ class CacheSpec:
     keep_pixels: KeepPixels
     videos: tuple[Video, ...]
     decoder: str = VERSION
-    cutting: str = CUTTING
+    cutting: str = cutting("")
+    """Versions of the code that makes the clips, by default of clips of video files."""
 
     def preimage(self) -> dict[str, Any]:
         """Return the specification as JSON content. The key is its hash."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
+from data.cache.spec import cutting
 from data.cache.writer import CodeShard
 from data.clips import ClipCuts, ClipSpec
 from data.recorded import to_record
@@ -136,6 +137,7 @@ def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) ->
         encode_batch=config.encode_batch,
         keep_pixels=config.keep_pixels,
         videos=source.videos,
+        cutting=cutting(source.version),
     )
     return CacheWriter(config.caches, source.name, spec, config.shard_size)
 

@@ -1,13 +1,16 @@
 """Sources read a folder, a list or the built-in set, and leave nothing out silently."""
 
 import csv
+import hashlib
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data.moving_digits import VERSION
 from data.sources import Source, Video, hold_out, load_source, spread
 from tests.helpers.hostile_names import HOSTILE_NAMES
 
@@ -333,6 +336,15 @@ def test_builtin_accepts_numbers_of_clips_and_refuses_zero() -> None:
     assert len(videos) == 11
     with pytest.raises(ValueError, match="at least one clip"):
         load_source("builtin:moving-digits:0:0")
+
+
+def test_digest_of_the_built_in_set_has_the_version_of_its_videos(tmp_path: Path) -> None:
+    builtin = load_source("builtin:moving-digits:9:2")
+    assert builtin.version == VERSION
+    assert replace(builtin, version="digits-1").digest != builtin.digest
+    files = load_source(str(touch(tmp_path, "run/a.mp4")))
+    listed = "[('run/a.mp4', 5, 'run', None, None)]"
+    assert files.digest == hashlib.sha256(listed.encode()).hexdigest(), "names of runs on files must not change"
 
 
 @pytest.mark.parametrize("kind", HOSTILE_NAMES)

@@ -16,6 +16,7 @@ import pytest
 
 import data.cache.spec
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
+from data.cache.spec import cutting
 from data.clips import ClipSpec
 from data.sources import load_source
 from tests.helpers.cache_contents import SPEC, VIDEOS, files_of, filled, in_a_child
@@ -87,6 +88,11 @@ def test_key_of_a_specification_never_changes() -> None:
     fixed = replace(SPEC, decoder="pyav-14.0.0", cutting="clips-1 digits-1 jpeg-92").preimage()
     golden = "4d46455ae620c856621e9a0bc4f3df4703a2d3b6c45adc45f6cf62d0576d66f9"
     assert (fixed["format"], key_of(fixed)) == ("arvideo-cache-2", golden)
+
+
+def test_only_keys_of_built_in_videos_have_their_version() -> None:
+    assert SPEC.cutting == cutting("") == "clips-1 digits-1 jpeg-92"
+    assert key_of(replace(SPEC, cutting=cutting("digits-2")).preimage()) != key_of(SPEC.preimage())
 
 
 # --- what does not change the key
