@@ -310,25 +310,35 @@ def _recorded_flags(schema: type, settings: Namespace) -> list[str]:
         if "recorded_in" in field.metadata:
             named = settings[field.metadata["recorded_in"]] or []
             runs = [named] if isinstance(named, str) else named
-            groups = [group for group in (recorded_group(run, field.name) for run in runs) if group is not None]
-            for part in fields(get_type_hints(schema)[field.name]):
-                values = [group[part.name] for group in groups if part.name in group]
-                if values and all(value == values[0] for value in values):
+            kind = get_type_hints(schema)[field.name]
+            groups = [group for group in (recorded_group(run, field.name, kind) for run in runs) if group is not None]
+            for part in fields(kind):
+                values = [getattr(group, part.name) for group in groups]
+                if values and values[0] != part.default and all(value == values[0] for value in values):
                     flags.append(f"--{field.name}.{part.name}={json.dumps(values[0], default=str)}")
     return flags
 
 
-def recorded_group(run: str, group: str) -> dict[str, Any] | None:
+def recorded_group(run: str, group: str, kind: type[T]) -> T | None:
     """Return a group of the settings of a run, given as its folder or its model folder; None if there is no such group.
 
+    `kind` is the dataclass of the group. A setting that the run does not have, because it came later, has its default.
+
     Raises:
-        ValueError: if the settings cannot be read.
+        ValueError: if the settings cannot be read, or have values that `kind` rejects.
     """
     folder = Path(os.path.expanduser(run))
     for candidate in (folder, folder.parent) if folder.name == "model" else (folder,):
-        if (candidate / "config.yaml").is_file():
-            settings = read_settings(candidate / "config.yaml").get(group)
-            return settings if isinstance(settings, dict) else None
+        file = candidate / "config.yaml"
+        if file.is_file():
+            settings = read_settings(file).get(group)
+            if not isinstance(settings, dict):
+                return None
+            known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+            try:
+                return kind(**{name: value for name, value in settings.items() if name in known})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{file}: {error}") from None
     return None
 
 

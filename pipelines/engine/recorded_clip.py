@@ -11,17 +11,30 @@ from pipelines.engine.console import say
 
 
 def say_recorded_clip(accelerator: Accelerator, tokenizers: Sequence[str], clip: ClipSpec) -> None:
-    """Print for each tokenizer that is a run whether `clip` equals the clips of its training, and if not, how it differs."""
+    """Print for each tokenizer that is a run whether `clip` equals the clips of its training, and if not, how it differs.
+
+    The number of views is not compared: it changes how many clips there are, not what they show.
+    """
     settings = asdict(clip)
+    del settings["views"]
     for tokenizer in tokenizers:
-        recorded = recorded_group(tokenizer, "clip")
-        if recorded is None:
+        trained = recorded_group(tokenizer, "clip", ClipSpec)
+        if trained is None:
             continue
+        recorded = asdict(trained)
         differences = [
-            f"{name} {value} (in training {recorded[name]})"
+            f"{name} {_text(value)} (in training {_text(recorded[name])})"
             for name, value in settings.items()
-            if name in recorded and recorded[name] != value
+            if recorded[name] != value
         ]
-        text = ", ".join(differences or (f"{name} {value}" for name, value in settings.items()))
+        text = ", ".join(
+            differences or [f"{name} {_text(value)}" for name, value in settings.items() if value is not None]
+        )
         relation = "differ from" if differences else "are cut like"
         say(accelerator, f"clips {relation} those that {tokenizer} was trained on: {text}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "not set" if value is None else str(value)

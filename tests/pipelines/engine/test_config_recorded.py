@@ -55,8 +55,28 @@ def test_evaluate_tokenizer_takes_what_all_tokenizers_agree_on(tmp_path: Path) -
     assert config.clip == ClipSpec(size=32, stride=2, views=4, flip=True)
 
 
+def test_scales_and_rates_are_taken_over_unless_a_run_is_from_before_them(tmp_path: Path) -> None:
+    new = run_folder(tmp_path / "new", "{stride: 2, fps: 12.5, scales: [1, 0.75]}")
+    old = run_folder(tmp_path / "old", "{stride: 2}")
+    assert tokenize("--tokenizer", new) == ClipSpec(stride=2, fps=12.5, scales=(1, 0.75))
+    for runs in ([new, old], [old, new]):
+        config, _ = parse(EvaluateTokenizer, ["--tokenizers", *runs], prog="evaluate_tokenizer")
+        assert config.clip == ClipSpec(stride=2)
+
+
 @pytest.mark.parametrize(
-    "clip", ["{stride: -1}", "{stride: fast}", "[", "{frames: !!python/object/apply:os.getcwd []}"]
+    "clip",
+    [
+        "{scales: [a]}",
+        "{fps: 8 fps}",
+        "{frames: [1]}",
+        "{flip: [1]}",
+        "{flip: 2020-01-01}",
+        "{stride: -1}",
+        "{stride: fast}",
+        "[",
+        "{frames: !!python/object/apply:os.getcwd []}",
+    ],
 )
 def test_broken_settings_of_a_tokenizer_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: str
