@@ -4,9 +4,10 @@ import functools
 import hashlib
 import math
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -15,14 +16,23 @@ from data.text import printable
 
 _SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 SUFFIXES = frozenset(_SUFFIXES.split())
-_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
 _SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+_LIKE_A_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})([^a-z].*)?", re.DOTALL)
+"""Names such as val_256, in lower case."""
 BUILTIN = "builtin:"
 _SYSTEM_FOLDERS = {
     *("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
-    *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+    *("$recycle.bin", "recycler", "system volume information", "lost+found", "lost.dir", "found.000"),
+    *("~snapshot", "@tmp", "network trash folder", "temporary items"),
 }
 """Folders that operating systems and network drives add, in lower case. Hidden ones begin with a dot."""
+_SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+"""Files that operating systems add to any folder, in lower case. Nobody needs to be told about them."""
 _APPLE_DOUBLE = "._"
 """Beginning of files in which macOS keeps attributes of the file with the rest of the name."""
 _MOST_NAMED = 5
@@ -64,9 +74,9 @@ class Source:
 def load_source(src: str) -> Source:
     """List the videos of a source, given as a value of `--videos`.
 
-    - A folder: every video file in it and its subfolders, except in hidden and system folders. The label of a file is the
-      name of its folder. The split is the top folder, if all top folders that contain videos are named after splits
-      (train, val, test and similar).
+    - A folder: every video file in it and its subfolders, except hidden files, and files in hidden and system folders. The
+      label of a file is the name of its folder. The split is the top folder, if all top folders that contain videos are
+      named after splits (train, val, test and similar).
     - A list file: lines `path [label [group]]` or a CSV file whose header contains path and optionally label, group and
       split; see `read_list`. Paths are relative to the file. The group -1 is none, and in a list whose rows all end in
       `0 -1` (VideoMAE), the label 0 is none either.
@@ -156,11 +166,13 @@ def _folder(root: Path) -> Source:
         parents = () if relative == "." else tuple(relative.split(os.sep))
         for file in files:
             ending = os.path.splitext(file)[1].lower()
-            if file.startswith(_APPLE_DOUBLE):
-                hidden += [file] if ending in SUFFIXES else []
-                continue
             if ending not in SUFFIXES:
-                endings[ending or "no ending"] += 1
+                if file.lower() not in _SYSTEM_FILES and not file.startswith(_APPLE_DOUBLE):
+                    endings[ending or "no ending"] += 1
+                continue
+            # Programs hide their own files with one dot: attributes of macOS (._a.mp4), locks, unfinished copies.
+            if file.startswith(".") and not file.startswith(".."):
+                hidden.append(file)
                 continue
             path = os.path.join(folder, file)
             size = _file_size(path)
@@ -174,7 +186,9 @@ def _folder(root: Path) -> Source:
     tops = {parents[0].lower() for parents, _, _ in found if parents}
     has_splits = bool(tops) and tops <= _SPLITS.keys()
     if not has_splits:
-        notes += _unread_splits(parents for parents, _, _ in found)
+        notes += _unread_splits({parents for parents, _, _ in found})
+    elif count := sum(not parents for parents, _, _ in found):
+        notes.append(f"{count} of {len(found)} videos are in no folder of a split: they count as training videos")
     videos = []
     for parents, file, size in found:
         split = _SPLITS[parents[0].lower()] if parents and has_splits else None
@@ -198,15 +212,23 @@ def _passed_over(hidden: Sequence[str], endings: Counter[str]) -> list[str]:
     return notes
 
 
-def _unread_splits(folders: Iterable[tuple[str, ...]]) -> list[str]:
-    """Return a note if folders are named after two or more splits, but are not the splits of the videos."""
-    named = {name for folder in set(folders) for name in folder if name.lower() in _SPLITS}
-    if len({_SPLITS[name.lower()] for name in named}) < 2:
+def _unread_splits(folders: Collection[tuple[str, ...]]) -> list[str]:
+    """Return a note if a top folder, or folders below, are named like splits, but are not the splits of the videos.
+
+    Below the top, one such name is a class: folders of splits come in twos.
+    """
+    split_of = {
+        name: match[1] for folder in folders for name in folder if (match := _LIKE_A_SPLIT.fullmatch(name.lower()))
+    }
+    tops = {folder[0] for folder in folders if folder}
+    if len({_SPLITS[split] for split in split_of.values()}) < 2:
+        split_of = {name: split for name, split in split_of.items() if name in tops}
+    if not split_of:
         return []
+    named = split_of.keys()
     names = _named(Counter(sorted(named)))
-    return [
-        f"folders {names} are not read as splits: only top folders are, if all videos in folders are in such folders"
-    ]
+    known = ", ".join(_SPLITS)
+    return [f"folders {names} are not read as splits: top folders are, if all that contain videos are named {known}"]
 
 
 def _named(counts: Counter[str]) -> str:

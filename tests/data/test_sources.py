@@ -73,6 +73,8 @@ def test_splits_are_kept_beside_top_folders_without_videos(tmp_path: Path, other
     [
         *(".ipynb_checkpoints/a.mp4", "run/.ipynb_checkpoints/a.mp4", "@eaDir/a.mp4/x.mp4", "#recycle/run/a.mp4"),
         *(".Trash-0/files/run/a.mp4", "$RECYCLE.BIN/a.mp4", "System Volume Information/a.mp4", "run/._a.mp4"),
+        *("~snapshot/run/a.mp4", "Network Trash Folder/a.mp4", "Temporary Items/a.mp4", "run/@tmp/a.mp4"),
+        *("run/.x.mp4", ".~lock.x.mp4"),
     ],
 )
 def test_hidden_system_and_trash_folders_hold_no_videos(tmp_path: Path, path: str) -> None:
@@ -89,11 +91,12 @@ def test_source_in_a_hidden_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_files_with_other_endings_are_counted_in_one_note(tmp_path: Path) -> None:
-    touch(tmp_path, "a.mp4", "a.gif", "run/b.GIF", "run/c.webp", "run/video", ".DS_Store")
+    touch(tmp_path, "a.mp4", "a.gif", "run/b.GIF", "run/c.webp", "run/video")
+    touch(tmp_path, ".DS_Store", "run/Thumbs.db", "run/desktop.ini", "run/._c.webp")
     (note,) = load_source(str(tmp_path)).notes
-    assert note.startswith("5 files") and ".gif, " in note and ".webp" in note and "no ending" in note
+    assert note.startswith("4 files") and ".gif, " in note and ".webp" in note and "no ending" in note
     (tmp_path / "a.mp4").unlink()
-    with pytest.raises(ValueError, match=r"5 files .*\.gif"):
+    with pytest.raises(ValueError, match=r"4 files .*\.gif"):
         load_source(str(tmp_path))
 
 
@@ -103,12 +106,35 @@ def test_files_with_other_endings_are_counted_in_one_note(tmp_path: Path) -> Non
         ("train/run/a.mp4", "test/run/b.mp4", "extra/c.mp4"),
         ("set/train/run/a.mp4", "set/test/run/b.mp4"),
         ("run/train/a.mp4", "run/val/b.mp4"),
+        ("train_256/run/a.mp4", "val_256/run/b.mp4"),
+        ("Train256/run/a.mp4", "extra/b.mp4"),
+        ("train/run/a.mp4", "holdout/run/b.mp4"),
     ],
 )
 def test_folders_named_after_splits_that_are_none_are_noted(tmp_path: Path, paths: tuple[str, ...]) -> None:
     source = load_source(str(touch(tmp_path, *paths)))
     assert {video.split for video in source.videos} == {None}
-    assert any("train" in note and "not read as splits" in note for note in source.notes)
+    assert any("train" in note.lower() and "not read as splits" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("name", ["trainer", "valley", "evaluation of a", "developers", "run/train", "latest"])
+def test_classes_that_are_not_named_like_splits_are_not_noted(tmp_path: Path, name: str) -> None:
+    assert load_source(str(touch(tmp_path, f"{name}/a.mp4", "run/b.mp4"))).notes == ()
+
+
+@pytest.mark.parametrize("name", ["dev", "Eval"])
+def test_dev_and_eval_are_validation(tmp_path: Path, name: str) -> None:
+    source = load_source(str(touch(tmp_path, "train/run/a.mp4", f"{name}/run/b.mp4", "test/run/c.mp4")))
+    assert {video.path[-5]: video.split for video in source.videos} == {"a": "train", "b": "val", "c": "test"}
+    listed = list_file(tmp_path / "list.csv", f"path,split\ntrain/run/a.mp4,train\n{name}/run/b.mp4,{name}\n")
+    assert {video.split for video in load_source(listed).videos} == {"train", "val"}
+
+
+def test_videos_beside_the_folders_of_splits_are_noted(tmp_path: Path) -> None:
+    source = load_source(str(touch(tmp_path, "train/run/a.mp4", "test/run/b.mp4", "c.mp4")))
+    assert {video.path[-5]: video.split for video in source.videos} == {"a": "train", "b": "test", "c": None}
+    (note,) = source.notes
+    assert "1 of 3" in note
 
 
 def test_folder_lists_only_videos_sorted_by_path(tmp_path: Path) -> None:
@@ -284,10 +310,10 @@ def test_missing_video_comes_with_its_line_and_the_likely_cause(tmp_path: Path, 
 
 def test_values_that_are_not_used_are_noted(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
-    text = "path,label,lable,split\na.mp4,run,x,train \nb.mp4,run ,x,dev\nc.mp4,,x,\n"
+    text = 'path,label,lable,split\na.mp4,run,x,train \nb.mp4," run",x,holdout\nc.mp4,,x,\n'
     source = load_source(list_file(tmp_path / "list.csv", text))
-    assert [video.split for video in source.videos] == ["train", "dev", None]
-    facts = ["1 of 3 listed videos have no label", "1 of 3 listed videos have no split", "'run '", "dev", "lable"]
+    assert [video.split for video in source.videos] == ["train", "holdout", None]
+    facts = ["1 of 3 listed videos have no label", "1 of 3 listed videos have no split", "' run'", "holdout", "lable"]
     assert len(source.notes) == len(facts)
     assert all(fact in note for fact, note in zip(facts, source.notes, strict=True))
 
