@@ -15,12 +15,23 @@ _DELIMITERS = ",;\t"
 _BINARY_CHECK = 2**16
 """Number of bytes that are searched for NUL before a file is read as a whole: a video may be larger than the memory."""
 _MOST_FIELDS = 3
+_END_OF_FILE = "\x04\x1a\f\v"
+"""Control characters that old programs write at the end of a text (Ctrl-D, Ctrl-Z) or of a page."""
+_SEPARATOR_LINE = re.compile(f'"?sep=([{_DELIMITERS}])"?[\r ]*', re.IGNORECASE)
+"""First line by which Excel learns the separator."""
+_FILE_NAME = re.compile(r"\.\w+$")
 # A word of a plain list: plain text, backslashes, quoted text, and # inside a word.
+_ESCAPED, _INNER_HASH = r"""\\[ \t'"\\#]?""", r"(?<=[^ \t])#"
+_QUOTING = rf"""{_ESCAPED}|'[^']*'|"(?:\\.|[^"\\])*"|{_INNER_HASH}"""
 _WORD = {
-    blanks: re.compile(rf"""(?:[^{blanks}'"\\#]+|\\[ \t'"\\#]?|'[^']*'|"(?:\\.|[^"\\])*"|(?<=[^ \t])#)+""")
-    for blanks in (" \t\r", "\t\r")
+    " \t\r": re.compile(rf"""(?:[^ \t\r'"\\#]+|{_QUOTING})+"""),
+    # Between tabs, only a field that begins with a quote is quoted: others may have an apostrophe.
+    "\t\r": re.compile(
+        rf""" *(?:(?=['"])(?:[^\t\r'"\\#]+|{_QUOTING})+|(?![ '"])(?:[^\t\r\\#]+|{_ESCAPED}|{_INNER_HASH})*)"""
+    ),
 }
 _PART = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\([ \t'"\\#])""")
+_ESCAPE = re.compile(r"""\\([ \t'"\\#])""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +57,25 @@ def read_list(file: Path) -> Listing:
     """Read a plain list (lines `path [label [group]]`) or a CSV file (separated by commas, semicolons or tabs).
 
     In a plain list, fields are separated by blanks, or by tabs alone in a line in which a tab separates two fields. Quotes
-    and # comments are those of a shell. A backslash escapes only blanks, quotes, # and backslashes, so that paths of Windows
-    stay as they are. A CSV file has a header with a column `path`; a file that ends in .csv without any separator of CSV is
-    a plain list. Text is UTF-8 (undecodable bytes are kept) or UTF-16 with a byte order mark.
+    and # comments are those of a shell; between tabs, a quote inside a field is a character like any other. A backslash
+    escapes only blanks, quotes, # and backslashes, so that paths of Windows stay as they are.
+    A CSV file has a header with a column `path`. Before it, there may be # comments, and a line such as `sep=;` (Excel).
+    Blanks at the end of a field are left out. A file that ends in .csv is a plain list if its first line has no separator of
+    CSV, or begins with the name of a file and a blank.
+    Text is UTF-8 (undecodable bytes are kept) or UTF-16 with a byte order mark.
 
     Raises:
         ValueError: with the line number, if the file is not text, or a line does not have the fields it must have.
     """
     text = _text(file)
-    first_line = text.lstrip().replace("\r", "\n").split("\n", 1)[0]
-    delimiter = _delimiter(first_line)
-    if delimiter is None and file.suffix.lower() == ".csv" and any(mark in first_line for mark in ",;"):
+    above, first_line, declared = _first_line(text)
+    delimiter = _delimiter(first_line, declared or _DELIMITERS)
+    if delimiter is None and (declared or (file.suffix.lower() == ".csv" and not _is_plain(first_line))):
         columns = f"{', '.join(COLUMNS[1:-1])} and {COLUMNS[-1]}"
         raise ValueError(
             f"{file}: its header must have a column 'path', and may have {columns}; got {shown(first_line)}"
         )
-    return Listing(list(_plain_rows(file, text)), ()) if delimiter is None else _csv(file, text, delimiter)
+    return Listing(list(_plain_rows(file, text)), ()) if delimiter is None else _csv(file, text, delimiter, above)
 
 
 def shown(text: str) -> str:
@@ -85,7 +99,9 @@ def _text(file: Path) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"{file}, line {line}: NUL byte: is neither a folder nor a text list of videos (UTF-8)")
-    return text
+    kept = text.rstrip(_END_OF_FILE + "\r\n\t ")
+    end = next((i for i in range(len(kept), len(text)) if text[i] in _END_OF_FILE), len(text))
+    return text[:end]
 
 
 def _lines(text: str) -> list[str]:
@@ -93,9 +109,34 @@ def _lines(text: str) -> list[str]:
     return text.split("\n") if "\n" in text else text.split("\r")
 
 
-def _delimiter(header: str) -> str | None:
+def _first_line(text: str) -> tuple[int, str, str | None]:
+    """Return the number of lines above the first row or header, that line, and the separator declared by a line `sep=`."""
+    declared = None
+    for number, line in enumerate(_lines(text)):
+        text_of_line = line.strip()
+        # A header may begin with a column #, but not with a sentence.
+        is_comment = text_of_line[:2] == "# " or (text_of_line[:1] == "#" and _delimiter(line, _DELIMITERS) is None)
+        if declared is None and (match := _SEPARATOR_LINE.fullmatch(line)):
+            declared = match[1]
+        elif text_of_line and not is_comment:
+            return number, text_of_line, declared
+    return 0, "", declared
+
+
+def _delimiter(header: str, possible: str) -> str | None:
     """Return the separator with which the first line is a header with a column `path`; None if there is none."""
-    return next((mark for mark in _DELIMITERS if "path" in _names(header, mark)), None)
+    return next((mark for mark in possible if "path" in _names(header, mark)), None)
+
+
+def _is_plain(line: str) -> bool:
+    """Return whether the first line of a file that ends in .csv, which is no header, is a row of a plain list."""
+    if not any(mark in line for mark in ",;"):
+        return True
+    try:
+        path, *others = _fields(line)
+    except ValueError:
+        return False
+    return bool(others and _FILE_NAME.search(path)) and not any(field[:1] in ("", *",;") for field in others)
 
 
 def _names(header: str, delimiter: str) -> list[str]:
@@ -106,8 +147,8 @@ def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip().lower() for name in names]
 
 
-def _csv(file: Path, text: str, delimiter: str) -> Listing:
-    records = _records(file, text, delimiter)
+def _csv(file: Path, text: str, delimiter: str, above: int) -> Listing:
+    records = _records(file, text, delimiter, above)
     _, names = next(records)
     names = [name.strip().lower() for name in names]
     for name in COLUMNS:
@@ -120,23 +161,24 @@ def _csv(file: Path, text: str, delimiter: str) -> Listing:
             count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
             raise ValueError(f"{file}, line {line}: {count}, but the header has {len(names)} columns")
         values = dict(zip(names, fields, strict=False))
-        row = Row(line, **{name: values.get(name, "") for name in COLUMNS})
+        # The reader leaves out blanks after a separator. In front of one, they cannot be seen either.
+        row = Row(line, **{name: values.get(name, "").rstrip(" \t") for name in COLUMNS})
         if not row.path:
             raise ValueError(f"{file}, line {line}: the path is empty")
         rows.append(row)
     return Listing(rows, tuple(name for name in names if name and name not in COLUMNS))
 
 
-def _records(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the first line and the fields of each row that is not empty."""
-    stream = io.StringIO(text, newline="" if "\n" in text else None)
+def _records(file: Path, text: str, delimiter: str, above: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line and the fields of each row that is not empty, below the lines `above` the header."""
+    stream = io.StringIO("\n".join(_lines(text)[above:]), newline="")
     reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
-    line = 1
+    line = above + 1
     try:
         for fields in reader:
             if any(fields):
                 yield line, fields
-            line = reader.line_num + 1
+            line = above + reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{file}, line {line}: {error}") from None
 
@@ -184,7 +226,8 @@ def _words(line: str, blanks: str) -> list[str]:
         raw = match.group().strip(" ")
         if not raw or (words and " " not in blanks and line.count("\t", end, start) > 1):
             raise ValueError("an empty field between two tabs; write '' for a missing label")
-        words.append(_PART.sub(_unquoted, raw))
+        is_literal = " " not in blanks and raw[0] not in "'\""
+        words.append(_ESCAPE.sub(r"\1", raw) if is_literal else _PART.sub(_unquoted, raw))
         end = match.end()
 
 

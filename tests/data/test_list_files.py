@@ -64,6 +64,60 @@ def test_csv_name_without_separators_of_csv_is_a_plain_list(tmp_path: Path, text
     assert rows(tmp_path, text, "train.csv") == [Row(1, "a.mp4", "0", "-1")]
 
 
+PLAIN_IN_CSV = {
+    "comma in the path": ("a,1.mp4 3\nb.mp4 2\n", [Row(1, "a,1.mp4", "3"), Row(2, "b.mp4", "2")]),
+    "semicolon in the label": ("a.mp4 x;y -1\n", [Row(1, "a.mp4", "x;y", "-1")]),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN_IN_CSV)
+def test_csv_name_is_a_plain_list_if_it_begins_with_a_file_and_a_blank(tmp_path: Path, kind: str) -> None:
+    text, expected = PLAIN_IN_CSV[kind]
+    assert rows(tmp_path, text, "train.csv") == expected
+
+
+@pytest.mark.parametrize("text", ["my a.mp4,run\n", "a.mp4; run\n", "a.mp4 , run\n", "'a.mp4,run\n"])
+def test_csv_without_a_header_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"list\.csv: .*column 'path'"):
+        rows(tmp_path, text, "list.csv")
+
+
+@pytest.mark.parametrize("above", ["sep=;\n", '"sep=;"\r\n', "# made by x; y\n\n", "# c\nSEP=;\n# path; label\n"])
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_separator_line_and_comments_before_a_csv_header_are_passed_over(tmp_path: Path, above: str, name: str) -> None:
+    text = f"{above}path;label\na, b.mp4;run\n\nc.mp4;jump\n"
+    first = above.count("\n") + 2
+    assert rows(tmp_path, text, name) == [Row(first, "a, b.mp4", "run"), Row(first + 2, "c.mp4", "jump")]
+    with pytest.raises(ValueError, match=f"line {first + 1}: 1 field"):
+        rows(tmp_path, f"{above}path;label\na.mp4;run\nb.mp4\n", name)
+
+
+def test_csv_header_may_begin_with_a_column_of_numbers(tmp_path: Path) -> None:
+    assert rows(tmp_path, "#,path,label\n1,a.mp4,run\n") == [Row(2, "a.mp4", "run")]
+
+
+def test_blanks_around_separators_of_csv_are_no_part_of_the_fields(tmp_path: Path) -> None:
+    text = 'path , label ,split\na.mp4 , run\t, train \n"b c.mp4",jump , test\n'
+    expected = [Row(2, "a.mp4", "run", "", "train"), Row(3, "b c.mp4", "jump", "", "test")]
+    assert rows(tmp_path, text, "list.csv") == expected
+
+
+def test_apostrophes_in_fields_between_tabs_are_characters(tmp_path: Path) -> None:
+    text = "it's.mp4\trun\nthe dog's.mp4\tit's x\tBob's # c'\n 'd e.mp4'\t\"a 'b'\"\nx\\ y\\'.mp4\trun\n"
+    assert rows(tmp_path, text) == [
+        Row(1, "it's.mp4", "run"),
+        Row(2, "the dog's.mp4", "it's x", "Bob's"),
+        Row(3, "d e.mp4", "a 'b'"),
+        Row(4, "x y'.mp4", "run"),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\x1a", "\x04\r\n", "\f\n\x1a\n \n"])
+@pytest.mark.parametrize("text", ["path,label\na.mp4,run\n", "\na.mp4 run", "\na.mp4\trun\t"])
+def test_control_characters_at_the_end_of_a_list_are_left_out(tmp_path: Path, text: str, end: str) -> None:
+    assert rows(tmp_path, text + end) == [Row(2, "a.mp4", "run")]
+
+
 def test_header_of_a_plain_list_is_no_row(tmp_path: Path) -> None:
     assert rows(tmp_path, "Path Label\na.mp4 run\n") == [Row(2, "a.mp4", "run")]
 
@@ -83,6 +137,9 @@ REFUSED = {
     "open quote": ("list.txt", "a.mp4 run\nBob's.mp4 run\n", "line 2: .*Bob's"),
     "open quote in CSV": ("list.csv", 'path,label\na.mp4,run\n"b.mp4,run\nc.mp4,run\n', "line 3: "),
     "empty field between tabs": ("list.txt", "a.mp4\t\tg1\n", "line 1: .*''"),
+    "blank field between tabs": ("list.txt", "a.mp4\t \tg1\n", "line 1: .*''"),
+    "open quote between tabs": ("list.txt", "a.mp4\t'run\n", "line 1: .*'run"),
+    "separator without a header": ("list.txt", "sep=;\na.mp4;run\n", "column 'path'"),
     "NUL": ("list.txt", "a.mp4 run\nb\0.mp4 run\n", "line 2: NUL"),
     "UTF-16 without mark": ("list.csv", "path\na.mp4\n".encode("utf-16-le"), "line 1: NUL"),
     "half a character of UTF-16": ("list.csv", b"\xff\xfea", "UTF-16"),
