@@ -4,6 +4,7 @@ Legend: B clips, T H W C frames, height, width, colours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -40,7 +41,9 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
     videos = cache.made_with["videos"]
     try:
         near = () if cache.remote else (cache.address,)
-        sources = [load_source(locate(name, *near)) for name in videos.split(JOINED)]
+        sources = [
+            load_source(locate(name, *near, fits=partial(_has_videos_of, cache))) for name in videos.split(JOINED)
+        ]
         source_of = {(video.path, video.size): source for source in reversed(sources) for video in source.videos}
         for row, chosen in views.items():
             video = cache.videos[row]
@@ -52,6 +55,17 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
                     yield clip
     except (OSError, ValueError, DamagedVideo) as error:
         raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None
+
+
+def _has_videos_of(cache: TokenCache, place: str) -> bool:
+    """Return whether a place is a source with a video of the cache."""
+    try:
+        found = load_source(place).videos
+    except (OSError, ValueError):
+        return False
+    return not {(video.path, video.size) for video in cache.videos}.isdisjoint(
+        (video.path, video.size) for video in found
+    )
 
 
 def held_out_clips(source: Source, clip: ClipSpec, most: int, skipped: dict[str, str]) -> torch.Tensor:

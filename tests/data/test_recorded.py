@@ -40,3 +40,11 @@ def test_places_of_a_moved_project_are_found_by_the_end_of_their_path(tmp_path: 
     assert locate(str(tmp_path / "old/runs/t"), near) == str(tmp_path / "old/runs/t")
     (tmp_path / "old/runs/t").rmdir()
     assert locate(str(tmp_path / "old/runs/t"), near) == str(tmp_path / "new/runs/t")
+
+
+def test_a_place_with_the_same_name_alone_is_taken_only_if_it_fits(tmp_path: Path) -> None:
+    folders(tmp_path, "new/caches/videos", "new/videos", "new/caches/c")
+    gone, near = str(tmp_path / "old/videos"), tmp_path / "new/caches/c"
+    assert locate(gone, near) == gone
+    fitting = str(tmp_path / "new/videos")
+    assert locate(gone, near, fits=lambda place: place == fitting) == fitting
