@@ -77,9 +77,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     manifest = cache.manifest
     if manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, manifest["codes"]):
         say(accelerator, collapse_warning(manifest["codes_used"], cache.vocab_size))
-    padded_clips = manifest["padded"] * (1 if config.clip.views == "dense" else config.clip.views)
-    if padded_clips > manifest["clips"] / 2:
-        say(accelerator, _padding_warning(config.clip, manifest["padded"], len(cache)))
+    if (short := _short_videos(cache)) > len(cache) / 2:
+        say(accelerator, _padding_warning(config.clip, short, len(cache)))
     if bf16 := manifest["bf16"]:
         say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} compared codes differ from fp32")
     for entry in manifest["skipped"]:
@@ -103,11 +102,18 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     return run.finish(accelerator, summary)
 
 
-def _padding_warning(clip: ClipSpec, padded: int, videos: int) -> str:
+def _short_videos(cache: TokenCache) -> int:
+    """Return the number of videos that are shorter than a clip. The last one of several dense views is often padded, too."""
+    padded_N = np.concatenate([shard.padded_N for shard in cache.shards]).astype(bool)
+    return int((padded_N & (cache.views_N == 1) if cache.clip.views == "dense" else padded_N).sum())
+
+
+def _padding_warning(clip: ClipSpec, short: int, videos: int) -> str:
     span = (clip.frames - 1) * clip.stride + 1
+    kind, rate = ("frames", "") if clip.fps is None else ("resampled frames", f", --clip.fps {clip.fps:g}")
     return (
-        f"WARNING: {padded} of {videos} videos are shorter than a clip, which spans {span} frames of a video (--clip.frames "
-        f"{clip.frames}, --clip.stride {clip.stride}), and are padded with their last frame"
+        f"WARNING: {short} of {videos} videos are shorter than a clip, which spans {span} {kind} of a video (--clip.frames "
+        f"{clip.frames}, --clip.stride {clip.stride}{rate}), and are padded with their last frame"
     )
 
 

@@ -88,6 +88,19 @@ def test_damaged_videos_are_skipped_named_and_counted(
     assert sorted(video.label for video in cache.videos) == ["a"] * 3 + ["b"] * 4
 
 
+def test_videos_shorter_than_a_clip_are_counted_for_dense_views_and_other_rates(
+    call: Call, here: Path, finished_project: Path, answers: dict[str, Any]
+) -> None:
+    for name, frames in (("a", 20), ("b", 33), ("c", 30)):
+        write_video(here / "videos" / f"{name}.mp4", frames)
+    flags = ["--videos", "videos", "--tokenizer", str(finished_project / answers["train_tokenizer"]["run"])]
+    assert call("tokenize", *flags, "--clip.views", "dense")["padded"] == 3
+    assert "padded" not in call.err, "only the last of several dense views is padded"
+    call("tokenize", *flags, "--clip.views", "dense", "--clip.fps", "5")
+    (line,) = [line for line in call.err.splitlines() if "padded" in line]
+    assert "2 of 3" in line and "16 resampled frames" in line and "--clip.fps 5" in line
+
+
 def test_only_damaged_videos(call: Call, here: Path, finished_project: Path, answers: dict[str, Any]) -> None:
     (here / "videos").mkdir()
     (here / "videos" / "only.mp4").touch()
