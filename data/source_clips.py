@@ -18,8 +18,8 @@ from data.recorded import locate
 from data.sources import Source, hold_out, load_source, spread
 
 NOTHING_HELD_OUT = (
-    "WARNING: nothing is held out, because the source has a single video or group, or all held-out videos are damaged: "
-    "the numbers are of videos that the tokenizer may have been trained on"
+    "WARNING: nothing is held out, because there is a single video or group, or all held-out videos are damaged: "
+    "the numbers are of videos that may be trained on"
 )
 
 

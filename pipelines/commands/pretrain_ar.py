@@ -14,6 +14,7 @@ from ar_model.objectives import Objective
 from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
+from data.source_clips import NOTHING_HELD_OUT
 from data.sources import hold_out, spread
 from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
@@ -29,9 +30,6 @@ from pipelines.settings.pretrain_ar import Pretrain
 VALIDATION_CLIPS = 512
 """Maximum number of clips in a validation."""
 VALIDATION_BATCH = 32
-_NOTHING_HELD_OUT = (
-    "WARNING: nothing is held out, because the cache has a single video or group: validation uses training clips"
-)
 _PAIRS_CHECKED = 256
 """Maximum number of videos whose views are compared before training on pairs."""
 _EQUAL_PAIRS = 0.1
@@ -70,7 +68,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     )
     clips = spread(held_out or rows, VALIDATION_CLIPS)
     if not held_out:
-        say(accelerator, _NOTHING_HELD_OUT)
+        say(accelerator, NOTHING_HELD_OUT)
 
     def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:

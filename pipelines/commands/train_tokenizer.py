@@ -1,5 +1,6 @@
 """Train VQ3D, this project's tokenizer, on a folder of videos."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,10 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     dataset = ClipDataset(source, rows, config.clip, parts)
     result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)
     if accelerator.is_main_process:
-        clip, clips = config.clip, "training" if is_training else "held-out"
+        clips = "training" if is_training else "held-out"
         facts = {
-            "trained on": f"{len(rows)} videos, clips of {clip.frames} frames of {clip.size}x{clip.size}, stride {clip.stride}",
+            "trained on": f"{len(rows)} videos",
+            "clips": ", ".join(f"{name} {json.dumps(value)}" for name, value in config.clip.to_json().items()),
             "training steps": f"{config.steps} of {config.batch_size} clips",
             "PSNR": f"{result.losses['psnr']:.2f} dB on {len(pixels_BTHWC)} {clips} clips",
             "codes in use": f"{100 * result.losses['code_usage']:.1f} % on these clips",

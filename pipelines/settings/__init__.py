@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
+from data.clips import ClipSpec
+from data.sources import BUILTIN
+
 
 def class_setting(load: Callable[[], tuple[Any, type]]) -> Any:
     """Declare a setting whose value is a class with settings of its own: `--NAME CLASS --NAME.setting value`.
@@ -26,3 +29,11 @@ def check_at_least_1(settings: object, *names: str) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+
+
+def check_clip(videos: str, clip: ClipSpec, *, dense: bool = False) -> None:
+    """Raise a ValueError if clips are dense where they cannot be, or have another frame rate than videos without one."""
+    if clip.views == "dense" and not dense:
+        raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
+    if clip.fps is not None and videos.startswith(BUILTIN):
+        raise ValueError(f"clip.fps must be null for {videos}, which has no frame rate, got {clip.fps:g}")

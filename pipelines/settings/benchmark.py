@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.clips import ClipSpec
+from pipelines.settings import check_clip
 
 
 @dataclass
@@ -24,5 +25,4 @@ class Benchmark:
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 100:
             raise ValueError(f"scale must be above 0 and at most 100, got {self.scale}")
-        if self.clip.views == "dense":
-            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
+        check_clip(self.videos, self.clip)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.clips import ClipSpec
-from pipelines.settings import check_at_least_1, recorded_in
+from pipelines.settings import check_at_least_1, check_clip, recorded_in
 
 
 @dataclass(kw_only=True)
@@ -38,5 +38,4 @@ class EvaluateTokenizer:
         if not self.tokenizers:
             raise ValueError("tokenizers must name at least one tokenizer, got none")
         check_at_least_1(self, "clips", "batch_size")
-        if self.clip.views == "dense":
-            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
+        check_clip(self.videos, self.clip)

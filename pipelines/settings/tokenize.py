@@ -6,7 +6,7 @@ from typing import Literal
 
 from data.clips import ClipSpec
 from data.pixels import KeepPixels, check_jpeg_height
-from pipelines.settings import check_at_least_1, recorded_in
+from pipelines.settings import check_at_least_1, check_clip, recorded_in
 
 
 @dataclass(kw_only=True)
@@ -42,4 +42,5 @@ class Tokenize:
         check_at_least_1(self, "encode_batch", "shard_size")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
+        check_clip(self.videos, self.clip, dense=True)
         check_jpeg_height(self.keep_pixels, self.clip.frames, self.clip.size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.clips import ClipSpec
-from pipelines.settings import class_setting
+from pipelines.settings import check_clip, class_setting
 from pipelines.settings.training import Training
 from tokenizer.loss_settings import Losses
 
@@ -40,7 +40,6 @@ class TrainTokenizer(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.clip.views == "dense":
-            raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
+        check_clip(self.videos, self.clip)
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1, got {self.average}")

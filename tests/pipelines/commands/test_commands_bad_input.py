@@ -57,6 +57,7 @@ def test_unknown_keys_in_flags_and_files(call: Call, here: Path) -> None:
         assert f"{flag}, did you mean {meant}?" in call("tokenize", flag, "8")
     assert "Nonsense" in call("pretrain_ar", "--objective", "Nonsense")
     assert "clip.frames" in call("tokenize", "--clip.frames", "0")
+    assert "clip.fps" in call("tokenize", "--clip.fps", "8") and not (here / "runs").exists()
     assert "steps" in call("train_tokenizer", "--steps", "many")
 
 

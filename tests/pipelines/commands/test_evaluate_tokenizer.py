@@ -259,6 +259,7 @@ def test_a_program_is_evaluated_by_its_relative_path(
         (["--tokenizers", "PLAIN", "--clips", "0"], "clips 0"),
         (["--tokenizers", "PLAIN", "--batch_size", "0"], "batch_size 0"),
         (["--tokenizers", "PLAIN", "--clip.views", "dense"], "clip.views dense"),
+        (["--tokenizers", "PLAIN", "--clip.fps", "8", "--videos", "builtin:moving-digits:9:2"], "clip.fps builtin: 8"),
         (["--tokenizers", "PLAIN", "--clip.size", "36"], "36x36 vq3d-2x8x8-fsq240 height multiple"),
         (["--tokenizers", "PLAIN", "--videos", "nowhere"], "nowhere"),
         (["--tokenizers", "PLAIN", "--lpips", "nowhere"], "nowhere LPIPS"),

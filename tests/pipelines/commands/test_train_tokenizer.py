@@ -1,6 +1,8 @@
 """train_tokenizer writes pictures and movies, refuses mistakes, and trains one tokenizer in two processes."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from data.clips import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
+from pipelines.engine.config import recorded_group
 from pipelines.engine.run import metrics_of
 from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, start_ranks
 from tests.pipelines.engine.test_cpu_processes import processes
@@ -79,6 +82,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "frames multiple 4 13 17",
     ),
     "dense": (["--clip.views", "dense"], "clip.views dense"),
+    "rate of built-in videos": (["--clip.fps", "8"], "clip.fps builtin:moving-digits 8"),
 }
 """Case -> flags, and words that are part of the error line."""
 
@@ -93,6 +97,15 @@ def test_a_mistake_is_refused_before_anything_is_written(
     assert line.startswith("train_tokenizer: error: ")
     assert [fact for fact in facts.split() if fact not in line] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_card_has_all_settings_of_the_clips(finished_project: Path, answers: dict[str, Any]) -> None:
+    run = finished_project / answers["train_tokenizer"]["run"]
+    clip = recorded_group(str(run), "clip", ClipSpec)
+    assert clip is not None
+    card = (run / "model" / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("| clips |")]
+    assert all(f"{name} {json.dumps(value)}" in row for name, value in clip.to_json().items())
 
 
 def test_a_run_of_another_tokenizer_is_not_resumed(call: Call, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_evaluate_tokenizer_takes_what_all_tokenizers_agree_on(tmp_path: Path) -
 def test_scales_and_rates_are_taken_over_unless_a_run_is_from_before_them(tmp_path: Path) -> None:
     new = run_folder(tmp_path / "new", "{stride: 2, fps: 12.5, scales: [1, 0.75]}")
     old = run_folder(tmp_path / "old", "{stride: 2}")
-    assert tokenize("--tokenizer", new) == ClipSpec(stride=2, fps=12.5, scales=(1, 0.75))
+    assert tokenize("--tokenizer", new, "--videos", "v") == ClipSpec(stride=2, fps=12.5, scales=(1, 0.75))
     for runs in ([new, old], [old, new]):
         config, _ = parse(EvaluateTokenizer, ["--tokenizers", *runs], prog="evaluate_tokenizer")
         assert config.clip == ClipSpec(stride=2)
