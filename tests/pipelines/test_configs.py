@@ -141,7 +141,7 @@ def test_arvideo_and_videomae_have_equal_positions_and_schedules() -> None:
 
 def test_clips_of_the_papers() -> None:
     clips = {
-        name: parse(Tokenize, ["--config", str(CONFIGS / "papers" / "clips" / f"{name}.yaml")])[0].clip
+        name: parse(Tokenize, ["--videos", "v", "--config", str(CONFIGS / "papers" / "clips" / f"{name}.yaml")])[0].clip
         for name in ("videomae", "vimpac")
     }
     videomae, vimpac = clips["videomae"], clips["vimpac"]
