@@ -79,26 +79,28 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
             alarm.check(int(line["step"]), line["val_dead_codes"])
 
     def validate(step: int) -> dict[str, float]:
-        for part in gather_object([skipped]):
-            skipped.update(part)
         numbers, video_BTHWC = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
         numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
-            write_json(skipped_file, skipped)
             _pictures(run.folder / "samples", step, pixels_BTHWC, video_BTHWC)
         if warning := alarm.check(step, numbers["dead_codes"]):
             say(accelerator, warning)
         return numbers
 
     def watch(batch: dict[str, Any]) -> None:
-        known = len(skipped)
         skipped.update(batch["skipped"])
+
+    def record_skipped() -> None:
         # A run that is resumed from the next checkpoint does not read these videos again.
-        if len(skipped) > known and accelerator.is_main_process:
+        for part in gather_object([skipped]):
+            skipped.update(part)
+        if accelerator.is_main_process:
             write_json(skipped_file, skipped)
 
     dataset = ClipDataset(source, rows, config.clip, parts)
-    result = fit(run, accelerator, module, dataset, config, validate, watch=watch, average=average)
+    result = fit(
+        run, accelerator, module, dataset, config, validate, watch=watch, before_save=record_skipped, average=average
+    )
     if accelerator.is_main_process:
         clips = "training" if is_training else "held-out"
         facts = {

@@ -21,8 +21,11 @@ PATIENCE = 25.0
 _POLL = 0.5
 _PARENT = "ARVIDEO_PARENT"
 """Environment variable: process id of the command that started this one and waits for it."""
-_LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
-_busy = threading.Event()
+_LAUNCHERS = {
+    *("accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed", "deepspeed.launcher.launch"),
+    *("torchrun", "torch.distributed.launch", "torch.distributed.run"),
+}
+_busy: list[None] = []
 
 
 class Stopped(BaseException):
@@ -86,7 +89,7 @@ class StopSignals:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             time.sleep(0.1)
-            if _busy.is_set():
+            if _busy:
                 end = time.monotonic() + PATIENCE
         self._before_exit(self.stop)
         os._exit(self.stop.exit_code)
@@ -94,12 +97,16 @@ class StopSignals:
 
 @contextmanager
 def no_deadline() -> Iterator[None]:
-    """Context that may take longer: it writes a checkpoint, or waits for processes that have a deadline of their own."""
-    _busy.set()
+    """Context that may take longer: a training step, the writing of a checkpoint, a wait for processes with deadlines.
+
+    Contexts may be nested, and entered in several threads.
+    """
+    # Appending to a list and removing from it are atomic.
+    _busy.append(None)
     try:
         yield
     finally:
-        _busy.clear()
+        _busy.pop()
 
 
 def exit_code(code: int) -> int:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from pipelines.engine.device import TIMEOUT
 from pipelines.engine.signals import STOP_SIGNALS, Stopped
 
 
@@ -24,7 +25,7 @@ class StopRequest:
         self._received = self._steps = 0
         self._several = accelerator.num_processes > 1
         # The flags of the ranks are reduced on the CPU: reading them from a GPU would wait for its work.
-        self._group = dist.new_group(backend="gloo") if self._several else None
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if self._several else None
         self._flag, self._reduction = torch.zeros(1, dtype=torch.int64), None
         self._earlier: dict[int, Any] = {}
 
@@ -35,11 +36,17 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        stop = self._received
+        if error is None and self._several:
+            # A rank may have got a signal after the last step, while a checkpoint was written.
+            self._result()
+            self._reduce()
+            stop = self._result()
         for number, handler in self._earlier.items():
-            if self._received not in STOP_SIGNALS or number == signal.SIGINT:
+            if stop not in STOP_SIGNALS or number == signal.SIGINT:
                 signal.signal(number, handler)
-        if error is None and (number := self._result() or self._received):
-            self.stop(number)
+        if error is None and stop:
+            self.stop(stop)
 
     def _note(self, number: int, frame: object) -> None:
         first = not self._received
@@ -58,9 +65,13 @@ class StopRequest:
         if not self._several:
             return self._received
         agreed = self._result()
+        self._reduce()
+        return agreed
+
+    def _reduce(self) -> None:
+        """Begin to reduce the signals that the ranks have received. `_result` waits for the end."""
         self._flag = torch.tensor([self._received])
         self._reduction = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
-        return agreed
 
     def _result(self) -> int:
         if self._reduction is None:

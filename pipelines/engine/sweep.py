@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -88,7 +89,9 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
             while not all(future.done() for future in futures):
                 children = set(psutil.Process().children())
                 for process in children - asked:
-                    process.terminate()
+                    # It may have ended meanwhile.
+                    with suppress(psutil.NoSuchProcess):
+                        process.terminate()
                 asked |= children
                 time.sleep(0.1)
         raise

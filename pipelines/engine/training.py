@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -25,7 +25,7 @@ from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.non_finite import NonFiniteGuard
-from pipelines.engine.run import Run
+from pipelines.engine.run import Run, metrics_of
 from pipelines.engine.sharding import name_layers
 from pipelines.engine.signals import no_deadline
 from pipelines.engine.step import Losses, train_step
@@ -97,6 +97,7 @@ def fit(
     config: Training,
     validate: Callable[[int], dict[str, float]],
     watch: Callable[[Batch], None] = lambda batch: None,
+    before_save: Callable[[], None] = lambda: None,
     average: WeightAverage | None = None,
 ) -> Fit:
     """Train until `config.steps` steps are done, starting from the newest checkpoint if there is one.
@@ -107,6 +108,7 @@ def fit(
         dataset: maps the number of a part to its batch; each step uses `config.accumulate` consecutive parts.
         validate: maps a step to numbers to log; called on all ranks with the module in evaluation mode.
         watch: called with every batch before the batch is used.
+        before_save: called on all ranks before a checkpoint is written.
         average: moving average of the weights of the module or of a part of it; saved in checkpoints.
 
     Raises:
@@ -124,6 +126,7 @@ def fit(
     saved = checkpoints.load(folder, module, optimizer.optimizer, extra_modules=extra, warn=partial(say, accelerator))
     start, earlier_seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
     _check_same_start(run, accelerator, start)
+    validation_is_due = _validation_is_due(run, accelerator, start, config)
     if accelerator.is_main_process:
         run.rewind(start, config.steps)
         checkpoints.prune(folder, start, _KEEP)
@@ -140,17 +143,21 @@ def fit(
     guard = NonFiniteGuard(optimizer.optimizer, accelerator.device)
 
     with StopRequest(accelerator) as stop:
+        if validation_is_due:
+            _validate_and_log(run, accelerator, module, validate, start)
         for step in range(start, config.steps):
             torch.manual_seed(config.seed * 2**32 + step)
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, config)
-            losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)
-            if average is not None:
-                average.update()
+            # A step that takes longer than the patience is not lost.
+            with no_deadline():
+                losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)
+                if average is not None:
+                    average.update()
             done = step + 1
             bar.update()
             log = done % _LOG_EVERY == 0 or done == config.steps
-            validate_now = done % config.validate_every == 0 and done < config.steps
+            validate_now = _validated(done, config)
             if log or validate_now:
                 guard.check()
             if log:
@@ -158,12 +165,11 @@ def fit(
                 bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()})
                 seconds = round(time.perf_counter() - began, 3)
                 run.log(accelerator, done, {**numbers, "lr": lr_at(step, config), "seconds": seconds})
-            if validate_now:
-                _validate_and_log(run, accelerator, module, validate, done)
-            # Asked for after the validation, because a resumed run does not repeat the validation of its first step.
             number = stop.after_step()
-            if number or done % config.save_every == 0 or done == config.steps:
+            # Saved before a validation, which may take longer than the patience after a signal.
+            if number or validate_now or done % config.save_every == 0 or done == config.steps:
                 guard.check()
+                before_save()
                 state = {"step": done, "seconds": time.perf_counter() - began}
                 write = accelerator.is_main_process
                 with no_deadline():
@@ -174,6 +180,8 @@ def fit(
             if number:
                 bar.close()
                 stop.stop(number)
+            if validate_now:
+                _validate_and_log(run, accelerator, module, validate, done)
     bar.close()
     seconds = time.perf_counter() - began
     final = _validate_and_log(run, accelerator, module, validate, config.steps)
@@ -190,6 +198,20 @@ def _check_same_start(run: Run, accelerator: Accelerator, start: int) -> None:
         raise ValueError(
             f"--out {run.folder}: the ranks found different checkpoints, of steps {starts}; all nodes must share this folder"
         )
+
+
+def _validated(step: int, config: Training) -> bool:
+    """Return whether a validation follows the checkpoint of a step. The one after the last step is not part of the loop."""
+    return 0 < step < config.steps and step % config.validate_every == 0
+
+
+def _validation_is_due(run: Run, accelerator: Accelerator, start: int, config: Training) -> bool:
+    """Return whether the run was stopped between the checkpoint of its first step and the end of the validation that follows."""
+    logged = any(
+        line["step"] == start and any(key.startswith("val_") for key in line) for line in metrics_of(run.folder)
+    )
+    # The main process decides for all processes, which may see another state of the file.
+    return broadcast_object_list([_validated(start, config) and not logged])[0]
 
 
 def _validate_and_log(

@@ -34,7 +34,8 @@ def summary(process: subprocess.Popen, setting: Setting) -> dict[str, Any]:
     try:
         out, _ = process.communicate(timeout=max(1.0, setting.left() - 3))
     except subprocess.TimeoutExpired:
-        process.terminate()
+        process.kill()
+        process.wait()
         raise RuntimeError(f"{_name(process)} was stopped, because the time of the part is over") from None
     if process.returncode:
         raise RuntimeError(f"{_name(process)} ended with exit code {process.returncode}; see gpu.log")

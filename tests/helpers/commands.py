@@ -41,15 +41,20 @@ def start(folder: Path, script: str, *flags: str, launch: list[str] | None = Non
     return subprocess.run([*launch, *program], cwd=folder, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
 
 
-def start_ranks(folder: Path, script: str, *flags: str) -> Result:
-    """Run a command in two processes that train together, without a launcher. Return the result of the first one."""
+def begin_ranks(folder: Path, *program: str) -> list[Forked]:
+    """Start a program in two processes that work together, without a launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     group |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    program = [str(ROOT / "pipelines" / f"{script}.py"), *flags]
-    ranks = [Forked(program, folder, {**ENVIRONMENT, **group, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return [Forked([*program], folder, {**ENVIRONMENT, **group, **rank}) for rank in ranks]
+
+
+def start_ranks(folder: Path, script: str, *flags: str) -> Result:
+    """Run a command in two processes that train together, without a launcher. Return the result of the first one."""
+    ranks = begin_ranks(folder, str(ROOT / "pipelines" / f"{script}.py"), *flags)
     first, second = [rank.wait(300) for rank in ranks]
     assert (second.returncode, second.stdout) == (first.returncode, ""), second.stderr
     return first

@@ -116,6 +116,27 @@ with StopSignals(lambda stop: None):
     assert (process.returncode, out) == (143, "saved\n")
 
 
+def test_the_end_of_an_inner_context_leaves_the_outer_one_without_a_deadline() -> None:
+    program = """
+signals.PATIENCE = 0.3
+with StopSignals(lambda stop: None):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except Stopped:
+        with signals.no_deadline():
+            with signals.no_deadline():
+                pass
+            time.sleep(1)
+            print("saved", flush=True)
+        time.sleep(60)
+"""
+    process = begin(program)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (143, "saved\n")
+
+
 def test_without_a_signal_the_earlier_handlers_return() -> None:
     earlier = [signal.getsignal(number) for number in STOP_SIGNALS]
     with StopSignals(lambda stop: None) as signals:
@@ -166,7 +187,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     "launcher, stopped",
-    [("accelerate", True), ("torchrun", True), ("wrapper.sh", False)],
+    [("accelerate", True), ("torchrun", True), ("deepspeed", True), ("wrapper.sh", False)],
 )
 def test_the_end_of_a_launcher_stops_a_process_but_not_the_end_of_a_shell(
     launcher: str, stopped: bool, tmp_path: Path

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 
 from pipelines.engine.signals import STOP_SIGNALS, Stopped
 from pipelines.engine.stop_request import StopRequest
-from tests.helpers.commands import ROOT, TINY_MODEL
-from tests.helpers.forked import ENVIRONMENT, Forked
+from tests.helpers.commands import ROOT, TINY_MODEL, begin_ranks
+from tests.helpers.processes import in_processes
 
 ALONE: Any = SimpleNamespace(num_processes=1)
 
@@ -72,19 +71,29 @@ def test_without_a_signal_the_handlers_return() -> None:
     assert [signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)] == earlier
 
 
+def stopped_after_the_last_step(rank: int, count: int, signalled: int) -> dict[str, Any]:
+    try:
+        with StopRequest(SimpleNamespace(num_processes=count)) as stop:  # type: ignore[arg-type]
+            assert [stop.after_step() for _ in range(2)] == [0, 0]
+            if rank == signalled:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    except Stopped as error:
+        return {"stopped": int(error.signal)}
+    return {"stopped": 0}
+
+
+@pytest.mark.parametrize("signalled", [1, -1])
+def test_two_ranks_agree_about_a_signal_after_the_last_step(signalled: int, tmp_path: Path) -> None:
+    results = in_processes(stopped_after_the_last_step, 2, tmp_path, signalled)
+    assert [result["stopped"] for result in results] == [signal.SIGUSR1 if signalled == 1 else 0] * 2
+
+
 def test_two_ranks_stop_after_the_same_step_although_one_gets_the_signal(
     finished_project: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    group |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     many = ["--steps", "5000", "--save_every", "5000", "--validate_every", "5000", "--out", str(tmp_path / "run")]
     program = [str(ROOT / "pipelines" / "pretrain_ar.py"), *TINY_MODEL, *many]
-    ranks = [
-        Forked(program, finished_project, {**ENVIRONMENT, **group, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
+    ranks = begin_ranks(finished_project, *program)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert all(rank.alive for rank in ranks)
         time.sleep(0.02)

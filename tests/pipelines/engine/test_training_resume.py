@@ -231,7 +231,7 @@ TOKENIZERS = {
 def test_a_stopped_tokenizer_run_resumes_bit_for_bit(
     call: Call, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run stops after step 4, so the step after the checkpoint of step 3 is repeated."""
+    """The run stops after step 5, so the step after the checkpoint of step 4, which was saved for a validation, is repeated."""
     if "patch" in kind:
         pytest.importorskip("taming")
     revived: list[int] = []
@@ -245,10 +245,10 @@ def test_a_stopped_tokenizer_run_resumes_bit_for_bit(
     flags = [*TOKENIZERS[kind], "--validate_every", "2"]
     straight = train_tokenizer(call, tmp_path / "straight", flags)
     assert len(revived) > 3 or "emavq" not in kind, "codes must be revived before the stop and after it"
-    train_tokenizer(call, tmp_path / "stopped", flags, stop=4)
-    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step_000003"]
+    train_tokenizer(call, tmp_path / "stopped", flags, stop=5)
+    assert {path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()} == {"step_000003", "step_000004"}
     again = train_tokenizer(call, tmp_path / "stopped", flags)
-    assert again == {step: straight[step] for step in (3, 4, 5)}
+    assert again == {step: straight[step] for step in (4, 5)}
     lines, files = logged(tmp_path / "straight"), tensor_hashes(tmp_path / "straight")
     assert len(lines) == 6 + 3
     active = [line["adversarial_weight"] != "0x0.0p+0" for line in lines if "adversarial_weight" in line]
