@@ -10,19 +10,25 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from pipelines.engine.console import fail
 from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, no_deadline
+
+_STOPPED = [128 + number for number in (*STOP_SIGNALS, signal.SIGINT)]
+"""Exit codes of a process that a signal has stopped cleanly."""
 
 
 def start_cpu_processes() -> None:
     """Start the requested CPU processes, wait for them and exit with their exit code. Return if none were requested.
 
-    SIGTERM and SIGUSR1 are passed on to the processes, which save a checkpoint and end.
+    SIGTERM and SIGUSR1 are passed on to the processes, which save a checkpoint and end. After the failure of a process, the
+    others are killed.
     """
     requested = _requested()
     world, machines = requested.get("num_processes", 1), requested.get("num_machines", 1)
@@ -39,6 +45,7 @@ def start_cpu_processes() -> None:
     # FSDP would use a visible GPU.
     environment["CUDA_VISIBLE_DEVICES"] = ""
     received: list[int] = []
+    passed_on = 0
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: received.append(number))
     children = []
@@ -49,18 +56,25 @@ def start_cpu_processes() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with no_deadline():
         while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
-            if received:
+            if len(received) > passed_on:
+                passed_on = len(received)
                 for child in children:
                     child.send_signal(received[0])
-                received.clear()
             time.sleep(0.05)
         codes = [child.poll() for child in children]
-        # After a failure the remaining processes would wait forever; terminate() does nothing to finished ones.
+        # The death of a process comes first: errors of other processes are its consequences.
+        endings = [(first_rank + i, code) for i, code in enumerate(codes) if code]
+        rank, code = min(endings, key=lambda ending: ending[1] > 0, default=(0, 0))
+        # Processes that a signal stops save a checkpoint together.
+        failed = exit_code(code) not in (0, *_STOPPED) or (code < 0 and not received)
+        # After a failure the remaining processes would wait forever. Signals do nothing to finished ones.
         for child in children:
-            child.terminate()
+            child.send_signal(signal.SIGKILL if failed else signal.SIGTERM)
         for child in children:
             child.wait()
-    sys.exit(next((exit_code(code) for code in codes if code), 0))
+    if failed and code < 0:
+        fail(Path(sys.argv[0]).stem, f"process of rank {rank} ended by {signal.Signals(-code).name}")
+    sys.exit(exit_code(code))
 
 
 def _requested() -> dict[str, Any]:

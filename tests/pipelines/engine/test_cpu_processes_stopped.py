@@ -41,6 +41,42 @@ def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp
     assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
 
 
+FAILING = """
+import sys
+from pipelines.engine import cpu_processes
+from pipelines.engine.signals import StopSignals
+
+cpu_processes._requested = lambda: {"num_processes": 2}
+# The second process fails once the first one waits.
+code = "import os, signal, sys, time; from pathlib import Path; waits = Path(sys.argv[1], 'waits')\\n"
+code += "def end(number, _): Path(sys.argv[1], 'stopped').touch(); sys.exit(128 + number)\\n"
+code += "if os.environ['RANK'] == '0': signal.signal(signal.SIGTERM, end); waits.touch(); time.sleep(60)\\n"
+code += "while not waits.exists(): time.sleep(0.02)\\n"
+code += sys.argv[2]
+sys.argv[0] = "a_command.py"
+sys.orig_argv = ["python", "-c", code, sys.argv[1]]
+with StopSignals(lambda stop: None):
+    cpu_processes.start_cpu_processes()
+"""
+
+
+@pytest.mark.parametrize(
+    "failure, code, facts",
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, ["a_command", "rank 1", "SIGKILL"]),
+        ("sys.exit(3)", 3, []),
+    ],
+)
+def test_after_the_death_of_a_process_the_others_are_killed(
+    failure: str, code: int, facts: list[str], tmp_path: Path
+) -> None:
+    result = Forked(["-c", FAILING, str(tmp_path), failure], tmp_path, ENVIRONMENT).wait(30)
+    assert result.returncode == code
+    lines = result.stderr.splitlines()
+    assert len(lines) == bool(facts) and all(fact in line for line in lines for fact in facts)
+    assert not (tmp_path / "stopped").exists()
+
+
 def gpu_launcher() -> list[str]:
     return [*[word for word in launcher() if word != "--cpu"], "--multi_gpu"]
 
