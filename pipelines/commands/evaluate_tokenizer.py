@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.files import write_json
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, load_source
 from data.text import table
@@ -61,13 +60,14 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     fingerprints = [tokenizer.fingerprint() for tokenizer in tokenizers]
     about = " ".join([source.digest, device_name(accelerator.device), *fingerprints])
     run = Run("evaluate_tokenizer", config, settings, about=about)
-    # Only the main process evaluates: other processes would disturb the measured speeds.
-    if run.begin_unless_finished(accelerator) and accelerator.is_main_process:
+    unfinished = run.begin_unless_finished(accelerator)
+    # Only the main process evaluates: others would disturb the measured speeds. They end, because a wait has a time limit.
+    if not accelerator.is_main_process:
+        return {}
+    if unfinished:
         _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
-    accelerator.wait_for_everyone()
     summary = run.summary()
-    if accelerator.is_main_process:
-        print(_table(summary["tokenizers"]))
+    print(_table(summary["tokenizers"]))
     return summary
 
 
@@ -106,7 +106,7 @@ def _evaluate_all(
         say(accelerator, f"skipped {path}: {reason}")
     summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC)}
     summary["held_out"] = 0 if is_training else len(pixels_BTHWC)
-    write_json(run.folder / "summary.json", {**summary, "skipped": len(skipped), "tokenizers": rows})
+    run.finish_alone({**summary, "skipped": len(skipped), "tokenizers": rows})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -42,9 +42,8 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         say(accelerator, note)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    # scikit-learn works in one process.
+    # scikit-learn works in one process. The others end, because a wait has a time limit.
     if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
         return {}
     with threadpool_limits(torch.get_num_threads()):
         results = _probe_all(accelerator, config, pretrained, cache, labelled, repetitions)
@@ -61,7 +60,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         "chance": round(chance(labelled.y_N, repetitions[0]), 4),
         **results,
     }
-    return run.finish(accelerator, summary)
+    return run.finish_alone(summary)
 
 
 def _probe_all(

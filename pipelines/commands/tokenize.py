@@ -123,7 +123,7 @@ def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
     clip = replace(config.clip, views=4) if config.clip.views == "dense" else config.clip
     flags = [f"--clip.{name}={json.dumps(value)}" for name, value in clip.to_json().items()]
     training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
-    run = Run("train_tokenizer", training, settings, about=source.digest)
+    run = Run("train_tokenizer", training, settings, about=source.digest, wait=True)
     accelerator = make_accelerator(training, run)
     say_notes(accelerator, config.videos, source)
     if not run.finished:

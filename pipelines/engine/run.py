@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,15 @@ class Run:
     """Folder of one run. Starting a command again with the same settings resumes its run."""
 
     def __init__(
-        self, pipeline: str, config: Any, settings: str, *, about: str = "", parent: Path = RUNS, shared: bool = False
+        self,
+        pipeline: str,
+        config: Any,
+        settings: str,
+        *,
+        about: str = "",
+        parent: Path = RUNS,
+        shared: bool = False,
+        wait: bool = False,
     ) -> None:
         """Choose the folder: `config.out`, or a name in `parent` that contains a hash of settings and `about`.
 
@@ -67,6 +76,7 @@ class Run:
             settings: YAML dump of `config`.
             about: identity of the inputs that the settings do not fix, such as the cache key or a digest of the videos.
             shared: several starts of the command may work on the run at once.
+            wait: `begin` waits while another process works on the run.
         """
         self.pipeline = pipeline
         fixed = {key: value for key, value in _without_later(yaml.safe_load(settings)).items() if key not in FREE}
@@ -75,7 +85,7 @@ class Run:
         self._settings, self._about = settings, about
         self._choices = self.folder / "choices.json"
         self._metrics = self.folder / "metrics.jsonl"
-        self._shared = shared
+        self._shared, self._wait = shared, wait
         self._lock: IO[str] | None = None
 
     @property
@@ -109,11 +119,17 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._shared:
                 try:
-                    self._lock = lock(self.folder)
+                    self._lock = lock(self.folder, partial(self._say_waiting, accelerator) if self._wait else None)
                 except ValueError as refusal:
                     error = str(refusal)
+                # The owner that this process has waited for may have finished the run.
+                if self._lock is not None and self.finished:
+                    self._lock.close()
         if error := broadcast_object_list([error])[0]:
             raise ValueError(error)
+
+    def _say_waiting(self, accelerator: Accelerator, owner: str) -> None:
+        say(accelerator, f"waiting for {owner}, which works on {self.folder}")
 
     def begin_unless_finished(self, accelerator: Accelerator) -> bool:
         """Begin the run and return True; if it is finished, print a message and return False. Raises ValueError as `begin`."""
@@ -178,10 +194,15 @@ class Run:
     def finish(self, accelerator: Accelerator, summary: dict[str, Any]) -> dict[str, Any]:
         """Write the summary, which marks the run as finished, and return it."""
         if accelerator.is_main_process:
-            write_json(self.folder / "summary.json", summary)
+            self.finish_alone(summary)
+        accelerator.wait_for_everyone()
+        return summary
+
+    def finish_alone(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Do the same on the main process, without a wait for the other processes."""
+        write_json(self.folder / "summary.json", summary)
         if self._lock is not None:
             self._lock.close()
-        accelerator.wait_for_everyone()
         return summary
 
     def summary(self) -> dict[str, Any]:

@@ -5,10 +5,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator
 
 from pipelines.engine import run_lock
+from pipelines.engine.run import Run
 from pipelines.engine.run_lock import lock
 from tests.helpers.commands import DIGITS, ROOT, TINIEST, Call
 
@@ -54,6 +57,44 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="lock"):
         lock(tmp_path)
     assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_a_file_of_the_user_named_lock_is_not_changed(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("combination 1234\n")
+    with pytest.raises(ValueError, match="lock") as error:
+        lock(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert (tmp_path / "lock").read_text() == "combination 1234\n"
+
+
+def test_a_start_that_may_wait_is_told_the_owner_once(tmp_path: Path) -> None:
+    owner = hold(tmp_path)
+    said = []
+
+    def waiting(text: str) -> None:
+        said.append(text)
+        owner.kill()
+
+    with lock(tmp_path, waiting):
+        assert said == [f"process {owner.pid} on {platform.node()}"]
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {platform.node()}\n"
+    owner.wait()
+
+
+def test_a_run_that_waits_is_finished_by_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = hold(tmp_path)
+
+    def finish(_: object, text: str) -> None:
+        if "waiting" in text:
+            (tmp_path / "summary.json").write_text("{}")
+            owner.kill()
+
+    monkeypatch.setattr("pipelines.engine.run.say", finish)
+    run = Run("train_tokenizer", SimpleNamespace(out=tmp_path), "{}", wait=True)
+    assert not run.begin_unless_finished(Accelerator(cpu=True))
+    owner.wait()
+    # The next one that waits is not kept waiting.
+    lock(tmp_path).close()
 
 
 def test_a_file_system_without_locks_is_used_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
