@@ -155,6 +155,7 @@ def test_malformed_line_is_refused_with_its_number(tmp_path: Path, kind: str) ->
     assert len(str(error.value)) < 500 + len(str(tmp_path))
 
 
+@pytest.mark.soak
 def test_time_grows_in_proportion_to_the_lines(tmp_path: Path) -> None:
     def seconds(count: int) -> float:
         text = "".join(f"'a {i}.mp4' run g{i} # \"comment\n" for i in range(count))

@@ -1,6 +1,5 @@
 """A training run that gets a signal ends after a step, with a checkpoint, on all ranks after the same step."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -30,37 +29,37 @@ def handlers_return() -> Iterator[None]:
 def test_a_signal_is_noted_until_the_end_of_the_step_and_later_ones_are_ignored(number: int) -> None:
     with pytest.raises(Stopped) as stopped, StopRequest(ALONE) as stop:
         assert stop.after_step() == 0
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         for again in STOP_SIGNALS:
-            os.kill(os.getpid(), again)
+            signal.raise_signal(again)
         assert stop.after_step() == number
         stop.stop(stop.after_step())
     assert stopped.value.signal == number
     # The checkpoint is saved, and the process is about to end.
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_signal_in_the_first_step_is_raised_at_once_because_nothing_can_be_saved() -> None:
     with pytest.raises(Stopped), StopRequest(ALONE):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         pytest.fail("not reached")
 
 
 def test_a_signal_after_the_last_step_is_not_lost() -> None:
     with pytest.raises(Stopped), StopRequest(ALONE) as stop:
         assert stop.after_step() == 0
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_one_before_a_signal_counts() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.after_step() == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("not reached")
     with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         stop.stop(stop.after_step())
 
 
@@ -76,7 +75,7 @@ def stopped_after_the_last_step(rank: int, count: int, signalled: int) -> dict[s
         with StopRequest(SimpleNamespace(num_processes=count)) as stop:  # type: ignore[arg-type]
             assert [stop.after_step() for _ in range(2)] == [0, 0]
             if rank == signalled:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                signal.raise_signal(signal.SIGUSR1)
     except Stopped as error:
         return {"stopped": int(error.signal)}
     return {"stopped": 0}
