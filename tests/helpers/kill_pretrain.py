@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ import xxhash
 
 from data.files import compact
 from pipelines.commands import pretrain_ar
-from pipelines.engine import device, launch, training
+from pipelines.engine import device, training
 from tests.helpers.commands import TINY_MODEL
+from tests.helpers.forked_commands import exit_code, fork_command
 
 FLAGS = [*TINY_MODEL, "--steps", "16", "--save_every", "2", "--validate_every", "4"]
 WHOLE = ["state.json", "model.safetensors", "optimizer.safetensors"]
@@ -35,28 +35,7 @@ SIGNS = [None, None, "checkpoints/.step_*", "model/*", "*.tmp-*"]
 
 def child(out: Path) -> int:
     """Fork a process that pre-trains, with its output in OUT.log; return its id."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        with open(f"{out}.log", "w") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        sys.argv = ["pretrain_ar.py", *FLAGS, "--out", str(out)]
-        launch.command(pretrain_ar.Pretrain, pretrain_ar.main)
-        code = 0
-    except SystemExit as stop:
-        code = int(str(stop.code))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def exit_code(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return fork_command(Path(f"{out}.log"), pretrain_ar.Pretrain, pretrain_ar.main, [*FLAGS, "--out", str(out)])
 
 
 def incomplete_files(out: Path) -> list[str]:

@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ import psutil
 import torch
 
 from pipelines.commands import compare, pretrain_ar, tokenize
-from pipelines.engine import device, launch, signals, training
+from pipelines.engine import device, signals, training
 from tests.helpers.commands import DIGITS, TINY_MODEL
+from tests.helpers.forked_commands import exit_code, fork_command
 from tests.helpers.kill_pretrain import incomplete_files, result
 
 _LEFT_OVER_PROCESSES = 5.0
@@ -122,28 +122,9 @@ COMMANDS = {
 
 
 def child(command: Stopped, folder: Path) -> int:
-    """Fork a process that runs a command, with its output in FOLDER.log; return its id."""
+    """Fork a process that runs a command in a session of its own, with its output in FOLDER.log; return its id."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        os.setsid()
-        log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        schema, main, flags = command.main(folder)
-        sys.argv = [f"{schema.__name__}.py", *flags]
-        launch.command(schema, main)
-        code = 0
-    except SystemExit as stop:
-        code = int(str(stop.code))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    return fork_command(Path(f"{folder}.log"), *command.main(folder), session=True)
 
 
 def left_in_session(session: int) -> list[str]:
@@ -181,7 +162,7 @@ def stage(folder: Path) -> str:
 def run_to_end(command: Stopped, folder: Path) -> tuple[float, str]:
     """Run a command undisturbed; return its seconds and, if it fails, the end of its output."""
     began = time.monotonic()
-    code = os.waitstatus_to_exitcode(os.waitpid(child(command, folder), 0)[1])
+    code = exit_code(child(command, folder))
     return (
         time.monotonic() - began,
         "" if code == 0 else f"exit code {code}: {Path(f'{folder}.log').read_text()[-500:]}",
@@ -201,7 +182,7 @@ def stop(command: Stopped, folder: Path, delay: float, draw: random.Random) -> t
     if second:
         time.sleep(draw.uniform(0, 0.3))
         os.kill(process, signal.SIGTERM)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = exit_code(process)
     seconds = time.monotonic() - began
     wrong = [f"process {line} still runs" for line in left_in_session(process)]
     # A second signal may be the first one that a process gets after its start.

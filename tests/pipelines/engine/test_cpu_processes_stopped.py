@@ -19,20 +19,35 @@ from pipelines.engine import cpu_processes
 from pipelines.engine.signals import StopSignals
 
 cpu_processes._requested = lambda: {"num_processes": 2}
-# The first process ends later than the second one.
-code = "import os, signal, sys, time; from pathlib import Path; rank = os.environ['RANK']\\n"
-code += "def end(number, _): time.sleep(1 - int(rank)); Path(sys.argv[1], 'ended' + rank).touch(); sys.exit(128 + number)\\n"
-code += "[signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)]\\n"
-code += "Path(sys.argv[1], rank).write_text(os.environ['ARVIDEO_PARENT']); time.sleep(60)\\n"
-sys.orig_argv = ["python", "-c", code, sys.argv[1]]
+sys.orig_argv = ["python", "-c", sys.argv[1], sys.argv[2]]
+sys.argv[0] = "a_command.py"
 with StopSignals(lambda stop: None):
     cpu_processes.start_cpu_processes()
+"""
+"""Command of two processes, each with the code and the folder in its arguments."""
+
+WAITING = """
+import os, signal, sys, time
+from pathlib import Path
+
+rank, folder = os.environ["RANK"], Path(sys.argv[1])
+
+def end(number, _):
+    # The first process ends later than the second one.
+    time.sleep(1 - int(rank))
+    (folder / f"ended{rank}").touch()
+    sys.exit(128 + number)
+
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, end)
+(folder / rank).write_text(os.environ["ARVIDEO_PARENT"])
+time.sleep(60)
 """
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp_path: Path) -> None:
-    process = Forked(["-c", STARTER, str(tmp_path)], tmp_path, ENVIRONMENT)
+    process = Forked(["-c", STARTER, WAITING, str(tmp_path)], tmp_path, ENVIRONMENT)
     while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
         assert process.alive
         time.sleep(0.02)
@@ -42,21 +57,22 @@ def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp
 
 
 FAILING = """
-import sys
-from pipelines.engine import cpu_processes
-from pipelines.engine.signals import StopSignals
+import os, signal, sys, time
+from pathlib import Path
 
-cpu_processes._requested = lambda: {"num_processes": 2}
+folder = Path(sys.argv[1])
+
+def end(number, _):
+    (folder / "stopped").touch()
+    sys.exit(128 + number)
+
+if os.environ["RANK"] == "0":
+    signal.signal(signal.SIGTERM, end)
+    (folder / "waits").touch()
+    time.sleep(60)
 # The second process fails once the first one waits.
-code = "import os, signal, sys, time; from pathlib import Path; waits = Path(sys.argv[1], 'waits')\\n"
-code += "def end(number, _): Path(sys.argv[1], 'stopped').touch(); sys.exit(128 + number)\\n"
-code += "if os.environ['RANK'] == '0': signal.signal(signal.SIGTERM, end); waits.touch(); time.sleep(60)\\n"
-code += "while not waits.exists(): time.sleep(0.02)\\n"
-code += sys.argv[2]
-sys.argv[0] = "a_command.py"
-sys.orig_argv = ["python", "-c", code, sys.argv[1]]
-with StopSignals(lambda stop: None):
-    cpu_processes.start_cpu_processes()
+while not (folder / "waits").exists():
+    time.sleep(0.02)
 """
 
 
@@ -70,7 +86,7 @@ with StopSignals(lambda stop: None):
 def test_after_the_death_of_a_process_the_others_are_killed(
     failure: str, code: int, facts: list[str], tmp_path: Path
 ) -> None:
-    result = Forked(["-c", FAILING, str(tmp_path), failure], tmp_path, ENVIRONMENT).wait(30)
+    result = Forked(["-c", STARTER, FAILING + failure, str(tmp_path)], tmp_path, ENVIRONMENT).wait(30)
     assert result.returncode == code
     lines = result.stderr.splitlines()
     assert len(lines) == bool(facts) and all(fact in line for line in lines for fact in facts)

@@ -97,8 +97,9 @@ with StopSignals(lambda stop: print("patience is over:", stop, flush=True)):
     assert 0.4 < time.monotonic() - began < 15
 
 
-def test_writing_a_checkpoint_may_take_longer() -> None:
-    program = """
+@pytest.mark.parametrize("inner", [False, True], ids=["one context", "after an inner context"])
+def test_writing_a_checkpoint_may_take_longer(inner: bool) -> None:
+    program = f"""
 signals.PATIENCE = 0.3
 with StopSignals(lambda stop: None):
     try:
@@ -106,27 +107,9 @@ with StopSignals(lambda stop: None):
         time.sleep(60)
     except Stopped:
         with signals.no_deadline():
-            time.sleep(1)
-        print("saved", flush=True)
-        time.sleep(60)
-"""
-    process = begin(program)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
-    assert (process.returncode, out) == (143, "saved\n")
-
-
-def test_the_end_of_an_inner_context_leaves_the_outer_one_without_a_deadline() -> None:
-    program = """
-signals.PATIENCE = 0.3
-with StopSignals(lambda stop: None):
-    try:
-        print("ready", flush=True)
-        time.sleep(60)
-    except Stopped:
-        with signals.no_deadline():
-            with signals.no_deadline():
-                pass
+            if {inner}:
+                with signals.no_deadline():
+                    pass
             time.sleep(1)
             print("saved", flush=True)
         time.sleep(60)
