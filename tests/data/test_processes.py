@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.process_ends import assert_end
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
@@ -54,11 +56,6 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def assert_end(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=8)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
 def test_workers_ignore_the_signals_of_a_job_and_end_with_the_training_process(
     loading: subprocess.Popen[str],
 ) -> None:
@@ -74,4 +71,4 @@ def test_workers_ignore_the_signals_of_a_job_and_end_with_the_training_process(
         assert int(loading.stdout.readline()) == done
     loading.kill()
     loading.wait()
-    assert_end(workers)
+    assert_end(worker.pid for worker in workers)

@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipelines.engine.signals import STOP_SIGNALS, Stopped, StopSignals, child_environment, exit_code
 from tests.helpers.commands import ROOT
+from tests.helpers.process_ends import assert_end, ended, wait_for
 
 HEAD = """\
 import os, signal, subprocess, sys, time
@@ -28,17 +28,6 @@ def begin(program: str, *arguments: str) -> subprocess.Popen[str]:
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
-
-
-def ended(process: int) -> bool:
-    return not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-
-
-def wait_for(condition: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -164,7 +153,7 @@ time.sleep(60)
     assert not ended(child)
     process.send_signal(number)
     process.communicate(timeout=20)
-    wait_for(lambda: ended(child))
+    assert_end([child])
     assert said.read_text() == "stopped by SIGTERM"
 
 
@@ -192,7 +181,7 @@ def test_the_end_of_a_launcher_stops_a_process_but_not_the_end_of_a_shell(
     process.wait()
     child = int(pid.read_text())
     if stopped:
-        wait_for(lambda: ended(child))
+        assert_end([child])
         assert said.read_text() == "stopped by SIGTERM"
     else:
         time.sleep(1.5)

@@ -20,6 +20,8 @@ ALONE: Any = SimpleNamespace(num_processes=1)
 @pytest.fixture(autouse=True)
 def handlers_return() -> Iterator[None]:
     earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)

@@ -3,13 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.helpers.forked import ENVIRONMENT, ROOT, Forked
+from tests.helpers.process_ends import assert_end, wait_for
 
 PROGRAM = """
 import os, sys, time
@@ -42,16 +42,8 @@ if __name__ == "__main__":
 
 def wait_for_file(file: Path) -> int:
     """Wait until a job or probe has written its process id; return it."""
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: file.exists() and file.read_text())
     return int(file.read_text())
-
-
-def assert_end(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=8)
-    assert alive == []
 
 
 def test_sigterm_ends_the_jobs_and_waits_for_them(tmp_path: Path) -> None:
@@ -69,8 +61,8 @@ def test_a_stopped_or_killed_sweep_leaves_no_probe(number: int, tmp_path: Path) 
     command = [sys.executable, str(tmp_path / "program.py"), "probes", str(tmp_path)]
     process = subprocess.Popen(command, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     probe = wait_for_file(tmp_path / "a")
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert probe in [child.pid for child in started]
+    started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    assert probe in started
     process.send_signal(number)
     assert process.wait(30) == (143 if number == signal.SIGTERM else -number)
     assert_end(started)

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pipelines.gpu import __main__ as gpu
 from pipelines.gpu.__main__ import Part
+from tests.helpers.process_ends import assert_end
 
 Outcome = tuple[int, dict[str, Any], str]
 
@@ -74,8 +74,7 @@ def test_a_part_is_killed_with_its_processes_at_its_time_limit(set_parts: Any, t
     assert code == 1
     hanging, good = document["parts"]
     assert "3 s" in hanging["status"] and hanging["seconds"] < 20
-    child = int(hanging["rows"][0]["ours"])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert_end([int(hanging["rows"][0]["ours"])])
     assert good["status"] == "ok"
 
 
@@ -156,8 +155,7 @@ def test_ctrl_c_keeps_the_rows_and_ends_the_part(
     assert code == 130
     (part,) = document["parts"]
     assert part["status"] == "interrupted" and len(part["rows"]) == 1
-    child = int(part["rows"][0]["ours"])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert_end([int(part["rows"][0]["ours"])])
     assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -176,12 +174,10 @@ def test_a_stopped_check_ends_its_part(number: int, tmp_path: Path) -> None:
         time.sleep(0.02)
         with suppress(OSError, ValueError, LookupError):
             pid = int(json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["rows"][0]["ours"])
-    part = psutil.Process(pid)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == (143 if number == signal.SIGTERM else -number)
-    psutil.wait_procs([part], timeout=5)
-    assert not part.is_running() or part.status() == psutil.STATUS_ZOMBIE
+    assert_end([pid])
     if number == signal.SIGTERM:
         assert "SIGTERM" in error.splitlines()[-1] and str(tmp_path) in error.splitlines()[-1]
         assert json.loads((tmp_path / "gpu.json").read_text())["parts"][0]["status"] == "stopped by SIGTERM"
