@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,14 @@ from tests.helpers.videos import MakeVideo
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server() -> None:
+def ctrl_c() -> None:
+    """Let Ctrl-C interrupt the commands that tests start. A shell starts background jobs and their children with it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server(ctrl_c: None) -> None:
     """Start the server that forks programs, if a collected test may need it. It imports while the first tests run."""
     if forked := sys.modules.get("tests.helpers.forked"):
         forked.start_server()

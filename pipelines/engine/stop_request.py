@@ -31,7 +31,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            noted = STOP_SIGNALS if self._several else (*STOP_SIGNALS, signal.SIGINT)
+            # A shell starts background jobs with Ctrl-C ignored, since it is meant for the job in the foreground.
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            noted = STOP_SIGNALS if self._several or ignored else (*STOP_SIGNALS, signal.SIGINT)
             self._earlier = {number: signal.signal(number, self._note) for number in noted}
         return self
 

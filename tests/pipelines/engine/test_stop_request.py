@@ -20,8 +20,6 @@ ALONE: Any = SimpleNamespace(num_processes=1)
 @pytest.fixture(autouse=True)
 def handlers_return() -> Iterator[None]:
     earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
-    # A shell starts background jobs with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
@@ -63,6 +61,14 @@ def test_a_second_ctrl_c_ends_at_once_and_one_before_a_signal_counts() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
         signal.raise_signal(signal.SIGINT)
         stop.stop(stop.after_step())
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    # A shell starts background jobs in this way.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest(ALONE) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.after_step() == 0
 
 
 def test_without_a_signal_the_handlers_return() -> None:
