@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks import Row
+from pipelines.engine.run_lock import lock
 from pipelines.engine.signals import Stopped, StopSignals, child_environment
 from pipelines.gpu.results import PartResult, Results
 
@@ -69,7 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     results = Results(options.out, _about(options))
     try:
-        with StopSignals(lambda stop: _fail(str(stop), stop.exit_code)):
+        options.out.mkdir(parents=True, exist_ok=True)
+        held = lock(options.out)
+    except ValueError as error:
+        return _fail(str(error), USAGE_ERROR)
+    except OSError as error:
+        return _fail(f"--out {options.out}: {error}", USAGE_ERROR)
+    try:
+        with held, StopSignals(lambda stop: _fail(str(stop), stop.exit_code)):
             return _run_all(options, results)
     except (KeyboardInterrupt, Stopped) as stop:
         how, code = (str(stop), stop.exit_code) if isinstance(stop, Stopped) else ("interrupted", 130)

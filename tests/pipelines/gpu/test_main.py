@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.engine import run_lock
 from pipelines.gpu import __main__ as gpu
 from pipelines.gpu.__main__ import Part
 from tests.helpers.process_ends import assert_end
@@ -157,6 +158,18 @@ def test_ctrl_c_keeps_the_rows_and_ends_the_part(
     assert part["status"] == "interrupted" and len(part["rows"]) == 1
     assert_end([int(part["rows"][0]["ours"])])
     assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_second_check_in_one_folder_is_refused(
+    set_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_parts("good")
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.1)
+    with run_lock.lock(tmp_path):
+        assert gpu.main(["--dry", "--out", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "in use" in error and str(tmp_path) in error
+    assert not (tmp_path / "gpu.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
