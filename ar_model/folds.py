@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 MAX_FOLDS = 10
+_CLASSES = 0.9
+"""Share of the classes that a part of the inner folds must test."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +28,23 @@ class Fold:
     test: np.ndarray
     groups_M: np.ndarray | None = None
 
-    def inner(self, y_N: np.ndarray, count: int, seed: int) -> "list[Fold]":
+    def inner(self, y_N: np.ndarray, count: int, seed: int, enough: int | None = None) -> "list[Fold]":
         """Split the training samples into at most `count` folds, without splitting a group (see `left_out_groups`).
 
-        Test samples whose class has no training sample are left out. The list is empty if nothing can be tested.
+        Test samples whose class has no training sample are left out. The list is empty if nothing can be tested. With
+        `enough`, it ends with the fold up to which that many samples are tested, of nine tenths of the classes of all folds.
         """
         y_M = y_N[self.train]
         groups_M = left_out_groups(y_M, self.groups_M)[0] if self.groups_M is not None else None
         parts = [(train, test[np.isin(y_M[test], y_M[train])]) for train, test in _split(y_M, groups_M, count, seed)]
-        return [Fold(self.train[train], self.train[test]) for train, test in parts if len(test)]
+        folds = [Fold(self.train[train], self.train[test]) for train, test in parts if len(test)]
+        if enough is not None:
+            tested = [y_N[fold.test] for fold in folds]
+            for first in range(1, len(folds)):
+                some, all_of_them = np.concatenate(tested[:first]), np.concatenate(tested)
+                if len(some) >= enough and len(set(some)) >= _CLASSES * len(set(all_of_them)):
+                    return folds[:first]
+        return folds
 
 
 def group_numbers(groups: Sequence[str | None]) -> np.ndarray | None:
@@ -51,23 +61,31 @@ def group_numbers(groups: Sequence[str | None]) -> np.ndarray | None:
 def left_out_groups(y_M: np.ndarray, groups_M: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the group of each training sample that is left out with it, and whether the sample counts.
 
-    A sample counts if its class has samples in another group; else no model could predict it. If no sample counts, because each
-    class is one group, or if there are no groups, each sample is a group of its own.
+    A class is testable if it has samples in two groups; else no model could predict what is left out of it. If most classes are
+    testable, the samples of the others do not count. Else, each sample of the others is a group of its own.
     """
-    for numbers_M in (groups_M, np.arange(len(y_M))):
-        if numbers_M is not None:
-            pairs = np.unique(np.stack([np.unique(y_M, return_inverse=True)[1], numbers_M]), axis=1)
-            counts_M = np.bincount(pairs[0])[np.unique(y_M, return_inverse=True)[1]] > 1
-            if counts_M.any():
-                return numbers_M, counts_M
-    return np.arange(len(y_M)), np.ones(len(y_M), bool)
+    number_M = np.unique(y_M, return_inverse=True)[1]
+    single_M = np.arange(len(y_M))
+    if groups_M is None:
+        groups_M = single_M
+    testable_C = _groups_by_class(number_M, groups_M) > 1
+    if testable_C.mean() <= 0.5:
+        groups_M = np.where(testable_C[number_M], groups_M, groups_M.max() + 1 + single_M)
+        testable_C = _groups_by_class(number_M, groups_M) > 1
+    counts_M = testable_C[number_M]
+    return groups_M, counts_M if counts_M.any() else np.ones(len(y_M), bool)
+
+
+def _groups_by_class(number_M: np.ndarray, groups_M: np.ndarray) -> np.ndarray:
+    """Return the number of groups with samples of each class, given the class numbers of samples."""
+    return np.bincount(np.unique(np.stack([number_M, groups_M]), axis=1)[0])
 
 
 def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.ndarray, seed: int) -> list[Fold]:
     """Split labelled samples into folds, as a function of the seed.
 
     - With an official held-out split: one fold. It tests on that split and trains on a random 90 % of the other samples.
-    - Else, with groups: ten folds that keep each group together, or one fold per group if there are fewer groups.
+    - Else, with groups: ten stratified folds that keep each group together, or one fold per group if there are at most ten.
     - Else: ten stratified folds, or as many as the most common class has samples.
 
     Raises:
@@ -101,11 +119,14 @@ def make_folds(y_N: np.ndarray, groups: Sequence[str | None], held_out_N: np.nda
 def _split(y_M: np.ndarray, groups_M: np.ndarray | None, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split samples into up to `count` folds: by groups if there are groups, else stratified by label."""
     if groups_M is not None:
-        # In a random order, because GroupKFold, which gives folds of about equal size, takes equal groups in their order.
+        # In a random order, because equal groups are taken in their order.
         names, number_M = np.unique(groups_M, return_inverse=True)
         groups_M = np.random.default_rng(seed).permutation(len(names))[number_M]
-        count = min(count, len(names))
-        splitter = GroupKFold(count) if count > 1 else None
+        if len(names) <= count:
+            splitter = GroupKFold(len(names)) if len(names) > 1 else None
+        else:
+            # Stratified, because folds with several groups of a class would leave few of them for training, or none.
+            splitter = StratifiedGroupKFold(min(count, max(Counter(y_M).values())))
     else:
         count = min(count, max(Counter(y_M).values()))
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed) if count > 1 else None
@@ -114,7 +135,7 @@ def _split(y_M: np.ndarray, groups_M: np.ndarray | None, count: int, seed: int) 
     with warnings.catch_warnings():
         # A class with fewer samples than folds is missing from the test samples of some folds.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        return list(splitter.split(y_M, y_M, groups_M))
+        return [(train, test) for train, test in splitter.split(y_M, y_M, groups_M) if len(test)]
 
 
 def _check_labels(train_M: np.ndarray, test_M: np.ndarray) -> None:

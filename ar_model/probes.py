@@ -20,9 +20,10 @@ from ar_model.inputs import Grid
 from ar_model.ridge import RidgeProbe
 
 PROTOCOL = (
-    "features: the mean token of each time slice, concatenated and standardised; linear: a ridge classifier; knn: 20 nearest "
-    "neighbours by cosine similarity; both use the layer (and penalty) with the best accuracy on left-out training clips; groups "
-    "are left out as a whole, single clips where there are no groups"
+    "features: the mean token of each time slice, after the clip token if a network has one, concatenated and standardised; "
+    "linear: a ridge classifier; knn: 20 nearest neighbours by cosine similarity; both use the layer (and penalty) with the best "
+    "accuracy on left-out training clips; groups are left out as a whole, single clips where there are no groups, or where most "
+    "classes have one group only"
 )
 """Description of the linear and nearest-neighbour probes, for JSON and pages."""
 ATTENTIVE = (
@@ -33,8 +34,7 @@ ATTENTIVE = (
 )
 """Description of the attentive probe, for JSON and pages."""
 _INNER, _LEFT_OUT = 5, 100
-"""Parts of the training samples for the choice of an attentive probe, of which so many are left out that they have at least this
-number of samples, or all."""
+"""Parts of the training samples for the choice of an attentive probe, and number of samples that are enough to be left out."""
 _TOGETHER = 20
 """Attentive probes that are trained at the same time; more need more memory."""
 
@@ -144,9 +144,8 @@ def _attentive(
     x_NLD: np.ndarray, y_N: np.ndarray, folds: Sequence[Fold], grid: Grid, device: torch.device | None
 ) -> tuple[list[float], list[np.ndarray]]:
     """Return the score of an attentive probe on left-out training samples and its predictions for the test samples, by fold."""
-    tried = [
-        (number, part, decay) for number, fold in enumerate(folds) for part in _parts(fold, y_N) for decay in DECAYS
-    ]
+    inner = [fold.inner(y_N, _INNER, 0, _LEFT_OUT) for fold in folds]
+    tried = [(number, part, decay) for number, parts in enumerate(inner) for part in parts for decay in DECAYS]
     right_AF, count_AF = np.zeros((2, len(DECAYS), len(folds)))
     for first in range(0, len(tried), _TOGETHER):
         numbers, parts, decays = zip(*tried[first : first + _TOGETHER], strict=True)
@@ -158,10 +157,3 @@ def _attentive(
     best_F = scores_AF.argmax(0)
     labels = attentive_predict(x_NLD, y_N, folds, [DECAYS[best] for best in best_F], grid, device=device)
     return scores_AF.max(0).tolist(), labels
-
-
-def _parts(fold: Fold, y_N: np.ndarray) -> list[Fold]:
-    """Return folds of the training samples: as few as leave out enough samples."""
-    parts = fold.inner(y_N, _INNER, seed=0)
-    enough = np.searchsorted(np.cumsum([len(part.test) for part in parts]), _LEFT_OUT) + 1
-    return parts[:enough]

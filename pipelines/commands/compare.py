@@ -43,7 +43,8 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     texts = {name: entry.text for name, entry in entries.items()}
     run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE, EVALUATION]))
     accelerator = start_accelerator(resolve_precision("auto"))
-    for note in (*labelled.notes, *labelled.unpredictable(labelled.folds(0))):
+    repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
+    for note in (*labelled.notes, *labelled.unpredictable(repetitions)):
         say(accelerator, note)
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its own training runs: start it with python, not with accelerate launch")
@@ -51,7 +52,7 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         # The baselines come first: they fail at once if the videos are no longer available.
         bar = progress(accelerator, len(labelled.rows), "baselines")
         with threadpool_limits(torch.get_num_threads()):
-            pixels = baselines(cache, labelled, [labelled.folds(seed) for seed in range(config.seeds)], bar)
+            pixels = baselines(cache, labelled, repetitions, bar)
         bar.close()
         steps = _steps(config, run.folder, cache, entries, accelerator.device)
         jobs = []

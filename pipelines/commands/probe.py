@@ -38,7 +38,7 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
-    for note in (*labelled.notes, *labelled.unpredictable(repetitions[0])):
+    for note in (*labelled.notes, *labelled.unpredictable(repetitions)):
         say(accelerator, note)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
@@ -102,7 +102,7 @@ def _probe_all(
     return results
 
 
-def _best(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> dict[str, float]:
+def _best(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> dict[str, float | None]:
     """Return the mean accuracy at the chosen layers, with its error."""
     return accuracy_with_error([outcomes.best[probe] for outcomes in repetitions], groups_M)
 
@@ -120,7 +120,7 @@ def _layer(repetitions: Sequence[Outcomes], probe: str) -> int:
     return Counter(layer for outcomes in repetitions for layer in outcomes.chosen[probe]).most_common(1)[0][0]
 
 
-def _layers(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> list[dict[str, float]]:
+def _layers(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> list[dict[str, float | None]]:
     """Return the mean accuracy of each layer with its error, from first to last."""
     layers = zip(*(outcomes.layers[probe] for outcomes in repetitions), strict=True)
     return [accuracy_with_error(layer, groups_M) for layer in layers]

@@ -9,10 +9,10 @@ Plain = str | int | float | None
 
 
 class Mean(TypedDict):
-    """Mean with its standard error."""
+    """Mean with its standard error; None if the error is unknown."""
 
     mean: float
-    stderr: float
+    stderr: float | None
 
 
 class Pretraining(TypedDict):
@@ -43,7 +43,7 @@ class Gain(TypedDict):
     """Difference in accuracy from the untrained network."""
 
     mean: float
-    sampling: float
+    sampling: float | None
     ahead: bool | None
 
 

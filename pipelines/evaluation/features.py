@@ -20,7 +20,7 @@ from ar_model.probes import Outcomes, evaluate, slice_means
 from data.cache import TokenCache
 from data.loading import evaluation_batches
 
-EVALUATION = 2
+EVALUATION = 3
 """Version of the rules of probes: folds, choices, standard errors. Results of another version are made again."""
 BATCH = 32
 LARGEST = torch.finfo(torch.float16).max
@@ -90,12 +90,18 @@ class LabelledVideos:
         groups = [video.group for video in videos]
         return cls(rows, y_N, groups, held_out_N, tuple(notes), len(all_rows) - len(rows))
 
-    def unpredictable(self, folds: Sequence[Fold]) -> list[str]:
+    def unpredictable(self, repetitions: Sequence[Sequence[Fold]]) -> list[str]:
         """Return a note on the tested samples of folds by groups whose class has no training sample in their fold, if any."""
-        count = sum(int((~np.isin(self.y_N[fold.test], self.y_N[fold.train])).sum()) for fold in folds)
-        if count == 0 or len(folds) == 1:
+        counts = [
+            sum(int((~np.isin(self.y_N[fold.test], self.y_N[fold.train])).sum()) for fold in folds)
+            for folds in repetitions
+            if len(folds) > 1
+        ]
+        if not any(counts):
             return []
-        return [f"{count} tested clips are of a class without training clips in their fold, and count as errors"]
+        return [
+            f"up to {max(counts)} tested clips are of a class without training clips in their fold, and count as errors"
+        ]
 
     def groups_of(self, samples: Sequence[int]) -> np.ndarray:
         """Return the group numbers of some samples, for standard errors. A video without a group is a group of its own."""

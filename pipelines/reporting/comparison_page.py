@@ -27,7 +27,9 @@ MISSED = 0.2
 def write_comparison(folder: Path, summary: Row) -> Path:
     """Write index.html in the folder of a finished comparison, and return its path."""
     rows = sorted(summary["table"], key=lambda row: -max(row[probe]["mean"] for probe in RANKING))
-    bars = {_BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"]) for key in ("motion_energy", "one_frame")}
+    bars = {
+        _BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"] or 0.0) for key in ("motion_energy", "one_frame")
+    }
     values = {
         "title": f"{len(rows)} objectives at {summary['budget']} each",
         "verdicts": [verdict(rows, probe, summary["leads"][probe]) for probe in RANKING],

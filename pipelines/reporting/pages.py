@@ -16,7 +16,7 @@ _TEMPLATES = Environment(
 
 
 def mean_with_error(value: Mapping[str, float | None]) -> str:
-    """Format {mean, stderr}; `stderr` is None for a single seed."""
+    """Format {mean, stderr}; `stderr` is None if it is unknown, for example for a single seed."""
     error = "" if value["stderr"] is None else f" ± {value['stderr']:.3f}"
     return f"{value['mean']:.3f}{error}"
 

@@ -89,8 +89,7 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str
     tiles = []
     if probes:
         linear, untrained = probes[-1]["linear"], probes[-1]["untrained"]
-        note = f"± {linear['stderr']:.3f}, n = {probes[-1]['n']}"
-        tiles.append(["frozen linear probe", f"{linear['mean']:.3f}", note])
+        tiles.append(["frozen linear probe", mean_with_error(linear), f"n = {probes[-1]['n']}"])
         tiles.append(["untrained network", f"{untrained['mean']:.3f}", f"chance {probes[-1]['chance']:.3f}"])
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
     if bits is None:
@@ -107,7 +106,7 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str
 
 def _probe(probe: dict[str, Any]) -> dict[str, Any]:
     """Add a chart and the rows of two tables to the summary of a probe."""
-    bars = {name: (probe[key]["mean"], probe[key]["stderr"]) for key, name in _FEATURES.items() if key in probe}
+    bars = {name: (probe[key]["mean"], probe[key]["stderr"] or 0.0) for key, name in _FEATURES.items() if key in probe}
     accuracies = [[name, mean_with_error(probe[key])] for key, name in _FEATURES.items() if key in probe]
     columns = {key: name for key, name in _LAYERS.items() if key in probe}
     layers = zip(*(probe[key] for key in columns), strict=True)
@@ -133,7 +132,8 @@ def _verdicts(probe: dict[str, Any]) -> list[str]:
         if name not in gains:
             continue
         gain = gains[name]
-        points = f"{100 * gain['mean']:+.1f} points, ± {100 * gain['sampling']:.1f} over tested clips"
+        error = "" if gain["sampling"] is None else f", ± {100 * gain['sampling']:.1f} over tested clips"
+        points = f"{100 * gain['mean']:+.1f} points{error}"
         verdict = {True: "better than", False: "no better than", None: "unknown whether better than"}[gain["ahead"]]
         text = f"{title}: {verdict} the untrained network ({points})"
         best = max(baselines, key=lambda key: baselines[key], default=None)

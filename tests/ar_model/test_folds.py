@@ -116,19 +116,41 @@ def test_inner_folds_are_empty_if_nothing_can_be_left_out() -> None:
     assert len(Fold(np.arange(4), np.arange(4, 5)).inner(y, 5, seed=0)) == 2
 
 
+def test_inner_folds_end_when_they_test_enough_samples_of_enough_classes() -> None:
+    nobody = np.arange(0)
+    y, groups = np.repeat([0, 1, 0, 1, 0], 120), np.repeat(np.arange(5), 120)
+    few = Fold(np.arange(600), nobody, groups).inner(y, 5, seed=0, enough=100)
+    assert {0, 1} == set(y[np.concatenate([part.test for part in few])])
+    assert len(few) < 5 and len(Fold(np.arange(600), nobody, groups).inner(y, 5, seed=0)) == 5
+    single = np.arange(1000) % 3
+    assert [len(part.test) for part in Fold(np.arange(1000), nobody).inner(single, 5, seed=0, enough=100)] == [200]
+    assert len(Fold(np.arange(200), nobody).inner(single[:200], 5, seed=0, enough=100)) == 3
+
+
 def test_inner_folds_leave_out_single_samples_if_each_class_is_one_group() -> None:
     y = np.repeat(np.arange(3), 10)
     parts = Fold(np.arange(30), np.arange(0), y).inner(y, 5, seed=0)
     assert len(parts) == 5 and all(set(y[part.test]) <= set(y[part.train]) for part in parts)
 
 
-def test_a_sample_counts_if_another_group_has_its_class() -> None:
+def test_a_sample_counts_if_another_group_has_its_class_and_most_classes_have_several_groups() -> None:
     y, groups = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 2, 3, 4])
     numbers, counts = left_out_groups(y, groups)
     assert numbers.tolist() == groups.tolist() and counts.tolist() == [True, True, False, False, True, True]
     numbers, counts = left_out_groups(y, y)
     assert len(set(numbers)) == 6 and counts.all(), "each class is one group: single samples are left out"
     assert left_out_groups(np.arange(3), None)[1].all(), "no class has two samples"
+
+
+def test_a_stray_sample_does_not_make_its_class_the_only_one_that_counts() -> None:
+    y = np.repeat(np.arange(10), 30)
+    groups = y.copy()
+    groups[0] = 10
+    numbers, counts = left_out_groups(y, groups)
+    assert counts.all()
+    assert len(set(numbers)) == 2 + 9 * 30 and len(set(numbers[:30])) == 2
+    for part in Fold(np.arange(300), np.arange(0), groups).inner(y, 5, seed=0):
+        assert len(set(y[part.test])) >= 9
 
 
 def test_a_rare_class_of_an_official_split_keeps_a_training_sample() -> None:
@@ -140,7 +162,21 @@ def test_folds_by_groups_have_about_the_same_size() -> None:
     groups = [f"g{i}" for i in range(60) for _ in range(1 + (7 * i) % 31)]
     folds = make_folds(np.arange(len(groups)) % 2, groups, nothing_held_out(len(groups)), seed=0)
     sizes = [len(fold.test) for fold in folds]
-    assert max(sizes) < 1.1 * min(sizes)
+    assert max(sizes) < 1.5 * min(sizes)
+
+
+@pytest.mark.parametrize("classes, groups_of_class", [(10, 2), (51, 2), (101, 3)])
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_by_groups_train_on_every_class_that_has_two_groups(
+    classes: int, groups_of_class: int, seed: int
+) -> None:
+    y = np.repeat(np.arange(classes), groups_of_class * 5)
+    groups = [f"g{i // 5}" for i in range(len(y))]
+    folds = make_folds(y, groups, nothing_held_out(len(y)), seed)
+    assert_partition(folds, len(y))
+    for fold in folds:
+        assert set(y[fold.test]) <= set(y[fold.train])
+        assert not {groups[i] for i in fold.train} & {groups[i] for i in fold.test}
 
 
 def test_chance_is_the_accuracy_of_the_best_constant_prediction() -> None:

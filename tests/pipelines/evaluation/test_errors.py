@@ -29,8 +29,8 @@ def test_the_error_over_clips_needs_two_clips() -> None:
 def test_the_sampling_error_of_single_clips_is_binomial() -> None:
     right = np.arange(400) % 4 > 0
     assert sampling_error(right, np.arange(400)) == pytest.approx(math.sqrt(0.75 * 0.25 / 399))
-    assert sampling_error(right, np.zeros(400)) == sampling_error(right, np.arange(400)), "one group says nothing"
-    assert sampling_error(np.ones(1), np.zeros(1)) == 0
+    assert sampling_error(right, np.zeros(400)) is None, "one group says nothing"
+    assert sampling_error(np.ones(1), np.zeros(1)) is None
 
 
 def test_the_sampling_error_over_groups_equals_a_bootstrap() -> None:
@@ -54,6 +54,33 @@ def test_the_stated_error_is_the_true_one_where_clips_of_a_group_are_alike() -> 
     assert np.mean(stated) == pytest.approx(0.0338, rel=0.03)
 
 
+UNEQUAL = {"one of 900": [900, *[11] * 9], "one of 600": [600, *[20] * 20], "two of 500": [500, 500, *[5] * 20]}
+
+
+@pytest.mark.parametrize("sizes_G", UNEQUAL.values(), ids=UNEQUAL)
+def test_a_group_with_most_of_the_clips_does_not_hide_the_error(sizes_G: list[int]) -> None:
+    draw, group = np.random.default_rng(0), np.repeat(np.arange(len(sizes_G)), sizes_G)
+    skill_SG = 0.5 + 0.1 * draw.normal(size=(1000, len(sizes_G)))
+    right_SM = draw.uniform(size=(1000, len(group))) < skill_SG[:, group]
+    stated = [sampling_error(right, group) for right in right_SM]
+    assert np.mean(stated) > 0.8 * right_SM.mean(1).std()
+
+
+@pytest.mark.parametrize("sizes_G", [*UNEQUAL.values(), [200, *[1] * 200]], ids=[*UNEQUAL, "one of 200, single ones"])
+def test_equal_entries_are_rarely_called_ahead_on_groups_of_unequal_size(sizes_G: list[int]) -> None:
+    """Each page has two entries and two probes."""
+    draw, group, false = np.random.default_rng(0), np.repeat(np.arange(len(sizes_G)), sizes_G), 0
+    for _ in range(200):
+        ahead = []
+        for _ in range(2):
+            skill_EG = 0.5 + 0.1 * draw.normal(size=(2, len(sizes_G)))
+            entries = [draw.uniform(size=(5, len(group))) < skill_G[group] for skill_G in skill_EG]
+            best, second = sorted(entries, key=lambda right_RM: -right_RM.mean())
+            ahead.append(difference(best, second, group, 4)["ahead"])
+        false += any(ahead)
+    assert false <= 10
+
+
 def test_the_standard_error_adds_the_variances_of_clips_and_repetitions() -> None:
     right_RM = [np.arange(400) < 4 * percent for percent in (70, 80, 75)]
     repeated = (0.05**2 + 0.05**2) / 2 / 3
@@ -61,6 +88,7 @@ def test_the_standard_error_adds_the_variances_of_clips_and_repetitions() -> Non
     found = accuracy_with_error(right_RM, np.arange(400))
     assert found == {"mean": 0.75, "stderr": round(math.sqrt(sampling**2 + repeated), 4)}
     assert accuracy_with_error([np.ones(9)] * 2, np.arange(9)) == {"mean": 1.0, "stderr": 0.0}
+    assert accuracy_with_error([np.ones(9)] * 2, np.zeros(9)) == {"mean": 1.0, "stderr": None}
 
 
 def simulated(
@@ -120,6 +148,8 @@ def test_equal_outcomes_are_tied_and_one_repetition_says_nothing() -> None:
     single = difference([np.ones(10)], [np.zeros(10)], np.arange(10), 2)
     assert (single["stderr"], single["ahead"], single["mean"]) == (None, None, 1.0)
     assert difference([np.ones(10)] * 3, [np.zeros(10)] * 3, np.zeros(10), 2)["ahead"] is None, "one group"
+    one, other = [np.arange(10) < 6] * 3, [np.arange(10) < 5] * 3
+    assert difference(one, other, np.arange(10) > 0, 2)["ahead"] is False, "two groups, of one and of nine clips"
 
 
 def test_equal_totals_are_tied_without_rounding() -> None:
