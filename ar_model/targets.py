@@ -77,8 +77,7 @@ class CodeTarget(nn.Module):
         nats = [_nats(logits, digits_BLPd[..., i], share_N) for i, logits in enumerate(logits_per_digit)]
         return torch.stack(nats).sum()
 
-    @staticmethod
-    def numbers(loss: Tensor) -> dict[str, Tensor]:
+    def numbers(self, loss: Tensor, _: Tensor) -> dict[str, Tensor]:
         """Return further numbers to log: the loss in bits."""
         return {"bits_per_code": loss / math.log(2)}
 
@@ -106,15 +105,20 @@ class PixelTarget(nn.Module):
 
     def forward(self, h_BLD: Tensor, pixels_BLPC: Tensor) -> Tensor:
         """Return the mean squared error, a scalar in fp32, for pixels in 0..255 or differences of such pixels."""
-        target_BLPC = pixels_BLPC.float() / 255
-        std, mean = torch.std_mean(target_BLPC, dim=2, keepdim=True)
-        target_BLPC = (target_BLPC - mean) / (std + 1e-6)
-        return F.mse_loss(self.head(h_BLD).float(), target_BLPC.flatten(2))
+        return F.mse_loss(self.head(h_BLD).float(), _normalised(pixels_BLPC).flatten(2))
 
-    @staticmethod
-    def numbers(loss: Tensor) -> dict[str, Tensor]:
-        """Return further numbers to log: none."""
-        return {}
+    def numbers(self, _: Tensor, pixels_BLPC: Tensor) -> dict[str, Tensor]:
+        """Return further numbers to log: in evaluation, `pixel_baseline`, the loss of predicting the mean of each tubelet.
+
+        It is below 1 because constant channels of tubelets, as in black bars and unmoved background, have the target 0.
+        """
+        return {} if self.training else {"pixel_baseline": _normalised(pixels_BLPC).square().mean()}
+
+
+def _normalised(pixels_BLPC: Tensor) -> Tensor:
+    pixels_BLPC = pixels_BLPC.float() / 255
+    std, mean = torch.std_mean(pixels_BLPC, dim=2, keepdim=True)
+    return (pixels_BLPC - mean) / (std + 1e-6)
 
 
 Difference = Literal["within", "next"]

@@ -9,7 +9,7 @@ Target   A random share `targets` of the tokens of each next cluster: cross-entr
          the paper.
 
 Legend: B batch, N clusters, R ranks of a step, K tokens of a cluster, k of them visible, m of them predicted, M = R * k visible
-tokens, Q = R * m predicted tokens, D width.
+tokens, Q = R * m predicted tokens, P codes or pixels of a token, D width.
 """
 
 import math
@@ -105,8 +105,9 @@ class ARVideo(Objective):
         context_rotation = self.query_positions(visible_BM)[1]
         context = AttentionContext(mask(predicted, self.kept), rotation, context_rotation, mask(predicted, predicted))
         h_BQD = self.decoder(self.query_D + query_BQD, x_BMD, context)
-        loss = self.target(h_BQD, take(self.predicts.tokens(batch), predicted_BQ))
-        return {"loss": loss, **self.target.numbers(loss.detach())}
+        content_BQP = take(self.predicts.tokens(batch), predicted_BQ)
+        loss = self.target(h_BQD, content_BQP)
+        return {"loss": loss, **self.target.numbers(loss.detach(), content_BQP)}
 
     def _hidden_in_words(self) -> str:
         size = self.members_NK.shape[1]

@@ -11,7 +11,7 @@ Model    A ViT on the visible tokens, a regressor whose queries for hidden token
 Target   Cross-entropy of the hidden tubelets' codes, and squared error of their normalised RGB differences. With `align`, also
          the squared error between the regressor's output and the encoder's output for the hidden tokens.
 
-Legend: B batch, M visible and Q hidden tokens, D width.
+Legend: B batch, M visible and Q hidden tokens, P codes or pixels of a token, D width.
 """
 
 import math
@@ -110,8 +110,9 @@ class MAM2(Objective):
         for name, decoder in self.decoders.items():
             h_BQD = cast(Encoder, decoder).last(regressed_BQD + query_BQD, rotation=rotation)
             target = cast(Target, self.targets[name])
-            losses[name] = target(h_BQD, take(self._target_content(name, batch), hidden_BQ))
-            numbers |= target.numbers(losses[name].detach())
+            content_BQP = take(self._target_content(name, batch), hidden_BQ)
+            losses[name] = target(h_BQD, content_BQP)
+            numbers |= target.numbers(losses[name].detach(), content_BQP)
         if self.weights["align"] > 0:
             # No gradient: the encoder must not learn outputs that are easy to regress.
             with torch.no_grad():

@@ -5,7 +5,7 @@ Input    Tubelets of pixels, or codes of a tokenizer.
 Model    A ViT on the visible tokens, and a narrow self-attention decoder on them and on a mask token for each hidden token.
 Target   Squared error of the hidden tubelets' pixels, normalised per channel, or cross-entropy of their codes.
 
-Legend: B batch, M visible and Q hidden tokens, D width.
+Legend: B batch, M visible and Q hidden tokens, P codes or pixels of a token, D width.
 """
 
 from typing import Any
@@ -72,5 +72,6 @@ class VideoMAE(Objective):
         position_BLD, rotation = self.decoder_positions(torch.cat([visible_BM, hidden_BQ], dim=1))
         position_BMD, query_BQD = position_BLD.tensor_split([visible_BM.shape[1]], dim=1)
         h_BQD = self.decoder(self.mask_D + query_BQD, x_BMD, position_BMD, rotation)
-        loss = self.target(h_BQD, take(self.predicts.tokens(batch), hidden_BQ))
-        return {"loss": loss, **self.target.numbers(loss.detach())}
+        content_BQP = take(self.predicts.tokens(batch), hidden_BQ)
+        loss = self.target(h_BQD, content_BQP)
+        return {"loss": loss, **self.target.numbers(loss.detach(), content_BQP)}

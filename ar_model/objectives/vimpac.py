@@ -10,7 +10,8 @@ Target   Cross-entropy of the hidden codes, whose output vectors are shared with
 The ViT has pre-norm blocks with attention over all tokens, as for the other objectives here. The paper's blocks are post-norm
 and attend along time first, then along height and width.
 
-Legend: B clips (with pairs: all first clips, then all second clips), L tokens, K of them that may be predicted, D width.
+Legend: B clips (with pairs: all first clips, then all second clips), L tokens, K of them that may be predicted,
+P codes of a token, D width.
 """
 
 import math
@@ -105,8 +106,9 @@ class VIMPAC(Objective):
         last_BLD = self._layers(x_BLD, self.positions)[-1]
         clip_BD, out_BLD = last_BLD[:, 0], last_BLD[:, 1:]
         predicted_BK, share_BK = _predicted(hidden_BL, seed_B)
-        nats = self.target(take(self.encoder.norm(out_BLD), predicted_BK), take(content_BLP, predicted_BK), share_BK)
-        numbers = self.target.numbers(nats.detach())
+        content_BKP = take(content_BLP, predicted_BK)
+        nats = self.target(take(self.encoder.norm(out_BLD), predicted_BK), content_BKP, share_BK)
+        numbers = self.target.numbers(nats.detach(), content_BKP)
         if not with_pairs or self.head is None:
             return {"loss": nats, **numbers}
         first_BD, second_BD = self.head(self.encoder.norm(clip_BD)).chunk(2)

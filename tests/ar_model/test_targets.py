@@ -132,6 +132,20 @@ def test_a_perfect_prediction_has_no_loss() -> None:
     assert target(torch.randn(1, 1, 4), pixels_BLPC).item() < 1e-9
 
 
+@pytest.mark.parametrize("flat", [0, 1, 3])
+def test_the_baseline_of_pixels_is_the_loss_of_predicting_means(flat: int) -> None:
+    """The variance is unbiased, so a tubelet of 8 pixels that vary has 7 / 8, and a constant one has 0."""
+    pixels_BLPC = torch.randint(0, 256, (2, 4, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels_BLPC[:, :flat] = 16
+    target = PixelTarget(6, (2, 2, 2))
+    torch.nn.init.zeros_(target.head.weight)
+    loss = target(torch.randn(2, 4, 6), pixels_BLPC)
+    assert target.numbers(loss, pixels_BLPC) == {}, "training needs no baseline"
+    (baseline,) = target.eval().numbers(loss, pixels_BLPC).values()
+    assert baseline.item() == pytest.approx((4 - flat) / 4 * 7 / 8, rel=1e-3)
+    assert baseline.item() == pytest.approx(loss.item(), rel=1e-6), "a head of zeros predicts means"
+
+
 @pytest.mark.parametrize("value", [0, 1, 77, 255])
 def test_constant_tubelets_have_a_finite_loss(value: int) -> None:
     target = PixelTarget(6, (2, 8, 8))

@@ -96,7 +96,7 @@ def test_a_pixel_loss_is_not_returned_in_bits() -> None:
     model = build(target="pixels").eval()
     batch = random_batch(3)
     out, traced = model(batch), trace(model, batch)
-    assert set(out) == {"loss"} and out["loss"].requires_grad
+    assert set(out) == {"loss", "pixel_baseline"} and out["loss"].requires_grad
     assert traced.losses_BMP.shape == (3, 7 * 4, 8 * 3)
     assert out["loss"].item() == pytest.approx(traced.losses_BMP.mean().item())
 

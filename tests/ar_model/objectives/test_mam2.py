@@ -57,6 +57,17 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert not build(motion=0.0, input="codes").needs_pixels and build(motion=0.0).needs_pixels
 
 
+@pytest.mark.parametrize("difference", ["within", "next"])
+def test_the_baseline_is_that_of_the_hidden_differences(difference: str) -> None:
+    """Only the right half of the video changes. A decoder of zeros predicts the mean of each tubelet."""
+    model, video = build(appearance=0, motion=2, align=1, difference=difference).eval(), batch()
+    video["pixels_BTHWC"][:, 1:, :, :4] = video["pixels_BTHWC"][:, :1, :, :4]
+    numbers = model(video)
+    assert numbers["pixel_baseline"] < 0.8 < numbers["motion"] < numbers["loss"] / 2
+    torch.nn.init.zeros_(model.targets["motion"].head.weight)
+    assert torch.isclose(model(video)["motion"], numbers["pixel_baseline"])
+
+
 @pytest.mark.parametrize("changes", [{}, {"input": "codes"}, {"rope": False, "difference": "next"}])
 def test_predictions_do_not_depend_on_hidden_tokens(changes: dict[str, Any]) -> None:
     model, data = build(**changes), batch()
