@@ -31,7 +31,7 @@ from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.recorded_tokenizer import tokenizer_to_record
 from pipelines.engine.run import Run
 from pipelines.engine.training import make_accelerator
-from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
+from pipelines.evaluation.collapse import collapse_warning
 from pipelines.settings.tokenize import Tokenize
 from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VideoTokenizer, load_tokenizer
@@ -75,8 +75,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     manifest = cache.manifest
-    if manifest["codes_used"] < COLLAPSED * min(cache.vocab_size, manifest["codes"]):
-        say(accelerator, collapse_warning(manifest["codes_used"], cache.vocab_size))
+    if warning := collapse_warning(manifest["codes_used"], cache.vocab_size, manifest["codes"]):
+        say(accelerator, warning)
     if (short := _short_videos(cache)) > len(cache) / 2:
         say(accelerator, _padding_warning(config.clip, short, len(cache)))
     if bf16 := manifest["bf16"]:

@@ -1,14 +1,23 @@
 """Warnings for a collapsed codebook, in which only a few codes are in use."""
 
-COLLAPSED = 0.05
-"""Fraction of codes in use below which a codebook counts as collapsed."""
+_COLLAPSED = 0.05
+"""Share of the codes that could be in use below which a codebook counts as collapsed."""
 _LONGER = "train the tokenizer longer (pipelines/train_tokenizer.py --steps)"
 
 
-def collapse_warning(used: int, vocabulary: int, advice: str = _LONGER) -> str:
-    """Return the one-line warning for a codebook of which only `used` codes are in use."""
+def collapse_warning(used: float, vocabulary: int, codes: int, advice: str = _LONGER) -> str | None:
+    """Return the one-line warning for a collapsed codebook, or None if enough codes are in use.
+
+    Args:
+        used: number of different codes among those counted.
+        vocabulary: size of the codebook.
+        codes: number of codes that were counted, which is an upper bound for the codes in use.
+        advice: how to avoid a collapse, as the end of a sentence.
+    """
+    if used >= _COLLAPSED * min(vocabulary, codes):
+        return None
     return (
-        f"WARNING: only {used} of {vocabulary} codes are in use, so a low number of bits per code means little. "
+        f"WARNING: only {round(used)} of {vocabulary} codes are in use, so a low number of bits per code means little. "
         f"First look at the reconstructions of the tokenizer, then {advice}."
     )
 
@@ -20,12 +29,12 @@ class CollapseAlarm:
 
     Args:
         vocabulary: size of the codebook.
-        codes: number of codes in one validation, which is an upper bound for the codes in use.
+        codes: number of codes in one validation.
         advice: how to avoid a collapse, as the end of a sentence.
     """
 
     def __init__(self, vocabulary: int, codes: int, advice: str) -> None:
-        self._vocabulary, self._most, self._advice = vocabulary, min(vocabulary, codes), advice
+        self._vocabulary, self._codes, self._advice = vocabulary, codes, advice
         self._best = 0.0
         self._given: set[str] = set()
 
@@ -33,8 +42,8 @@ class CollapseAlarm:
         """Return the warning for a validation with `dead` unused codes, or None if there is none or it was given before."""
         used = self._vocabulary - dead
         self._best = max(self._best, used)
-        if used < COLLAPSED * self._most:
-            kind, text = "few", collapse_warning(round(used), self._vocabulary, self._advice)
+        if few := collapse_warning(used, self._vocabulary, self._codes, self._advice):
+            kind, text = "few", few
         elif used < self._best / 2:
             now, best = (f"{100 * count / self._vocabulary:.0f} %" for count in (used, self._best))
             text = (

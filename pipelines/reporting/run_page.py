@@ -20,7 +20,7 @@ from data.sources import hold_out
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorded_tokenizer
 from pipelines.engine.run import RUNS, cache_of, metrics_of, read_json
 from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
-from pipelines.evaluation.collapse import COLLAPSED, collapse_warning
+from pipelines.evaluation.collapse import collapse_warning
 from pipelines.reporting.pages import mean_with_error, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 
@@ -60,7 +60,6 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
     cache = TokenCache.open(cache_of(folder))
     probe_files = sorted(folder.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
     probes = [_read(file, Probing) for file in probe_files]
-    used = cache.manifest["codes_used"]
     validated = "held out" if hold_out(cache.videos)[1] else "training clips"
     values = {
         "title": f"{summary['objective']} on {cache.name}",
@@ -69,7 +68,7 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "curves": _curves(folder, summary, validated),
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
-        "collapse": collapse_warning(used, cache.vocab_size) if used < COLLAPSED * cache.vocab_size else None,
+        "collapse": collapse_warning(cache.manifest["codes_used"], cache.vocab_size, cache.manifest["codes"]),
         "cache": cache,
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),

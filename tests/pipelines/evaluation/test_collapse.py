@@ -15,7 +15,7 @@ def test_few_codes_give_one_warning_with_advice() -> None:
     alarm = CollapseAlarm(1000, 10_000, "buy more codes")
     assert alarm.check(1, 950) is None
     warning = alarm.check(2, 951)
-    assert warning == collapse_warning(49, 1000, "buy more codes")
+    assert warning == collapse_warning(49, 1000, 10_000, "buy more codes")
     assert "WARNING: only 49 of 1000 codes" in warning and "buy more codes" in warning
     assert alarm.check(3, 990) is None
     assert alarm.check(4, 400) is None
