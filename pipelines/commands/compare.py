@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from ar_model.folds import chance
+from ar_model.folds import Fold, chance
+from ar_model.objectives import Objective
 from ar_model.probes import ATTENTIVE, PROTOCOL
 from data.cache import TokenCache, find_cache
 from data.files import sha256_of, write_json
 from data.loading import BatchPlan, TokenDataset
-from pipelines.commands.pretrain_ar import check_pairs
+from pipelines.commands.pretrain_ar import check_pairs, warnings_of
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.config import parse
 from pipelines.engine.console import progress, say, say_newest
@@ -24,8 +25,9 @@ from pipelines.engine.device import device_name, resolve_precision, start_accele
 from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
+from pipelines.evaluation.collapse import collapse_warning
 from pipelines.evaluation.comparison import Entry, leads_of, models_of, row_of
-from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model
+from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model, seen_in_pretraining
 from pipelines.reporting.comparison_page import write_comparison
 from pipelines.settings.compare import Compare
 from pipelines.settings.pretrain_ar import Pretrain
@@ -39,13 +41,15 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     say_newest("--cache", config.cache, cache.address)
     labelled = LabelledVideos.of(cache)
-    entries = {file.stem: _read_entry(file, cache) for file in config.files}
+    read = {file.stem: _read_entry(file, cache) for file in config.files}
+    entries = {name: entry for name, (entry, _) in read.items()}
     texts = {name: entry.text for name, entry in entries.items()}
     run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE, EVALUATION]))
     accelerator = start_accelerator(resolve_precision("auto"))
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
-    for note in (*labelled.notes, *labelled.unpredictable(repetitions)):
-        say(accelerator, note)
+    notes = _notes(cache, labelled, repetitions, {name: objective for name, (_, objective) in read.items()})
+    for note, concerned in notes.items():
+        say(accelerator, f"{', '.join(concerned)}: {note}" if concerned else note)
     if accelerator.num_processes > 1:
         raise ValueError("compare starts its own training runs: start it with python, not with accelerate launch")
     if run.begin_unless_finished(accelerator):
@@ -67,15 +71,15 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         final = {name: [outcomes[job.out / "model"] for job in jobs if job.name == name] for name in entries}
         groups_M = labelled.groups_of(next(iter(outcomes.values()))["tested"])
         table = [row_of(name, entries, jobs, outcomes, groups_M) for name in entries]
-        about = _about(config, cache, labelled, accelerator)
+        about = {**_about(config, cache, labelled, accelerator), "notes": notes}
         run.finish(accelerator, {**about, "table": table, "leads": leads_of(final, groups_M), **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
 
 
-def _read_entry(file: Path, cache: TokenCache) -> Entry:
-    """Read an entry from its settings file.
+def _read_entry(file: Path, cache: TokenCache) -> tuple[Entry, Objective]:
+    """Read an entry from its settings file; return it with its objective, without weights.
 
     Raises:
         ValueError: if the file or its settings are invalid, or the cache lacks pixels or views that the objective needs.
@@ -92,7 +96,26 @@ def _read_entry(file: Path, cache: TokenCache) -> Entry:
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
         raise ValueError(f"entries: {file}: {error}") from None
-    return Entry(settings, text, objective.conditioning)
+    return Entry(settings, text, objective.conditioning), objective
+
+
+def _notes(
+    cache: TokenCache,
+    labelled: LabelledVideos,
+    repetitions: Sequence[Sequence[Fold]],
+    objectives: Mapping[str, Objective],
+) -> dict[str, list[str]]:
+    """Return the reasons to doubt the results, before any training, each with its entries; none if it concerns the cache.
+
+    The training runs print their warnings to nobody, so all warnings of pre-training are collected here.
+    """
+    collapse = collapse_warning(cache.manifest["codes_used"], cache.vocab_size, cache.manifest["codes"])
+    general = [*labelled.notes, *labelled.unpredictable(repetitions), *([collapse] if collapse else [])]
+    notes: dict[str, list[str]] = {note: [] for note in general}
+    for name, objective in objectives.items():
+        for warning in warnings_of(objective, cache):
+            notes.setdefault(warning, []).append(name)
+    return notes
 
 
 def _steps(
@@ -166,6 +189,7 @@ def _about(config: Compare, cache: TokenCache, labelled: LabelledVideos, acceler
         "labelled": len(labelled.rows),
         "classes": len(set(labelled.y_N)),
         "n": sum(len(fold.test) for fold in folds),
+        "in_pretraining": seen_in_pretraining(cache, labelled, folds, cache),
         "folds": len(folds),
         "groups": len({group for group in labelled.groups if group}),
         "seeds": config.seeds,

@@ -52,8 +52,9 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     check_pairs(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
-    if objective.needs_pairs and accelerator.is_main_process and (warning := equal_views(cache, rows)):
-        say(accelerator, warning)
+    if accelerator.is_main_process:
+        for warning in warnings_of(objective, cache):
+            say(accelerator, warning)
     backend = _prepare(run, accelerator, objective, dataset, config)
     # Read the name now: FSDP changes the class.
     name = type(objective).__name__
@@ -67,8 +68,6 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         f"unigram entropy {unigram:.2f} bits per code",
     )
     clips = spread(held_out or rows, VALIDATION_CLIPS)
-    if not held_out:
-        say(accelerator, NOTHING_HELD_OUT)
 
     def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:
@@ -133,7 +132,14 @@ def check_pairs(objective: Objective, config: Pretrain) -> None:
         )
 
 
-def equal_views(cache: TokenCache, rows: Sequence[int]) -> str | None:
+def warnings_of(objective: Objective, cache: TokenCache) -> list[str]:
+    """Return the reasons to doubt the results of pre-training: nothing is held out, or clips are contrasted with themselves."""
+    rows, held_out = hold_out(cache.videos)
+    equal = _equal_views(cache, rows) if objective.needs_pairs else None
+    return [*([] if held_out else [NOTHING_HELD_OUT]), *([equal] if equal else [])]
+
+
+def _equal_views(cache: TokenCache, rows: Sequence[int]) -> str | None:
     """Return a warning if a tenth of the videos have only views of the same cut, else None. A sample of the rows is checked."""
     # Each other shard of a remote cache would have to be fetched.
     step = 1 if cache.remote else -(-len(rows) // _PAIRS_CHECKED)

@@ -22,7 +22,7 @@ from pipelines.engine.run import Run, cache_of, find_run, summary_of
 from pipelines.engine.summaries import Pretraining
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error, difference
-from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model
+from pipelines.evaluation.features import EVALUATION, LabelledVideos, probe_model, seen_in_pretraining
 from pipelines.settings.probe import Probe
 
 
@@ -38,7 +38,8 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     accelerator = start_accelerator(resolve_precision("auto"))
     labelled = LabelledVideos.of(cache)
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
-    for note in (*labelled.notes, *labelled.unpredictable(repetitions)):
+    notes = [*labelled.notes, *labelled.unpredictable(repetitions)]
+    for note in notes:
         say(accelerator, note)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
@@ -47,20 +48,33 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         return {}
     with threadpool_limits(torch.get_num_threads()):
         results = _probe_all(accelerator, config, pretrained, cache, labelled, repetitions)
+    trained = _pretraining_cache(config, pretrained, cache)
     summary = {
         "run": str(pretrained),
         "cache": cache.address,
         "protocol": PROTOCOL + (f"; {ATTENTIVE}" if config.attentive else ""),
         "n": sum(len(fold.test) for fold in repetitions[0]),
+        "in_pretraining": None if trained is None else seen_in_pretraining(cache, labelled, repetitions[0], trained),
         "folds": len(repetitions[0]),
         "seeds": config.seeds,
         "skipped": len(cache.manifest["skipped"]),
         "unlabelled": len(cache) - len(labelled.rows) - labelled.left_out,
         "left_out": labelled.left_out,
         "chance": round(chance(labelled.y_N, repetitions[0]), 4),
+        "notes": notes,
         **results,
     }
     return run.finish_alone(summary)
+
+
+def _pretraining_cache(config: Probe, pretrained: Path, cache: TokenCache) -> TokenCache | None:
+    """Return the cache that a network was pre-trained on, or None if it is not the probed cache and cannot be read."""
+    if config.cache is None:
+        return cache
+    try:
+        return TokenCache.open(find_cache(config.caches, cache_of(pretrained)))
+    except (OSError, ValueError):
+        return None
 
 
 def _probe_all(

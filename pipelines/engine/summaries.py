@@ -15,7 +15,14 @@ class Mean(TypedDict):
     stderr: float | None
 
 
-class Pretraining(TypedDict):
+class PixelLosses(TypedDict, total=False):
+    """Losses that only some objectives have, on the validation clips."""
+
+    motion: float
+    pixel_baseline: float
+
+
+class Pretraining(PixelLosses):
     """summary.json of pretrain_ar."""
 
     objective: str
@@ -67,6 +74,8 @@ class ProbeFeatures(TypedDict, total=False):
     attentive_layers: list[Mean]
     gain: dict[str, Gain]
     attentive_training: AttentiveTraining
+    in_pretraining: int | None
+    notes: list[str]
 
 
 class Probing(ProbeFeatures):

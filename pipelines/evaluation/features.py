@@ -19,6 +19,7 @@ from ar_model.objectives import Objective, load_objective
 from ar_model.probes import Outcomes, evaluate, slice_means
 from data.cache import TokenCache
 from data.loading import evaluation_batches
+from data.sources import hold_out
 
 EVALUATION = 3
 """Version of the rules of probes: folds, choices, standard errors. Results of another version are made again."""
@@ -111,6 +112,13 @@ class LabelledVideos:
     def folds(self, seed: int) -> list[Fold]:
         """Split the videos into training and test samples with `make_folds`."""
         return make_folds(self.y_N, self.groups, self.held_out_N, seed)
+
+
+def seen_in_pretraining(cache: TokenCache, labelled: LabelledVideos, folds: Sequence[Fold], trained: TokenCache) -> int:
+    """Return how many tested videos a network that was pre-trained on the cache `trained` has seen, without labels."""
+    videos = {(trained.videos[row].path, trained.videos[row].size) for row in hold_out(trained.videos)[0]}
+    tested = (cache.videos[labelled.rows[sample]] for fold in folds for sample in fold.test)
+    return sum((video.path, video.size) in videos for video in tested)
 
 
 def probe_model(

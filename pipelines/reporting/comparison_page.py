@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ar_model.folds import folds_in_words
 from pipelines.engine.run import environment_of
 from pipelines.evaluation.comparison import RANKING
-from pipelines.reporting.pages import mean_with_error, write_page
+from pipelines.reporting.pages import mean_with_error, pretraining_in_words, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart
 
 Row = Mapping[str, Any]
@@ -40,6 +40,8 @@ def write_comparison(folder: Path, summary: Row) -> Path:
         "layers": [_layers(rows, summary, "attentive"), _layers(rows, summary, "linear")],
         "baselines": bar_chart(bars, x="linear probe", level=(_BASELINES["chance"], summary["chance"])),
         "split": folds_in_words(summary["folds"]),
+        # Comparisons of earlier versions have not counted them.
+        "in_pretraining": pretraining_in_words(summary.get("in_pretraining")),
         "versions": environment_of(folder)["versions"],
         "summary": summary,
     }
@@ -74,7 +76,7 @@ def bits_by_conditioning(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
-    """List the reasons to doubt some results, each with the entries concerned."""
+    """List the reasons to doubt some results, each with the entries concerned; none if it concerns the cache."""
     budget, unit = summary["budget"].split()
     baseline = max(("one_frame", "motion_energy"), key=lambda name: summary[name]["mean"])
     below_baseline, off_budget, warming_up, below_chance = [], [], [], []
@@ -105,7 +107,9 @@ def caveats(rows: Sequence[Row], summary: Row) -> list[tuple[str, list[str]]]:
             below_chance,
         ),
     ]
-    return [(text, entries) for text, entries in texts if entries]
+    # Comparisons of earlier versions have no notes.
+    notes = [(note.removeprefix("WARNING: "), concerned) for note, concerned in summary.get("notes", {}).items()]
+    return [*notes, *((text, entries) for text, entries in texts if entries)]
 
 
 def _curves(rows: Sequence[Row], summary: Row, *, of_time: bool) -> Markup:

@@ -21,6 +21,13 @@ def mean_with_error(value: Mapping[str, float | None]) -> str:
     return f"{value['mean']:.3f}{error}"
 
 
+def pretraining_in_words(seen: int | None) -> str:
+    """State how many tested clips a network was pre-trained on; None is an unknown number."""
+    if seen is None:
+        return "it is unknown how many of them were in pre-training, without labels"
+    return f"{seen} of them were in pre-training, without labels" if seen else "none of them was in pre-training"
+
+
 _TEMPLATES.filters["mean_with_error"] = mean_with_error
 
 

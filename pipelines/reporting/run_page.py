@@ -21,7 +21,7 @@ from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorde
 from pipelines.engine.run import RUNS, cache_of, metrics_of, read_json
 from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
 from pipelines.evaluation.collapse import collapse_warning
-from pipelines.reporting.pages import mean_with_error, write_page
+from pipelines.reporting.pages import mean_with_error, pretraining_in_words, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 
 _SAMPLES = 4
@@ -91,13 +91,16 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str
         tiles.append(["frozen linear probe", mean_with_error(linear), f"n = {probes[-1]['n']}"])
         tiles.append(["untrained network", f"{untrained['mean']:.3f}", f"chance {probes[-1]['chance']:.3f}"])
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
+    measure, name = _loss(summary)
     if bits is None:
-        note = "predicting the mean of each tubelet gives 1"
-        tiles.append([f"squared error of normalised pixels, {validated}", f"{summary['loss']:.3f}", note])
+        # Runs of earlier versions have not recorded the baseline.
+        baseline = summary.get("pixel_baseline")
+        note = "" if baseline is None else f"predicting the mean of each tubelet gives {baseline:.3f}"
+        tiles.append([f"{name}, {validated}", f"{summary[measure]:.3f}", note])
     else:
         saved = 1 - bits / unigram if unigram else 0
         note = f"{abs(100 * saved):.0f} % {'below' if saved >= 0 else 'above'} the unigram entropy of {unigram:.2f}"
-        tiles.append([f"bits per code, {validated}", f"{bits:.2f}", note])
+        tiles.append([f"{name}, {validated}", f"{bits:.2f}", note])
     note = f"{summary['step']} steps in {summary['seconds']:.0f} s"
     tiles.append(["clips per second", f"{summary['clips_per_second']:.0f}", note])
     return tiles
@@ -115,7 +118,10 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
         "verdicts": _verdicts(probe),
         "attentive_training": probe.get("attentive_training"),
         "split": folds_in_words(probe["folds"]),
-        "chart": bar_chart(bars, x="accuracy on held-out clips", level=("chance", probe["chance"])),
+        # Probes of earlier versions have recorded neither.
+        "in_pretraining": pretraining_in_words(probe.get("in_pretraining")),
+        "notes": probe.get("notes", []),
+        "chart": bar_chart(bars, x="accuracy on clips held out from the probe", level=("chance", probe["chance"])),
         "accuracies": [*accuracies, ["most common class", f"{probe['chance']:.3f}"]],
         "layer_columns": ["probe", *columns.values()],
         "layer_accuracies": [[f"layer {i}", *map(mean_with_error, layer)] for i, layer in enumerate(layers, start=1)],
@@ -143,15 +149,24 @@ def _verdicts(probe: dict[str, Any]) -> list[str]:
 
 
 def _curves(folder: Path, summary: dict[str, Any], validated: str) -> Markup:
-    """Draw the bits per code during training, or the loss if the objective predicts pixels."""
-    predicts_codes = summary["bits_per_code"] is not None
-    measure = "bits_per_code" if predicts_codes else "loss"
+    """Draw the bits per code during training, or the squared error if the objective predicts no codes."""
+    measure, name = _loss(summary)
     curves = {f"{validated}, all targets": _curve(folder, f"val_{measure}"), "training": _curve(folder, measure)}
     lines = {name: (steps, values) for name, (steps, values) in curves.items() if steps}
-    if not predicts_codes:
-        return line_chart(lines, x="step", y="squared error of normalised pixels")
-    level = ("unigram entropy of the cache", summary["unigram_bits"])
-    return line_chart(lines, x="step", y="bits per code", level=level)
+    level, value = "mean of each tubelet", summary.get("pixel_baseline")
+    if measure == "bits_per_code":
+        level, value = "unigram entropy of the cache", summary["unigram_bits"]
+    return line_chart(lines, x="step", y=name, level=None if value is None else (level, value))
+
+
+def _loss(summary: dict[str, Any]) -> tuple[str, str]:
+    """Return the key and the name of the loss that the page shows."""
+    if summary["bits_per_code"] is not None:
+        return "bits_per_code", "bits per code"
+    # The loss of MAM2 also contains weights and the alignment of latents.
+    if "motion" in summary:
+        return "motion", "squared error of normalised RGB differences"
+    return "loss", "squared error of normalised pixels"
 
 
 def _curve(run: Path, key: str) -> tuple[list[float], list[float]]:

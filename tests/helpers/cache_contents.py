@@ -75,6 +75,12 @@ def some_cuts(views: int, real: int = 4) -> ClipCuts:
     return ClipCuts(tuple(clips), 4 * views, 25.0)
 
 
+def equal_cuts(views: int) -> ClipCuts:
+    """Views that are all the same cut, as in a square video of the length of a clip."""
+    view = View(start=0, stride=1, real=4, top=0, left=0, size=8, flip=False)
+    return ClipCuts((view,) * views, 4, 25.0)
+
+
 def written_by_hand(
     caches: Path, spec: CacheSpec, codes_N: Sequence[np.ndarray] | np.ndarray, shards: int | None = None
 ) -> CacheWriter:

@@ -36,6 +36,7 @@ def test_probe_results_are_means_with_errors_in_0_to_1(answers: Answers) -> None
         assert 0 <= result["mean"] <= 1
         assert 0 < result["stderr"] < 0.5
     assert answers["probe"]["n"] == 16
+    assert (answers["probe"]["in_pretraining"], answers["probe"]["notes"]) == (0, [])
     assert answers["probe"]["chance"] == 0.125
 
 

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ar_model.objectives import VIMPAC
 from data.cache import TokenCache
 from data.sources import Video
 from pipelines.commands import compare
+from pipelines.commands.pretrain_ar import warnings_of
 from pipelines.engine import sweep
+from pipelines.engine.code_spec import code_spec
 from pipelines.engine.run import read_json
 from pipelines.evaluation.comparison import PROBES
+from tests.helpers.cache_contents import equal_cuts
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start
 from tests.helpers.forked import ENVIRONMENT, START_METHOD, Forked, Result
@@ -63,15 +68,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Pa
     videos = [
         Video(f"{i % 2}/{i:03d}.mp4", 100 + i, label=str(i % 2), split="train" if i % 3 else "test") for i in range(24)
     ]
-    return make_cache(tmp_path_factory.mktemp("cache"), videos, codes_shape=(2, 4, 4), keep_pixels="raw")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.helpers.cache_contents.some_cuts", equal_cuts)
+        return make_cache(tmp_path_factory.mktemp("cache"), videos, codes_shape=(2, 4, 4), keep_pixels="raw")
 
 
 @pytest.fixture(scope="module")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished comparison, started by its command. summary.json holds the last line of stdout."""
+    """Folder of a finished comparison, started by its command, with the last line of stdout in summary.json, and stderr."""
     folder = tmp_path_factory.mktemp("comparison")
-    summary = last_line(start(folder, "compare", *flags_of(folder, cache), launch=[sys.executable]))
-    (folder / "summary.json").write_text(json.dumps(summary))
+    result = start(folder, "compare", *flags_of(folder, cache), launch=[sys.executable])
+    (folder / "summary.json").write_text(json.dumps(last_line(result)))
+    (folder / "stderr").write_text(result.stderr)
     return folder
 
 
@@ -108,6 +116,27 @@ def test_the_page_names_entries_budget_seeds_and_clips(finished: Path) -> None:
     for text in ("order", "blocks", "23 clips", "2 seeds", "24 labelled", "attentive", "clips/s", "most common class"):
         assert text in page, text
     assert "{{" not in page
+
+
+def test_a_warning_of_training_is_said_once_and_is_on_the_page(finished: Path, cache: Path) -> None:
+    """All views of a video are equal, which matters for the contrast of `blocks` only."""
+    summary = read_json(finished / "summary.json")
+    ((note, concerned),) = summary["notes"].items()
+    with torch.device("meta"):
+        objectives = [VIMPAC(code_spec(TokenCache.open(cache)), contrast=contrast) for contrast in (1.0, 0.0)]
+    assert [warnings_of(objective, TokenCache.open(cache)) for objective in objectives] == [[note], []]
+    assert concerned == ["blocks"]
+    lines = (finished / "stderr").read_text().splitlines()
+    (said,) = [number for number, line in enumerate(lines) if note in line]
+    assert (
+        "blocks" in lines[said] and said < [number for number, line in enumerate(lines) if "training runs" in line][0]
+    )
+    assert f"{note}:</b> blocks" in (finished / "out" / "index.html").read_text()
+
+
+def test_the_clips_of_an_official_split_were_not_in_pretraining(finished: Path) -> None:
+    assert read_json(finished / "summary.json")["in_pretraining"] == 0
+    assert "none of them was in pre-training" in (finished / "out" / "index.html").read_text()
 
 
 def test_a_resumed_comparison_computes_only_missing_results(

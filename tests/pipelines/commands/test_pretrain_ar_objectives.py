@@ -11,8 +11,8 @@ import torch
 
 from ar_model.objectives import load_objective
 from data.cache import TokenCache
-from data.clips import ClipCuts, View
 from data.loading import evaluation_batches
+from tests.helpers.cache_contents import equal_cuts
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start, start_ranks
 from tests.pipelines.engine.test_cpu_processes import processes
@@ -98,12 +98,7 @@ def test_a_setting_of_another_objective_is_refused_in_one_line(cache: Path, tmp_
 def test_contrast_between_equal_views_is_said_once(
     cache: Path, tmp_path: Path, call: Call, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second cache, both views of a video are the same cut, as in a square video of the length of a clip."""
-
-    def equal_cuts(views: int) -> ClipCuts:
-        view = View(start=0, stride=1, real=4, top=0, left=0, size=8, flip=False)
-        return ClipCuts((view,) * views, 4, 25.0)
-
+    """In the second cache, both views of a video are the same cut."""
     monkeypatch.setattr("tests.helpers.cache_contents.some_cuts", equal_cuts)
     equal = make_cache(tmp_path, videos=24, codes_shape=(2, 4, 4))
     for run, (chosen, contrast, warned) in enumerate([(equal, "1", 1), (equal, "0", 0), (cache, "1", 0)]):

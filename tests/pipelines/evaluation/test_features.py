@@ -8,7 +8,7 @@ import pytest
 
 from data.cache import TokenCache
 from data.sources import Video
-from pipelines.evaluation.features import LabelledVideos
+from pipelines.evaluation.features import LabelledVideos, seen_in_pretraining
 from tests.helpers.caches import MakeCache
 
 
@@ -67,3 +67,31 @@ def test_standard_errors_use_groups_where_there_are_groups(labelled: Any) -> Non
     assert numbers[0] == numbers[1] == numbers[5] != numbers[2] == numbers[7]
     assert len(np.unique(numbers)) == 2 + 4
     assert len(np.unique(labelled(*[(label, None, None) for label in "abab"]).groups_of(range(4)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("splits", "tested", "seen"),
+    [
+        ([None], 40, 36),  # folds test all videos, and a tenth of them was held out from pre-training
+        (["train", "test"], 20, 0),
+        (["train", "val", None, "test"], 10, 0),
+        (["train", "val"], 20, 0),
+    ],
+)
+def test_tested_videos_that_were_in_pretraining_are_counted(
+    make_cache: MakeCache, tmp_path: Path, splits: list[str | None], tested: int, seen: int
+) -> None:
+    videos = [Video(f"{i}.mp4", i, "ab"[i // 4 % 2], None, splits[i % len(splits)]) for i in range(40)]
+    cache = TokenCache.open(make_cache(tmp_path, videos))
+    labelled = LabelledVideos.of(cache)
+    folds = labelled.folds(0)
+    assert sum(len(fold.test) for fold in folds) == tested
+    assert seen_in_pretraining(cache, labelled, folds, cache) == seen
+    # A network that was pre-trained on another cache has seen the videos of that cache only.
+    others = [Video(f"{i}.mp4", i, None, None, "train") for i in range(4)]
+    others += [Video(f"{i}.mp4", -i, None, None, "train") for i in range(4, 40)]
+    trained = TokenCache.open(make_cache(tmp_path, [*others, Video("x.mp4", 1, None, None, "test")], name="other"))
+    expected = {labelled.rows[sample] for fold in folds for sample in fold.test}
+    assert seen_in_pretraining(cache, labelled, folds, trained) == sum(
+        cache.videos[row].path in {"0.mp4", "1.mp4", "2.mp4", "3.mp4"} for row in expected
+    )

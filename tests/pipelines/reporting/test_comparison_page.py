@@ -7,6 +7,7 @@ import pytest
 
 from data.files import write_json
 from pipelines.reporting.comparison_page import bits_by_conditioning, caveats, verdict, write_comparison
+from pipelines.reporting.pages import pretraining_in_words
 
 
 def row(
@@ -108,6 +109,22 @@ def test_each_caveat_names_its_entries() -> None:
     ]
     assert "(0.410)" in caveats(rows, summary(*rows))[2][0], "the better of the two baselines"
     assert caveats(rows[:1], summary(rows[0])) == []
+
+
+def test_notes_from_before_the_training_come_first(folder: Path) -> None:
+    rows = [row("a", 0.5), row("b", 0.4, 0.97)]
+    content = {**summary(*rows), "notes": {"WARNING: nothing <held> out": [], "equal views": ["a", "b"]}}
+    found = caveats(rows, content)
+    assert found[:2] == [("nothing <held> out", []), ("equal views", ["a", "b"])] and len(found) == 5
+    page = write_comparison(folder, content).read_text()
+    assert "<b>nothing &lt;held&gt; out</b>" in page and "<b>equal views:</b> a, b" in page
+
+
+def test_a_page_says_how_many_tested_clips_were_in_pretraining(folder: Path) -> None:
+    page = write_comparison(folder, {**summary(row("a", 0.5)), "in_pretraining": 540}).read_text()
+    (line,) = [line for line in page.splitlines() if "600 clips" in line]
+    assert "held out from the probes" in line and "540 of them were in pre-training" in line
+    assert "none of them" in pretraining_in_words(0) and "unknown" in pretraining_in_words(None)
 
 
 @pytest.fixture

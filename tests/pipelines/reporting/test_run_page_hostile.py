@@ -32,7 +32,7 @@ FILES: dict[str, dict[str, Any]] = {
     "probe/summary.json": {
         **{"cache": HOSTILE, "linear": MEAN, "untrained": MEAN, "knn": MEAN, "chance": 0.1, "folds": 1, "n": HOSTILE},
         **dict.fromkeys(("seeds", "skipped", "unlabelled", "layer", "protocol"), HOSTILE),
-        **{"layers": [MEAN], "untrained_layers": [MEAN]},
+        **{"layers": [MEAN], "untrained_layers": [MEAN], "in_pretraining": 7, "notes": [HOSTILE]},
     },
 }
 
@@ -82,6 +82,7 @@ def test_every_value_is_escaped_and_none_is_expanded(run: Path, tmp_path: Path) 
     assert not [name for name in tags.found if name.startswith("on")]
     escaped = "&lt;script&gt;alert(1)&lt;/script&gt;"
     assert page.count(f"{escaped}{{{{ commands }}}} {{% for x in y %}}") > 10
+    assert "held out from the probe" in page and "7 of them were in pre-training" in page
 
 
 def test_names_in_charts_are_escaped_and_no_formulas() -> None:
@@ -95,7 +96,7 @@ def test_names_in_charts_are_escaped_and_no_formulas() -> None:
     assert "$x$" in line_chart({"$x$": points, "b": points}, x="x", y="y")
 
 
-OPTIONAL = {"knn", "layers", "untrained_layers"}
+OPTIONAL = {"knn", "layers", "untrained_layers", "in_pretraining", "notes"}
 OTHER: dict[type, list[Any]] = {
     str: [[1], {"a": 1}],
     int: ["x", [1]],
