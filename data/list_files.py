@@ -4,11 +4,11 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.text import printable
+from data.text import escaped
 
 COLUMNS = ("path", "label", "group", "split")
 _DELIMITERS = ",;\t"
@@ -19,15 +19,18 @@ _END_OF_FILE = "\x04\x1a\f\v"
 """Control characters that old programs write at the end of a text (Ctrl-D, Ctrl-Z) or of a page."""
 _SEPARATOR_LINE = re.compile(f'"?sep=([{_DELIMITERS}])"?[\r ]*', re.IGNORECASE)
 """First line by which Excel learns the separator."""
+_LINE_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""Characters that end a line in some programs, except the line feed (`str.splitlines`). They belong to a field only in quotes."""
+_END_OF_LINE = re.compile("\r[ \t\r]*$")
 _FILE_NAME = re.compile(r"\.\w+$")
 # A word of a plain list: plain text, backslashes, quoted text, and # inside a word.
 _ESCAPED, _INNER_HASH = r"""\\[ \t'"\\#]?""", r"(?<=[^ \t])#"
 _QUOTING = rf"""{_ESCAPED}|'[^']*'|"(?:\\.|[^"\\])*"|{_INNER_HASH}"""
 _WORD = {
-    " \t\r": re.compile(rf"""(?:[^ \t\r'"\\#]+|{_QUOTING})+"""),
+    " \t": re.compile(rf"""(?:[^ \t'"\\#]+|{_QUOTING})+"""),
     # Between tabs, only a field that begins with a quote is quoted: others may have an apostrophe.
-    "\t\r": re.compile(
-        rf""" *(?:(?=['"])(?:[^\t\r'"\\#]+|{_QUOTING})+|(?![ '"])(?:[^\t\r\\#]+|{_ESCAPED}|{_INNER_HASH})*)"""
+    "\t": re.compile(
+        rf""" *(?:(?=['"])(?:[^\t'"\\#]+|{_QUOTING})+|(?![ '"])(?:[^\t\\#]+|{_ESCAPED}|{_INNER_HASH})*)"""
     ),
 }
 _PART = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\([ \t'"\\#])""")
@@ -62,6 +65,8 @@ def read_list(file: Path) -> Listing:
     A CSV file has a header with a column `path`. Before it, there may be # comments, and a line such as `sep=;` (Excel).
     Blanks at the end of a field are left out. A file that ends in .csv is a plain list if its first line has no separator of
     CSV, or begins with the name of a file and a blank.
+    Characters that end a line in other programs, such as U+2028, are part of a field only in quotes. (They are accepted in a
+    path of a CSV file, because it would not be found if it was wrong.)
     Text is UTF-8 (undecodable bytes are kept) or UTF-16 with a byte order mark.
 
     Raises:
@@ -79,8 +84,9 @@ def read_list(file: Path) -> Listing:
 
 
 def shown(text: str) -> str:
-    """Return a part of a list for a message: printable, and at most 200 characters."""
-    return printable(text if len(text) <= 200 else f"{text[:200]}…")
+    """Return a part of a list for a message: without characters that cannot be seen, and at most 200 characters."""
+    text = escaped(text[:201])
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _text(file: Path) -> str:
@@ -149,17 +155,21 @@ def _names(header: str, delimiter: str) -> list[str]:
 
 def _csv(file: Path, text: str, delimiter: str, above: int) -> Listing:
     records = _records(file, text, delimiter, above)
-    _, names = next(records)
+    _, names, _ = next(records)
     names = [name.strip().lower() for name in names]
     for name in COLUMNS:
         if names.count(name) > 1:
             raise ValueError(f"{file}: its header has {names.count(name)} columns {name!r}, expected one")
     rows = []
-    for line, fields in records:
+    for line, fields, raw in records:
         # Spreadsheets add empty fields at the end of rows.
         if len(fields) < len(names) or any(fields[len(names) :]):
             count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
             raise ValueError(f"{file}, line {line}: {count}, but the header has {len(names)} columns")
+        try:
+            _check_line_breaks(names, fields, raw)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {line}: {error}") from None
         values = dict(zip(names, fields, strict=False))
         # The reader leaves out blanks after a separator. In front of one, they cannot be seen either.
         row = Row(line, **{name: values.get(name, "").rstrip(" \t") for name in COLUMNS})
@@ -169,18 +179,36 @@ def _csv(file: Path, text: str, delimiter: str, above: int) -> Listing:
     return Listing(rows, tuple(name for name in names if name and name not in COLUMNS))
 
 
-def _records(file: Path, text: str, delimiter: str, above: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the first line and the fields of each row that is not empty, below the lines `above` the header."""
-    stream = io.StringIO("\n".join(_lines(text)[above:]), newline="")
-    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+def _records(file: Path, text: str, delimiter: str, above: int) -> Iterator[tuple[int, list[str], str]]:
+    """Yield the number of the first line, the fields and the text of each row that is not empty, below the lines `above`."""
+    raw_lines: list[str] = []
+
+    def read_lines() -> Iterator[str]:
+        for raw_line in io.StringIO("\n".join(_lines(text)[above:]), newline=""):
+            raw_lines.append(raw_line)
+            yield raw_line
+
+    reader = csv.reader(read_lines(), delimiter=delimiter, skipinitialspace=True, strict=True)
     line = above + 1
     try:
         for fields in reader:
             if any(fields):
-                yield line, fields
+                yield line, fields, "".join(raw_lines)
+            raw_lines.clear()
             line = above + reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{file}, line {line}: {error}") from None
+
+
+def _check_line_breaks(names: Sequence[str], fields: Sequence[str], raw: str) -> None:
+    """Refuse a character that ends a line in other programs outside quotes, except in a path.
+
+    Raises:
+        ValueError: with the character and the field.
+    """
+    for name, field in zip(names, fields, strict=False):
+        if name != "path" and _LINE_BREAK.search(field) and '"{}"'.format(field.replace('"', '""')) not in raw:
+            _check_line_break(field)
 
 
 def _plain_rows(file: Path, text: str) -> Iterator[Row]:
@@ -204,12 +232,21 @@ def _plain_rows(file: Path, text: str) -> Iterator[Row]:
 
 
 def _fields(line: str) -> list[str]:
-    """Split a line of a plain list. Raises ValueError for an open quote, or an empty field between tabs."""
+    """Split a line of a plain list. Raises ValueError for an open quote, a line break, or an empty field between tabs."""
+    line = _END_OF_LINE.sub("", line)
     if "\t" in line:
-        fields = _words(line.strip(" "), "\t\r")
+        fields = _words(line.strip(" "), "\t")
         if len(fields) > 1:
             return fields
-    return _words(line, " \t\r")
+    return _words(line, " \t")
+
+
+def _check_line_break(text: str) -> None:
+    """Raise ValueError if a part of a line outside quotes contains a character that ends a line in other programs."""
+    if match := _LINE_BREAK.search(text):
+        raise ValueError(
+            f"{shown(match[0])} in {shown(text)} ends a line in some programs; replace it by a line feed, or quote the name"
+        )
 
 
 def _words(line: str, blanks: str) -> list[str]:
@@ -219,6 +256,7 @@ def _words(line: str, blanks: str) -> list[str]:
         start = _skip(blanks, line, end)
         first = _skip(" ", line, start)
         if first == len(line) or line[first] == "#":
+            _check_line_break(line[first:])
             return words
         match = _WORD[blanks].match(line, start)
         if match is None or line[match.end() : match.end() + 1] not in ("", "#", *blanks):
@@ -227,6 +265,7 @@ def _words(line: str, blanks: str) -> list[str]:
         if not raw or (words and " " not in blanks and line.count("\t", end, start) > 1):
             raise ValueError("an empty field between two tabs; write '' for a missing label")
         is_literal = " " not in blanks and raw[0] not in "'\""
+        _check_line_break(raw if is_literal else _PART.sub("", raw))
         words.append(_ESCAPE.sub(r"\1", raw) if is_literal else _PART.sub(_unquoted, raw))
         end = match.end()
 

@@ -1,8 +1,6 @@
 """Sources of videos: a folder, a list file or a built-in set, read into one sorted list of `Video`."""
 
-import functools
 import hashlib
-import math
 import os
 import re
 import stat
@@ -11,11 +9,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from data.list_files import COLUMNS, Row, read_list, shown
-from data.text import printable
+from data.list_files import COLUMNS, Row, read_list
+from data.list_lookup import look_up
+from data.text import appearance, escaped, told_apart
+from data.video_files import ABSENT, ENDINGS, FolderContent, FoundFile, find_videos, named, names_of_files
 
-_SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
-SUFFIXES = frozenset(_SUFFIXES.split())
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval"),
@@ -25,18 +23,6 @@ _SPLITS = {name: split for split, names in _SPLIT_NAMES.items() for name in name
 _LIKE_A_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})([^a-z].*)?", re.DOTALL)
 """Names such as val_256, in lower case."""
 BUILTIN = "builtin:"
-_SYSTEM_FOLDERS = {
-    *("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
-    *("$recycle.bin", "recycler", "system volume information", "lost+found", "lost.dir", "found.000"),
-    *("~snapshot", "@tmp", "network trash folder", "temporary items"),
-}
-"""Folders that operating systems and network drives add, in lower case. Hidden ones begin with a dot."""
-_SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini"}
-"""Files that operating systems add to any folder, in lower case. Nobody needs to be told about them."""
-_APPLE_DOUBLE = "._"
-"""Beginning of files in which macOS keeps attributes of the file with the rest of the name."""
-_MOST_NAMED = 5
-"""Maximum number of names in a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +75,25 @@ def load_source(src: str) -> Source:
         return _builtin(src)
     # Path.expanduser raises RuntimeError for an unknown user.
     path = Path(os.path.expanduser(src))
-    if not src or not os.path.exists(path):
-        raise FileNotFoundError(f"{src}: no such folder or list file")
-    return _folder(path) if path.is_dir() else _listed(path)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode) if src else None
+    except ValueError:
+        is_folder = None
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise ValueError(f"{escaped(src)}: cannot be read: {error.strerror}") from None
+        is_folder = None
+    if is_folder is None:
+        raise FileNotFoundError(f"{escaped(src)}: no such folder or list file")
+    return _folder(path) if is_folder else _listed(path)
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
     """Return the rows to train on and the held-out rows, for validation during training.
 
     Videos of the split val are held out, and other videos of a split than train are not used: they stay unseen until the final
-    test. Without val, all videos of a split other than train are held out. If no video has such a split, a tenth of the groups,
-    selected by hash, is held out. A video without a group is a group by itself. A single group is not held out.
+    test. Without val, all videos of a split other than train are held out. If no video has such a split, whole groups with about
+    a tenth of the videos are held out (`_held_groups`). A video without a group is a group by itself.
     """
     videos = list(videos)
     splits = {video.split for video in videos} - {None, "train"}
@@ -108,10 +102,45 @@ def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
         train = [row for row, video in enumerate(videos) if video.split in (None, "train")]
         return train, [row for row, video in enumerate(videos) if video.split in validation]
     groups = [video.group or video.path for video in videos]
-    ordered = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode(errors="surrogateescape")).digest())
-    chosen = set(ordered[: math.ceil(len(ordered) / 10)]) if len(ordered) > 1 else set()
+    chosen = _held_groups(Counter(groups))
     rows = range(len(videos))
     return [row for row in rows if groups[row] not in chosen], [row for row in rows if groups[row] in chosen]
+
+
+def training_rows(videos: Sequence[Video], name: str) -> tuple[list[int], list[int]]:
+    """Return what `hold_out` returns for the videos of the source or cache `name`.
+
+    Raises:
+        ValueError: if there are no videos to train on.
+    """
+    train, held_out = hold_out(videos)
+    if not train:
+        counts = Counter(video.split for video in videos)
+        splits = ", ".join(f"{count} in {escaped(str(split))}" for split, count in counts.most_common())
+        raise ValueError(
+            f"{escaped(name)}: no training videos: all {len(videos)} videos are in other splits than train ({splits})"
+        )
+    return train, held_out
+
+
+def _held_groups(sizes: Counter[str]) -> set[str]:
+    """Return the groups that are held out, given the number of videos of each group.
+
+    Groups are held out in the order of their hashes until they have a tenth of the videos. A group with which they would have
+    more than a fifth is passed over. If all are, the smallest group is held out. A single group is not held out.
+    """
+    if len(sizes) < 2:
+        return set()
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode(errors="surrogateescape")).digest())
+    total, held = sizes.total(), 0
+    chosen = set()
+    for group in order:
+        if 10 * held >= total:
+            break
+        if 5 * (held + sizes[group]) <= total:
+            chosen.add(group)
+            held += sizes[group]
+    return chosen or {min(order, key=sizes.__getitem__)}
 
 
 def spread(rows: Sequence[int], most: int) -> list[int]:
@@ -139,77 +168,74 @@ def _builtin(src: str) -> Source:
     return Source(name="moving-digits", root=None, videos=listed, version=moving_digits.VERSION)
 
 
-def _file_size(path: str) -> int | None:
-    """Return the size in bytes, or None if the path is missing, a broken link or not a regular file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
 def _folder(root: Path) -> Source:
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    found: list[tuple[tuple[str, ...], str, int]] = []
-    hidden: list[str] = []
-    endings: Counter[str] = Counter()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        hidden += [name for name in folders if _is_hidden(name)]
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        real_folder = os.path.realpath(folder)
-        # Do not follow links to a folder that contains this one.
-        targets = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
-        folders[:] = [name for name in folders if not f"{real_folder}/".startswith(f"{targets[name]}/")]
-        relative = os.path.relpath(folder, root)
-        parents = () if relative == "." else tuple(relative.split(os.sep))
-        for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            if ending not in SUFFIXES:
-                if file.lower() not in _SYSTEM_FILES and not file.startswith(_APPLE_DOUBLE):
-                    endings[ending or "no ending"] += 1
-                continue
-            # Programs hide their own files with one dot: attributes of macOS (._a.mp4), locks, unfinished copies.
-            if file.startswith(".") and not file.startswith(".."):
-                hidden.append(file)
-                continue
-            path = os.path.join(folder, file)
-            size = _file_size(path)
-            if size is None:
-                raise ValueError(f"{path}: is a broken link or not a regular file")
-            found.append((parents, file, size))
-    notes = _passed_over(hidden, endings)
-    if not found:
-        raise ValueError(f"{root}: contains no video files ({_SUFFIXES}){''.join(f'; {note}' for note in notes)}")
+    content = find_videos(root)
+    notes = content.notes()
+    if not content.files:
+        raise ValueError(f"{root}: contains no video files ({ENDINGS}){''.join(f'; {note}' for note in notes)}")
+    files = names_of_files(root, content.files)
+    found = [names[0] for names in files]
     # If videos are in a top folder that is not named after a split, `train` is a class label (the vehicle), not a split.
-    tops = {parents[0].lower() for parents, _, _ in found if parents}
+    tops = {file.parents[0].lower() for file in found if file.parents}
     has_splits = bool(tops) and tops <= _SPLITS.keys()
+    _check_links(root, content, files, has_splits)
+    if passed_over := sorted(name.path for names in files for name in names[1:]):
+        plural = "s" * (len(passed_over) != 1)
+        notes.append(
+            f"{len(passed_over)} other name{plural} of the same files (links) passed over: {named(passed_over)}"
+        )
     if not has_splits:
-        notes += _unread_splits({parents for parents, _, _ in found})
-    elif count := sum(not parents for parents, _, _ in found):
+        notes += _unread_splits({file.parents for file in content.files})
+    elif count := sum(not file.parents for file in found):
         notes.append(f"{count} of {len(found)} videos are in no folder of a split: they count as training videos")
     videos = []
-    for parents, file, size in found:
-        split = _SPLITS[parents[0].lower()] if parents and has_splits else None
-        label = parents[-1] if len(parents) >= (1 if split is None else 2) else None
-        videos.append(Video("/".join((*parents, file)), size, label=label, split=split))
+    for file in found:
+        label, split = _label_and_split(file.parents, has_splits)
+        videos.append(Video(file.path, file.size, label=label, split=split))
     videos.sort(key=lambda video: video.path)
+    notes += _look_alikes("label", (video.label for video in videos))
     return Source(root.resolve().name, root.resolve(), tuple(videos), tuple(notes))
 
 
-def _is_hidden(folder: str) -> bool:
-    return folder.startswith(".") or folder.lower() in _SYSTEM_FOLDERS
+def _label_and_split(parents: tuple[str, ...], has_splits: bool) -> tuple[str | None, str | None]:
+    """Return the label and the split of the videos in a folder, given by its path below the root."""
+    split = _SPLITS.get(parents[0].lower()) if parents and has_splits else None
+    return parents[-1] if len(parents) >= (1 if split is None else 2) else None, split
 
 
-def _passed_over(hidden: Sequence[str], endings: Counter[str]) -> list[str]:
-    """Return a note about files with endings of no video, and one about hidden and system folders and files."""
-    notes = []
-    if total := endings.total():
-        notes.append(f"{total} file{'s' * (total != 1)} passed over ({_named(endings)})")
-    if hidden:
-        notes.append(f"hidden or system folders and files passed over: {_named(Counter(hidden))}")
-    return notes
+def _check_links(root: Path, content: FolderContent, files: list[list[FoundFile]], has_splits: bool) -> None:
+    """Refuse a folder in which links give one video several labels or splits.
+
+    A folder that is reached through fewer links under another name has the label of that name.
+
+    Raises:
+        ValueError: with the first such pair of names.
+    """
+    folders = {file.parents for file in content.files}
+    with_videos = {parents[:depth] for parents in folders for depth in range(len(parents) + 1)}
+    # Both names, the folders that give each its label and split, and whether both labels count.
+    pairs = [
+        (first.path, first.parents, other.path, other.parents, True) for first, *others in files for other in others
+    ] + [
+        ("/".join(link.read_as), link.read_as, "/".join(link.parents), link.parents, not link.is_alias)
+        for link in content.linked_folders
+        if link.read_as in with_videos
+    ]
+    problems = []
+    for first, first_folders, other, other_folders, labels_count in pairs:
+        label, split = _label_and_split(first_folders, has_splits)
+        other_label, other_split = _label_and_split(other_folders, has_splits)
+        if split and other_split and split != other_split:
+            problems.append((first, other, "splits", f"{split} and {other_split}"))
+        elif labels_count and first_folders in folders and label != other_label:
+            problems.append((first, other, "labels", " and ".join(told_apart(str(label), str(other_label)))))
+    if problems:
+        first, other, kind, values = problems[0]
+        first, other = told_apart(first, other)
+        raise ValueError(
+            f"{root}: {first} and {other} are one file or folder (links) with two {kind}: {values}; "
+            f"keep one name, or give a list file ({len(problems)} of {len(pairs)} such pairs differ)"
+        )
 
 
 def _unread_splits(folders: Collection[tuple[str, ...]]) -> list[str]:
@@ -225,16 +251,21 @@ def _unread_splits(folders: Collection[tuple[str, ...]]) -> list[str]:
         split_of = {name: split for name, split in split_of.items() if name in tops}
     if not split_of:
         return []
-    named = split_of.keys()
-    names = _named(Counter(sorted(named)))
     known = ", ".join(_SPLITS)
-    return [f"folders {names} are not read as splits: top folders are, if all that contain videos are named {known}"]
+    return [
+        f"folders {named(sorted(split_of))} are not read as splits: top folders are, if all that contain videos are named {known}"
+    ]
 
 
-def _named(counts: Counter[str]) -> str:
-    """Return the most frequent names, and an ellipsis if there are more."""
-    names = [printable(name) for name, _ in counts.most_common(_MOST_NAMED)]
-    return ", ".join([*names, "…"] if len(counts) > _MOST_NAMED else names)
+def _look_alikes(kind: str, values: Iterable[str | None]) -> list[str]:
+    """Return a note if two labels or groups look the same, but differ in Unicode form or in characters that show nothing."""
+    alike: dict[str, str] = {}
+    for value in sorted({value for value in values if value}):
+        first = alike.setdefault(appearance(value), value)
+        if first != value:
+            one, other = told_apart(first, value)
+            return [f"the {kind}s '{one}' and '{other}' are different {kind}s"]
+    return []
 
 
 def _listed(file: Path) -> Source:
@@ -243,7 +274,7 @@ def _listed(file: Path) -> Source:
     if not rows:
         raise ValueError(f"{file}: lists no videos")
     list_folder = os.path.realpath(file.parent)
-    paths, sizes = _look_up(file, list_folder, rows)
+    paths, sizes = look_up(file, list_folder, rows)
     # Paths are relative to the list if possible, so that they stay the same if list and videos are moved together.
     folders = {os.path.dirname(path) for path in paths}
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
@@ -264,67 +295,6 @@ def _listed(file: Path) -> Source:
     return Source(file.stem, Path(root), tuple(videos), tuple(notes))
 
 
-def _look_up(file: Path, list_folder: str, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
-    """Return the absolute paths and sizes of the listed videos.
-
-    Raises:
-        ValueError: if a video is missing or listed twice; names the line.
-    """
-    real_folder = functools.cache(os.path.realpath)  # folders are few, files are many
-    paths, sizes = [], []
-    missing: list[Row] = []
-    for row in rows:
-        path, size = _find(list_folder, row.path)
-        if size is None:
-            missing.append(row)
-            continue
-        if os.path.islink(path) or os.path.basename(path) in ("", ".", ".."):
-            path = os.path.realpath(path)
-        folder, name = os.path.split(path)
-        paths.append(os.path.join(real_folder(folder), name))
-        sizes.append(size)
-    if missing:
-        row = missing[0]
-        if os.path.isdir(os.path.join(list_folder, row.path)):
-            problem = f"{shown(row.path)} is a folder, expected a video file"
-        else:
-            problem = f"no such video: {shown(row.path)}{_advice(row.path)}"
-        raise ValueError(f"{file}, line {row.line}: {problem} ({len(missing)} of {len(rows)} are missing)")
-    line_of: dict[str, int] = {}
-    repeated = [
-        (row, path) for row, path in zip(rows, paths, strict=True) if line_of.setdefault(path, row.line) != row.line
-    ]
-    if repeated:
-        row, path = repeated[0]
-        again = f"lists {shown(row.path)} more than once, first in line {line_of[path]}"
-        raise ValueError(f"{file}, line {row.line}: {again} ({len(repeated)} of {len(rows)} rows repeat a video)")
-    return paths, sizes
-
-
-def _find(list_folder: str, name: str) -> tuple[str, int | None]:
-    """Return the path of a listed file and its size; None if it is missing.
-
-    A name that does not exist as it is written is tried with ~ for the home folder, and with the backslashes of Windows.
-    """
-    for written in dict.fromkeys((name, os.path.expanduser(name), name.replace("\\", "/"))):
-        path = os.path.join(list_folder, written)
-        size = _file_size(path)
-        if size is not None:
-            return path, size
-    return os.path.join(list_folder, name), None
-
-
-def _advice(name: str) -> str:
-    """Return what a missing name hints at, to be added to a message."""
-    if any("\udc80" <= character <= "\udcff" for character in name):
-        return "; the list is not UTF-8"
-    if name[1:3] in (":\\", ":/"):
-        return "; drives of Windows are not known here"
-    if os.path.splitext(name)[1].lower() not in SUFFIXES:
-        return "; a path with blanks, quotes or # needs quotes, and a CSV file needs a header with a column path"
-    return ""
-
-
 def _notes_of_list(rows: Sequence[Row], other_columns: Sequence[str], placeholders: bool) -> list[str]:
     notes = []
     if placeholders:
@@ -335,15 +305,14 @@ def _notes_of_list(rows: Sequence[Row], other_columns: Sequence[str], placeholde
         values = Counter(getattr(row, column) for row in rows)
         if values[""] and len(values) > 1:
             notes.append(f"{values['']} of {len(rows)} listed videos have no {column}")
-    labels = {row.label for row in rows}
-    if blurred := sorted(label for label in labels if label != label.strip() and label.strip() in labels):
-        notes.append(f"the label {shown(repr(blurred[0]))} is another one than {shown(repr(blurred[0].strip()))}")
+    for column in ("label", "group"):
+        notes += _look_alikes(column, (getattr(row, column) for row in rows))
     unknown = Counter(
         row.split.strip() for row in rows if row.split.strip() and row.split.strip().lower() not in _SPLITS
     )
     if unknown:
         known = ", ".join(_SPLIT_NAMES)
-        notes.append(f"splits other than {known}: {_named(unknown)}; their videos are held out, not trained on")
+        notes.append(f"splits other than {known}: {named(unknown)}; their videos are held out, not trained on")
     if other_columns:
-        notes.append(f"columns not read: {_named(Counter(other_columns))}; known are {', '.join(COLUMNS)}")
+        notes.append(f"columns not read: {named(other_columns)}; known are {', '.join(COLUMNS)}")
     return notes

@@ -1,11 +1,19 @@
-"""Text for users: tables, sizes, error messages in one line, printable names."""
+"""Text for users: tables, sizes, error messages in one line, printable names, names that look alike."""
 
+import re
 import unicodedata
 
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories of control characters (escape sequences start with one), surrogates, and line and paragraph separators."""
+_INVISIBLE = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that show nothing, or a replacement."""
 _DIRECTIONS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 """Bidirectional classes of characters that reorder the text after them (Unicode Standard Annex 9, section 2)."""
+_OTHER_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Characters that show nothing although Unicode counts them as letters or marks: fillers, joiners, variation selectors."""
+_EDGE_OR_DOUBLE_BLANK = re.compile("^ | $|(?<= ) ")
 
 
 def one_line(message: object, max_length: int | None = None) -> str:
@@ -59,3 +67,38 @@ def printable_lines(text: str) -> str:
 
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS
+
+
+def escaped(text: str) -> str:
+    """Return a name in which each character that cannot be seen is an escape: \\u200b, \\xa0, \\t; \\xff for an undecodable byte.
+
+    Blanks are escaped at both ends and after another blank.
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_escape(c) if _is_invisible(c) else c for c in text)
+    return _EDGE_OR_DOUBLE_BLANK.sub(r"\\x20", text)
+
+
+def appearance(text: str) -> str:
+    """Return the same text for names that look the same: they differ in Unicode form, blanks or characters that show nothing."""
+    seen = ((" " if c.isspace() else c) for c in text if c.isspace() or not _is_invisible(c))
+    return unicodedata.normalize("NFC", re.sub(" +", " ", "".join(seen)).strip())
+
+
+def told_apart(*names: str) -> list[str]:
+    """Return names for a message in which no two of them look the same."""
+    shown = [escaped(name) for name in names]
+    if len({unicodedata.normalize("NFC", name) for name in shown}) == len(set(names)):
+        return shown
+    return [name if name.isascii() else "".join(c if c.isascii() else _escape(c) for c in name) for name in shown]
+
+
+def _is_invisible(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in _INVISIBLE or (category == "Zs" and character != " ") or bool(_OTHER_INVISIBLE.match(character))
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.clips import ClipSpec
 from data.loading import Batch
 from data.source_clips import held_out_clips
-from data.sources import Source, hold_out
+from data.sources import Source, training_rows
 from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.peer import BATCH, LR, Peer
 from pipelines.benchmarks.synthetic import decoded_clips
@@ -82,7 +82,7 @@ def training_clips(source: Source, clip: ClipSpec) -> Tensor:
     Raises:
         ValueError: if the source has no usable video.
     """
-    videos = [source.videos[row] for row in hold_out(source.videos)[0]]
+    videos = [source.videos[row] for row in training_rows(source.videos, source.name)[0]]
     clips = decoded_clips(source, videos, clip, _MEMORY // (clip.frames * clip.size**2 * 3))
     return torch.from_numpy(np.stack([decoded.pixels_THWC for decoded in clips]))
 

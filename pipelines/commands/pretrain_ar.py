@@ -15,7 +15,7 @@ from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.source_clips import NOTHING_HELD_OUT
-from data.sources import hold_out, spread
+from data.sources import spread, training_rows
 from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec
@@ -46,9 +46,9 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=VALIDATION_BATCH)
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
+    rows, held_out = training_rows(cache.videos, cache.address)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    rows, held_out = hold_out(cache.videos)
     parts = plan_parts(accelerator, config, len(rows), blocks_of(cache, rows))
     check_pairs(objective, config)
     dataset = TokenDataset(cache, rows, parts, pixels=objective.needs_pixels, pairs=objective.needs_pairs)

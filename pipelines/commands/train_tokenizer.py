@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from data.files import write_json
 from data.loading import ClipDataset
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
-from data.sources import Source, hold_out, load_source
+from data.sources import Source, load_source, training_rows
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import say, say_notes
 from pipelines.engine.run import Run, metrics_of, read_json
@@ -45,7 +45,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     """Train and save a tokenizer, and return the summary. A finished run is not trained again.
 
     Raises:
-        ValueError: if FSDP is used, or if the settings contradict the clips or each other.
+        ValueError: if FSDP is used, the settings contradict the clips or each other, or there are no training videos.
     """
     if accelerator.is_fsdp2:
         raise ValueError("tokenizers do not train under FSDP: use an accelerate configuration without it")
@@ -58,9 +58,9 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
             "its codebook is updated in every forward pass"
         )
     module = Reconstruction(tokenizer, config.loss)
+    rows, _ = training_rows(source.videos, config.videos)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    rows, _ = hold_out(source.videos)
     parts = plan_parts(accelerator, config, len(rows))
     skipped_file = run.folder / "skipped.json"
     skipped = read_json(skipped_file) if skipped_file.exists() else {}

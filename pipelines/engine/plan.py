@@ -20,7 +20,7 @@ from ar_model.objectives import Objective
 from ar_model.transformer import recompute_activations
 from data.cache import TokenCache
 from data.loading import Batch, blocks_of
-from data.sources import hold_out
+from data.sources import training_rows
 from data.text import size, table
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.device import check_compiler, device_name, matrix_peak
@@ -47,7 +47,7 @@ def plan(
         ValueError: if the run would fail with the same error.
     """
     world, bf16, sharded = accelerator.num_processes, accelerator.mixed_precision == "bf16", accelerator.is_fsdp2
-    train, held_out = hold_out(cache.videos)
+    train, held_out = training_rows(cache.videos, cache.address)
     share = plan_parts(accelerator, config, len(train), blocks_of(cache, train)).batch_size // world
     kernel = _kernel(config.attention, accelerator.device, bf16)
     if config.compile:

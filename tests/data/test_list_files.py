@@ -122,6 +122,33 @@ def test_header_of_a_plain_list_is_no_row(tmp_path: Path) -> None:
     assert rows(tmp_path, "Path Label\na.mp4 run\n") == [Row(2, "a.mp4", "run")]
 
 
+BREAKS = ("\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+
+
+@pytest.mark.parametrize("mark", BREAKS)
+def test_line_break_of_other_programs_is_refused_outside_quotes(tmp_path: Path, mark: str) -> None:
+    joined = [
+        "a.mp4{}b.mp4",
+        "a.mp4 0{}b.mp4 1",
+        "a.mp4\t0{}b.mp4\t1",
+        "a.mp4 0 # c{}b.mp4 1",
+        "it's.mp4\t0{}Bob's.mp4\t1",
+    ]
+    for line in joined:
+        with pytest.raises(ValueError, match=r"line 2: \\[rux]"):
+            rows(tmp_path, f"c.mp4 0\n{line.format(mark)}\n")
+    if mark != "\r":  # a line end of CSV
+        with pytest.raises(ValueError, match=r"line 3: \\[rux]"):
+            rows(tmp_path, f"path,label,group\nc.mp4,0,1\na.mp4,0{mark}b.mp4,1\n", "list.csv")
+    for text in (f"'a{mark}.mp4' 'x{mark}y'\r\n", f"'a{mark}.mp4'\t\"x{mark}y\"\r\n"):
+        assert rows(tmp_path, text) == [Row(1, f"a{mark}.mp4", f"x{mark}y")]
+    assert rows(tmp_path, f'path,label\n"a{mark}.mp4","x{mark}""y"\n') == [Row(2, f"a{mark}.mp4", f'x{mark}"y')]
+
+
+def test_carriage_returns_before_a_line_feed_are_no_part_of_the_line(tmp_path: Path) -> None:
+    assert rows(tmp_path, "a.mp4 run\r\r\nb.mp4\trun\r \n") == [Row(1, "a.mp4", "run"), Row(2, "b.mp4", "run")]
+
+
 REFUSED = {
     "missing field": ("list.csv", "path,label\na.mp4,run\nb.mp4\n", "line 3: 1 field,"),
     "field too many": ("list.csv", "path,label\na.mp4,b,c,d\n", "line 2: 4 fields"),

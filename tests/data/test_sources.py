@@ -313,7 +313,7 @@ def test_values_that_are_not_used_are_noted(tmp_path: Path) -> None:
     text = 'path,label,lable,split\na.mp4,run,x,train \nb.mp4," run",x,holdout\nc.mp4,,x,\n'
     source = load_source(list_file(tmp_path / "list.csv", text))
     assert [video.split for video in source.videos] == ["train", "holdout", None]
-    facts = ["1 of 3 listed videos have no label", "1 of 3 listed videos have no split", "' run'", "holdout", "lable"]
+    facts = ["1 of 3 listed videos have no label", "1 of 3 listed videos have no split", "x20run'", "holdout", "lable"]
     assert len(source.notes) == len(facts)
     assert all(fact in note for fact, note in zip(facts, source.notes, strict=True))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.text import one_line, printable, printable_lines, size, table
+from data.text import appearance, escaped, one_line, printable, printable_lines, size, table, told_apart
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:
@@ -49,3 +49,30 @@ def test_characters_that_control_the_terminal_are_replaced(control: str) -> None
 
 def test_lines_of_a_message_are_kept() -> None:
     assert printable_lines("a\x1b\nb\r\n") == "a\ufffd\nb\ufffd\n"
+
+
+ESCAPED = {
+    "a\u200bb": r"a\u200bb",
+    "\ufeffa": r"\ufeffa",
+    "a\u00a0\u3000": r"a\xa0\u3000",
+    "a\t\n": r"a\t\n",
+    "\udcffa\u2028": r"\xffa\u2028",
+    " a  b ": r"\x20a \x20b\x20",
+    "\u2764\ufe0f": "\u2764\\ufe0f",
+    "видео \u0915\u094d e\u0301 C:\\a": "видео \u0915\u094d e\u0301 C:\\a",
+}
+
+
+@pytest.mark.parametrize("name", ESCAPED)
+def test_characters_that_cannot_be_seen_are_escaped(name: str) -> None:
+    assert escaped(name) == ESCAPED[name]
+    assert one_line(escaped(name)) == escaped(name)
+
+
+def test_names_that_look_the_same_have_one_appearance_and_are_told_apart() -> None:
+    alike = ["\u00e9 x", "e\u0301 x", "\ufeff\u00e9 x", "\u00e9\u00a0x", "\u00e9  x\u200b", " \u00e9 x\u2028"]
+    assert len({appearance(name) for name in alike}) == 1
+    assert len(set(told_apart(*alike))) == len(alike)
+    assert all(name.isascii() for name in told_apart(*alike))
+    assert told_apart("видео", "видео\u200b") == ["видео", "видео\\u200b"]
+    assert appearance("Run") != appearance("run")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.sources import Video
 from pipelines.engine import checkpoints, training
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import TINY_MODEL, Call
@@ -25,6 +26,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> d
         "larger vocabulary": {"vocab_size": 65},
         "other grid": {"codes_shape": (4, 3, 3)},
         "pixels": {"keep_pixels": "raw"},
+        "only test": {"videos": [Video(f"{i}.mp4", 5, split="test") for i in range(3)]},
     }
     return {name: str(make_cache(folder / name, **change)) for name, change in changes.items()}
 
@@ -88,6 +90,15 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert line.startswith("pretrain_ar: error: ")
     assert [word for word in words.split() if word not in line] == []
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--plan"]])
+def test_a_cache_without_training_videos_is_named(
+    pretrain: Callable[..., Any], caches: dict[str, str], flags: list[str]
+) -> None:
+    line = pretrain(*flags, cache="only test")
+    assert [fact for fact in (caches["only test"], "no training videos", "3 in test") if fact not in line] == []
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["xformers", "flex"])

@@ -82,6 +82,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "frames multiple 4 13 17",
     ),
     "dense": (["--clip.views", "dense"], "clip.views dense"),
+    "no training videos": (["--videos", "builtin:moving-digits:0:4"], "builtin:moving-digits:0:4 4 test"),
     "rate of built-in videos": (["--clip.fps", "8"], "clip.fps builtin:moving-digits 8"),
 }
 """Case -> flags, and words that are part of the error line."""
