@@ -99,7 +99,7 @@ def _find(list_folder: str, name: str, names_of: _NamesOfFolders) -> tuple[str, 
         path = os.path.join(list_folder, written)
         if (status := status_of(path)) is not None:
             return path, status
-    if "\0" not in name and not name.isascii():
+    if not name.isascii():
         others = names_of.paths_like(list_folder, name.replace("\\", "/"), _composed)
         if len(others) == 1 and (status := status_of(others[0])) is not None:
             return others[0], status

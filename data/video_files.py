@@ -80,8 +80,9 @@ class FolderContent:
         if self.broken_links:
             notes.append(f"links that lead nowhere passed over: {named(self.broken_links)}")
         if links := [*("/".join(link.parents) for link in self.linked_folders), *self.loops]:
-            count = f"{len(links)} link{'s' * (len(links) != 1)} to folders"
-            notes.append(f"{count} that are read under another name passed over: {named(sorted(links))}")
+            count = f"{len(links)} link{'s' * (len(links) != 1)}"
+            kind = "to folders that are read under another name or contain the link"
+            notes.append(f"{count} {kind} passed over: {named(sorted(links))}")
         return notes
 
 
