@@ -38,8 +38,10 @@ def main(config: Export, settings: str) -> dict[str, Any]:
     else:
         decoder = load_tokenizer(config.tokenizer, trust=config.trust)
         check_tokenizer(cache, f"--tokenizer {config.tokenizer}", decoder)
-    files = export_clips(cache, rows, decoder, config.out)
-    return {"cache": cache.address, "out": str(config.out), "files": [str(file) for file in files]}
+    # Caches of the same videos must not replace each other's files.
+    out = Path("export", cache.name) if config.out is None else config.out
+    files = export_clips(cache, rows, decoder, out)
+    return {"cache": cache.address, "out": str(out), "files": [str(file) for file in files]}
 
 
 def export_clips(cache: TokenCache, rows: Sequence[int], decoder: VideoTokenizer, out: Path) -> list[Path]:

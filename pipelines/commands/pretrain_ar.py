@@ -134,7 +134,7 @@ def check_pairs(objective: Objective, config: Pretrain) -> None:
 
 def warnings_of(objective: Objective, cache: TokenCache) -> list[str]:
     """Return the reasons to doubt the results of pre-training: nothing is held out, or clips are contrasted with themselves."""
-    rows, held_out = hold_out(cache.videos)
+    rows, held_out = training_rows(cache.videos, cache.address)
     equal = _equal_views(cache, rows) if objective.needs_pairs else None
     return [*([] if held_out else [NOTHING_HELD_OUT]), *([equal] if equal else [])]
 

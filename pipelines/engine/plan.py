@@ -23,6 +23,7 @@ from data.loading import Batch, blocks_of
 from data.sources import training_rows
 from data.text import size, table
 from pipelines.engine.code_spec import code_spec
+from pipelines.engine.console import say
 from pipelines.engine.device import check_compiler, device_name, matrix_peak
 from pipelines.engine.step import SingleProcess, train_step
 from pipelines.engine.training import make_optimizer, plan_parts
@@ -87,6 +88,7 @@ def plan(
         "extrapolated": share > TRACED_CLIPS,
         "memory": _memory(step, validating, world, sharded),
         "libraries": libraries,
+        "memory_here": _memory_here(accelerator.device, world),
         "videos": {"train": len(train), "held_out": len(held_out)},
         "validations": validations,
         "steps": config.steps,
@@ -99,6 +101,10 @@ def plan(
     }
     if accelerator.is_main_process:
         print(table(None, _rows(numbers, config)))
+    needed = max(numbers["memory"]["peak"], numbers["memory"]["validation"]) + (libraries or 0)
+    if needed > numbers["memory_here"]:
+        remedy = "lower --batch_size, or raise --accumulate, or set --recompute true"
+        say(accelerator, f"does not fit: needs {size(needed)} of {size(numbers['memory_here'])}; {remedy}")
     accelerator.wait_for_everyone()
     return numbers
 
@@ -180,6 +186,13 @@ def _validation(
     return objective, step
 
 
+def _memory_here(device: torch.device, world: int) -> int:
+    """Return the bytes of memory that a process may use: of its GPU, or its share of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total // world
+
+
 def _collect_facts(objective: Objective, facts: dict[str, Any]) -> None:
     """Add class name and parameter counts to `facts`, and register hooks that add the tokens per clip of a forward pass."""
     parameters = {"total": sum(p.numel() for p in objective.parameters())}
@@ -243,6 +256,7 @@ def _rows(numbers: dict[str, Any], config: Pretrain) -> list[list[str]]:
         ["  optimizer", size(memory["optimizer"]), ""],
         ["  others", size(memory["others"]), f"activations and temporaries, at their peak{uncompiled}"],
         ["  libraries", size(numbers["libraries"] or 0), "Python and its libraries, measured now in this process"],
+        ["memory here", size(numbers["memory_here"]), "per process"],
         ["memory of a validation", size(memory["validation"]), f"{numbers['validations']} validations in the run"],
         ["passes over the data", f"{numbers['epochs']:,.1f}", data],
         ["cache", size(numbers["cache_bytes"]), numbers["cache"]],

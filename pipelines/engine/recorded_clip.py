@@ -13,10 +13,10 @@ from pipelines.engine.console import say
 def say_recorded_clip(accelerator: Accelerator, tokenizers: Sequence[str], clip: ClipSpec) -> None:
     """Print for each tokenizer that is a run whether `clip` equals the clips of its training, and if not, how it differs.
 
-    The number of views is not compared: it changes how many clips there are, not what they show.
+    Different numbers of views are named too, but are no difference: they change how many clips there are, not what they show.
     """
     settings = asdict(clip)
-    del settings["views"]
+    views = settings.pop("views")
     for tokenizer in tokenizers:
         trained = recorded_group(tokenizer, "clip", ClipSpec)
         if trained is None:
@@ -30,6 +30,7 @@ def say_recorded_clip(accelerator: Accelerator, tokenizers: Sequence[str], clip:
         text = ", ".join(
             differences or [f"{name} {_text(value)}" for name, value in settings.items() if value is not None]
         )
+        text += f", views {views}" + (f" (in training {recorded['views']})" if recorded["views"] != views else "")
         relation = "differ from" if differences else "are cut like"
         say(accelerator, f"clips {relation} those that {tokenizer} was trained on: {text}")
 

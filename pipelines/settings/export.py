@@ -18,5 +18,5 @@ class Export:
     """Tokenizer that decodes the codes; by default the tokenizer that made the cache."""
     trust: bool = False
     """Allow a tokenizer that contains code, such as TorchScript."""
-    out: Path = Path("export")
-    """Folder of the mp4 files."""
+    out: Path | None = None
+    """Folder of the mp4 files; by default export/<name of the cache>."""

@@ -73,6 +73,16 @@ def test_the_plan_shows_the_cost_of_a_run_and_writes_nothing(call: Call, here: P
         assert [line.startswith(name) for line in lines].count(True) == 1, call.out
 
 
+def test_the_plan_says_that_a_run_does_not_fit(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total=10**12)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert call("pretrain_ar", "--plan", *SMALL)["memory_here"] == 10**12
+    assert "does not fit" not in call.err
+    memory.total = 10**6
+    call("pretrain_ar", "--plan", *SMALL)
+    assert "does not fit" in call.err and "--batch_size" in call.err
+
+
 def test_the_plan_counts_the_flops_of_a_real_run(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The count includes all matmuls of the steps and of two validations."""
     # Timing the attention kernels would be counted too.

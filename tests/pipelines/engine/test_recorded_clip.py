@@ -24,7 +24,8 @@ def test_equal_clips_with_scales_and_other_views_are_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], views: int
 ) -> None:
     line = said(tmp_path, CLIP, replace(TRAINED, views=views), capsys)
-    assert "are cut like" in line and "scales 1,0.75" in line and "fps 12.5" in line and "views" not in line
+    assert "are cut like" in line and "scales 1,0.75" in line and "fps 12.5" in line and f"views {views}" in line
+    assert ("in training 4" in line) == (views != 4)
 
 
 def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
