@@ -1,15 +1,17 @@
 """Fetch of whole files from a server, within limits of size and time, because a server may be slow or hostile."""
 
 import http.client
+import re
 import socket
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import IO, Any
 from urllib import request
 
 from data.shards import DamagedCache
@@ -25,6 +27,10 @@ _UNESCAPED = "%/:=&?~#+!$,;'@()*[]"  # kept in an address; spaces and non-ASCII 
 
 class TooLarge(DamagedCache):
     """Error for a file with more bytes than are allowed."""
+
+
+class _Permanent(OSError):
+    """Failure that another attempt would repeat."""
 
 
 class Pace:
@@ -48,6 +54,28 @@ class Pace:
             raise TimeoutError(f"the server is too slow: {self._bytes} bytes in {seconds:.0f} s, {limit}")
 
 
+def check_web_address(address: str) -> None:
+    """Raise ValueError if an http or https address has no valid host and port, or has a user name."""
+    authority = re.sub(r"^\w+:/*|[/?#].*", "", address, flags=re.DOTALL)
+    # The text before the last @ may be a password, which a message must not repeat.
+    shown = address.replace(f"{authority.rpartition('@')[0]}@", "") if "@" in authority else address
+    try:
+        if "@" in authority:
+            raise ValueError("an address with a user name or password is not supported")
+        parts = urllib.parse.urlsplit(address)
+        host = parts.hostname or ""
+        if not host or not authority.isprintable() or " " in authority:
+            raise ValueError("the address has no valid host")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError(f"{host:.80} is not a valid host name") from None
+        if parts.port == 0:
+            raise ValueError("Port out of range 0-65535")
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
+
+
 def fetch(address: str, limit: int, pace: Pace) -> bytearray:
     """Fetch a file of at most `limit` bytes. Transient failures are retried while time is left.
 
@@ -63,7 +91,7 @@ def fetch(address: str, limit: int, pace: Pace) -> bytearray:
         except FileNotFoundError:
             raise DamagedCache(f"{address}: missing") from None
         except (OSError, http.client.HTTPException) as error:
-            permanent = isinstance(error, (PermissionError, http.client.InvalidURL))
+            permanent = isinstance(error, (_Permanent, PermissionError, http.client.InvalidURL))
             wait = 0.25 * 4**attempt
             if permanent or attempt + 1 == _ATTEMPTS or pace.left() < wait:
                 raise OSError(f"{address}: cannot be read: {error or type(error).__name__}") from None
@@ -74,16 +102,17 @@ def fetch(address: str, limit: int, pace: Pace) -> bytearray:
 def _fetch_http(address: str, limit: int, pace: Pace) -> bytearray:
     # fsspec's HTTP backend is not used: it adds eight packages, returns short reads before the end of the file, decompresses
     # bodies, retries by itself and reports malformed responses as status 400.
-    url, timeout = urllib.parse.quote(address, safe=_UNESCAPED), max(0.1, min(_TIMEOUT, pace.left()))
+    url = urllib.parse.quote(address, safe=_UNESCAPED, errors="surrogateescape")
     with _watching(pace) as watch:
         # With these handlers a redirect to file:, ftp: or data: fails.
         opener = request.OpenerDirector()
         transport = (request.ProxyHandler(), _Handler(watch), request.UnknownHandler())
-        results = (request.HTTPDefaultErrorHandler(), request.HTTPRedirectHandler(), request.HTTPErrorProcessor())
+        results = (request.HTTPDefaultErrorHandler(), _Redirects(), request.HTTPErrorProcessor())
         for handler in transport + results:
             opener.add_handler(handler)
         try:
-            with opener.open(request.Request(url), timeout=timeout) as response:
+            with opener.open(request.Request(url), timeout=_TIMEOUT) as response:
+                _refuse_encoded(response)
                 declared = _declared_size(response)
                 content = _read(response.read1, address, limit, declared, pace)
         except urllib.error.HTTPError as error:
@@ -91,15 +120,29 @@ def _fetch_http(address: str, limit: int, pace: Pace) -> bytearray:
                 raise FileNotFoundError(address) from None
             # Among client errors, only a timeout, "too early" and "too many requests" are transient.
             if error.code < 500 and error.code not in (408, 425, 429):
-                raise PermissionError(f"{error.code} {error.reason}") from None
+                raise _Permanent(f"{error.code} {error.reason}") from None
             raise
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
             # A connection that was closed because its time is over fails in many ways.
             pace.check()
+            reason = getattr(error, "reason", None)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise _Permanent(f"the server's certificate is not trusted: {reason.verify_message}") from None
             raise
+        except DamagedCache:
+            raise
+        except ValueError as error:
+            raise _Permanent(f"redirect to an invalid address: {error}") from None
     if declared is not None and len(content) < declared:
         raise OSError(f"the connection ended after {len(content)} of {declared} bytes")
     return content
+
+
+def _refuse_encoded(response: http.client.HTTPResponse) -> None:
+    """Raise an error if a body is compressed, although `http.client` asks for the identity encoding."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip()
+    if encoding.lower() not in ("identity", ""):
+        raise _Permanent(f"the server sends the encoding {encoding!r:.40}, expected the file as it is")
 
 
 def _declared_size(response: http.client.HTTPResponse) -> int | None:
@@ -147,9 +190,21 @@ class _Watch:
         self._sockets: list[socket.socket] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def add(self, connected: socket.socket) -> None:
-        # TLS detaches the socket from its object. The duplicate stays valid.
-        self._sockets.append(connected.dup())
+    def connect(self, address: tuple[str, int], timeout: float, source: None = None) -> socket.socket:
+        """Connect to a host, as `socket.create_connection` does, which would give each of its addresses the whole timeout."""
+        failure = OSError("the host has no address")
+        for *_, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            self._pace.check()
+            host, port = str(place[0]), int(place[1])
+            try:
+                connected = socket.create_connection((host, port), max(0.1, min(timeout, self._pace.left())))
+            except OSError as error:
+                failure = error
+            else:
+                # TLS detaches the socket from its object. The duplicate stays valid.
+                self._sockets.append(connected.dup())
+                return connected
+        raise failure
 
     def start(self) -> None:
         self._thread.start()
@@ -180,19 +235,35 @@ def _watching(pace: Pace) -> Iterator[_Watch]:
 
 
 class _Watched(http.client.HTTPConnection):
-    """Connection that a `_Watch` knows from its first byte."""
+    """Connection that a `_Watch` knows before its first byte, thus also during a proxy's reply and the TLS handshake."""
 
     def __init__(self, host: str, *, watch: _Watch, **settings: Any) -> None:
         super().__init__(host, **settings)
-        self._watch = watch
-
-    def connect(self) -> None:
-        super().connect()
-        self._watch.add(self.sock)
+        self._create_connection = watch.connect
 
 
-class _WatchedTLS(http.client.HTTPSConnection, _Watched):
-    """The same for https, whose `connect` calls `_Watched.connect` before TLS begins."""
+class _WatchedTLS(_Watched, http.client.HTTPSConnection):
+    """The same for https."""
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """Return the settings of TLS, which hold the certificates of the system. Reading these takes a tenth of a second."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class _Redirects(request.HTTPRedirectHandler):
+    """Redirects without their bodies, which may have any length."""
+
+    def redirect_request(
+        self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> request.Request | None:
+        check_web_address(newurl)
+        # The base class reads a body to its end. A closed one is empty.
+        fp.close()
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Handler(request.AbstractHTTPHandler):
@@ -206,6 +277,6 @@ class _Handler(request.AbstractHTTPHandler):
         return self.do_open(partial(_Watched, watch=self._watch), req)  # type: ignore[arg-type]
 
     def https_open(self, req: request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(_WatchedTLS, watch=self._watch), req)  # type: ignore[arg-type]
+        return self.do_open(partial(_WatchedTLS, watch=self._watch, context=_trust()), req)  # type: ignore[arg-type]
 
     http_request = https_request = request.AbstractHTTPHandler.do_request_

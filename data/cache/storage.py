@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from data.cache.fetch import Pace, TooLarge, fetch
+from data.cache.fetch import Pace, TooLarge, check_web_address, fetch
 from data.shards import DamagedCache
 
 SCHEMES = ("https", "http", "s3", "gs", "hf")
@@ -193,14 +193,23 @@ Files = Folder | Remote
 
 
 def open_files(address: str | Path) -> Files:
-    """Return the files of a folder or of a remote address. Raises ValueError if the scheme is not in `SCHEMES`."""
+    """Return the files of a folder or of a remote address.
+
+    Raises ValueError if the scheme, in upper or lower case, is not in `SCHEMES`, or a web address has no valid host.
+    """
     text = str(address)
     if not is_address(text):
         return Folder(Path(address))
     scheme = text.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise ValueError(f"{text}: unsupported scheme {scheme!r}, expected one of {', '.join(SCHEMES)}")
-    return Remote(text.rstrip("/"))
+    address = f"{scheme}{text[len(scheme) :].rstrip('/')}"
+    if scheme in ("http", "https"):
+        check_web_address(address)
+        # A server never receives a fragment.
+        if "#" in address:
+            raise ValueError(f"{text}: an address with a fragment (#) is not supported")
+    return Remote(address)
 
 
 def is_address(name: str) -> bool:

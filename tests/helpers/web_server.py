@@ -1,10 +1,15 @@
-"""A local web server for a folder. It records requests, and a test can replace its responses."""
+"""A local web server for a folder, by http or https. It records requests, and a test can replace its responses."""
 
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -37,14 +42,21 @@ class Server(ThreadingHTTPServer):
     # `open_shards` fetches records from many threads.
     request_queue_size = 64
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), lambda *args: Handler(*args, directory=str(folder)))  # type: ignore[arg-type]
+        self._scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # The handshake takes place at the first read, in the thread of the request.
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self._scheme = "https"
         self.requests: list[str] = []
         self.respond: Callable[[Handler], bool] = lambda handler: False
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.server_address[1]}"
 
     def requested(self, suffix: str) -> list[str]:
         """Names of the requested files with this suffix."""
@@ -68,9 +80,9 @@ def failing(times: int, suffix: str, respond: Callable[[Handler], bool]) -> Call
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """Serve a folder from a thread until the `with` block ends."""
-    with Server(folder) as server:
+def serving(folder: Path, certificate: Path | None = None) -> Iterator[Server]:
+    """Serve a folder from a thread until the `with` block ends, by https with a certificate and its key in one file."""
+    with Server(folder, certificate) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -78,3 +90,17 @@ def serving(folder: Path) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def self_signed(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 and its key, in one file. Skips the test without the openssl program."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program")
+    file, key = folder / "certificate.pem", folder / "key.pem"
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "36500"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        ["openssl", "req", *kind, *names, "-keyout", str(key), "-out", str(file)], check=True, capture_output=True
+    )
+    file.write_bytes(file.read_bytes() + key.read_bytes())
+    return file

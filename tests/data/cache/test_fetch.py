@@ -1,5 +1,6 @@
 """Slow and hostile servers: every wait ends, memory is bounded, and a file that is too large is named with its size."""
 
+import gzip
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,48 @@ def test_endless_file_takes_no_more_memory_than_the_limit(server: Server, monkey
     with pytest.raises(DamagedCache, match="more than the 16777216 bytes"):
         TokenCache.open(server.address)
     assert psutil.Process().memory_info().rss - before < 3 * 2**24
+
+
+def test_redirect_takes_no_memory_for_its_body(server: Server, tmp_path: Path, make_cache: MakeCache) -> None:
+    """The body of a redirect may be endless; it is not read."""
+    folder = make_cache(tmp_path, 4)
+    sent: list[int] = []
+
+    def respond(handler: Handler) -> bool:
+        if handler.path.startswith("/moved"):
+            handler.path = handler.path.removeprefix("/moved")
+            return False
+        handler.send(b"", 302, Location=f"/moved/{folder.name}{handler.path}")
+        for _ in range(2**8):
+            sent.append(handler.wfile.write(bytes(2**20)))
+        return True
+
+    server.respond = respond
+    assert len(TokenCache.open(server.address)) == 4
+    assert sum(sent) < 2**25
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 5000])
+def test_compressed_body_is_refused_with_its_encoding(server: Server, encoding: str) -> None:
+    server.respond = lambda handler: handler.send(gzip.compress(b"{}"), Content_Encoding=encoding)
+    with pytest.raises(OSError, match=f"manifest.json: .*encoding '{encoding[:30]}") as caught:
+        TokenCache.open(server.address)
+    assert len(str(caught.value)) < 300
+    assert len(server.requests) == 1
+
+
+def test_file_is_requested_without_compression(server: Server, tmp_path: Path, make_cache: MakeCache) -> None:
+    folder = make_cache(tmp_path, 4)
+    asked: list[str | None] = []
+
+    def respond(handler: Handler) -> bool:
+        asked.append(handler.headers["Accept-Encoding"])
+        handler.path = f"/{folder.name}{handler.path}"
+        return False
+
+    server.respond = respond
+    TokenCache.open(server.address)
+    assert set(asked) == {"identity"}
 
 
 def test_records_are_checked_while_they_are_read(

@@ -286,6 +286,65 @@ def test_invalid_address_is_one_error(end: str, waits: list[float]) -> None:
     assert "is not JSON" not in str(caught.value)
 
 
+def test_scheme_may_have_capital_letters(address: str, folder: Path) -> None:
+    cache = TokenCache.open(address.replace("http", "HTTP"))
+    assert cache.address == address
+    assert np.array_equal(cache.codes(3), TokenCache.open(folder).codes(3))
+
+
+INVALID = {
+    f"http://{'a' * 64}.example/x": "a{64}",
+    "http://a..example/x": "a..example",
+    "http://127.0.0.1:99999/x": "0-65535",
+    "http://127.0.0.1:0/x": "0-65535",
+    "http://127.0.0.1:8o/x": "8o",
+    "https://[::1/x": "IPv6",
+    "https:///x": "no valid host",
+    "https://": "no valid host",
+    "https://:80/x": "no valid host",
+    "http://a b/x": "no valid host",
+    "http://a\tb/x": "no valid host",
+    "http://a\nb/x": "no valid host",
+    "http://a\x1bb/x": "no valid host",
+    "http://a\udcffb/x": "host",
+    "http://host/x#y": "#",
+    "https://me:secret@host/x": "password",
+    "https://me:se@cret@host/x": "password",
+}
+
+
+@pytest.mark.parametrize("text", INVALID, ids=ascii)
+def test_address_without_valid_host_is_refused_before_any_request(text: str) -> None:
+    with pytest.raises(ValueError, match=INVALID[text]) as caught:
+        TokenCache.open(text)
+    message = str(caught.value)
+    assert "/x" in message or text == "https://"
+    assert "secret" not in message
+    assert "cret" not in message
+
+
+@pytest.mark.parametrize("path", ["a b", "\u00fc", "a\nb", "a@b", "100%"], ids=ascii)
+def test_path_of_an_address_may_have_any_characters(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / path).symlink_to(original)
+    with serving(tmp_path) as server:
+        assert len(TokenCache.open(f"{server.address}/{path}")) == 24
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:99999/", f"http://{'a' * 64}.x/", "http://[::1/", "http://me:secret@127.0.0.1/"]
+)
+def test_redirect_to_an_invalid_address_is_one_error(
+    server: Server, address: str, waits: list[float], target: str
+) -> None:
+    server.respond = lambda handler: handler.send(b"", 302, Location=target)
+    with pytest.raises(OSError, match=f"{address}/manifest.json: "):
+        TokenCache.open(address)
+    assert len(server.requests) == 1
+
+
 @pytest.fixture
 def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFileSystem:
     """An object store that contains the cache, and replaces the backends of s3, gs and hf."""
