@@ -5,8 +5,11 @@ import json
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 _MAX_INTEGER = 2**63
+LARGEST = 1e100
+"""Largest number. A double can hold its square, and an integer of JSON may have any number of digits."""
+_FLOAT = f"a number from {-LARGEST:g} to {LARGEST:g}"
+_NAMES = {str: "a text", int: "a whole number", float: _FLOAT, bool: "true or false", NoneType: "null"}
 
 
 def conform(value: Any, kind: Any, where: str) -> Any:
@@ -14,8 +17,8 @@ def conform(value: Any, kind: Any, where: str) -> Any:
 
     Args:
         value: content from `json.loads` or `yaml.safe_load`.
-        kind: str, int (below 2^63), float (or int), bool, None, Any, a Literal, a union, list[X], dict[str, X], tuple[X, Y] (a
-            list of this length), or a TypedDict (an object with these fields, and perhaps others).
+        kind: str, int (below 2^63), float (or int; finite, at most `LARGEST`), bool, None, Any, a Literal, a union, list[X],
+            dict[str, X], tuple[X, Y] (a list of this length), or a TypedDict (an object with these fields, and perhaps others).
         where: name of the content, at the start of the error.
 
     Raises ValueError that names the first part of another type, for example `FILE: shards[3].bytes is 'x', expected a whole
@@ -58,7 +61,7 @@ def _is_plain(value: Any, kind: Any, origin: Any, parts: tuple[Any, ...]) -> boo
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if kind is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and -LARGEST <= value <= LARGEST
     if kind is int:
         return type(value) is int and -_MAX_INTEGER <= value < _MAX_INTEGER
     return kind is Any or type(value) is (NoneType if kind is None else kind)

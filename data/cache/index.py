@@ -180,6 +180,8 @@ class ShardIndex:
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
             facts = conform(json.loads(self.read(row, "json")), Facts, "facts")
+            if facts["rate"] is not None and facts["rate"] <= 0:
+                raise ValueError(f"rate is {facts['rate']}, expected frames per second above 0")
             if facts["path"] != self.path(row) or len(recorded_views(facts)) != self.views_N[row]:
                 raise ValueError("describes another video")
         return facts

@@ -17,7 +17,7 @@ from data.cache.reader import find_row
 from data.source_clips import clips_of
 from pipelines.engine.console import say_newest
 from pipelines.engine.recorded_tokenizer import check_tokenizer, load_recorded_tokenizer
-from pipelines.reporting.movies import side_by_side, write_mp4
+from pipelines.reporting.movies import MAX_RATE, MIN_RATE, side_by_side, write_mp4
 from pipelines.settings.export import Export
 from tokenizer import VideoTokenizer, load_tokenizer
 
@@ -53,7 +53,8 @@ def export_clips(cache: TokenCache, rows: Sequence[int], decoder: VideoTokenizer
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for row in tqdm(rows, desc="export", disable=None):
-        rate = (cache.facts(row)["rate"] or _DEFAULT_RATE) / cache.clip.stride
+        # Videos with damaged time stamps may have any recorded rate.
+        rate = min(max(MIN_RATE, (cache.facts(row)["rate"] or _DEFAULT_RATE) / cache.clip.stride), MAX_RATE)
         files.append(out / f"{row:06d}-{_file_name(cache.videos[row].path)}.mp4")
         write_mp4(files[-1], _frames(cache, row, decoder), rate)
     return files

@@ -14,6 +14,7 @@ runs/<command>-<hash of the settings>/
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -32,6 +33,7 @@ from accelerate.utils import broadcast_object_list
 from data.cache.storage import is_address, json_object
 from data.files import remove_left_overs, write_bytes, write_json
 from data.recorded import locate
+from data.schema import LARGEST
 from pipelines.engine.config import read_settings
 from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import device_name
@@ -51,7 +53,6 @@ LATER: dict[str, Any] = {
 }
 """Settings that were added after runs existed, with the defaults that keep the behaviour. A setting at this default does not
 change the name of a run folder, and earlier runs can be resumed."""
-_NUMBERS = {int, float, type(None)}
 _PACKAGES = ["torch", "accelerate", "vector-quantize-pytorch", "webdataset", "av", "numpy", "scikit-learn", "xformers"]
 """Packages whose versions environment.json records."""
 
@@ -231,14 +232,21 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     """Return all log lines of a run, except an incomplete last line, which a killed process may leave.
 
     Raises:
-        ValueError: if a line is not JSON, has no step, or holds anything but numbers.
+        ValueError: if a line is not JSON, has no step, or holds anything but numbers, of which the finite ones are at most
+            `data.schema.LARGEST`.
     """
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     logged = [json_object(line, str(file)) for line in lines if line.endswith(b"\n")]
-    if not all(type(line.get("step")) is int and _NUMBERS.issuperset(map(type, line.values())) for line in logged):
-        raise ValueError(f"{file}: cannot be read: a line has no step, or holds something else than numbers")
+    if not all(type(line.get("step")) is int and all(map(_is_metric, line.values())) for line in logged):
+        problem = "a line has no step, or holds something else than numbers up to"
+        raise ValueError(f"{file}: cannot be read: {problem} {LARGEST:g}")
     return logged
+
+
+def _is_metric(value: Any) -> bool:
+    # A run logs a loss that is not finite before it stops.
+    return value is None or (type(value) in (int, float) and not LARGEST < abs(value) < math.inf)
 
 
 def environment_of(folder: Path) -> dict[str, Any]:

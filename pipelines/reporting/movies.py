@@ -15,6 +15,9 @@ _GAP = 8
 _HEIGHT = 256
 """Small frames are enlarged by the largest integer factor that keeps them within this height."""
 
+MIN_RATE, MAX_RATE = 0.001, 1000.0
+"""Frames per second that a movie can have."""
+
 
 def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
     """Join two uint8 clips of the same shape along their width, with a white gap."""
@@ -25,8 +28,11 @@ def side_by_side(pixels_THWC: np.ndarray, video_THWC: np.ndarray) -> np.ndarray:
 def write_mp4(file: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     """Write uint8 frames (H, W, C) as an mp4 of `rate` frames per second.
 
-    The finished file is moved into place atomically. Small frames are enlarged by repeating pixels.
+    The finished file is moved into place atomically. Small frames are enlarged by repeating pixels. Raises ValueError for a
+    rate that is not from `MIN_RATE` to `MAX_RATE`.
     """
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"{file}: rate must be {MIN_RATE:g} to {MAX_RATE:g} frames per second, got {rate}")
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part.mp4")
     try:

@@ -46,6 +46,8 @@ VALID: dict[str, Any] = {
 def test_valid_content_is_returned_unchanged() -> None:
     assert conform(VALID, Content, "file") is VALID
     conform({**VALID, "note": "y", "rate": None}, Content, "file")
+    for rate in (0, -1e100, 10**99, 5e-324):
+        conform({**VALID, "rate": rate}, Content, "file")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,16 @@ def test_valid_content_is_returned_unchanged() -> None:
         ({"name": 5}, "name is 5, expected a text"),
         ({"name": None}, "name is null"),
         ({"note": 5}, "note is 5"),
-        ({"rate": True}, "rate is true, expected a number or null"),
+        ({"rate": True}, "rate is true, expected a number .* or null"),
         ({"rate": "1"}, "rate is '1'"),
+        (
+            {"rate": 10**400},
+            "rate is an integer of more than 64 bits, expected a number from -1e.100 to 1e.100 or null",
+        ),
+        ({"rate": -(10**400)}, "rate is an integer"),
+        ({"rate": float("inf")}, "rate is Infinity"),
+        ({"rate": float("nan")}, "rate is NaN"),
+        ({"rate": 1e300}, r"rate is 1e\+300"),
         ({"shape": [1, 2, 3]}, "shape is a list, expected a list of 2"),
         ({"shape": [1, 2.0]}, r"shape\[1\] is 2.0, expected a whole number"),
         ({"shape": [1, 2**63]}, r"shape\[1\] is an integer of more than 64 bits"),

@@ -202,6 +202,7 @@ case("a video that is an object", "open", lambda f: f.manifest["spec"].update(vi
 case("the same shard twice", "open", lambda f: f.manifest["shards"].append(f.manifest["shards"][0]))
 case("a grid of 4 TB", "open", lambda f: f.manifest["spec"].update(codes_shape=[2**10, 2**10, 2**11]))
 case("infinity in the manifest", "open", lambda f: f.manifest.update(unigram_bits=float("inf")))
+case("a number of 401 digits in the manifest", "open", lambda f: f.manifest.update(unigram_bits=10**400))
 case("a codebook that is a pickle", "codebook", lambda f: _codebook(f, _pickle(f)))
 case("a codebook of 4 TB", "codebook", lambda f: _codebook(f, (2**42).to_bytes(8, "little") + b"{}"))
 case("an empty codebook", "codebook", lambda f: _codebook(f, (2).to_bytes(8, "little") + b"{}"))
@@ -248,6 +249,17 @@ case("no facts", "facts", lambda f: f.record["members"].pop("json"))
 case("facts without views", "facts", lambda f: f.put("json", b'{"path": "0/000.mp4"}'))
 _INVALID_VIEWS = b'{"frames":8,"start":[1],"real":["x"],"top":[0],"left":[0],"flip":[0],"stride":[],"crop":1}'
 case("facts with invalid views", "facts", lambda f: f.put("json", _INVALID_VIEWS))
+
+
+for _rate in (b"1e999", b"NaN", b"-5", b"0", b"1" * 401):
+    case(f"facts of rate {_rate.decode()[:9]}", "facts", lambda f, r=_rate: f.put("json", _facts_with_rate(f, r)))
+
+
+def _facts_with_rate(f: Forgery, rate: bytes) -> bytes:
+    table = f.record["members"]["json"]
+    start = table["offset"][0]
+    facts = json.loads(f.tar[start : start + table["size"][0]])
+    return json.dumps({**facts, "rate": "RATE"}).encode().replace(b'"RATE"', rate)
 
 
 def _views_that_overflow_together(f: Forgery) -> None:

@@ -85,3 +85,16 @@ def test_a_file_that_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "movie.part.mp4").write_bytes(b"half a movie")
     write_mp4(tmp_path / "movie.mp4", frames(3, 16, 16), rate=8)
     assert [path.name for path in tmp_path.iterdir()] == ["movie.mp4"]
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -5.0, 0.0, 1e300, 10**400, 0.0009])
+def test_rate_that_no_movie_can_have_is_refused(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(ValueError, match=r"movie\.mp4: rate must be 0.001 to 1000"):
+        write_mp4(tmp_path / "movie.mp4", frames(2, 16, 16), rate)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [0.001, 1000.0])
+def test_slowest_and_fastest_movie_have_their_frames(tmp_path: Path, rate: float) -> None:
+    write_mp4(tmp_path / "movie.mp4", frames(3, 16, 16), rate)
+    assert len(decoded(tmp_path / "movie.mp4")) == 3

@@ -100,7 +100,7 @@ OPTIONAL = {"knn", "layers", "untrained_layers", "in_pretraining", "notes"}
 OTHER: dict[type, list[Any]] = {
     str: [[1], {"a": 1}],
     int: ["x", [1]],
-    float: ["x", [1]],
+    float: ["x", [1], 10**400, 1e101],
     dict: ["x", 5],
     list: ["x", 5, [[[]]]],
 }
@@ -125,7 +125,11 @@ def test_missing_field_or_other_type_is_one_error(run: Path, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize(
-    "line", ["5", "null", "{}", '{"step": "x"}', '{"step": 1, "loss": [1]}', '{"a": ' + "[" * 2000]
+    "line",
+    [
+        *("5", "null", "{}", '{"step": "x"}', '{"step": 1, "loss": [1]}', '{"a": ' + "[" * 2000),
+        *('{"step": 1, "loss": %s}' % ("9" * 401), '{"step": %s}' % ("9" * 401), '{"step": 1, "loss": -1e101}'),
+    ],
 )
 def test_line_of_metrics_that_is_none_is_one_error(run: Path, tmp_path: Path, line: str) -> None:
     (run / "metrics.jsonl").write_text(line + "\n")
