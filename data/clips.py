@@ -25,6 +25,9 @@ from data.timing import Timing
 
 MAX_FPS = 1000
 MIN_SCALE = 0.1
+MAX_PIXELS = 2**27
+"""Most pixels of a clip, counted in the square from which it is cropped: 402 MB."""
+MAX_STRIDE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,14 @@ class ClipSpec:
             object.__setattr__(self, "scales", tuple(self.scales))
             if not self.scales or not all(MIN_SCALE <= scale <= 1 for scale in self.scales):
                 raise ValueError(f"clip.scales must be numbers from {MIN_SCALE} to 1, got {list(self.scales)}")
+        if self.stride > MAX_STRIDE:
+            raise ValueError(f"clip.stride must be at most {MAX_STRIDE}, got {self.stride}")
+        # The clips of somebody else's cache are cut again, in memory.
+        longest = max(self.frames, self.size)
+        if longest > MAX_PIXELS or self.frames * (self.size / min(self.scales or (1,))) ** 2 > MAX_PIXELS:
+            scaled = f" at scale {min(self.scales)}" if self.scales else ""
+            sizes = f"{self.frames} frames of {self.size}x{self.size}{scaled}"
+            raise ValueError(f"clip.frames and clip.size must give at most {MAX_PIXELS} pixels, got {sizes}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON content, which `ClipSpec(**content)` reads.

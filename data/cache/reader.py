@@ -27,8 +27,6 @@ JOINED = " + "
 _TEXT = {str, type(None)}
 _MAX_CODES = 2**24
 """Most codes of a clip, 64 MB. They are held in memory."""
-_MAX_LENGTH = 2**20
-"""Most frames of a clip, and its longest side in pixels."""
 
 
 class TokenCache:
@@ -71,8 +69,6 @@ class TokenCache:
         self.codes_shape: tuple[int, int, int] = (t, h, w)
         if not all(0 < n < 2**32 for n in (t, h, w, self.vocab_size)) or t * h * w > _MAX_CODES:
             raise ValueError(f"invalid codes_shape {t, h, w} or vocab_size {self.vocab_size}")
-        if max(self.clip.frames, self.clip.size, self.clip.stride) > _MAX_LENGTH:
-            raise ValueError(f"invalid clip: frames, size and stride are at most {_MAX_LENGTH}")
         self.levels = None if self.spec["levels"] is None else tuple(self.spec["levels"])
         if self.levels is not None and not _levels_fit(self.levels, self.vocab_size):
             raise ValueError(f"levels must be at least 2 and their product vocab_size {self.vocab_size}")
@@ -83,6 +79,8 @@ class TokenCache:
             raise ValueError("an entry of a shard differs from the shard's record")
         self.clips = ClipIndex(files, self.shards, self.spec, checksums)
         self.views_N = self.clips.views_N
+        if self.clip.views != "dense" and (self.views_N != self.clip.views).any():
+            raise ValueError(f"a video does not have the {self.clip.views} views of the clips")
         clips = int(self.views_N.sum())
         counts = (len(self), clips, clips * t * h * w)
         if not len(self) or counts != (manifest["samples"], manifest["clips"], manifest["codes"]):

@@ -45,6 +45,15 @@ def load_recorded_tokenizer(cache: TokenCache, *, trust: bool) -> VideoTokenizer
 
 
 def check_tokenizer(cache: TokenCache, source: str, tokenizer: VideoTokenizer) -> None:
-    """Raise a ValueError if another tokenizer made the cache."""
+    """Raise a ValueError if another tokenizer made the cache, or makes codes of another shape of the cache's clips."""
+    problem = f"{source}: cannot decode {cache.address}, which another tokenizer made"
     if tokenizer.fingerprint() != cache.spec["tokenizer"]:
-        raise ValueError(f"{source}: cannot decode {cache.address}, which another tokenizer made")
+        raise ValueError(problem)
+    clip = cache.clip
+    try:
+        shape = tokenizer.codes_shape(clip.frames, clip.size, clip.size)
+    except ValueError as error:
+        raise ValueError(f"{problem} ({error})") from None
+    if shape != cache.codes_shape:
+        sizes = f"{clip.frames} frames of {clip.size}x{clip.size} have codes {shape}, in the cache {cache.codes_shape}"
+        raise ValueError(f"{problem} ({sizes})")

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +185,27 @@ def test_views_of_built_in_videos_differ() -> None:
 def test_number_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"clip\.{name} .* got 0"):
         ClipSpec(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"frames": 8, "size": 9000},
+        {"frames": 2**62, "size": 2**62},
+        {"frames": 10**400},
+        {"size": 10**400},
+        {"frames": 33, "size": 2**11},
+        {"size": 2**11, "scales": (1, 0.5)},
+        {"stride": 2**20 + 1},
+    ],
+)
+def test_clip_that_no_memory_holds_is_refused(settings: dict[str, Any]) -> None:
+    """A clip of somebody else's cache may declare any size."""
+    with pytest.raises(ValueError, match=r"clip\.(frames|stride)"):
+        ClipSpec(**settings)
+
+
+def test_largest_clips_are_allowed() -> None:
+    ClipSpec(frames=32, size=2**11, stride=2**20)
+    ClipSpec(frames=2**17, size=32)
+    ClipSpec(frames=8, size=2**11, scales=(1, 0.5))

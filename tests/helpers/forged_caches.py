@@ -203,6 +203,11 @@ case("the same shard twice", "open", lambda f: f.manifest["shards"].append(f.man
 case("a grid of 4 TB", "open", lambda f: f.manifest["spec"].update(codes_shape=[2**10, 2**10, 2**11]))
 case("infinity in the manifest", "open", lambda f: f.manifest.update(unigram_bits=float("inf")))
 case("a number of 401 digits in the manifest", "open", lambda f: f.manifest.update(unigram_bits=10**400))
+for _clip in (
+    *({"size": 2**13}, {"frames": 2**22}, {"size": 2**40}, {"frames": 2**62, "size": 2**62}, {"stride": 2**21}),
+    *({"views": 3}, {"views": 2**40}, {"size": 2**12, "scales": [1, 0.1]}),
+):
+    case(f"a clip of {_clip}", "open", lambda f, c=_clip: f.manifest["spec"]["clip"].update(c))
 case("a codebook that is a pickle", "codebook", lambda f: _codebook(f, _pickle(f)))
 case("a codebook of 4 TB", "codebook", lambda f: _codebook(f, (2**42).to_bytes(8, "little") + b"{}"))
 case("an empty codebook", "codebook", lambda f: _codebook(f, (2).to_bytes(8, "little") + b"{}"))
