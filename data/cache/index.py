@@ -5,7 +5,6 @@ Legend: N videos, V views of one video, C clips (all views of all videos), B cli
 
 import base64
 import hashlib
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from data.cache.spec import FORMAT, code_dtype, key_of
 from data.cache.storage import Files, read_json
 from data.clips import ClipSpec, recorded_views
 from data.files import sha256_of
+from data.json_text import parse_json
 from data.schema import conform, short
 from data.shards import DamagedCache, from_npy, npy_header, sample_id
 
@@ -88,7 +88,7 @@ class ShardIndex:
         self._shape, self._vocab_size = tuple(preimage["codes_shape"]), preimage["vocab_size"]
         self._dtype = code_dtype(self._vocab_size)
         with refuse_malformed(f"{files.address}/{self.file[:-4]}.json: is not a shard record"):
-            content = json.loads(record)
+            content = parse_json(record)
             if content.pop("checksum") != sha256_of(content):
                 raise ValueError("was changed after it was written: checksum differs")
             self._read(content)
@@ -179,7 +179,7 @@ class ShardIndex:
         with refuse_malformed(f"{self._sample(row)}: invalid json member"):
             if self._members["json"][2].max() > _MAX_JSON_BYTES:
                 raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
-            facts = conform(json.loads(self.read(row, "json")), Facts, "facts")
+            facts = conform(parse_json(self.read(row, "json")), Facts, "facts")
             if facts["rate"] is not None and facts["rate"] <= 0:
                 raise ValueError(f"rate is {facts['rate']}, expected frames per second above 0")
             if facts["path"] != self.path(row) or len(recorded_views(facts)) != self.views_N[row]:

@@ -6,7 +6,6 @@ shards need the space.
 """
 
 import hashlib
-import json
 import os
 import resource
 import stat
@@ -19,6 +18,7 @@ from typing import Any
 from weakref import WeakSet
 
 from data.cache.fetch import Pace, TooLarge, check_web_address, fetch
+from data.json_text import parse_json
 from data.shards import DamagedCache
 
 SCHEMES = ("https", "http", "s3", "gs", "hf")
@@ -220,10 +220,11 @@ def is_address(name: str) -> bool:
 def json_object(content: bytes | bytearray, where: str) -> dict[str, Any]:
     """Parse JSON text that must be an object, such as a file or one line of a .jsonl file.
 
-    Raises ValueError if the text is not JSON, is nested too deeply, or is not an object. The message starts with `where`.
+    Raises ValueError if the text is not JSON, is nested too deeply, would take too much memory, or is not an object. The message
+    starts with `where`.
     """
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not JSON ({error})") from None
     if not isinstance(value, dict):

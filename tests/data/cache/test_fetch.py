@@ -130,6 +130,13 @@ def test_endless_file_takes_no_more_memory_than_the_limit(server: Server, monkey
     assert psutil.Process().memory_info().rss - before < 3 * 2**24
 
 
+def test_manifest_of_many_small_lists_is_refused_before_it_is_parsed(server: Server) -> None:
+    content = b'{"format": [' + b"[]," * 2**19 + b"0]}"
+    server.respond = lambda handler: handler.send(content)
+    with pytest.raises(DamagedCache, match="manifest.json: .*would take more than 46 MiB"):
+        TokenCache.open(server.address)
+
+
 def test_redirect_takes_no_memory_for_its_body(server: Server, tmp_path: Path, make_cache: MakeCache) -> None:
     """The body of a redirect may be endless; it is not read."""
     folder = make_cache(tmp_path, 4)
