@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data.schema import conform
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, load_source
 from data.text import table
@@ -15,6 +16,7 @@ from pipelines.engine.console import say, say_notes
 from pipelines.engine.device import device_name, start_accelerator
 from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.run import Run
+from pipelines.engine.summaries import TokenizerEvaluation
 from pipelines.evaluation.tokenizer_memory import memory_of
 from pipelines.evaluation.tokenizer_metrics import TokenizerEvaluator, TokenizerScores
 from pipelines.reporting.movies import write_mp4
@@ -66,7 +68,7 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
         return {}
     if unfinished:
         _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
-    summary = run.summary()
+    summary = conform(run.summary(), TokenizerEvaluation, str(run.folder / "summary.json"))
     print(_table(summary["tokenizers"]))
     return summary
 

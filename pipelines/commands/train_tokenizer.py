@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from data.files import write_json
 from data.loading import ClipDataset
+from data.schema import conform
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, load_source, training_rows
 from pipelines.engine.averaging import WeightAverage
@@ -63,7 +64,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
         return run.summary()
     parts = plan_parts(accelerator, config, len(rows))
     skipped_file = run.folder / "skipped.json"
-    skipped = read_json(skipped_file) if skipped_file.exists() else {}
+    skipped = conform(read_json(skipped_file), dict[str, str], str(skipped_file)) if skipped_file.exists() else {}
     module.to(accelerator.device)
     average = WeightAverage(tokenizer, config.average) if config.average else None
     result_of_training = tokenizer if average is None else average.module

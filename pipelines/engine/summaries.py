@@ -94,6 +94,121 @@ class Probing(ProbeFeatures):
     protocol: Plain
 
 
+class TokenizerScore(TypedDict):
+    """Row of a tokenizer in the summary of evaluate_tokenizer; means are over clips."""
+
+    number: str
+    name: str
+    source: str
+    psnr: Mean
+    ssim: Mean
+    lpips: Mean | None
+    rfvd: float | None
+    flicker: Mean
+    code_usage: float
+    perplexity: float
+    bits_per_pixel: float
+    encode: float
+    decode: float
+    memory_mib: float
+
+
+class TokenizerEvaluation(TypedDict):
+    """summary.json of evaluate_tokenizer."""
+
+    tokenizers: list[TokenizerScore]
+
+
+class ComparedRun(TypedDict):
+    """summary.json of a training run of a comparison, as far as its row shows it."""
+
+    objective: str
+    seconds: float
+    bits_per_code: float | None
+    clips_per_second: float
+    peak_memory: int
+
+
+class CurvePoint(Mean):
+    """Accuracy of the linear probe during training."""
+
+    step: int
+    seconds: float
+
+
+class GainOverSeeds(TypedDict):
+    """Difference in accuracy from the untrained network."""
+
+    mean: float
+    ahead: bool | None
+
+
+class Lead(GainOverSeeds):
+    """Difference in accuracy of the two best entries."""
+
+    best: str
+    second: str
+    stderr: float | None
+    sampling: float
+    tied: bool
+
+
+class ComparedGains(TypedDict):
+    """Gains of an entry by the probes that rank."""
+
+    attentive: GainOverSeeds
+    linear: GainOverSeeds
+
+
+class ComparedLayers(TypedDict):
+    """Accuracies of each layer."""
+
+    attentive: list[Mean]
+    linear: list[Mean]
+
+
+class ComparedEntry(TypedDict):
+    """Row of an entry in the table of a comparison."""
+
+    entry: str
+    conditioning: str
+    steps: int
+    clips: int
+    warmup: int
+    peak_memory: int
+    bits_per_code: float | None
+    seconds: Mean
+    clips_per_second: Mean
+    attentive: Mean
+    linear: Mean
+    knn: Mean
+    untrained_attentive: Mean
+    untrained_linear: Mean
+    gain: ComparedGains
+    layers: ComparedLayers
+    curve: list[CurvePoint]
+
+
+class ComparedLeads(TypedDict):
+    """Leads by the probes that rank; None for a single entry."""
+
+    attentive: Lead | None
+    linear: Lead | None
+
+
+class Comparison(TypedDict):
+    """summary.json of compare."""
+
+    table: list[ComparedEntry]
+    leads: ComparedLeads
+    budget: str
+    seeds: int
+    folds: int
+    chance: float
+    one_frame: Mean
+    motion_energy: Mean
+
+
 class OfACache(TypedDict, total=False):
     """summary.json of any command that reads or makes a cache."""
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from data.schema import conform
 from pipelines.engine.run import summary_of
+from pipelines.engine.summaries import ComparedRun
 from pipelines.engine.sweep import Job
 from pipelines.evaluation.errors import difference, mean_over_seeds
 from pipelines.settings.pretrain_ar import Pretrain
@@ -49,7 +51,7 @@ def row_of(
     """
     entry, own_jobs = entries[name].settings, [job for job in jobs if job.name == name]
     steps = own_jobs[0].steps
-    summaries = [summary_of(job.out) for job in own_jobs]
+    summaries = [conform(summary_of(job.out), ComparedRun, str(job.out / "summary.json")) for job in own_jobs]
     final = [outcomes[job.out / "model"] for job in own_jobs]
     untrained = [outcomes[job.out / "untrained"] for job in own_jobs]
     seconds, bits = ([summary[key] for summary in summaries] for key in ("seconds", "bits_per_code"))

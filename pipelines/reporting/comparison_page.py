@@ -7,7 +7,9 @@ from typing import Any
 from markupsafe import Markup
 
 from ar_model.folds import folds_in_words
+from data.schema import conform
 from pipelines.engine.run import environment_of
+from pipelines.engine.summaries import Comparison
 from pipelines.evaluation.comparison import RANKING
 from pipelines.reporting.pages import mean_with_error, pretraining_in_words, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart
@@ -25,7 +27,8 @@ MISSED = 0.2
 
 
 def write_comparison(folder: Path, summary: Row) -> Path:
-    """Write index.html in the folder of a finished comparison, and return its path."""
+    """Write index.html in the folder of a finished comparison, and return its path. Raises ValueError for other content."""
+    conform(summary, Comparison, str(folder / "summary.json"))
     rows = sorted(summary["table"], key=lambda row: -max(row[probe]["mean"] for probe in RANKING))
     bars = {
         _BASELINES[key]: (summary[key]["mean"], summary[key]["stderr"] or 0.0) for key in ("motion_energy", "one_frame")

@@ -145,3 +145,23 @@ def test_names_are_escaped(folder: Path) -> None:
     page = write_comparison(folder, {**summary(*rows), "cache": "<i>"}).read_text()
     assert "a&lt;b&gt;&amp;" in page and "&lt;i&gt;" in page
     assert "<b>&" not in page and "<i>" not in page and "<svg" in page
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("chance", 10**400),
+        ("chance", None),
+        ("budget", 5),
+        ("leads", {"attentive": None}),
+        ("one_frame", {"mean": "x", "stderr": None}),
+        ("table", [5]),
+        ("table", [{**row("a", 0.5), "curve": [{"step": 1}]}]),
+        ("table", [{**row("a", 0.5), "layers": {"attentive": 1, "linear": []}}]),
+    ],
+)
+def test_summary_of_other_content_is_one_error(folder: Path, part: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"summary\.json: {part}") as caught:
+        write_comparison(folder, {**summary(row("a", 0.5)), part: value})
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (folder / "index.html").exists()
