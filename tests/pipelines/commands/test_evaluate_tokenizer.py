@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.clips import ClipSpec
+from data.files import write_json
 from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.evaluation.tokenizer_memory import memory_of
@@ -127,6 +128,11 @@ def test_it_prints_a_table_and_json_and_writes_pictures_and_a_movie(evaluate: Ca
     printed = evaluate.out
     assert evaluate("evaluate_tokenizer", *flags) == summary
     assert evaluate.out == printed and "nothing is left to do" in evaluate.err
+    hostile = [{**summary["tokenizers"][0], "perplexity": 10**400}]
+    file = Path(summary["run"], "summary.json")
+    write_json(file, {**summary, "tokenizers": hostile})
+    assert f"{file}: tokenizers[0].perplexity" in evaluate("evaluate_tokenizer", *flags)
+    write_json(file, summary)
     config = str(Path(summary["run"], "config.yaml"))
     again = evaluate("evaluate_tokenizer", "--config", config, "--out", "again")
     assert numbers(again) == numbers(summary)
