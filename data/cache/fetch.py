@@ -132,7 +132,7 @@ def _fetch_http(address: str, limit: int, pace: Pace) -> bytearray:
         except DamagedCache:
             raise
         except ValueError as error:
-            raise _Permanent(f"redirect to an invalid address: {error}") from None
+            raise _Permanent(f"invalid address of a redirect or a proxy: {error}") from None
     if declared is not None and len(content) < declared:
         raise OSError(f"the connection ended after {len(content)} of {declared} bytes")
     return content
