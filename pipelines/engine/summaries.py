@@ -149,7 +149,7 @@ class Lead(GainOverSeeds):
     best: str
     second: str
     stderr: float | None
-    sampling: float
+    sampling: float | None
     tied: bool
 
 
@@ -196,7 +196,14 @@ class ComparedLeads(TypedDict):
     linear: Lead | None
 
 
-class Comparison(TypedDict):
+class ComparisonDoubts(TypedDict, total=False):
+    """Parts of the summary of a comparison that earlier versions did not write."""
+
+    notes: dict[str, list[str]]
+    in_pretraining: int | None
+
+
+class Comparison(ComparisonDoubts):
     """summary.json of compare."""
 
     table: list[ComparedEntry]
