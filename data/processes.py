@@ -1,6 +1,7 @@
 """Child processes of multiprocessing that end with their parent, and only with it.
 
-Slurm sends SIGTERM to all processes of a job. A parent that saves its work after the signal still needs its children.
+Slurm sends SIGTERM to all processes of a job, and a terminal sends SIGINT to all processes of a command. A parent that saves its
+work after the signal still needs its children.
 """
 
 import multiprocessing
@@ -11,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _SUPPORTED = hasattr(signal, "sigwaitinfo")
 """macOS does not tell who sent a signal. There, children keep the default handlers."""
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Block SIGTERM and SIGUSR1 for processes that are started in this context. Each must call `end_with_parent`."""
+    """Block SIGINT, SIGTERM and SIGUSR1 for processes that are started in this context. Each must call `end_with_parent`."""
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _SUPPORTED else set()
     try:
-        # When the tracker starts, it unblocks SIGTERM. Each start of a process calls this, too.
+        # When the tracker starts, it unblocks SIGINT and SIGTERM. Each start of a process calls this, too.
         resource_tracker.ensure_running()
         if _SUPPORTED:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -35,6 +36,7 @@ def end_with_parent(*_: object) -> None:
     """End this child process when its parent dies, or when the parent terminates it. Arguments are ignored."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _SUPPORTED:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 

@@ -56,12 +56,12 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_workers_ignore_the_signals_of_a_job_and_end_with_the_training_process(
+def test_workers_ignore_ctrl_c_and_the_signals_of_a_job_and_end_with_the_training_process(
     loading: subprocess.Popen[str],
 ) -> None:
     assert loading.stdin is not None and loading.stdout is not None
     workers = children(loading)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         for worker in workers:
             worker.send_signal(number)
     time.sleep(0.3)
