@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from pipelines.engine.console import fail
-from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, no_deadline
+from pipelines.engine.signals import STOP_SIGNALS, child_environment, exit_code, interrupt_is_ignored, no_deadline
 
 _STOPPED = [128 + number for number in (*STOP_SIGNALS, signal.SIGINT)]
 """Exit codes of a process that a signal has stopped cleanly."""
@@ -27,8 +28,11 @@ _STOPPED = [128 + number for number in (*STOP_SIGNALS, signal.SIGINT)]
 def start_cpu_processes() -> None:
     """Start the requested CPU processes, wait for them and exit with their exit code. Return if none were requested.
 
-    SIGTERM and SIGUSR1 are passed on to the processes, which save a checkpoint and end. After the failure of a process, the
-    others are killed.
+    Signals are passed on to the processes, which save a checkpoint and end. After a second Ctrl-C or the failure of a process,
+    the processes are killed.
+
+    Raises:
+        KeyboardInterrupt: after a second Ctrl-C.
     """
     requested = _requested()
     world, machines = requested.get("num_processes", 1), requested.get("num_machines", 1)
@@ -45,22 +49,32 @@ def start_cpu_processes() -> None:
     # FSDP would use a visible GPU.
     environment["CUDA_VISIBLE_DEVICES"] = ""
     received: list[int] = []
-    passed_on = 0
-    for number in STOP_SIGNALS:
+    for number in STOP_SIGNALS if interrupt_is_ignored() else (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
     children = []
     for local_rank in range(local_world):
         ranks = {"RANK": str(first_rank + local_rank), "LOCAL_RANK": str(local_rank)}
-        children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment | ranks))
-    # Ctrl-C reaches the children too, which print the message.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with no_deadline():
-        while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
-            if len(received) > passed_on:
-                passed_on = len(received)
+        # In sessions of their own, they do not get the Ctrl-C of a terminal, but only the one that is passed on.
+        children.append(
+            subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment | ranks, start_new_session=True)
+        )
+    passed_on = 0
+
+    def wait(until: Callable[[], bool]) -> None:
+        """Wait until something is true, and pass signals on meanwhile."""
+        nonlocal passed_on
+        while not until():
+            for number in received[passed_on:]:
+                passed_on += 1
                 for child in children:
-                    child.send_signal(received[0])
+                    child.send_signal(signal.SIGKILL if received[:passed_on].count(signal.SIGINT) > 1 else number)
             time.sleep(0.05)
+
+    def all_ended() -> bool:
+        return all(child.poll() is not None for child in children)
+
+    with no_deadline():
+        wait(lambda: all_ended() or any(child.poll() for child in children))
         codes = [child.poll() for child in children]
         # The death of a process comes first: errors of other processes are its consequences.
         endings = [(first_rank + i, code) for i, code in enumerate(codes) if code]
@@ -70,8 +84,9 @@ def start_cpu_processes() -> None:
         # After a failure the remaining processes would wait forever. Signals do nothing to finished ones.
         for child in children:
             child.send_signal(signal.SIGKILL if failed else signal.SIGTERM)
-        for child in children:
-            child.wait()
+        wait(all_ended)
+    if received.count(signal.SIGINT) > 1:
+        raise KeyboardInterrupt
     if failed and code < 0:
         fail(Path(sys.argv[0]).stem, f"process of rank {rank} ended by {signal.Signals(-code).name}")
     sys.exit(exit_code(code))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from typing import Any, NoReturn, TypeVar
 
 from safetensors import SafetensorError
 
+from data.text import one_line
 from pipelines.engine.config import parse
 from pipelines.engine.console import fail
 from pipelines.engine.signals import Stopped, StopSignals, stop_with_parent
 
 T = TypeVar("T")
+_END_BY_LAUNCHER = 30.0
+"""Seconds in which a launcher ends the other processes of a run after the failure of one."""
 
 
 def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
@@ -38,15 +42,13 @@ def command(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
                     raise signals.stop from None
                 _report(name, error)
                 raise
-    except Stopped as stop:
-        # Loading processes that still import their modules would otherwise be waited for.
+    except (KeyboardInterrupt, Stopped) as error:
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        # Loading processes that still load a batch or import their modules would otherwise be waited for.
         for process in active_children():
             process.kill()
         _say_stopped(name, stop)
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        fail(name, "interrupted; run the same command again to continue")
-        sys.exit(130)
 
 
 def _run(schema: type[T], body: Callable[[T, str], dict[str, Any]]) -> None:
@@ -71,11 +73,28 @@ def _report(name: str, error: Exception) -> None:
         _exit(name, str(error), 1)
     if os.environ.get("ARVIDEO_TRACEBACK"):
         return
+    if _lost_connection(error):
+        # The other process reports its error, and the launcher ends this one.
+        try:
+            time.sleep(_END_BY_LAUNCHER)
+        except Stopped as stop:
+            sys.exit(stop.exit_code)
+        _exit(name, f"another process of this run has ended, or its network failed ({one_line(error, 200)})", 1)
     # safetensors reports a full disk as SafetensorError.
     if isinstance(error, (ValueError, OSError, SafetensorError)):
         _exit(name, str(error), 2)
     if isinstance(error, RuntimeError) and type(error).__module__ == "torch._dynamo.exc":
         _exit(name, f"--compile: {' '.join(str(error).splitlines()[:2])}; run without --compile", 2)
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Return whether an error means that another process of the run cannot be reached, most often because it has failed."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError
+
+    # gloo has no type of its own; its messages begin with its file in which the error occurred.
+    return isinstance(error, DistError) or "gloo" in str(error).partition("]")[0]
 
 
 def _say_stopped(name: str, stop: Stopped) -> None:

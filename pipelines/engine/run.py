@@ -34,6 +34,7 @@ from data.cache.storage import is_address, json_object
 from data.files import remove_left_overs, write_bytes, write_json
 from data.recorded import locate
 from data.schema import LARGEST
+from data.text import one_line
 from pipelines.engine.config import read_settings
 from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import device_name
@@ -97,37 +98,37 @@ class Run:
         """Create the folder, lock it, and record settings and environment. The folder of a finished run is not changed.
 
         Raises:
-            ValueError: if the folder contains a run with other settings or other inputs, or another process works on it.
+            ValueError: if the folder contains a run with other settings or other inputs, another process works on it, or it
+                cannot be written. All processes raise the error of the main process.
         """
         self._check_same()
-        self._take_lock(accelerator)
-        # The owner of the lock may have begun another run while this process waited.
-        self._check_same()
-        accelerator.wait_for_everyone()
+        failure: str | None = None
         if accelerator.is_main_process and not self.finished:
-            remove_left_overs(self.folder)
-            # Unfinished files of safetensors.
-            for temporary in self.folder.glob("model/.tmp*"):
-                temporary.unlink(missing_ok=True)
-            write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
-            write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
+            try:
+                self._begin_alone(accelerator)
+            except (OSError, ValueError) as error:
+                failure = str(error)
+        if (failure := broadcast_object_list([failure])[0]) is not None:
+            raise ValueError(failure)
         self.choose(accelerator, "about", lambda: self._about)
 
-    def _take_lock(self, accelerator: Accelerator) -> None:
-        """Lock the folder on the main process for all processes, unless the run is shared or finished."""
-        error = ""
-        if accelerator.is_main_process and not self.finished:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not self._shared:
-                try:
-                    self._lock = lock(self.folder, partial(self._say_waiting, accelerator) if self._wait else None)
-                except ValueError as refusal:
-                    error = str(refusal)
-                # The owner that this process has waited for may have finished the run.
-                if self._lock is not None and self.finished:
-                    self._lock.close()
-        if error := broadcast_object_list([error])[0]:
-            raise ValueError(error)
+    def _begin_alone(self, accelerator: Accelerator) -> None:
+        """Do the work of `begin` on the main process, for all processes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._shared:
+            self._lock = lock(self.folder, partial(self._say_waiting, accelerator) if self._wait else None)
+            # The owner that this process has waited for may have finished the run, or begun another one.
+            if self.finished:
+                self._lock.close()
+            self._check_same()
+        if self.finished:
+            return
+        remove_left_overs(self.folder)
+        # Unfinished files of safetensors.
+        for temporary in self.folder.glob("model/.tmp*"):
+            temporary.unlink(missing_ok=True)
+        write_bytes(self.folder / "config.yaml", self._settings.encode(errors="surrogateescape"))
+        write_json(self.folder / "environment.json", _environment(self.pipeline, accelerator))
 
     def _say_waiting(self, accelerator: Accelerator, owner: str) -> None:
         say(accelerator, f"waiting for {owner}, which works on {self.folder}")
@@ -284,10 +285,20 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
         if not (folder / "summary.json").exists():
             raise ValueError(f"--run {folder}: not finished; start its command again to resume the run")
         return folder
-    summaries = [f for f in RUNS.glob("*/summary.json") if environment_of(f.parent).get("pipeline") == pipeline]
+    summaries, unreadable = [], ""
+    for file in RUNS.glob("*/summary.json"):
+        # A folder of something else, or a damaged run, must not prevent finding others.
+        try:
+            if environment_of(file.parent).get("pipeline") == pipeline:
+                summaries.append(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            unreadable = f" ({one_line(error, 200)})"
     if not summaries:
         raise ValueError(
-            f"no finished run of {pipeline} in {RUNS}/; start pipelines/{pipeline}.py, or name a run folder with --run"
+            f"no finished run of {pipeline} in {RUNS}/{unreadable}; "
+            f"start pipelines/{pipeline}.py, or name a run folder with --run"
         )
     newest = max(summaries, key=lambda file: file.stat().st_mtime).parent
     say_newest("--run", folder, newest)

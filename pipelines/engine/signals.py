@@ -1,8 +1,9 @@
-"""SIGTERM and SIGUSR1, which Slurm, `docker stop` and launchers send: a command saves what it can and exits with 128 + number.
+"""Signals that end a command: it saves what it can and exits with 128 + number.
 
-A signal raises `Stopped` in the main thread, as Ctrl-C raises KeyboardInterrupt. During training, it is raised after the
-current step (stop_request.py). Further signals are ignored. Only the standard library is imported here, because commands
-install the handlers before they import torch.
+SIGTERM and SIGUSR1, which Slurm, `docker stop` and launchers send, raise `Stopped` in the main thread. Ctrl-C (SIGINT) raises
+KeyboardInterrupt. During training, both are raised after the current step (stop_request.py). Further SIGTERM and SIGUSR1 are
+ignored, and a further Ctrl-C ends the process at once. Only the standard library is imported here, because commands install the
+handlers before they import torch.
 """
 
 import os
@@ -34,21 +35,22 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         self.exit_code = 128 + number
-        super().__init__(f"stopped by {self.signal.name}")
+        super().__init__("interrupted" if number == signal.SIGINT else f"stopped by {self.signal.name}")
 
 
 class StopSignals:
     """Context in which the first SIGTERM or SIGUSR1 raises `Stopped`, and ends the process after `PATIENCE` at the latest.
 
-    After a signal, leaving the context neither restores the earlier handlers nor stops the clock. Outside the main thread,
-    the context does nothing.
+    The first Ctrl-C raises KeyboardInterrupt. After one of them, further SIGTERM and SIGUSR1 are ignored, also after the
+    context, and Ctrl-C ends the process at once. A SIGINT that was ignored before stays ignored. Leaving the context does not
+    stop the clock of `PATIENCE`. Outside the main thread, the context does nothing.
 
     Attributes:
-        stop: The first signal; None before it.
+        stop: The first SIGTERM or SIGUSR1; None before it.
     """
 
     def __init__(self, before_exit: Callable[[Stopped], Any]) -> None:
-        """`before_exit` is called before the process is ended because its patience is over."""
+        """`before_exit` is called before the process is ended by its second Ctrl-C, or because its patience is over."""
         self.stop: Stopped | None = None
         self._before_exit = before_exit
         self._raised = False
@@ -62,13 +64,23 @@ class StopSignals:
             self._earlier_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, daemon=True).start()
             self._earlier = {number: signal.signal(number, self._raise) for number in STOP_SIGNALS}
+            if not interrupt_is_ignored():
+                self._earlier[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._active and self.stop is None:
-            for number, handler in self._earlier.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self._earlier_fd)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if not self._active:
+            return
+        after: dict[signal.Signals, Any]
+        if self.stop or isinstance(error, (KeyboardInterrupt, Stopped)):
+            # The interpreter, which now ends, would reset handlers of its own to those of the system.
+            after = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN) | {signal.SIGINT: signal.SIG_DFL}
+        else:
+            after = self._earlier
+        for number in self._earlier:
+            signal.signal(number, after[number])
+        signal.set_wakeup_fd(self._earlier_fd)
+        if self.stop is None:
             # Ends the thread.
             self._sender.close()
 
@@ -78,13 +90,22 @@ class StopSignals:
             self.stop = self.stop or Stopped(number)
             raise self.stop
 
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self._raised:
+            stop = self.stop or Stopped(number)
+            self._before_exit(stop)
+            os._exit(stop.exit_code)
+        self._raised = True
+        raise KeyboardInterrupt
+
     def _watch(self) -> None:
-        with self._receiver:
-            while numbers := self._receiver.recv(1):
-                if numbers[0] in STOP_SIGNALS:
-                    break
-            else:
-                return
+        # The receiver stays open: Python writes the numbers of further signals, too.
+        while numbers := self._receiver.recv(1):
+            if numbers[0] in STOP_SIGNALS:
+                break
+        else:
+            self._receiver.close()
+            return
         self.stop = self.stop or Stopped(numbers[0])
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -107,6 +128,11 @@ def no_deadline() -> Iterator[None]:
         yield
     finally:
         _busy.pop()
+
+
+def interrupt_is_ignored() -> bool:
+    """Return whether Ctrl-C is ignored. A shell starts background jobs so: Ctrl-C is meant for the one in the foreground."""
+    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def exit_code(code: int) -> int:

@@ -9,15 +9,14 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from pipelines.engine.device import TIMEOUT
-from pipelines.engine.signals import STOP_SIGNALS, Stopped
+from pipelines.engine.signals import STOP_SIGNALS, Stopped, interrupt_is_ignored
 
 
 class StopRequest:
     """Context in which a signal is noted and not raised. All ranks agree about the step after which they stop.
 
-    Ctrl-C is noted with one rank only, and a second one ends the run at once. With several ranks it always does. With one rank,
-    SIGTERM and SIGUSR1 before the end of the first step end the run at once, because there is nothing to save. Further ones are
-    ignored, also after the context.
+    A second Ctrl-C ends the run at once. With one rank, SIGTERM and SIGUSR1 before the end of the first step end the run at once,
+    too, because there is nothing to save. After a signal, further SIGTERM and SIGUSR1 are ignored, also after the context.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -31,9 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            # A shell starts background jobs with Ctrl-C ignored, since it is meant for the job in the foreground.
-            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            noted = STOP_SIGNALS if self._several or ignored else (*STOP_SIGNALS, signal.SIGINT)
+            noted = STOP_SIGNALS if interrupt_is_ignored() else (*STOP_SIGNALS, signal.SIGINT)
             self._earlier = {number: signal.signal(number, self._note) for number in noted}
         return self
 
@@ -45,7 +42,7 @@ class StopRequest:
             self._reduce()
             stop = self._result()
         for number, handler in self._earlier.items():
-            if stop not in STOP_SIGNALS or number == signal.SIGINT:
+            if not stop or number == signal.SIGINT:
                 signal.signal(number, handler)
         if error is None and stop:
             self.stop(stop)
@@ -84,4 +81,6 @@ class StopRequest:
 
     def stop(self, number: int) -> NoReturn:
         """Raise KeyboardInterrupt or Stopped for a signal."""
+        # Another rank may have received it.
+        self._received = number
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)

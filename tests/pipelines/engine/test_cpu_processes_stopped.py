@@ -11,18 +11,23 @@ import pytest
 from pipelines.engine.signals import STOP_SIGNALS
 from tests.helpers.commands import ROOT, TINY_MODEL
 from tests.helpers.forked import ENVIRONMENT, Forked
+from tests.helpers.process_ends import wait_for
 from tests.pipelines.engine.test_cpu_processes import launcher
 
 STARTER = """
-import sys
+import signal, sys
 from pipelines.engine import cpu_processes
 from pipelines.engine.signals import StopSignals
 
 cpu_processes._requested = lambda: {"num_processes": 2}
 sys.orig_argv = ["python", "-c", sys.argv[1], sys.argv[2]]
 sys.argv[0] = "a_command.py"
-with StopSignals(lambda stop: None):
-    cpu_processes.start_cpu_processes()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with StopSignals(lambda stop: None):
+        cpu_processes.start_cpu_processes()
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 """Command of two processes, each with the code and the folder in its arguments."""
 
@@ -38,14 +43,16 @@ def end(number, _):
     (folder / f"ended{rank}").touch()
     sys.exit(128 + number)
 
-for number in (signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, end)
+# Ctrl-C in a terminal does not reach it a second time.
+assert os.getpgrp() == os.getpid()
 (folder / rank).write_text(os.environ["ARVIDEO_PARENT"])
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT])
 def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp_path: Path) -> None:
     process = Forked(["-c", STARTER, WAITING, str(tmp_path)], tmp_path, ENVIRONMENT)
     while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
@@ -54,6 +61,27 @@ def test_a_signal_is_passed_on_and_all_processes_are_waited_for(number: int, tmp
     process.send_signal(number)
     assert process.wait(30).returncode == 128 + number
     assert (tmp_path / "ended0").exists() and (tmp_path / "ended1").exists()
+
+
+BUSY = """
+import os, signal, sys, time
+from pathlib import Path
+
+file = Path(sys.argv[1], os.environ["RANK"])
+signal.signal(signal.SIGINT, lambda *_: file.write_text("interrupted"))
+file.write_text("ready")
+time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_all_processes_at_once(tmp_path: Path) -> None:
+    process = Forked(["-c", STARTER, BUSY, str(tmp_path)], tmp_path, ENVIRONMENT)
+    files = [tmp_path / rank for rank in "01"]
+    for state in ("ready", "interrupted"):
+        wait_for(lambda state=state: all(file.exists() and file.read_text() == state for file in files))
+        process.send_signal(signal.SIGINT)
+    result = process.wait(30)
+    assert (result.returncode, result.stderr) == (130, "")
 
 
 FAILING = """

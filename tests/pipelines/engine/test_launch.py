@@ -1,11 +1,24 @@
 """A command that is interrupted or fails ends with one line at any moment."""
 
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from pipelines.engine.launch import command
+from pipelines.engine.signals import STOP_SIGNALS
 from pipelines.settings.probe import Probe
+from tests.helpers.commands import TINY_MODEL, begin_ranks, refused
+
+
+@pytest.fixture(autouse=True)
+def handlers_return() -> Iterator[None]:
+    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -25,3 +38,39 @@ def test_ctrl_c_while_a_command_starts_is_one_line(
         command(Probe, lambda config, settings: {})
     assert stop.value.code == 130
     assert capsys.readouterr().err == "probe: error: interrupted; run the same command again to continue\n"
+
+
+ONE_FAILS = """
+import errno, sys
+from accelerate import PartialState
+from pipelines.engine import launch
+from pipelines.settings.probe import Probe
+
+def body(config, settings):
+    state = PartialState(cpu=True)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/environment.json")
+    state.wait_for_everyone()
+
+launch._END_BY_LAUNCHER = 0.5
+sys.argv = ["probe.py"]
+launch.command(Probe, body)
+"""
+
+
+def test_an_error_of_one_process_is_one_line_in_each_process(tmp_path: Path) -> None:
+    """A launcher ends the second process before it prints its line. Without a launcher, the line tells the consequence."""
+    failed, other = [rank.wait(60) for rank in begin_ranks(tmp_path, "-c", ONE_FAILS)]
+    assert "run/environment.json" in refused(failed)
+    assert other.returncode == 1 and "Traceback" not in other.stderr
+    (line,) = [line for line in other.stderr.splitlines() if ": error: " in line]
+    assert "another process" in line and "peer" in line
+
+
+def test_all_processes_know_that_the_run_folder_cannot_be_made(finished_project: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    flags = [*TINY_MODEL, "--out", str(tmp_path / "file" / "run")]
+    script = Path(__file__).parents[3] / "pipelines" / "pretrain_ar.py"
+    for rank in begin_ranks(finished_project, str(script), *flags):
+        assert str(tmp_path / "file") in refused(rank.wait(60))

@@ -24,7 +24,11 @@ from pipelines.engine.signals import StopSignals, Stopped, child_environment, st
 def begin(program: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a program that imports the module, and wait until it prints a line."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD + program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HEAD + program, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -51,9 +55,51 @@ except Stopped as stop:
     assert process.stdout is not None and process.stdout.readline() == "cleaning\n"
     for again in STOP_SIGNALS:
         process.send_signal(again)
-    out, _ = process.communicate(timeout=20)
-    assert out.splitlines() == ["cleaned", f"stopped by {signal.Signals(number).name}"]
+    out, errors = process.communicate(timeout=20)
+    assert (out.splitlines(), errors) == (["cleaned", f"stopped by {signal.Signals(number).name}"], "")
     assert process.returncode == 128 + number == {signal.SIGTERM: 143, signal.SIGUSR1: 138}[number]
+
+
+INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class AtTheEnd:
+    \"""Sends SIGTERM when the interpreter has reset its handlers.\"""
+    def __del__(self, kill=os.kill, process=os.getpid()):
+        kill(process, 15)
+at_the_end = AtTheEnd()
+try:
+    with StopSignals(lambda stop: print("at once:", stop, flush=True)):
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            print("cleaning", flush=True)
+            time.sleep(0.5)
+except KeyboardInterrupt:
+    sys.exit(130)
+except Stopped as stop:
+    sys.exit(stop.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    "numbers, out",
+    [
+        ([signal.SIGINT, signal.SIGTERM], ""),
+        ([signal.SIGTERM], ""),
+        ([signal.SIGINT, signal.SIGINT], "at once: interrupted\n"),
+    ],
+)
+def test_after_a_signal_others_are_ignored_to_the_end_and_a_second_ctrl_c_ends_at_once(
+    numbers: list[signal.Signals], out: str
+) -> None:
+    process = begin(INTERRUPTED)
+    process.send_signal(numbers[0])
+    assert process.stdout is not None and process.stdout.readline() == "cleaning\n"
+    for number in numbers[1:]:
+        process.send_signal(number)
+    assert process.communicate(timeout=20) == (out, "")
+    assert process.returncode == 128 + numbers[0]
 
 
 @pytest.mark.parametrize("blocked", ["in C", "in Python"])
