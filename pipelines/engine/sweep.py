@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -48,7 +47,7 @@ class Job:
 def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "training runs") -> None:
     """Run pretrain_ar.py for all unfinished jobs; on a CPU, each job uses one core. Checkpoints of finished jobs are deleted.
 
-    A signal ends the jobs, which save checkpoints first.
+    A signal or the failure of a job ends the other jobs, which save checkpoints first.
 
     Raises:
         ValueError: if a training run fails. The message contains the last line of its stderr.
@@ -81,23 +80,33 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
             futures.append(pool.submit(start, job))
         for done in as_completed(futures):
             done.result()
-    except (KeyboardInterrupt, Stopped):
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        asked: set[psutil.Process] = set()
-        with no_deadline():
-            # In a loop, because a thread may just be starting a job.
-            while not all(future.done() for future in futures):
-                children = set(psutil.Process().children())
-                for process in children - asked:
-                    # It may have ended meanwhile.
-                    with suppress(psutil.NoSuchProcess):
-                        process.terminate()
-                asked |= children
-                time.sleep(0.1)
+        try:
+            _end(futures)
+        # The jobs still have to be waited for, and a thread may just have started one.
+        except (KeyboardInterrupt, Stopped):
+            _end(futures)
+            raise
         raise
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
+
+
+def _end(futures: Sequence[Future[None]]) -> None:
+    """Send SIGTERM to the jobs that threads run, and wait until they have ended."""
+    asked: set[psutil.Process] = set()
+    with no_deadline():
+        # In a loop, because a thread may just be starting a job.
+        while not all(future.done() for future in futures):
+            children = set(psutil.Process().children())
+            for process in children - asked:
+                # It may have ended meanwhile.
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            asked |= children
+            time.sleep(0.1)
 
 
 def run_in_parallel(
@@ -129,7 +138,6 @@ def run_in_parallel(
 
 def _initialise_worker(shares: Any) -> None:
     """Pin this process to a share of the cores, with one thread each; leave signals to the parent process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     cores = shares.get()
     if cores:

@@ -28,6 +28,17 @@ def jobs(folder):
     sweep._command = lambda job, *_: [sys.executable, "-c", code, str(folder / job.name)]
     sweep.train([sweep.Job(name, folder / "runs" / name, 1, 0, []) for name in "ab"], None, torch.device("cpu"))
 
+def failing(folder):
+    # The second job fails once the first one runs, which ends by itself when it is asked to.
+    waits = "import signal, sys, time; saved = sys.argv[1] + '-saved'"
+    waits += "; signal.signal(signal.SIGTERM, lambda *_: (open(saved, 'w'), sys.exit(143)))"
+    waits += "; open(sys.argv[1], 'w').write('1'); time.sleep(60)"
+    fails = "import os, sys, time\\nwhile not os.path.exists(sys.argv[2]): time.sleep(.02)\\nsys.exit('a mistake')"
+    codes = {"a": waits, "b": fails}
+    sweep._cores = lambda: [0, 0]
+    sweep._command = lambda job, *_: [sys.executable, "-c", codes[job.name], str(folder / job.name), str(folder / "a")]
+    sweep.train([sweep.Job(name, folder / "runs" / name, 1, 0, []) for name in "ab"], None, torch.device("cpu"))
+
 def probes(folder):
     sweep.run_in_parallel(sleep, [(str(folder / name),) for name in "ab"], torch.device("cpu"), "probes")
 
@@ -52,6 +63,12 @@ def test_sigterm_ends_the_jobs_and_waits_for_them(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30).returncode == 143
     assert not job.is_running()
+
+
+def test_the_failure_of_a_job_ends_the_others_and_is_reported_at_once(tmp_path: Path) -> None:
+    result = Forked(["-c", PROGRAM, "failing", str(tmp_path)], tmp_path, ENVIRONMENT).wait(30)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == "ValueError: b, seed 0: a mistake"
+    assert (tmp_path / "a-saved").exists()
 
 
 @pytest.mark.soak
