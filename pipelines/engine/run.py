@@ -3,7 +3,7 @@
 runs/<command>-<hash of the settings>/
   config.yaml        all settings; a valid --config
   environment.json   versions, device, command line
-  choices.json       choices left open by the settings: key of the newest cache, precision and attention kernel
+  choices.json       choices left open by the settings: key of the newest cache, precision, attention kernel, threads on a CPU
   lock               locked while a process works on the run; see pipelines/engine/run_lock.py
   metrics.jsonl      one line per logged step
   checkpoints/       see pipelines/engine/checkpoints.py

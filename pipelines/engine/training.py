@@ -36,13 +36,40 @@ _LOG_EVERY = 10
 """Steps between two log lines."""
 _KEEP = 2
 """Number of checkpoints kept per run."""
+_MAX_THREADS = 1024
 
 
 def make_accelerator(config: Training, run: Run) -> Accelerator:
     """Start the process group with the precision of the run. Call this before building quantizers, which check for a group."""
     tracker = None if config.tracker == "none" else config.tracker
     precision = run.chosen("precision", resolve_precision(config.precision))
-    return start_accelerator(precision, log_with=tracker, project_dir=run.folder)
+    accelerator = start_accelerator(precision, log_with=tracker, project_dir=run.folder)
+    if accelerator.device.type == "cpu":
+        _set_threads(accelerator, run)
+    return accelerator
+
+
+def _set_threads(accelerator: Accelerator, run: Run) -> None:
+    """Use the threads per process with which the run began: sums over other parts have other last bits.
+
+    Raises:
+        ValueError: if the run has recorded anything but a number of threads.
+    """
+    own, name = torch.get_num_threads(), _threads(accelerator)
+    recorded = run.chosen(name, str(own))
+    if recorded not in map(str, range(1, _MAX_THREADS + 1)):
+        raise ValueError(f"{run.folder / 'choices.json'}: {name} must be 1 to {_MAX_THREADS}, got {recorded!r}")
+    if int(recorded) != own and not run.finished:
+        say(
+            accelerator,
+            f"{run.folder} began with {recorded} threads, and continues with them; this machine has cores for {own}",
+        )
+        torch.set_num_threads(int(recorded))
+
+
+def _threads(accelerator: Accelerator) -> str:
+    """Return the name under which a run records its threads. With another number of processes, the bits differ anyway."""
+    return f"threads of {accelerator.num_processes} processes"
 
 
 def plan_parts(
@@ -117,6 +144,8 @@ def fit(
         KeyboardInterrupt, Stopped: after a checkpoint, if a signal asked for the end of the run.
     """
     run.choose(accelerator, "precision", lambda: "bf16" if accelerator.mixed_precision == "bf16" else "fp32")
+    if accelerator.device.type == "cpu":
+        run.choose(accelerator, _threads(accelerator), lambda: str(torch.get_num_threads()))
     networks = getattr(module, "networks", [module])
     extra = {} if average is None else {"average": average.state}
     name_layers(module)

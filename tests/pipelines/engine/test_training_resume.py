@@ -282,6 +282,25 @@ def test_a_killed_tokenizer_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert tensor_hashes(tmp_path / "killed") == tensor_hashes(tmp_path / "straight")
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(call: Call, tmp_path: Path) -> None:
+    """On another number of cores, other threads would change the last bits."""
+    flags = [*TINIEST, "--out", str(tmp_path / "run")]
+    call("train_tokenizer", *flags)
+    (tmp_path / "run" / "summary.json").unlink()
+    choices = tmp_path / "run" / "choices.json"
+    recorded = json.loads(choices.read_text())
+    name = "threads of 1 processes"
+    assert recorded[name] == "1"
+    before = torch.get_num_threads()
+    for wrong in ("0", "many", 10**9):
+        choices.write_text(json.dumps({**recorded, name: wrong}))
+        assert str(choices) in call("train_tokenizer", *flags)
+    choices.write_text(json.dumps({**recorded, name: "2"}))
+    call("train_tokenizer", *flags)
+    assert torch.get_num_threads() == 2 and "2 threads" in call.err
+    torch.set_num_threads(before)
+
+
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_hundred_steps_are_the_same_for_any_stop_and_number_of_workers(call: Call, tmp_path: Path) -> None:
