@@ -93,8 +93,9 @@ def _run_all(options: argparse.Namespace, results: Results) -> int:
     results.write()
     factor = DRY_FACTOR if options.dry else 1
     end = time.monotonic() + factor * options.seconds
+    log_file = options.out / "gpu.log"
     # Parts share the videos and caches that they make.
-    with tempfile.TemporaryDirectory(prefix="arvideo-gpu-") as work, open(options.out / "gpu.log", "w") as log:
+    with tempfile.TemporaryDirectory(prefix="arvideo-gpu-") as work, open(log_file, "w", encoding="utf-8") as log:
         for number in options.parts:
             part, left = PARTS[number], end - time.monotonic()
             result = PartResult(number, part.title)
@@ -104,9 +105,7 @@ def _run_all(options: argparse.Namespace, results: Results) -> int:
             _say(f"   {result.status}, {result.seconds:.0f} s")
             if code == USAGE_ERROR:
                 return _fail(result.status, USAGE_ERROR)
-    _say(
-        f"results: {options.out / 'gpu.md'}, {options.out / 'gpu.json'}; output of the parts: {options.out / 'gpu.log'}"
-    )
+    _say(f"results: {options.out / 'gpu.md'}, {options.out / 'gpu.json'}; output of the parts: {log_file}")
     return 0 if all(result.status == "ok" for result in results.parts) else 1
 
 
@@ -177,7 +176,7 @@ def _run(
         env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,
     )
@@ -194,7 +193,7 @@ def _run(
         log.flush()
         last_line[0] = line.strip() or last_line[0]
 
-    readers = [_read(process.stdout, add_row), _read(process.stderr, add_log)]
+    readers = [_Reader(process.stdout, add_row), _Reader(process.stderr, add_log)]
     code: int | None = None
     with suppress(subprocess.TimeoutExpired):
         try:
@@ -203,6 +202,8 @@ def _run(
             _kill_group(process)
     for reader in readers:
         reader.join(timeout=10)
+        if reader.error is not None:
+            raise reader.error
     if code is None:
         result.status = f"stopped at its time limit of {seconds:.0f} s"
     elif code == USAGE_ERROR:
@@ -214,14 +215,26 @@ def _run(
     return 1 if code is None else code
 
 
-def _read(stream: Any, use: Callable[[str], None]) -> threading.Thread:
-    def loop() -> None:
-        for line in stream:
-            use(line)
+class _Reader(threading.Thread):
+    """Thread that reads lines to the end of a stream, since a part that cannot write would hang.
 
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    return thread
+    Attributes:
+        error: Error in the use of a line, after which further lines are not used.
+    """
+
+    def __init__(self, stream: Any, use: Callable[[str], None]) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._use = stream, use
+        self.error: OSError | TypeError | ValueError | None = None
+        self.start()
+
+    def run(self) -> None:
+        for line in self._stream:
+            if self.error is None:
+                try:
+                    self._use(line)
+                except (OSError, TypeError, ValueError) as error:
+                    self.error = error
 
 
 def _kill_group(process: subprocess.Popen) -> None:

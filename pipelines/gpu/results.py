@@ -5,6 +5,7 @@ Only the standard library is imported, so that a missing package does not stop t
 
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,15 @@ class Results:
     folder: Path
     about: dict[str, Any]
     parts: list[PartResult] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def write(self) -> None:
-        """Replace both files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        document = {**self.about, "parts": [asdict(part) for part in self.parts]}
-        _replace(self.folder / "gpu.json", json.dumps(document, indent=1) + "\n")
-        _replace(self.folder / "gpu.md", self._markdown())
+        """Replace both files. Threads may call this at the same time."""
+        with self._lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            document = {**self.about, "parts": [asdict(part) for part in self.parts]}
+            _replace(self.folder / "gpu.json", json.dumps(document, indent=1) + "\n")
+            _replace(self.folder / "gpu.md", self._markdown())
 
     def _markdown(self) -> str:
         lines = [f"{name}: {value}  " for name, value in self.about.items()]

@@ -2,18 +2,29 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.engine.signals import STOP_SIGNALS
 from tests.helpers.commands import DIGITS, TINY_MODEL, TINY_TOKENIZER, Call, last_line, start
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(monkeypatch, capsys)
+
+
+@pytest.fixture
+def handlers_return() -> Iterator[None]:
+    """Restore the handlers of signals after a test that stops a command in this process."""
+    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

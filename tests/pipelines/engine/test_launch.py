@@ -1,24 +1,15 @@
 """A command that is interrupted or fails ends with one line at any moment."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from pipelines.engine.launch import command
-from pipelines.engine.signals import STOP_SIGNALS
 from pipelines.settings.probe import Probe
 from tests.helpers.commands import TINY_MODEL, begin_ranks, refused
 
-
-@pytest.fixture(autouse=True)
-def handlers_return() -> Iterator[None]:
-    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
-    yield
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_return")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +16,7 @@ from tests.helpers.processes import in_processes
 ALONE: Any = SimpleNamespace(num_processes=1)
 
 
-@pytest.fixture(autouse=True)
-def handlers_return() -> Iterator[None]:
-    earlier = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
-    yield
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_return")
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from pipelines.engine import run_lock
 from pipelines.gpu import __main__ as gpu
 from pipelines.gpu.__main__ import Part
+from pipelines.gpu.results import PartResult, Results
 from tests.helpers.process_ends import assert_end
 
 Outcome = tuple[int, dict[str, Any], str]
@@ -51,6 +53,45 @@ def test_rows_are_in_both_files(set_parts: Any, tmp_path: Path) -> None:
     assert all(len(line) == 5 for line in cells)
     assert ["b", "text", "", "", ""] in cells
     assert "some output" in (tmp_path / "gpu.log").read_text()
+
+
+def test_threads_may_write_the_results_at_the_same_time(tmp_path: Path) -> None:
+    results = Results(tmp_path, {"device": "CPU"}, [PartResult(1, "title")])
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(results.write) for _ in range(200)]:
+            done.result()
+    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "CPU"
+
+
+def test_the_output_of_a_part_is_read_to_its_end_after_an_error() -> None:
+    """Otherwise the part would wait for ever to write."""
+    used = []
+
+    def use(line: str) -> None:
+        used.append(line)
+        raise OSError("No space left on device")
+
+    lines = iter(["a", "b", "c"])
+    reader = gpu._Reader(lines, use)
+    reader.join(10)
+    assert list(lines) == [] and used == ["a"] and "No space" in str(reader.error)
+
+
+def test_a_full_disk_is_one_line(
+    set_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_parts("good")
+    write = Results.write
+
+    def full(results: Results) -> None:
+        if any(part.rows for part in results.parts):
+            raise OSError("No space left on device")
+        write(results)
+
+    monkeypatch.setattr(Results, "write", full)
+    assert gpu.main(["--dry", "--out", str(tmp_path)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert str(tmp_path) in line and "No space" in line
 
 
 def test_only_the_chosen_parts_run(set_parts: Any, tmp_path: Path) -> None:
@@ -138,6 +179,7 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path, capsys: pytes
     assert str(tmp_path / "file") in line
 
 
+@pytest.mark.usefixtures("handlers_return")
 def test_ctrl_c_keeps_the_rows_and_ends_the_part(
     set_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
