@@ -31,8 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("doctor: error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

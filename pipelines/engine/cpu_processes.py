@@ -85,7 +85,7 @@ def start_cpu_processes() -> None:
         for child in children:
             child.send_signal(signal.SIGKILL if failed else signal.SIGTERM)
         wait(all_ended)
-    if received.count(signal.SIGINT) > 1:
+    if code < 0 and received.count(signal.SIGINT) > 1:
         raise KeyboardInterrupt
     if failed and code < 0:
         fail(Path(sys.argv[0]).stem, f"process of rank {rank} ended by {signal.Signals(-code).name}")

@@ -1,5 +1,8 @@
 """A command that is interrupted or fails ends with one line at any moment."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -7,7 +10,7 @@ import pytest
 
 from pipelines.engine.launch import command
 from pipelines.settings.probe import Probe
-from tests.helpers.commands import TINY_MODEL, begin_ranks, refused
+from tests.helpers.commands import ENVIRONMENT, ROOT, TINY_MODEL, begin_ranks, refused
 
 pytestmark = pytest.mark.usefixtures("handlers_return")
 
@@ -62,6 +65,20 @@ def test_an_error_of_one_process_is_one_line_in_each_process(tmp_path: Path) -> 
 def test_all_processes_know_that_the_run_folder_cannot_be_made(finished_project: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     flags = [*TINY_MODEL, "--out", str(tmp_path / "file" / "run")]
-    script = Path(__file__).parents[3] / "pipelines" / "pretrain_ar.py"
-    for rank in begin_ranks(finished_project, str(script), *flags):
+    for rank in begin_ranks(finished_project, str(ROOT / "pipelines" / "pretrain_ar.py"), *flags):
         assert str(tmp_path / "file") in refused(rank.wait(60))
+
+
+@pytest.mark.parametrize("program", [["pipelines/export.py"], ["-m", "pipelines.export"]])
+def test_ctrl_c_while_a_command_imports_its_modules_prints_no_traceback(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "jsonargparse.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    result = subprocess.run(
+        [sys.executable, *program],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
