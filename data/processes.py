@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_ENDING = {signal.SIGTERM, signal.SIGUSR1}
+"""Signals by which a parent may end a child."""
+_BLOCKED = {signal.SIGINT, *_ENDING}
 _SUPPORTED = hasattr(signal, "sigwaitinfo")
 """macOS does not tell who sent a signal. There, children keep the default handlers."""
 
@@ -20,12 +22,12 @@ _SUPPORTED = hasattr(signal, "sigwaitinfo")
 @contextmanager
 def shielded() -> Iterator[None]:
     """Block SIGINT, SIGTERM and SIGUSR1 for processes that are started in this context. Each must call `end_with_parent`."""
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _SUPPORTED else set()
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED) if _SUPPORTED else set()
     try:
         # When the tracker starts, it unblocks SIGINT and SIGTERM. Each start of a process calls this, too.
         resource_tracker.ensure_running()
         if _SUPPORTED:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         yield
     finally:
         if _SUPPORTED:
@@ -38,14 +40,14 @@ def end_with_parent(*_: object) -> None:
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _SUPPORTED:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
 
     def wait_for_death() -> None:
         parent.join()
         os._exit(1)
 
     def wait_for_signal() -> None:
-        while signal.sigwaitinfo(_SIGNALS).si_pid != parent.pid:
+        while signal.sigwaitinfo(_ENDING).si_pid != parent.pid:
             pass
         os._exit(1)
 

@@ -14,7 +14,7 @@ from tests.helpers.process_ends import assert_end
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import sys, time
+import os, signal, sys
 from data.loading import batches
 from torch.utils.data import Dataset
 import numpy as np
@@ -28,6 +28,9 @@ if __name__ == "__main__":
     assert next(loaded)["row_B"][0] == 0
     print("ready", flush=True)
     for line in sys.stdin:
+        # Ctrl-C in a terminal.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.killpg(os.getpgrp(), signal.SIGINT)
         for _ in range(20):
             batch = next(loaded)
         print(batch["row_B"][0].item(), flush=True)
