@@ -9,6 +9,7 @@ import errno
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from data.text import one_line
 from data.timing import Timing
 
 _VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.library_versions.items()}
-VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-3"
+VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-4"
 """Versions that decide which frames a video has, their pixels, and whether it is refused; part of a cache's key."""
 # Allowed demuxers. Without this list, a text file could be read as a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
@@ -209,11 +210,13 @@ def _decode(
 ) -> Generator[SizedFrame, None, Timing]:
     """Yield the chosen frames, and return the timing of the video."""
     stamps_T: list[float | None] = []
+    last = 0.0
     count, size = 0, (0, 0)
     with _as_damage(path), _open(path) as container:
         if damage := container_damage(path, container.format.name):
             raise DamagedVideo(damage)
         stream = _shown(container)
+        time_base = stream.time_base or Fraction(1, av.time_base)
         declared, progress = _declared(container, stream), _Progress()
         resizers = {short_side: Resizer(short_side, stream.sample_aspect_ratio)}
         shapes: dict[int, tuple[int, int]] = {}
@@ -231,13 +234,15 @@ def _decode(
                 except (av.error.FFmpegError, ValueError) as error:
                     raise DamagedVideo(f"frame {count} cannot be converted to RGB: {_reason(error)}") from None
                 yield count, side, pixels_HWC
-            stamps_T.append(frame.time)
+            # PyAV gives frames that the end of the packets releases no time base.
+            stamps_T.append(None if frame.pts is None else float(frame.pts * time_base))
+            last = float(frame.duration * time_base)
             count += 1
     if count == 0:
         raise DamagedVideo("holds no frames")
     if missing := _missing(declared, progress, count):
         raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
-    return Timing(count, declared.rate or None, stamps_T)
+    return Timing(count, declared.rate or None, stamps_T, last)
 
 
 def _packets(

@@ -16,33 +16,40 @@ class Timing:
     """Number of frames of a video, its average frames per second, and the time stamp of each frame in seconds.
 
     `rate` is None if it is unknown. `stamps_T` is empty if the time stamps are unknown, and has None for a single unknown one.
+    `last` is the time in seconds for which the last frame is displayed, 0 if it is unknown.
     """
 
     total: int
     rate: float | None
     stamps_T: Sequence[float | None] = ()
+    last: float = 0.0
 
     def seconds(self) -> np.ndarray | None:
         """Return the seconds from the first frame to each frame, (total,), or None if there are neither time stamps nor a rate.
 
         The average rate is used if a time stamp is unknown or the time stamps are not in the order of the frames.
         """
-        stamps_T = np.array(self.stamps_T, dtype=np.float64)
-        in_order = len(stamps_T) == self.total and np.isfinite(stamps_T).all() and (np.diff(stamps_T) >= 0).all()
-        if in_order and (self.total == 1 or stamps_T[-1] > stamps_T[0]):
+        if self._in_order():
+            stamps_T = np.array(self.stamps_T, dtype=np.float64)
             return stamps_T - stamps_T[0]
         return np.arange(self.total) / self.rate if self.rate else None
+
+    def _in_order(self) -> bool:
+        stamps_T = np.array(self.stamps_T, dtype=np.float64)
+        ordered = len(stamps_T) == self.total and np.isfinite(stamps_T).all() and (np.diff(stamps_T) >= 0).all()
+        return bool(ordered and (self.total == 1 or stamps_T[-1] > stamps_T[0]))
 
     def resampled(self, fps: float) -> np.ndarray:
         """Return the number of the frame on display at each time 0, 1 / fps, 2 / fps, ... until the end, (T,).
 
-        The last frame is displayed for the mean time of the others. A frame appears several times if `fps` is above the rate
-        of the video. Raises ValueError if the times of the frames are unknown or false.
+        A last frame of unknown duration is displayed as long as the one before it, as in the ffmpeg program. A frame appears
+        several times if `fps` is above the rate of the video. Raises ValueError if the times of the frames are unknown or false.
         """
         seconds_T = self.seconds() if self.total <= _MOST else None
         if seconds_T is None:
             raise ValueError("has neither time stamps nor a frame rate, which clip.fps needs")
-        end = seconds_T[-1] * self.total / max(1, self.total - 1)
+        last = self.last if self._in_order() and self.last > 0 else seconds_T[-1] - seconds_T[-min(2, self.total)]
+        end = seconds_T[-1] + last
         if not end * fps < _MOST:
             raise ValueError(f"has time stamps that span {end:.0f} seconds, too many for clip.fps {fps:g}")
         count = max(1, int(np.ceil((end - _ROUNDED) * fps)))

@@ -2,12 +2,15 @@
 
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from data.decoding import iter_frames
 from data.timing import Timing
+from tests.helpers.videos import frame_numbers, make_video, numbered_frames
 
 
 def steady(total: int, rate: float) -> Timing:
@@ -73,7 +76,14 @@ def test_times_rounded_to_milliseconds_neither_repeat_nor_drop_a_frame(rate: flo
 
 
 def test_a_long_frame_is_shown_until_the_next_one() -> None:
-    assert Timing(4, 4.0, [5.0, 5.1, 8.0, 8.1]).resampled(2).tolist() == [0, 1, 1, 1, 1, 1, 2, 3, 3]
+    assert Timing(4, 4.0, [5.0, 5.1, 8.0, 8.1]).resampled(2).tolist() == [0, 1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, [0, 1, 2, 2]), (0.1, [0, 1, 2]), (1.6, [0, 1, 2, 2, 2, 2])])
+def test_the_last_frame_is_shown_for_its_own_time_or_for_that_of_the_frame_before(
+    last: float, expected: list[int]
+) -> None:
+    assert Timing(3, None, [1.0, 1.4, 2.0], last).resampled(2).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,61 @@ def test_false_time_stamps_do_not_ask_for_endless_frames() -> None:
         Timing(2, 25.0, [0.0, 5e11]).resampled(1)
     with pytest.raises(ValueError, match="neither"):
         Timing(2**62, 25.0).resampled(1)
+
+
+def timing_of(path: Path) -> Timing:
+    frames = iter_frames(path, 32, lambda number: ())
+    assert list(frames) == []
+    return frames.timing
+
+
+def by_ffmpeg_from_file(path: Path, fps: float) -> list[int]:
+    """Return the numbers of the frames of a file of `numbered_frames` that FFmpeg's filter gives for the whole file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        source = graph.add_buffer(stream)
+        zero, rate = graph.add("setpts", "PTS-STARTPTS"), graph.add("fps", f"fps={fps}:round=up")
+        graph.link_nodes(source, zero, rate, graph.add("buffersink")).configure()
+        pixels = []
+        for frame in [*container.decode(stream), None]:
+            graph.vpush(frame)
+            while True:
+                try:
+                    pixels.append(graph.vpull().to_ndarray(format="rgb24"))
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    break
+    return frame_numbers(np.stack(pixels))
+
+
+IRREGULAR = [0, 1, 2, 7, 8, 20, 21, 22, 60, 61, 62, 63]
+
+
+@pytest.mark.parametrize("fps", [5, 12.5])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "libx264", {}),
+        ("mkv", "libx264", {}),
+        ("ts", "libx264", {}),
+        ("mp4", "mpeg4", {}),
+        ("mkv", "mpeg4", {"bf": "2"}),
+        ("ts", "mpeg2video", {"bf": "2"}),
+        ("webm", "libvpx", {}),
+    ],
+)
+def test_frames_of_files_are_those_of_ffmpeg_to_the_end(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], fps: float
+) -> None:
+    # The decoder holds back the last frames of videos with B-frames until it meets the end of the packets.
+    rate = 25 if codec == "mpeg2video" else 10
+    path = make_video(tmp_path / f"a.{suffix}", numbered_frames(12), codec, rate, IRREGULAR, **options)
+    assert timing_of(path).resampled(fps).tolist() == by_ffmpeg_from_file(path, fps)
+
+
+@pytest.mark.parametrize("suffix", ["asf", "ts"])
+def test_time_stamps_replace_a_missing_average_rate(tmp_path: Path, suffix: str) -> None:
+    path = make_video(tmp_path / f"a.{suffix}", numbered_frames(12), rate=25, bf="2")
+    timing = timing_of(path)
+    assert timing.rate is None
+    assert timing.resampled(12.5).tolist() == list(range(0, 12, 2))
