@@ -18,7 +18,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from data.damage import container_damage, overrun_decoder
+from data.damage import container_damage
+from data.pictures import Decoder, Joined, JoinedDecoder
 from data.resizing import Resizer
 from data.text import one_line
 from data.timing import Timing
@@ -28,11 +29,16 @@ VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VE
 """Versions that decide which frames a video has, their pixels, and whether it is refused; part of a cache's key."""
 # Allowed demuxers. Without this list, a text file could be read as a playlist that opens other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
-# Codecs for which unused bits after a picture are errors too. With other codecs, intact videos have such bits.
-_STRICTER = {"h264": "+aggressive"} | dict.fromkeys(("msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"), "+buffer")
-# First bytes of the headers in Ogg files that do not configure the decoder.
-_OGG_HEADERS = {"theora": b"\x81", "vp8": b"OVP80"}
-_SYSTEM_ERRORS = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBADF}
+_SYSTEM_ERRORS = {
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EBADF,
+}
+_MEMORY = 1 << 28  # bytes that must be free before a video is called damaged: dozens of large pictures
 # Frames that may be missing at the end. Packed AVI streams and rounded durations account for up to two.
 _TOLERATED = 3
 _SEARCHED = 1 << 16  # bytes in which FFmpeg searches for the next transport packet before it pauses
@@ -119,6 +125,7 @@ def iter_frames(path: Path, short_side: int, sides_of: Callable[[int], Collectio
 
 @contextmanager
 def _as_damage(path: Path) -> Iterator[None]:
+    """Raise FFmpeg's errors as DamagedVideo, unless the machine is to blame: a cache would record damage permanently."""
     try:
         if path.stat().st_size == 0:
             raise DamagedVideo("empty file")
@@ -127,19 +134,35 @@ def _as_damage(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: has disappeared since it was listed") from None
     except av.error.FFmpegError as error:
         _raise_system_error(error, path)
+        _check_machine(path)
         raise DamagedVideo(f"does not open as a video: {_reason(error)}") from None
+    except DamagedVideo:
+        _check_machine(path)
+        raise
+    except MemoryError:
+        raise OSError(f"{path}: cannot be read: out of memory") from None
 
 
 def _raise_system_error(error: Exception, path: Path) -> None:
-    """Raise an OSError if the disk or the system failed, because a cache would record a DamagedVideo permanently."""
-    number = getattr(error, "errno", None)
-    if number == errno.EIO:
-        # Some demuxers report damage as EIO too. If the disk has failed, reading the file raises an OSError.
+    """Raise an OSError if the system failed. Some demuxers report damage as EIO and ENOMEM: see `_check_machine`."""
+    if getattr(error, "errno", None) in _SYSTEM_ERRORS:
+        raise OSError(f"{path}: cannot be read: {_reason(error)}") from None
+
+
+def _check_machine(path: Path) -> None:
+    """Raise OSError if the file cannot be read to its end, or if memory is short.
+
+    FFmpeg hides both: a decoder gets a part of a packet, or reports that the data is invalid.
+    """
+    try:
+        np.empty(_MEMORY, np.uint8)
         with path.open("rb") as file:
             while file.read(2**20):
                 pass
-    elif number in _SYSTEM_ERRORS:
-        raise OSError(f"{path}: cannot be read: {_reason(error)}") from None
+    except MemoryError:
+        raise OSError(f"{path}: cannot be read: out of memory") from None
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read: {one_line(error.strerror or error)}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -209,6 +232,24 @@ def _decode(
     path: Path, short_side: int, sides_of: Callable[[int], Collection[int]]
 ) -> Generator[SizedFrame, None, Timing]:
     """Yield the chosen frames, and return the timing of the video."""
+    done = -1
+
+    def once(number: int) -> Collection[int]:
+        nonlocal done
+        if number <= done:
+            return ()
+        done = number
+        return sides_of(number)
+
+    try:
+        return (yield from _decode_with(Decoder, path, short_side, once))
+    except Joined:
+        return (yield from _decode_with(JoinedDecoder, path, short_side, once))
+
+
+def _decode_with(
+    decoder: type[Decoder], path: Path, short_side: int, sides_of: Callable[[int], Collection[int]]
+) -> Generator[SizedFrame, None, Timing]:
     stamps_T: list[float | None] = []
     last = 0.0
     count, size = 0, (0, 0)
@@ -220,7 +261,7 @@ def _decode(
         declared, progress = _declared(container, stream), _Progress()
         resizers = {short_side: Resizer(short_side, stream.sample_aspect_ratio)}
         shapes: dict[int, tuple[int, int]] = {}
-        for frame in _frames(stream, _packets(container, stream, path, progress), path):
+        for frame in _frames(decoder(stream, path), _packets(container, stream, path, progress), path):
             if (frame.width, frame.height) != size:
                 size = frame.width, frame.height
                 aspect = stream.codec_context.sample_aspect_ratio if shapes else None
@@ -238,10 +279,10 @@ def _decode(
             stamps_T.append(None if frame.pts is None else float(frame.pts * time_base))
             last = float(frame.duration * time_base)
             count += 1
-    if count == 0:
-        raise DamagedVideo("holds no frames")
-    if missing := _missing(declared, progress, count):
-        raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
+        if count == 0:
+            raise DamagedVideo("holds no frames")
+        if missing := _missing(declared, progress, count):
+            raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
     return Timing(count, declared.rate or None, stamps_T, last)
 
 
@@ -274,50 +315,20 @@ def _packets(
             raise DamagedVideo(f"packet {progress.packets} cannot be read: {_reason(error)}") from None
 
 
-def _frames(stream: av.VideoStream, packets: Iterable[av.Packet], path: Path) -> Iterator[av.VideoFrame]:
-    """Decode all packets. Raises DamagedVideo for a packet with an error or a corrupt frame.
-
-    A video that was cut without decoding begins with pictures that refer to pictures before the cut. Their errors are no
-    damage: no decoder shows them.
-    """
-    codec = stream.codec_context
-    codec.thread_type = "NONE"
-    codec.options = {"err_detect": "explode" + _STRICTER.get(codec.name, "")}
-    overrun = overrun_decoder(codec)
-    timed = stream.container.format.name != "avi"  # in AVI files, times say nothing about the order of display
-    key: av.Packet | None = None
+def _frames(decoder: Decoder, packets: Iterable[av.Packet], path: Path) -> Iterator[av.VideoFrame]:
+    """Decode all packets. Raises DamagedVideo for a packet with an error or a corrupt frame."""
     count = 0
     for packet in chain(packets, [None]):
-        if key is None and packet is not None and packet.is_keyframe:
-            key = packet
         try:
-            if overrun is not None:
-                overrun.decode(packet)
-            frames = codec.decode(packet)
+            frames = decoder.decode(packet)
         except (av.error.FFmpegError, ValueError) as error:
-            if _is_before_start(packet, key, count, timed) or _is_header(packet, codec):
-                continue
             _raise_system_error(error, path)
             raise DamagedVideo(f"frame {count} does not decode: {_reason(error)}") from None
         for frame in frames:
-            if frame.is_corrupt:
+            if frame.is_corrupt and decoder.is_strict:
                 raise DamagedVideo(f"frame {count} is corrupt")
             yield frame
             count += 1
-
-
-def _is_before_start(packet: av.Packet | None, key: av.Packet | None, count: int, timed: bool) -> bool:
-    """Return True if the packet's picture is displayed before the first key picture, as far as the file tells."""
-    if packet is None or packet is key:
-        return False
-    if key is None or packet.pts is None or key.pts is None or not timed:
-        return count == 0
-    return packet.pts < key.pts
-
-
-def _is_header(packet: av.Packet | None, codec: av.VideoCodecContext) -> bool:
-    """Return True for a header inside joined Ogg files. FFmpeg gives it to the decoder, which refuses it."""
-    return packet is not None and codec.name in _OGG_HEADERS and bytes(packet).startswith(_OGG_HEADERS[codec.name])
 
 
 def _end(packet: av.Packet, rate: float) -> float:

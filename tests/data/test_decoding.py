@@ -1,9 +1,11 @@
 """Decoding returns the chosen frames, upright and in proportion. Any damage raises DamagedVideo with a one-line reason."""
 
+import errno
 import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from data.decoding import DamagedVideo, Frames, read_frames
 from tests.helpers.hostile_names import HOSTILE_NAMES
+from tests.helpers.stream_copies import packets_of
 from tests.helpers.videos import frame_numbers, make_video, moving_blocks, numbered_frames, write_silence
 
 COUNT = 24
@@ -284,3 +287,29 @@ def test_good_and_damaged_files_are_closed(tmp_path: Path) -> None:
         for action in actions:
             action()
     assert len(list(descriptors.iterdir())) <= before + 1
+
+
+def test_failing_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # FFmpeg gives the decoder the part of a packet before an unreadable block, and the decoder finds it damaged.
+    path = make_video(tmp_path / "a.mp4", moving_blocks(), codec="libx264")
+    content = path.read_bytes()
+    at = content.index(packets_of(path)[5])
+    path.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
+    assert reason_of(path)
+
+    def fail(self: Path, mode: str) -> BinaryIO:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(OSError, match=r"a\.mp4: cannot be read: Input/output error"):
+        read(path, 0)
+
+
+def test_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = make_video(tmp_path / "a.mp4", moving_blocks(), codec="libx264")
+    damaged = tmp_path / "b.mp4"
+    damaged.write_bytes(good.read_bytes()[:-300])
+    monkeypatch.setattr("data.decoding._MEMORY", 1 << 60)
+    assert read(good, 0).total == COUNT
+    with pytest.raises(OSError, match=r"b\.mp4: cannot be read: out of memory"):
+        read(damaged, 0)
