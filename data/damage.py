@@ -1,7 +1,8 @@
 """Find damage that a decoder alone does not report: H.264, HEVC, VP8 and VP9 decoders accept almost any bytes.
 
-`container_damage` verifies checksums, sync bytes or the index of a container. These checks are exact and read the file
-once. MP4 and WebM files have nothing to verify. `overrun_decoder` finds damage in small H.264 pictures.
+`container_damage` verifies checksums, sync bytes, sizes or the index of a container. These checks are exact and read the file
+once. MP4 files have nothing to verify but the numbers of their fragments. `overrun_decoder` finds damage in small H.264
+pictures.
 """
 
 import re
@@ -17,13 +18,22 @@ _BLOCK = 1 << 20  # bytes read at once
 # Identifiers of Matroska elements.
 _SEGMENT, _CLUSTER, _VOID, _CRC32 = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\xec", b"\xbf\x84"
 
+_TABLES = (0, 17)  # packet identifiers of the tables with which a transport stream begins
+_OGG_FIRST = 2  # flag of the first page of a stream
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
 
 def container_damage(path: Path, container_format: str) -> str | None:
     """Return the damage of a file in one line, or None if all checks pass or its format has no checks.
 
     `container_format` is FFmpeg's name of the format. Raises OSError if the file cannot be read.
     """
-    check = {"matroska,webm": _matroska_damage, "mpegts": _transport_damage, "avi": _avi_damage}.get(container_format)
+    check = {
+        "matroska,webm": _matroska_damage,
+        "mpegts": _transport_damage,
+        "avi": _avi_damage,
+        "ogg": _ogg_damage,
+    }.get(container_format)
     if check is None:
         return None
     with path.open("rb") as file:
@@ -31,16 +41,18 @@ def container_damage(path: Path, container_format: str) -> str | None:
 
 
 def _matroska_damage(file: BinaryIO, file_size: int) -> str | None:
-    """Verify the CRC-32 of clusters of frames. A cluster may begin with a CRC-32 of its other bytes."""
+    """Verify the sizes of elements and the CRC-32 of clusters. A cluster may begin with a CRC-32 of its other bytes."""
     while (identifier := _ebml_number(file)) and (length := _ebml_number(file)):
+        unknown = (1 << 7 * len(length)) - 1
+        size = int.from_bytes(length, "big") & unknown
+        start = file.tell()
+        is_whole = start + size <= file_size
+        if identifier in (_SEGMENT, _CLUSTER) and size != unknown and not is_whole:
+            return f"ends early: {start + size - file_size} bytes are missing"
         if identifier == _SEGMENT:
             continue  # the clusters are inside the segment
-        if len(identifier) != 4 and identifier != _VOID:
-            return None
-        size = int.from_bytes(length, "big") & ((1 << 7 * len(length)) - 1)
-        start = file.tell()
         # In a live recording, the size of an element may be unknown.
-        if start + size > file_size:
+        if not is_whole or (len(identifier) != 4 and identifier != _VOID):
             return None
         if identifier == _CLUSTER and file.read(2) == _CRC32:
             declared, left, checksum = int.from_bytes(file.read(4), "little"), size - 6, 0
@@ -61,23 +73,132 @@ def _ebml_number(file: BinaryIO) -> bytes | None:
 
 
 def _transport_damage(file: BinaryIO, file_size: int) -> str | None:
-    """Verify that each packet of 188 bytes begins with a sync byte. Some recorders add 4 bytes before or 16 after a packet."""
+    """Verify that each packet of 188 bytes begins with a sync byte. Some recorders add 4 bytes before or 16 after a packet.
+
+    Padding, a run of one byte, may follow the last packet. It may also stand before the start of another stream, which is a
+    packet of a table of programs or services.
+    """
+    grid = _transport_grid(file, 0, 204)
+    packets = 0
+    while grid is not None:
+        start, period = grid
+        synced_N = _sync_bytes(file, start, period, file_size)
+        lost = int(synced_N.argmin())
+        if synced_N[lost]:
+            return None
+        packets += lost
+        end = _end_of_run(file, start + lost * period, file_size)
+        following = None if end == file_size else _transport_grid(file, end, 5)
+        if following is None or not _begins_stream(file, following[0]):
+            # Anything may follow the last packet.
+            is_last = following is None and not synced_N[lost:].any()
+            return None if is_last else f"transport packet {packets} has no sync byte"
+        grid = following
+    return None
+
+
+def _transport_grid(file: BinaryIO, offset: int, most: int) -> tuple[int, int] | None:
+    """Return start and period of five packets, or of those up to the end of the file, that begin within `most` bytes."""
+    file.seek(offset)
     head = file.read(5 * 204)
-    grids = [(start, period) for period in (188, 192, 204) for start in range(period)]
-    grid = next((grid for grid in grids if head[grid[0] :: grid[1]][:5] == b"G" * 5), None)
-    if grid is None:
-        return None
-    start, period = grid
+    for period in (188, 192, 204):
+        for start in range(min(most, period)):
+            if set(head[start::period][:5]) == {ord("G")}:
+                return offset + start, period
+    return None
+
+
+def _sync_bytes(file: BinaryIO, start: int, period: int, file_size: int) -> np.ndarray:
+    """Return for each packet whether it begins with a sync byte."""
     synced = []
     for offset in range(start, file_size, 4096 * period):
         file.seek(offset)
         synced.append(np.frombuffer(file.read(4096 * period), np.uint8)[::period] == ord("G"))
-    synced_N = np.concatenate(synced)
-    lost = int(synced_N.argmin())
-    # Padding may follow the last sync byte.
-    if not synced_N[lost] and synced_N[lost:].any():
-        return f"transport packet {lost} of {len(synced_N)} has no sync byte"
+    return np.concatenate(synced)
+
+
+def _end_of_run(file: BinaryIO, offset: int, file_size: int) -> int:
+    """Return the position of the first byte behind `offset` that differs from the byte there."""
+    file.seek(offset)
+    filler = file.read(1)
+    while block := file.read(_BLOCK):
+        if rest := block.lstrip(filler):
+            return file.tell() - len(rest)
+    return file_size
+
+
+def _begins_stream(file: BinaryIO, offset: int) -> bool:
+    file.seek(offset + 1)
+    return int.from_bytes(file.read(2), "big") & 0x1FFF in _TABLES
+
+
+def _ogg_damage(file: BinaryIO, file_size: int) -> str | None:
+    """Verify the checksums and numbers of all pages (RFC 3533). FFmpeg drops pages with a wrong checksum silently."""
+    expected: dict[bytes, int] = {}
+    offset = 0
+    while offset < file_size:
+        file.seek(offset)
+        header = file.read(27)
+        if not header.startswith(b"OggS"):
+            end = _end_of_run(file, offset, file_size)
+            file.seek(end)
+            if file.read(4) != b"OggS":
+                # Anything may follow the last page.
+                return f"there is no page at byte {offset}" if _contains(file, end, b"OggS") else None
+            offset = end
+            continue
+        segments = file.read(header[26]) if len(header) == 27 else b""
+        page = header + segments + file.read(sum(segments))
+        if len(header) < 27 or len(page) < 27 + header[26] + sum(segments):
+            return f"ends early, in the page at byte {offset}"
+        if _ogg_checksum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(page[22:26], "little"):
+            return f"the checksum of the page at byte {offset} is wrong"
+        stream, number = page[14:18], int.from_bytes(page[18:22], "little")
+        if not page[5] & _OGG_FIRST and number != expected.get(stream, number):
+            return f"page {expected[stream]} is missing at byte {offset}"
+        expected[stream] = number + 1
+        # In a recording of a broadcast, the numbers jump behind the headers, which end at position 0.
+        if page[6:14] == bytes(8):
+            del expected[stream]
+        offset += len(page)
     return None
+
+
+def _ogg_checksum(content: bytes) -> int:
+    """Return the CRC-32 whose bits are processed from the highest one, from the common one by mirroring each byte."""
+    mirrored = zlib.crc32(content.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def _contains(file: BinaryIO, offset: int, content: bytes) -> bool:
+    file.seek(offset)
+    tail = b""
+    while block := file.read(_BLOCK):
+        if content in tail + block:
+            return True
+        tail = block[-len(content) :]
+    return False
+
+
+def lacks_fragments(path: Path) -> bool:
+    """Return whether the numbers of the fragments of an MP4 file skip one (ISO/IEC 14496-12, 8.8.5)."""
+    offset, last, file_size = 0, None, path.stat().st_size
+    with path.open("rb") as file:
+        while offset < file_size:
+            file.seek(offset)
+            box = file.read(32)
+            size = int.from_bytes(box[:4], "big")
+            if size == 1:
+                size = int.from_bytes(box[8:16], "big")
+            if box[4:8] == b"moof" and box[12:16] == b"mfhd":
+                number = int.from_bytes(box[20:24], "big")
+                if last is not None and number > last + 1:
+                    return True
+                last = number
+            if size < 8:
+                return False
+            offset += size
+    return False
 
 
 def _avi_damage(file: BinaryIO, file_size: int) -> str | None:

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from data.damage import container_damage
+from data.damage import container_damage, lacks_fragments
 from data.pictures import Decoder, Joined, JoinedDecoder
 from data.resizing import Resizer
 from data.text import one_line
@@ -192,7 +192,11 @@ class _Progress:
     """Part of a file that has been read."""
 
     packets: int = 0
-    """Packets of the video."""
+    """Packets of the video, also those without data."""
+    due: int | None = None
+    """Decoding time, in ticks, of the next packet of the video."""
+    has_gap: bool = False
+    """Whether a packet of the video has a later decoding time."""
     end: float = 0.0
     """Time in seconds at which the file ends, in any of its streams."""
 
@@ -283,6 +287,9 @@ def _decode_with(
             raise DamagedVideo("holds no frames")
         if missing := _missing(declared, progress, count):
             raise DamagedVideo(f"ends early: {count} of about {count + missing} frames")
+        # In MP4 files, the time of a packet is the sum of the durations before it, unless a fragment states another one.
+        if "mp4" in container.format.name and progress.has_gap and lacks_fragments(path):
+            raise DamagedVideo("a fragment is missing")
     return Timing(count, declared.rate or None, stamps_T, last)
 
 
@@ -298,8 +305,12 @@ def _packets(
                 # Packets of all streams count, because the file ends where the last stream ends.
                 progress.end = max(progress.end, _end(packet, rate))
                 # A packet without data repeats a frame. A decoder would refuse it, or take it for the end.
-                if packet.stream is stream and packet.size:
+                if packet.stream is stream and packet.dts is not None:
+                    progress.has_gap |= progress.due is not None and packet.dts > progress.due
+                    progress.due = packet.dts + (packet.duration or 0)
+                if packet.stream is stream and (packet.size or packet.dts is not None):
                     progress.packets += 1
+                if packet.stream is stream and packet.size:
                     yield packet
             return
         except av.error.BlockingIOError:
@@ -342,11 +353,10 @@ def _end(packet: av.Packet, rate: float) -> float:
 def _missing(declared: _Declared, progress: _Progress, count: int) -> int:
     """Return the number of frames that the end of the file lacks."""
     if declared.packets:
-        missing = declared.packets - progress.packets
-    else:
-        end = progress.end
-        # The rate that an AVI declares may be higher than its true frame rate.
-        rate = min(declared.rate, count / end) if end > 0 else declared.rate
-        # Durations count from zero in some formats and from the first picture in others. Use the smaller gap.
-        missing = round((declared.seconds - max(end, end - declared.start)) * rate)
+        return max(0, declared.packets - progress.packets)
+    end = progress.end
+    # The rate that an AVI declares may be higher than its true frame rate.
+    rate = min(declared.rate, count / end) if end > 0 else declared.rate
+    # Durations count from zero in some formats and from the first picture in others. Use the smaller gap.
+    missing = round((declared.seconds - max(end, end - declared.start)) * rate)
     return missing if missing > _TOLERATED else 0
