@@ -28,7 +28,9 @@ _VERSIONS = {library: ".".join(map(str, numbers)) for library, numbers in av.lib
 VERSION = f"pyav-{av.__version__} avcodec-{_VERSIONS['libavcodec']} swscale-{_VERSIONS['libswscale']} checks-4"
 """Versions that decide which frames a video has, their pixels, and whether it is refused; part of a cache's key."""
 # Allowed demuxers. Without this list, a text file could be read as a playlist that opens other files.
-_FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,ogg,h264,hevc,ivf"
+_FORMATS = (
+    "asf,avi,dv,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,m4v,mjpeg,ogg,h264,hevc,ivf,obu,av1"
+)
 _SYSTEM_ERRORS = {
     errno.EACCES,
     errno.EMFILE,
@@ -101,7 +103,7 @@ def read_sized_frames(
     Raises DamagedVideo if the file is empty, is not a video, ends early, or contains frames that do not decode cleanly.
     """
     with _as_damage(path), _open(path) as container:
-        declared = _declared(container, _shown(container))
+        declared = _declared(container, _shown(container, path))
     chosen: Mapping[int, Collection[int]] = {}
     # The declared rate may be too wrong for any choice.
     with suppress(DamagedVideo):
@@ -135,7 +137,10 @@ def _as_damage(path: Path) -> Iterator[None]:
     except av.error.FFmpegError as error:
         _raise_system_error(error, path)
         _check_machine(path)
-        raise DamagedVideo(f"does not open as a video: {_reason(error)}") from None
+        # FFmpeg's error for a format that is not on the list.
+        not_listed = error.errno == errno.EINVAL
+        reason = "the format is not supported" if not_listed else _reason(error)
+        raise DamagedVideo(f"does not open as a video: {reason}") from None
     except DamagedVideo:
         _check_machine(path)
         raise
@@ -217,10 +222,31 @@ def _moving(container: av.container.InputContainer) -> list[av.VideoStream]:
     return [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
 
 
-def _shown(container: av.container.InputContainer) -> av.VideoStream:
-    """Return the stream that FFmpeg shows: a default one before others, the largest picture before smaller ones."""
+def _shown(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """Return the stream that FFmpeg shows: a default one before others, the largest picture before smaller ones.
+
+    Streams without packets come last.
+    """
     streams = [stream for stream in _moving(container) if stream.codec_context is not None]
-    return max(streams, key=lambda stream: (Disposition.default in stream.disposition, stream.width * stream.height))
+    streams.sort(
+        key=lambda stream: (Disposition.default in stream.disposition, stream.width * stream.height), reverse=True
+    )
+    if len(streams) == 1:
+        return streams[0]
+    filled = _filled(path, streams[0].index)
+    return next((stream for stream in streams if stream.index in filled), streams[0])
+
+
+def _filled(path: Path, wanted: int) -> set[int]:
+    """Return the indices of the streams with packets, as far as the first packet of the wanted stream."""
+    found: set[int] = set()
+    with _open(path) as container, suppress(av.error.FFmpegError):
+        for packet in container.demux():
+            if packet.size:
+                found.add(packet.stream.index)
+            if wanted in found:
+                break
+    return found
 
 
 def _declared(container: av.container.InputContainer, stream: av.VideoStream) -> _Declared:
@@ -260,7 +286,7 @@ def _decode_with(
     with _as_damage(path), _open(path) as container:
         if damage := container_damage(path, container.format.name):
             raise DamagedVideo(damage)
-        stream = _shown(container)
+        stream = _shown(container, path)
         time_base = stream.time_base or Fraction(1, av.time_base)
         declared, progress = _declared(container, stream), _Progress()
         resizers = {short_side: Resizer(short_side, stream.sample_aspect_ratio)}
