@@ -7,8 +7,10 @@ of its leading pictures are no damage. The rest of a group that begins before th
 
 import errno
 import re
+from contextlib import suppress
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -34,8 +36,8 @@ _HEVC_OPEN = (16, 17, 21)  # key pictures with leading pictures that may not be 
 _HEVC_SKIPPED = (8, 9)  # such leading pictures
 _KEPT = 1000
 """Packets before the first key picture that are remembered."""
-_LOST = 3
-"""Pictures that may be missing before the first key picture of a recording: those of a first, incomplete packet."""
+_LOST = 8
+"""Pictures that may be missing before the first key picture of a recording, because the first packets are incomplete."""
 
 
 class Joined(Exception):
@@ -109,7 +111,7 @@ class Decoder:
         if _is_header(packet, self._codec):
             return True
         if self._key is None and self._first_key is not None:
-            self._key = next((early for early in self._early if early.pos == self._first_key), None)
+            self._key = next(islice(self._early, self._first_key, None), None)
         if self._key is None:
             if not self._empty or (self._first_key is None and not self._is_inside_group(packet)):
                 return False
@@ -143,17 +145,19 @@ class Decoder:
 
     @cached_property
     def _first_key(self) -> int | None:
-        """Position in the file of the first packet that the container marks as a key picture, None if it marks none.
+        """Number of the first packet of the stream that the container marks as a key picture, None if it marks none.
 
         FFmpeg's parsers remove the mark from packets that they do not understand.
         """
         raw = {"fflags": "+noparse+nofillin"}
-        with av.open(f"file:{self._path}", metadata_errors="replace", options=raw, format=self._format) as container:
-            try:
-                packets = container.demux(container.streams[self._index])
-                return next((packet.pos for packet in packets if packet.is_keyframe), None)
-            except av.error.FFmpegError:
-                return None
+        # Streams that are cut within a picture do not open without a parser. Their containers have no marks.
+        with (
+            suppress(av.error.FFmpegError, IndexError),
+            av.open(f"file:{self._path}", metadata_errors="replace", options=raw, format=self._format) as container,
+        ):
+            packets = (packet for packet in container.demux(container.streams[self._index]) if packet.size)
+            return next((number for number, packet in enumerate(packets) if packet.is_keyframe), None)
+        return None
 
     def _is_inside_group(self, packet: av.Packet) -> bool:
         """Return whether a packet, in a container without marks, continues a group of pictures that began before the file."""
@@ -173,9 +177,9 @@ class Decoder:
 
     def _is_gap_before(self, key: av.Packet) -> bool:
         """Return whether more time passes before the first key picture than the pictures before it take."""
-        times = [packet.pts for packet in (*self._early, key) if packet.pts is not None]
-        seconds = (max(times) - min(times)) * (key.time_base or Fraction(0)) if times else 0
-        return float(seconds) * self._rate > len(self._early) + _LOST
+        times = [packet.dts for packet in (*self._early, key) if packet.dts is not None]
+        seconds = (times[-1] - times[0]) * (key.time_base or Fraction(0)) if times else 0
+        return float(seconds) * self._rate > 2 * len(self._early) + _LOST
 
 
 class JoinedDecoder(Decoder):

@@ -1,5 +1,6 @@
 """A destroyed start is damage; a start or a join that lacks pictures, because it was cut without decoding, is none."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -125,3 +126,42 @@ def test_damage_behind_a_join_is_found(tmp_path: Path) -> None:
         path.write_bytes(content[:at] + b"\x5a" * 100 + content[at + 100 :])
         with pytest.raises(DamagedVideo):
             count(path)
+
+
+RECORDED = [
+    ("h264", "ts"),
+    ("h264 open gop", "ts"),
+    ("hevc open gop", "ts"),
+    ("mpeg4", "ts"),
+    ("h264", "mpg"),
+    ("hevc", "mpg"),
+    ("mpeg1", "mpg"),
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), RECORDED)
+def test_recordings_that_begin_anywhere_are_read(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = encode(tmp_path / f"a.{suffix}", kind)
+    content, unit = path.read_bytes(), {"ts": 188, "mpg": 2048}[suffix]
+    for share in (0.1, 0.3, 0.45, 0.6):
+        path.write_bytes(content[int(share * len(content)) // unit * unit :])
+        expected = 0
+        with suppress(IndexError, av.error.FFmpegError):
+            expected = len(shown_frames(path))
+        # FFmpeg finds no video in some files, because no key picture follows soon.
+        if expected:
+            assert count(path) == expected
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("h264", "mp4"), ("mpeg2", "mkv"), ("vp9", "webm"), ("vp8", "asf")])
+def test_copies_that_begin_between_key_pictures_are_read(tmp_path: Path, kind: str, suffix: str) -> None:
+    whole = encode(tmp_path / f"whole.{suffix}", kind)
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(whole)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            packet.dts = number if packet.dts is None else packet.dts
+            if number >= 5:
+                packet.stream = stream
+                new.mux(packet)
+    assert count(path) == len(shown_frames(path)) > 30
