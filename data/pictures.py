@@ -117,17 +117,18 @@ class Decoder:
                 return False
             self._excused = self._excused or error
             return True
-        if packet is self._key or not self._is_leading(packet, self._key):
+        is_leading = packet is not self._key and self._is_leading(packet, self._key)
+        if self._started:
+            return is_leading
+        # Where another video begins, the key picture may repeat a number, and the next picture lacks pictures before it.
+        # Damage rarely hits just that picture.
+        if self._codec.name not in _JOINED or not (packet is self._key or (is_leading and not self._clean)):
             return False
-        # Damage rarely hits the first of the pictures after a key picture; a missing picture affects it first.
-        if not self._started and (self._clean or self._codec.name not in _JOINED):
-            return False
-        if not self._started:
-            self._restart(self._key)
+        self._restart(self._key)
         return True
 
     def _restart(self, key: av.Packet) -> None:
-        """Take the last key picture for the first picture of another video."""
+        """Take the last key picture for the first picture of another video. Raises FFmpegError if it is damaged."""
         raise Joined
 
     def _is_leading(self, packet: av.Packet, key: av.Packet) -> bool:
