@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.commands import kills
 
 
-@pytest.mark.parametrize("trials", [6, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("trials", [4, pytest.param(200, marks=pytest.mark.soak)])
 def test_a_killed_tokenize_is_completed(
     finished_project: Path, answers: dict[str, Any], tmp_path: Path, trials: int
 ) -> None:

@@ -53,6 +53,7 @@ def test_two_processes_train_the_same_model(finished_project: Path, answers: dic
     assert two["loss"] == pytest.approx(answers["pretrain_ar"]["loss"], abs=1e-4)
 
 
+@pytest.mark.soak
 def test_two_processes_train_the_same_tokenizer(
     finished_project: Path, answers: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from tests.helpers.commands import ENVIRONMENT, ROOT
 from tests.helpers.gpu_dry_run import EXPECTED, check_part
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("number", [1, 2, 3, pytest.param(4, marks=pytest.mark.soak), 5, 6])
 def test_a_part_measures_all_its_rows(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_part(number, tmp_path, monkeypatch)
 

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.gpu_dry_run import check_part
 
 
+@pytest.mark.soak
 def test_a_run_that_was_killed_has_the_losses_of_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -14,6 +15,6 @@ def test_a_run_that_was_killed_has_the_losses_of_one_that_was_not(
     assert [value for what, value in rows.items() if "losses" in what] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("number", [8, 9])
+@pytest.mark.parametrize("number", [8, pytest.param(9, marks=pytest.mark.soak)])
 def test_a_part_measures_all_its_rows(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_part(number, tmp_path, monkeypatch)
