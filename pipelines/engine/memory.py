@@ -29,10 +29,14 @@ class Resident:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
+        self._sample()
 
     def _watch(self) -> None:
         while not self._over.wait(0.001):
-            self.most = max(self.most, self._process.memory_info().rss)
+            self._sample()
+
+    def _sample(self) -> None:
+        self.most = max(self.most, self._process.memory_info().rss)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -68,5 +72,7 @@ def peak_of(call: Callable[[], object], device: torch.device) -> int:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     with Resident() as resident:
-        call()
+        # On a busy machine, the thread may not run during a short call. The result exists until the last sample.
+        result = call()
+    del result
     return resident.most - resident.before
