@@ -88,7 +88,8 @@ def _tiles(summary: dict[str, Any], probes: list[dict[str, Any]], validated: str
     tiles = []
     if probes:
         linear, untrained = probes[-1]["linear"], probes[-1]["untrained"]
-        tiles.append(["frozen linear probe", mean_with_error(linear), f"n = {probes[-1]['n']}"])
+        error = "" if linear["stderr"] is None else f"± {linear['stderr']:.3f}, "
+        tiles.append(["frozen linear probe", f"{linear['mean']:.3f}", f"{error}n = {probes[-1]['n']}"])
         tiles.append(["untrained network", f"{untrained['mean']:.3f}", f"chance {probes[-1]['chance']:.3f}"])
     bits, unigram = summary["bits_per_code"], summary["unigram_bits"]
     measure, name = _loss(summary)
