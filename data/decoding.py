@@ -201,7 +201,7 @@ class _Progress:
     due: int | None = None
     """Decoding time, in ticks, of the next packet of the video."""
     has_gap: bool = False
-    """Whether a packet of the video has a later decoding time."""
+    """True if a packet of the video has a later decoding time."""
     end: float = 0.0
     """Time in seconds at which the file ends, in any of its streams."""
 

@@ -48,7 +48,7 @@ class Decoder:
     """Decoder of the packets of a stream that raises FFmpegError or ValueError for damage. One thread."""
 
     is_strict = True
-    """Whether a frame that FFmpeg marks as corrupt is damage."""
+    """True if a frame that FFmpeg marks as corrupt is damage."""
 
     def __init__(self, stream: av.VideoStream, path: Path, codec: av.VideoCodecContext | None = None) -> None:
         self._path, self._index, self._format = path, stream.index, stream.container.format.name
@@ -65,11 +65,11 @@ class Decoder:
         """First error among them."""
         self._key: av.Packet | None = None
         self._started = True
-        """Whether the decoder knows no picture before the last key picture."""
+        """True if the decoder knows no picture before the last key picture."""
         self._clean = False
-        """Whether a packet after the last key picture has been decoded."""
+        """True if a packet after the last key picture has been decoded."""
         self._empty = True
-        """Whether no frame has been returned."""
+        """True if no frame has been returned."""
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         """Return the frames that a packet, or the end of the packets (None), completes.
