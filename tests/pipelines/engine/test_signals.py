@@ -34,23 +34,22 @@ def begin(program: str, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_is_raised_once_and_cleaning_up_is_not_disturbed(number: int) -> None:
-    program = """
-try:
-    with StopSignals(lambda stop: print("too late")):
+WAITING = """
+    with StopSignals(lambda stop: print("at once:", stop, flush=True)):
         try:
             print("ready", flush=True)
             time.sleep(60)
         finally:
             print("cleaning", flush=True)
-            time.sleep(0.3)
-            print("cleaned")
-except Stopped as stop:
-    print(stop)
-    sys.exit(stop.exit_code)
+            time.sleep(0.5)
+            print("cleaned", flush=True)
 """
-    process = begin(program)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_is_raised_once_and_cleaning_up_is_not_disturbed(number: int) -> None:
+    stopped = "except Stopped as stop:\n    print(stop)\n    sys.exit(stop.exit_code)\n"
+    process = begin(f"try:{WAITING}{stopped}")
     process.send_signal(number)
     assert process.stdout is not None and process.stdout.readline() == "cleaning\n"
     for again in STOP_SIGNALS:
@@ -60,22 +59,14 @@ except Stopped as stop:
     assert process.returncode == 128 + number == {signal.SIGTERM: 143, signal.SIGUSR1: 138}[number]
 
 
-INTERRUPTED = """
+INTERRUPTED = f"""
 signal.signal(signal.SIGINT, signal.default_int_handler)
 class AtTheEnd:
     \"""Sends SIGTERM when the interpreter has reset its handlers.\"""
     def __del__(self, kill=os.kill, process=os.getpid()):
         kill(process, 15)
 at_the_end = AtTheEnd()
-try:
-    with StopSignals(lambda stop: print("at once:", stop, flush=True)):
-        try:
-            print("ready", flush=True)
-            time.sleep(60)
-        finally:
-            print("cleaning", flush=True)
-            time.sleep(0.5)
-except KeyboardInterrupt:
+try:{WAITING}except KeyboardInterrupt:
     sys.exit(130)
 except Stopped as stop:
     sys.exit(stop.exit_code)
@@ -85,8 +76,8 @@ except Stopped as stop:
 @pytest.mark.parametrize(
     "numbers, out",
     [
-        ([signal.SIGINT, signal.SIGTERM], ""),
-        ([signal.SIGTERM], ""),
+        ([signal.SIGINT, signal.SIGTERM], "cleaned\n"),
+        ([signal.SIGTERM], "cleaned\n"),
         ([signal.SIGINT, signal.SIGINT], "at once: interrupted\n"),
     ],
 )
