@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ar_model.folds import Fold
 from ar_model.inputs import Grid
-from ar_model.transformer import sincos_positions
+from ar_model.transformer import axis_channels, sincos_positions
 
 HEADS = 8
 EPOCHS, MIN_STEPS, BATCH = 30, 100, 64
@@ -39,14 +39,16 @@ MOMENTUM, EPS = 0.1, 1e-5
 class AttentiveProbes(nn.Module):
     """One attentive probe per fold, each on features standardised by the mean and standard deviation of its training set.
 
-    `position_LD` is added to the standardised tokens.
+    Encodings of positions are added to the standardised tokens of the grid, which are the last of `length` tokens.
     """
 
-    def __init__(self, mean_FD: Tensor, std_FD: Tensor, position_LD: Tensor, classes: int) -> None:
+    def __init__(self, mean_FD: Tensor, std_FD: Tensor, grid: Grid, length: int, classes: int) -> None:
         super().__init__()
+        self._grid = grid
         folds, width = mean_FD.shape
         self.mean_FD, self.scale_FD = nn.Buffer(mean_FD), nn.Buffer(1 / std_FD.clamp(min=1e-6))
-        self.position_LD = nn.Buffer(position_LD)
+        position_LD = sincos_positions(grid, width)
+        self.position_LD = nn.Buffer(F.pad(position_LD, (0, 0, length - len(position_LD), 0)))
         self.query_FDH = nn.Parameter(torch.randn(folds, width, HEADS) / math.sqrt(width))
         self.value = _Linears(folds, HEADS * width, width)
         self.norm = _Norms(folds, width)
@@ -57,15 +59,32 @@ class AttentiveProbes(nn.Module):
         # The query and the pooled output are standardised instead of all tokens. The query needs no mean: subtracting a mean
         # shifts all attention logits of a head equally, and the softmax ignores such a shift.
         x_BLD = x_BLD.float()
-        query_DE = rearrange(self.scale_FD[..., None] * self.query_FDH, "f d h -> d (f h)")
-        position_LE = self.position_LD @ rearrange(self.query_FDH, "f d h -> d (f h)")
-        share_BEL = (x_BLD @ query_DE + position_LE).softmax(1).transpose(1, 2)
+        query_ED = rearrange(self.scale_FD[..., None] * self.query_FDH, "f d h -> (f h) d")
+        position_EL = rearrange(self.query_FDH, "f d h -> (f h) d") @ self.position_LD.T
+        # One product per sample: a single product for all samples has a gradient that is slow on CPUs if E is small.
+        logits_BEL = torch.baddbmm(position_EL, query_ED.expand(len(x_BLD), -1, -1), x_BLD.transpose(1, 2))
+        share_BEL = logits_BEL.softmax(2)
         pooled_FBHD, position_FBHD = (
             rearrange(part_BED, "b (f h) d -> f b h d", h=HEADS)
-            for part_BED in (share_BEL @ x_BLD, share_BEL @ self.position_LD)
+            for part_BED in (share_BEL @ x_BLD, self._pooled_positions(share_BEL))
         )
         pooled_FBHD = (pooled_FBHD - self.mean_FD[:, None, None]) * self.scale_FD[:, None, None] + position_FBHD
         return self.classify(self.norm(self.value(pooled_FBHD.flatten(2)), trains_FB))
+
+    def _pooled_positions(self, share_BEL: Tensor) -> Tensor:
+        """Return `share_BEL @ position_LD`, (B, E, D), in less time.
+
+        Each channel depends on one axis of the grid only, so the shares of all tokens at a place along the axis are added first.
+        """
+        tokens = math.prod(self._grid)
+        share_BEthw = share_BEL[..., -tokens:].unflatten(-1, self._grid)
+        share_BEth = share_BEthw.sum(4)
+        shares = (share_BEth.sum(3), share_BEth.sum(2), share_BEthw.sum((2, 3)))
+        encoding_thwD = self.position_LD[-tokens:].unflatten(0, self._grid)
+        channels = axis_channels(self.position_LD.shape[1])
+        time_tD, rows_hD, columns_wD = encoding_thwD[:, 0, 0], encoding_thwD[0, :, 0], encoding_thwD[0, 0]
+        parts = zip(shares, (time_tD, rows_hD, columns_wD), range(3), strict=True)
+        return torch.cat([share @ encoding.split(channels, 1)[axis] for share, encoding, axis in parts], dim=-1)
 
 
 class _Linears(nn.Module):
@@ -125,12 +144,10 @@ def attentive_predict(
     """
     classes, y_N = np.unique(y_N, return_inverse=True)
     trains_FN = np.stack([np.isin(np.arange(len(y_N)), fold.train) for fold in folds])
-    length, width = x_NLD.shape[1:]
-    position_LD = F.pad(sincos_positions(grid, width), (0, 0, length - math.prod(grid), 0))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         mean_FD, std_FD = _moments(x_NLD, trains_FN)
-        probes = AttentiveProbes(mean_FD, std_FD, position_LD, len(classes)).to(device)
+        probes = AttentiveProbes(mean_FD, std_FD, grid, x_NLD.shape[1], len(classes)).to(device)
     _train(probes, x_NLD, torch.from_numpy(y_N), torch.from_numpy(trains_FN), torch.tensor(decays), seed)
     tested = np.unique(np.concatenate([fold.test for fold in folds]))
     with torch.inference_mode():

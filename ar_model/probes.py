@@ -145,15 +145,25 @@ def _attentive(
 ) -> tuple[list[float], list[np.ndarray]]:
     """Return the score of an attentive probe on left-out training samples and its predictions for the test samples, by fold."""
     inner = [fold.inner(y_N, _INNER, 0, _LEFT_OUT) for fold in folds]
-    tried = [(number, part, decay) for number, parts in enumerate(inner) for part in parts for decay in DECAYS]
+    # Probes for the choice and probes for the predictions are trained together, so that tokens are read once.
+    tried = [
+        (number, part, decay, part is fold)
+        for number, fold in enumerate(folds)
+        for part in (*inner[number], fold)
+        for decay in DECAYS
+    ]
     right_AF, count_AF = np.zeros((2, len(DECAYS), len(folds)))
+    labels: dict[tuple[int, float], np.ndarray] = {}
     for first in range(0, len(tried), _TOGETHER):
-        numbers, parts, decays = zip(*tried[first : first + _TOGETHER], strict=True)
-        labels = attentive_predict(x_NLD, y_N, parts, decays, grid, device=device)
-        for number, part, decay, found in zip(numbers, parts, decays, labels, strict=True):
-            right_AF[DECAYS.index(decay), number] += (found == y_N[part.test]).sum()
-            count_AF[DECAYS.index(decay), number] += len(found)
+        together = tried[first : first + _TOGETHER]
+        _, parts, decays, _ = zip(*together, strict=True)
+        predicted = attentive_predict(x_NLD, y_N, parts, decays, grid, device=device)
+        for (number, part, decay, is_outer), found in zip(together, predicted, strict=True):
+            if is_outer:
+                labels[number, decay] = found
+            else:
+                right_AF[DECAYS.index(decay), number] += (found == y_N[part.test]).sum()
+                count_AF[DECAYS.index(decay), number] += len(found)
     scores_AF = right_AF / np.maximum(count_AF, 1)
-    best_F = scores_AF.argmax(0)
-    labels = attentive_predict(x_NLD, y_N, folds, [DECAYS[best] for best in best_F], grid, device=device)
-    return scores_AF.max(0).tolist(), labels
+    chosen = [labels[number, DECAYS[best]] for number, best in enumerate(scores_AF.argmax(0))]
+    return scores_AF.max(0).tolist(), chosen

@@ -26,13 +26,11 @@ _MAX_DEPTH = 1024
 def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:
     """Return fixed 3-D sine-cosine encodings of all tokens of a grid in raster order, (L, width).
 
-    Rows and columns get a third of the channels each, rounded down to an even number, and time gets the rest. Each axis has half
-    sines and half cosines (arXiv 1706.03762, section 3.5). `trained`: see `positions_of`.
+    Each axis has channels of its own (`axis_channels`), half sines and half cosines (arXiv 1706.03762, section 3.5). `trained`:
+    see `positions_of`.
     """
-    side = width // 6 * 2
-    channels_per_axis = (width - 2 * side, side, side)
     encodings = []
-    for ids_L, channels in zip(positions_of(grid, trained).T, channels_per_axis, strict=True):
+    for ids_L, channels in zip(positions_of(grid, trained).T, axis_channels(width), strict=True):
         # Grids have tens of steps, while texts have thousands: wavelengths range from 2 pi to 100 * 2 pi, not 10000 * 2 pi.
         rate = 100.0 ** (-torch.arange(channels // 2) / max(1, channels // 2))
         angle = ids_L[:, None] * rate
@@ -40,6 +38,12 @@ def sincos_positions(grid: Grid, width: int, trained: Grid | None = None) -> Ten
         if channels % 2:
             encodings.append(torch.zeros(len(ids_L), 1))
     return torch.cat(encodings, dim=1)
+
+
+def axis_channels(width: int) -> tuple[int, int, int]:
+    """Return the channels of time, rows and columns: an even third for rows and columns each, and the rest for time."""
+    side = width // 6 * 2
+    return width - 2 * side, side, side
 
 
 def flat_positions(grid: Grid, width: int, trained: Grid | None = None) -> Tensor:

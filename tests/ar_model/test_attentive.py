@@ -1,12 +1,17 @@
 """The attentive probe finds information in a single token, and is a function of its data and seed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ar_model.attentive import AttentiveProbes, attentive_predict, schedule
 from ar_model.folds import Fold
+from ar_model.inputs import Grid
+from ar_model.transformer import sincos_positions
 
 GRID = (1, 4, 10)
 TRAIN, TEST = np.arange(0, 160), np.arange(160, 240)
@@ -98,11 +103,13 @@ def test_folds_do_not_leak_into_each_other(clips: tuple[np.ndarray, np.ndarray])
     assert (predictions[0] == changed_predictions[0]).all()
 
 
-def test_the_logits_of_a_fold_equal_pytorchs_own_layers(clips: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize("grid", [(2, 4, 5), (4, 3, 3), (1, 1, 1)])
+def test_the_logits_of_a_fold_equal_pytorchs_own_layers(clips: tuple[np.ndarray, np.ndarray], grid: Grid) -> None:
+    """Tokens before the grid have no position."""
     x_BLD = torch.from_numpy(clips[0][:20].astype(np.float32))
     torch.manual_seed(0)
-    position_LD = torch.randn(40, 8)
-    probes = AttentiveProbes(torch.zeros(2, 8), torch.ones(2, 8), position_LD, classes=3)
+    position_LD = F.pad(sincos_positions(grid, 8), (0, 0, 40 - math.prod(grid), 0))
+    probes = AttentiveProbes(torch.zeros(2, 8), torch.ones(2, 8), grid, 40, classes=3)
     value, norm, classify = nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3)
     with torch.no_grad():
         for fold_layers, layer in ((probes.value, value), (probes.classify, classify)):
