@@ -45,6 +45,7 @@ def test_two_processes_write_the_same_cache(finished_project: Path, answers: dic
     assert (two / "manifest.json").read_bytes() == (one / "manifest.json").read_bytes()
 
 
+@pytest.mark.soak
 def test_two_processes_train_the_same_model(finished_project: Path, answers: dict[str, Any], tmp_path: Path) -> None:
     two = last_line(
         start(finished_project, "pretrain_ar", *TINY_MODEL, "--out", str(tmp_path / "two"), launch=launcher())
