@@ -10,8 +10,8 @@ the positions are added to the standardised tokens before attention.
 The probes of all folds are trained together on the same batches, so that each batch of tokens is read once. Each probe learns
 from the samples of the batch that are in its fold's training set.
 
-Legend: N samples, B samples of a batch, M some samples, L tokens, D width, F folds, H heads, E = F * H, C classes, I inputs and
-O outputs of a linear layer.
+Legend: N samples, B samples of a batch, M some samples, L tokens, P places along an axis, D width, F folds, H heads, E = F * H,
+C classes, I inputs and O outputs of a linear layer.
 """
 
 import math
@@ -81,10 +81,13 @@ class AttentiveProbes(nn.Module):
         share_BEth = share_BEthw.sum(4)
         shares = (share_BEth.sum(3), share_BEth.sum(2), share_BEthw.sum((2, 3)))
         encoding_thwD = self.position_LD[-tokens:].unflatten(0, self._grid)
+        encodings = (encoding_thwD[:, 0, 0], encoding_thwD[0, :, 0], encoding_thwD[0, 0])
         channels = axis_channels(self.position_LD.shape[1])
-        time_tD, rows_hD, columns_wD = encoding_thwD[:, 0, 0], encoding_thwD[0, :, 0], encoding_thwD[0, 0]
-        parts = zip(shares, (time_tD, rows_hD, columns_wD), range(3), strict=True)
-        return torch.cat([share @ encoding.split(channels, 1)[axis] for share, encoding, axis in parts], dim=-1)
+        pooled = [
+            share_BEP @ encoding_PD.split(channels, 1)[axis]
+            for axis, (share_BEP, encoding_PD) in enumerate(zip(shares, encodings, strict=True))
+        ]
+        return torch.cat(pooled, dim=-1)
 
 
 class _Linears(nn.Module):
