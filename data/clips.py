@@ -24,6 +24,7 @@ from data.sources import Source, Video
 from data.timing import Timing
 
 MAX_FPS = 1000
+MAX_SECONDS = 10**6
 MIN_SCALE = 0.1
 MAX_PIXELS = 2**27
 """Most pixels of a clip, counted in the square from which it is cropped: 402 MB."""
@@ -48,6 +49,11 @@ class ClipSpec:
     fps: float | None = None
     """Resample the video to this number of frames per second, before stride is applied. A frame is repeated or left out according
     to the time stamps. By default all frames are used."""
+    seconds: float | None = None
+    """Length of a clip in seconds, whatever the frame rate of the video: the same as fps with frames / seconds."""
+    span: Literal["video"] | None = None
+    """video: spread the frames of each clip over the whole video. Each view except the first is shifted in time by less than the
+    distance of two frames. By default a clip is a part of the video."""
     scales: tuple[float, ...] | None = None
     """Crop each view except the first at a scale drawn from this list: 0.875 crops a square whose side is 0.875 of the video's
     short side, and resizes it to size. By default the side is the short side. Dense views are not scaled."""
@@ -59,6 +65,10 @@ class ClipSpec:
                 raise ValueError(f"clip.{name} must be at least 1, got {value}")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise ValueError(f"clip.fps must be above 0 and at most {MAX_FPS}, got {self.fps}")
+        if self.seconds is not None and not self.frames / MAX_FPS <= self.seconds <= MAX_SECONDS:
+            limits = f"at least {self.frames / MAX_FPS:g}, for {self.frames} frames, and at most {MAX_SECONDS}"
+            raise ValueError(f"clip.seconds must be {limits}, got {self.seconds}")
+        self._check_times()
         if self.scales is not None:
             # JSON and YAML have lists.
             object.__setattr__(self, "scales", tuple(self.scales))
@@ -73,10 +83,30 @@ class ClipSpec:
             sizes = f"{self.frames} frames of {self.size}x{self.size}{scaled}"
             raise ValueError(f"clip.frames and clip.size must give at most {MAX_PIXELS} pixels, got {sizes}")
 
+    def _check_times(self) -> None:
+        """Raise ValueError if two settings determine the times of frames."""
+        if self.fps is not None and self.seconds is not None:
+            raise ValueError(f"clip.seconds {self.seconds:g} and clip.fps {self.fps:g} exclude each other")
+        if self.seconds is not None and self.stride != 1:
+            raise ValueError(f"clip.seconds {self.seconds:g} needs clip.stride 1, got {self.stride}")
+        if self.span is None:
+            return
+        if self.span != "video":
+            raise ValueError(f"clip.span must be video or null, got {self.span!r}")
+        others = {"fps": self.fps, "seconds": self.seconds, "stride": None if self.stride == 1 else self.stride}
+        for name, value in {**others, "views": "dense" if self.views == "dense" else None}.items():
+            if value is not None:
+                raise ValueError(f"clip.span video and clip.{name} {value} exclude each other")
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second to which videos are resampled, or None if all frames are used or spread over the video."""
+        return self.frames / self.seconds if self.seconds is not None else self.fps
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON content, which `ClipSpec(**content)` reads.
 
-        `fps` and `scales` are left out if they are not set, so that the keys of caches from before these settings stay.
+        Settings without a value are left out, so that the keys of caches from before these settings stay.
         """
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -85,7 +115,7 @@ class ClipSpec:
 class View:
     """Position of a view in its video, sufficient to cut the same pixels again.
 
-    Frame numbers are those of the resampled video, if the specification has `fps`.
+    Frame numbers are those of the resampled video, if the specification resamples it or spreads the frames of a clip.
     """
 
     start: int
@@ -100,6 +130,8 @@ class View:
     flip: bool
     short_side: int = 0
     """Short side of the resized frame: `size` (the default), or more if the view has a scale below 1."""
+    shift: int = 0
+    """If frames are spread over the video: time of the first frame, in thousandths of the distance of two frames."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "short_side", self.short_side or self.size)
@@ -131,7 +163,7 @@ _COLUMNS = ("start", "real", "top", "left", "flip")
 
 def describe(views: Sequence[View], spec: ClipSpec) -> dict[str, Any]:
     """Return the views as compact JSON content: numbers that all views share once, and a column for each other number."""
-    names = _COLUMNS if spec.scales is None else (*_COLUMNS, "short_side")
+    names = [*_COLUMNS, *(["short_side"] if spec.scales is not None else []), *(["shift"] if spec.span else [])]
     columns = {name: [int(getattr(view, name)) for view in views] for name in names}
     return {"stride": spec.stride, "crop": spec.size, **columns}
 
@@ -140,11 +172,21 @@ def recorded_views(described: Mapping[str, Any]) -> tuple[View, ...]:
     """Return the views from the JSON content made by `describe`."""
     stride, size = int(described["stride"]), int(described["crop"])
     columns = [described[name] for name in _COLUMNS]
-    columns.append(described.get("short_side", [0] * len(columns[0])))
+    columns += [described.get(name, [0] * len(columns[0])) for name in ("short_side", "shift")]
     rows = [[int(value) for value in row] for row in zip(*columns, strict=True)]
     return tuple(
-        View(start=start, stride=stride, real=real, top=top, left=left, size=size, flip=bool(flip), short_side=side)
-        for start, real, top, left, flip, side in rows
+        View(
+            start=start,
+            stride=stride,
+            real=real,
+            top=top,
+            left=left,
+            size=size,
+            flip=bool(flip),
+            short_side=side,
+            shift=shift,
+        )
+        for start, real, top, left, flip, side, shift in rows
     )
 
 
@@ -173,8 +215,8 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
     used, often only after its last view; ValueError if it has changed since it was listed; FileNotFoundError if it has
     disappeared since then.
     """
-    if source.root is None and spec.fps is not None:
-        raise ValueError(f"clip.fps {spec.fps:g}: the built-in videos have no frame rate")
+    if source.root is None and spec.rate is not None:
+        raise ValueError("clip.fps and clip.seconds need a frame rate, which the built-in videos do not have")
     return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
 
 
@@ -183,11 +225,10 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
         return [_in_time(spec, video.path, v, total) for v in range(count)]
 
     def choose(timing: Timing) -> dict[int, set[int]]:
-        numbers = _frame_numbers(spec, timing)
         sides: dict[int, set[int]] = defaultdict(set)
-        for view in views_in_time(len(numbers)):
-            for i in view.frames(spec.frames):
-                sides[numbers[i]].add(view.short_side)
+        for view in views_in_time(_length(spec, timing)):
+            for number in _frames_of(spec, timing, view):
+                sides[number].add(view.short_side)
         return dict(sides)
 
     if source.root is None:
@@ -195,13 +236,14 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
         frames = {(number, side): pixels for number, side, pixels in _rendered(video, choose(timing))}
     else:
         frames, timing = read_sized_frames(_listed_path(source, video), spec.size, choose)
-    numbers = _frame_numbers(spec, timing)
     views = []
-    for v, in_time in enumerate(views_in_time(len(numbers))):
-        clip = [frames[numbers[i], in_time.short_side] for i in in_time.frames(spec.frames)]
+    length = _length(spec, timing)
+    for v, in_time in enumerate(views_in_time(length)):
+        clip = [frames[number, in_time.short_side] for number in _frames_of(spec, timing, in_time)]
         views.append(_in_space(spec, video.path, v, in_time, clip[0].shape[:2]))
         yield _cut(clip, views[-1])
-    yield ClipCuts(tuple(views), len(numbers), spec.fps or timing.rate)
+    rate = timing.rate_of(spec.frames) if spec.span else spec.rate or timing.rate
+    yield ClipCuts(tuple(views), length, rate)
 
 
 def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndarray | ClipCuts]:
@@ -213,7 +255,7 @@ def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.nd
         view = View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
         views.append(_in_space(spec, video.path, 0, view, clip[0].shape[:2]))
         yield _cut(clip + clip[-1:] * (spec.frames - real), views[-1])
-    yield ClipCuts(tuple(views), len(_frame_numbers(spec, stream.timing)), spec.fps or stream.timing.rate)
+    yield ClipCuts(tuple(views), len(_frame_numbers(spec, stream.timing)), spec.rate or stream.timing.rate)
 
 
 def _dense_stream(source: Source, video: Video, spec: ClipSpec) -> tuple[FrameStream, Mapping[int, int] | None]:
@@ -223,7 +265,7 @@ def _dense_stream(source: Source, video: Video, spec: ClipSpec) -> tuple[FrameSt
         numbers = _frame_numbers(spec, _rendered_timing())[:: spec.stride]
         return FrameStream(_rendered(video, dict.fromkeys(numbers, sides))), None
     path = _listed_path(source, video)
-    if spec.fps is None:
+    if spec.rate is None:
         return iter_frames(path, spec.size, lambda number: () if number % spec.stride else sides), None
     # Which frame is on display at a time is known only after the next frame, so the times are read first.
     timed = iter_frames(path, spec.size, lambda number: ())
@@ -233,12 +275,25 @@ def _dense_stream(source: Source, video: Video, spec: ClipSpec) -> tuple[FrameSt
     return iter_frames(path, spec.size, lambda number: sides if number in repeats else ()), repeats
 
 
+def _length(spec: ClipSpec, timing: Timing) -> int:
+    """Return the number of frames of the video from which the frames of clips are counted."""
+    return spec.frames if spec.span else len(_frame_numbers(spec, timing))
+
+
+def _frames_of(spec: ClipSpec, timing: Timing, view: View) -> list[int]:
+    """Return the numbers of the frames of a view in the video."""
+    if spec.span:
+        return timing.spread(spec.frames, view.shift / 1000).tolist()
+    numbers = _frame_numbers(spec, timing)
+    return [numbers[i] for i in view.frames(spec.frames)]
+
+
 def _frame_numbers(spec: ClipSpec, timing: Timing) -> Sequence[int]:
     """Return the frame number of each frame of the resampled video. Raises DamagedVideo if its times are unknown."""
-    if spec.fps is None:
+    if spec.rate is None:
         return range(timing.total)
     try:
-        return timing.resampled(spec.fps).tolist()
+        return timing.resampled(spec.rate).tolist()
     except ValueError as error:
         raise DamagedVideo(str(error)) from None
 
@@ -274,7 +329,7 @@ def _rendered(video: Video, sides: Mapping[int, Collection[int]]) -> Generator[S
 
 
 # Axes of the random draws. Other numbers would change all drawn views.
-_START, _TOP, _LEFT, _FLIP, _SCALE = range(5)
+_START, _TOP, _LEFT, _FLIP, _SCALE, _SHIFT = range(6)
 
 
 def _draw(path: str, view: int, axis: int, choices: int) -> int:
@@ -285,21 +340,22 @@ def _draw(path: str, view: int, axis: int, choices: int) -> int:
     return int(np.random.default_rng([int.from_bytes(seed, "little"), view, axis]).integers(choices))
 
 
-def _in_time(spec: ClipSpec, path: str, view: int, total: int) -> View:
-    """Place a view in a video of `total` frames, and draw its scale. Its crop is not set yet."""
+def _in_time(spec: ClipSpec, path: str, number: int, total: int) -> View:
+    """Place view `number` in a video of `total` frames, and draw its scale. Its crop is not set yet."""
     span = (spec.frames - 1) * spec.stride + 1
     if total < span:
         # A short video is used from its first frame and padded after its last frame.
         start, real = 0, (total - 1) // spec.stride + 1
     else:
-        start, real = _draw(path, view, _START, total - span + 1), spec.frames
+        start, real = _draw(path, number, _START, total - span + 1), spec.frames
     scale = 1.0
-    if spec.scales is not None and view > 0:
-        scale = spec.scales[_draw(path, view, _SCALE, len(spec.scales))]
+    if spec.scales is not None and number > 0:
+        scale = spec.scales[_draw(path, number, _SCALE, len(spec.scales))]
     short_side = round(spec.size / scale)
-    return View(
+    view = View(
         start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False, short_side=short_side
     )
+    return replace(view, shift=_draw(path, number, _SHIFT, 1000)) if spec.span else view
 
 
 def _in_space(spec: ClipSpec, path: str, number: int, view: View, frame: tuple[int, int]) -> View:

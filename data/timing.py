@@ -39,18 +39,43 @@ class Timing:
         ordered = len(stamps_T) == self.total and np.isfinite(stamps_T).all() and (np.diff(stamps_T) >= 0).all()
         return bool(ordered and (self.total == 1 or stamps_T[-1] > stamps_T[0]))
 
+    def spread(self, count: int, shift: float) -> np.ndarray:
+        """Return the number of the frame on display at `count` times that divide the video evenly, (count,).
+
+        The first time is `shift` of a part after the start, 0 to 1. If times are unknown or false, all frames last equally long.
+        """
+        part_T = (np.arange(count) + shift) / count
+        seconds_T, end = self._seconds_and_end()
+        if seconds_T is None or not 0 < end < np.inf:
+            return np.minimum((part_T * self.total).astype(np.int64), self.total - 1)
+        return np.searchsorted(seconds_T, part_T * end, side="right") - 1
+
+    def rate_of(self, count: int) -> float | None:
+        """Return the frames per second of `count` frames spread over the video, or None if its duration is unknown."""
+        _, end = self._seconds_and_end()
+        return count / end if 0 < end < np.inf else None
+
     def resampled(self, fps: float) -> np.ndarray:
         """Return the number of the frame on display at each time 0, 1 / fps, 2 / fps, ... until the end, (T,).
 
-        A last frame of unknown duration is displayed as long as the one before it, as in the ffmpeg program. A frame appears
-        several times if `fps` is above the rate of the video. Raises ValueError if the times of the frames are unknown or false.
+        A frame appears several times if `fps` is above the rate of the video. Raises ValueError if the times of the frames are
+        unknown or false.
         """
-        seconds_T = self.seconds() if self.total <= _MOST else None
+        seconds_T, end = self._seconds_and_end()
         if seconds_T is None:
             raise ValueError("has neither time stamps nor a frame rate, which clip.fps needs")
-        last = self.last if self._in_order() and self.last > 0 else seconds_T[-1] - seconds_T[-min(2, self.total)]
-        end = seconds_T[-1] + last
         if not end * fps < _MOST:
             raise ValueError(f"has time stamps that span {end:.0f} seconds, too many for clip.fps {fps:g}")
         count = max(1, int(np.ceil((end - _ROUNDED) * fps)))
         return np.searchsorted(seconds_T, np.arange(count) / fps + _ROUNDED, side="right") - 1
+
+    def _seconds_and_end(self) -> tuple[np.ndarray | None, float]:
+        """Return the times of the frames in seconds, (total,), and of the end of the last one; None and 0 if they are unknown.
+
+        A last frame of unknown duration is displayed as long as the one before it, as in the ffmpeg program.
+        """
+        seconds_T = self.seconds() if self.total <= _MOST else None
+        if seconds_T is None:
+            return None, 0.0
+        last = self.last if self._in_order() and self.last > 0 else seconds_T[-1] - seconds_T[-min(2, self.total)]
+        return seconds_T, float(seconds_T[-1] + last)

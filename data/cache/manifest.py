@@ -40,6 +40,8 @@ class LaterClip(TypedDict, total=False):
     """Settings of clips that are left out if they are not set."""
 
     fps: float
+    seconds: float
+    span: Literal["video"]
     scales: list[float]
 
 
@@ -53,13 +55,19 @@ class Clip(LaterClip):
     flip: bool
 
 
-class Specification(TypedDict):
+class SeveralCodes(TypedDict, total=False):
+    """Settings of caches with several codes per place."""
+
+    codes_per_place: int
+
+
+class Specification(SeveralCodes):
     """`CacheSpec.preimage` as JSON. `TokenCache` checks the rows of `videos`, of which there may be millions."""
 
     tokenizer: str
     codes_shape: tuple[int, int, int]
     vocab_size: int
-    levels: list[int] | None
+    levels: list[int] | list[list[int]] | None
     clip: Clip
     precision: Literal["fp32", "bf16"]
     encode_batch: int
@@ -103,9 +111,10 @@ class MadeWith(TypedDict, total=False):
 
 
 class ScaledFacts(TypedDict, total=False):
-    """Facts of views that are scaled."""
+    """Facts of views that are scaled, or spread over the video."""
 
     short_side: list[int]
+    shift: list[int]
 
 
 class Facts(ScaledFacts):

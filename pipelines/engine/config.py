@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -305,18 +305,28 @@ def _default_to_chosen_classes(parser: ArgumentParser, settings: Namespace) -> b
 
 def _recorded_flags(schema: type, settings: Namespace) -> list[str]:
     """Return flags with the defaults of groups made by `recorded_in`: the values on which all recorded runs agree."""
-    flags = []
+    flags: list[str] = []
     for field in fields(schema):
         if "recorded_in" in field.metadata:
             named = settings[field.metadata["recorded_in"]] or []
             runs = [named] if isinstance(named, str) else named
             kind = get_type_hints(schema)[field.name]
             groups = [group for group in (recorded_group(run, field.name, kind) for run in runs) if group is not None]
+            agreed = {}
             for part in fields(kind):
                 values = [getattr(group, part.name) for group in groups]
                 if values and values[0] != part.default and all(value == values[0] for value in values):
-                    flags.append(f"--{field.name}.{part.name}={json.dumps(values[0], default=str)}")
+                    agreed[part.name] = values[0]
+            flags += flags_of(field.name, agreed)
     return flags
+
+
+def flags_of(group: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that set values of a group. Flags have texts without quotes, and other values as JSON."""
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in values.items()
+    }
+    return [f"--{group}.{name}={text}" for name, text in texts.items()]
 
 
 def recorded_group(run: str, group: str, kind: type[T]) -> T | None:

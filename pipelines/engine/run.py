@@ -49,6 +49,8 @@ LATER: dict[str, Any] = {
     "decay": "cosine",
     "clip.fps": None,
     "clip.scales": None,
+    "clip.seconds": None,
+    "clip.span": None,
     "loss.discriminator_betas": None,
     "objective.init_args.dropped_only": False,
 }

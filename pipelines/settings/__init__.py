@@ -35,5 +35,6 @@ def check_clip(videos: str, clip: ClipSpec, *, dense: bool = False) -> None:
     """Raise a ValueError if clips are dense where they cannot be, or have another frame rate than videos without one."""
     if clip.views == "dense" and not dense:
         raise ValueError("clip.views must be a number, got dense: only tokenize cuts dense views")
-    if clip.fps is not None and videos.startswith(BUILTIN):
-        raise ValueError(f"clip.fps must be null for {videos}, which has no frame rate, got {clip.fps:g}")
+    for name, value in (("fps", clip.fps), ("seconds", clip.seconds)):
+        if value is not None and videos.startswith(BUILTIN):
+            raise ValueError(f"clip.{name} must be null for {videos}, which has no frame rate, got {value:g}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.clips import ClipSpec
-from pipelines.engine.config import parse
+from pipelines.engine.config import load_yaml, parse
 from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
 from pipelines.settings.tokenize import Tokenize
 
@@ -62,6 +62,11 @@ def test_scales_and_rates_are_taken_over_unless_a_run_is_from_before_them(tmp_pa
     for runs in ([new, old], [old, new]):
         config, _ = parse(EvaluateTokenizer, ["--tokenizers", *runs], prog="evaluate_tokenizer")
         assert config.clip == ClipSpec(stride=2)
+
+
+@pytest.mark.parametrize("clip", ["{seconds: 2.5}", "{span: video, views: 2}", "{views: dense}"])
+def test_lengths_in_time_and_dense_views_are_taken_over(tmp_path: Path, clip: str) -> None:
+    assert tokenize("--tokenizer", run_folder(tmp_path / "run", clip), "--videos", "v") == ClipSpec(**load_yaml(clip))
 
 
 @pytest.mark.parametrize(
