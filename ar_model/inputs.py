@@ -1,14 +1,15 @@
 """Input layers: embeddings of a tokenizer's codes, or of tubelets of pixels.
 
-Legend: B batch, T H W the grid of codes or pixels, L tokens, M some of them, P codes or pixels of one token, C colour channels
-(of a codebook: its dimensions), V vocabulary, D width.
+Legend: B batch, T H W the grid of places or pixels, G codes of a place, L tokens, M some of them, P codes or pixels of one token,
+C colour channels (of a codebook: its dimensions), V vocabulary (with several codes per place, their vocabularies one after the
+other), D width. Codes of a token are numbered place by place, so code p is code p % G of its place.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 Content = Literal["codes", "pixels"]
 CodeInput = Literal["geometry", "rows"]
 Grid = tuple[int, int, int]
+Levels = tuple[tuple[int, ...], ...]
 _MOST_CODES = 2**24
 """Most codes of a clip."""
 
@@ -26,11 +28,15 @@ class CodeSpec:
     """Description of a cache's codes. It is not a dataclass, because the hub mixin would serialise a dataclass with its codebook.
 
     Args:
-        shape: codes of a clip along (t, h, w).
+        shape: places of a clip along (t, h, w).
         vocab_size: codes are 0..vocab_size - 1.
-        levels: for FSQ and LFQ, the number of values of each digit, lowest digit first; their product is vocab_size.
-        codebook_VC: for a learned codebook, its vectors.
+        codes_per_place: G. Codes have a last axis G if it is above 1.
+        levels: for FSQ and LFQ, the number of values of each digit of each code of a place, lowest digit first; the largest
+            product is vocab_size.
+        codebook_VC: for learned codebooks, their vectors.
         clip: frames, height and width of the clips in pixels. None if the cache holds no pixels.
+
+    `vocabularies` is the vocabulary size of each code of a place.
 
     Raises a ValueError if levels or codebook do not fit the vocabulary, or a number is out of range.
     """
@@ -40,35 +46,59 @@ class CodeSpec:
         *,
         shape: Grid,
         vocab_size: int,
-        levels: tuple[int, ...] | None = None,
+        codes_per_place: int = 1,
+        levels: Levels | None = None,
         codebook_VC: Tensor | None = None,
         clip: Grid | None = None,
     ) -> None:
-        if min(shape) < 1 or prod(shape) > _MOST_CODES or not 1 <= vocab_size < 2**32:
-            raise ValueError(f"invalid shape {shape} of at most {_MOST_CODES} codes, or vocab_size {vocab_size}")
-        if levels is not None and (min(levels, default=0) < 2 or len(levels) > 32):
-            raise ValueError(
-                f"there must be at most 32 levels of at least 2, got {len(levels)} from {min(levels, default=0)}"
-            )
-        if levels is not None and prod(levels) != vocab_size:
-            raise ValueError(f"the product of levels {levels} must be vocab_size {vocab_size}, got {prod(levels)}")
-        if codebook_VC is not None and len(codebook_VC) != vocab_size:
-            raise ValueError(f"the codebook must have vocab_size {vocab_size} vectors, got {len(codebook_VC)}")
-        self.shape, self.clip = shape, clip
+        numbers = (*shape, codes_per_place, vocab_size)
+        if min(numbers) < 1 or prod(numbers[:-1]) > _MOST_CODES or vocab_size >= 2**32:
+            given = f"{codes_per_place} codes per place, or vocab_size {vocab_size}"
+            raise ValueError(f"invalid shape {shape} of at most {_MOST_CODES} codes, {given}")
+        if levels is not None:
+            _check_levels(levels, codes_per_place, vocab_size)
+        self.vocabularies = (vocab_size,) * codes_per_place if levels is None else tuple(map(prod, levels))
+        if codebook_VC is not None and len(codebook_VC) != sum(self.vocabularies):
+            expected = f"{codes_per_place} times vocab_size {vocab_size}"
+            raise ValueError(f"the codebook must have {expected} vectors, got {len(codebook_VC)}")
+        self.shape, self.clip, self.codes_per_place = shape, clip, codes_per_place
         self.vocab_size, self.levels, self.codebook_VC = vocab_size, levels, codebook_VC
 
     def to_json(self) -> dict:
-        """Return the JSON form. It holds only the shape of a codebook; the vectors are saved with the model's weights."""
-        data = {"shape": self.shape, "vocab_size": self.vocab_size, "levels": self.levels}
-        codebook = None if self.codebook_VC is None else list(self.codebook_VC.shape)
-        return {**data, "codebook_shape": codebook, "clip": self.clip}
+        """Return the JSON form. It holds only the shape of a codebook; the vectors are saved with the model's weights.
+
+        With one code per place, it is that of models from before there could be several.
+        """
+        several, levels = self.codes_per_place > 1, self.levels
+        data = {"shape": self.shape, "vocab_size": self.vocab_size, "clip": self.clip}
+        data["levels"] = levels if several or levels is None else levels[0]
+        data["codebook_shape"] = None if self.codebook_VC is None else list(self.codebook_VC.shape)
+        return {**data, "codes_per_place": self.codes_per_place} if several else data
 
     @classmethod
     def from_json(cls, data: dict) -> "CodeSpec":
-        lists = {"shape": data["shape"], "levels": data["levels"], "clip": data.get("clip")}
-        tuples: dict[str, Any] = {name: None if values is None else tuple(values) for name, values in lists.items()}
-        codebook_VC = None if data["codebook_shape"] is None else torch.zeros(data["codebook_shape"])
-        return cls(**tuples, vocab_size=data["vocab_size"], codebook_VC=codebook_VC)
+        clip, levels, codes_per_place = data.get("clip"), data["levels"], data.get("codes_per_place", 1)
+        if levels is not None:
+            levels = tuple(map(tuple, levels)) if codes_per_place > 1 else (tuple(levels),)
+        return cls(
+            shape=tuple(data["shape"]),
+            vocab_size=data["vocab_size"],
+            codes_per_place=codes_per_place,
+            levels=levels,
+            codebook_VC=None if data["codebook_shape"] is None else torch.zeros(data["codebook_shape"]),
+            clip=None if clip is None else tuple(clip),
+        )
+
+
+def _check_levels(levels: Levels, codes_per_place: int, vocab_size: int) -> None:
+    if len(levels) != codes_per_place:
+        raise ValueError(f"levels must be given for {codes_per_place} codes per place, got {len(levels)}")
+    for digits in levels:
+        if min(digits, default=0) < 2 or len(digits) > 32:
+            got = f"{len(digits)} from {min(digits, default=0)}"
+            raise ValueError(f"a code must have at most 32 levels of at least 2, got {got}")
+    if (largest := max(map(prod, levels))) != vocab_size:
+        raise ValueError(f"the largest product of levels {levels} must be vocab_size {vocab_size}, got {largest}")
 
 
 class CodeTable(nn.Module):
@@ -81,35 +111,56 @@ class CodeTable(nn.Module):
 
     def __init__(self, codes: CodeSpec, width: int, *, by_geometry: bool = True, free_rows: bool = False) -> None:
         super().__init__()
+        self.vocabularies, size = codes.vocabularies, sum(codes.vocabularies)
+        self.first_G = nn.Buffer(torch.tensor([0, *accumulate(codes.vocabularies[:-1])]), persistent=False)
         self.digits: nn.Parameter | None = None
         self.projection: nn.Linear | None = None
         self.rows: nn.Parameter | None = None
-        if by_geometry and codes.levels is not None:
-            self.digits = nn.Parameter(torch.randn(sum(codes.levels), width) * (0.5 / len(codes.levels) ** 0.5))
-            first_row = torch.tensor([0, *accumulate(codes.levels[:-1])])
-            rows_VP = digits_of(torch.arange(codes.vocab_size), codes.levels) + first_row
-            self.digit_rows_VP = nn.Buffer(rows_VP, persistent=False)
+        self.levels = codes.levels if by_geometry else None
+        if self.levels is not None:
+            scales = [0.5 / len(levels) ** 0.5 for levels in self.levels for _ in range(sum(levels))]
+            self.digits = nn.Parameter(torch.randn(len(scales), width) * torch.tensor(scales)[:, None])
         elif by_geometry and codes.codebook_VC is not None:
             vectors_VC = codes.codebook_VC.float()
             self.codebook_VC = nn.Buffer(vectors_VC / vectors_VC.std().clamp_min(1e-6))
             self.projection = nn.Linear(vectors_VC.shape[1], width, bias=False)
         if self.digits is None and self.projection is None:
-            self.rows = nn.Parameter(torch.randn(codes.vocab_size, width) * 0.5)
+            self.rows = nn.Parameter(torch.randn(size, width) * 0.5)
         elif free_rows:
-            self.rows = nn.Parameter(torch.zeros(codes.vocab_size, width))
+            self.rows = nn.Parameter(torch.zeros(size, width))
 
     def matrix(self) -> Tensor:
         """Return the vectors of all codes, (V, D)."""
         parts: list[Tensor] = [] if self.rows is None else [self.rows]
         if self.digits is not None:
-            parts.append(F.embedding_bag(self.digit_rows_VP, self.digits, mode="sum"))
+            parts.append(
+                self._from_digits([torch.arange(size, device=self.digits.device) for size in self.vocabularies])
+            )
         if self.projection is not None:
             parts.append(self.projection(self.codebook_VC))
         return torch.stack(parts).sum(0)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the vectors of the codes, (...) -> (..., D)."""
+        """Return the vectors of the codes of tokens, (..., P) -> (..., P, D)."""
+        groups = len(self.vocabularies)
+        if self.rows is None and self.projection is None and codes.numel() < sum(self.vocabularies):
+            # The matrix of a large vocabulary would cost more than the vectors of the codes of a batch.
+            of_group = [codes[..., g::groups] for g in range(groups)]
+            vectors = self._from_digits([part.flatten() for part in of_group]).view(groups, *of_group[0].shape, -1)
+            return rearrange(vectors, "g ... p d -> ... (p g) d")
+        if groups > 1:
+            codes = codes + self.first_G.repeat(codes.shape[-1] // groups)
         return F.embedding(codes, self.matrix())
+
+    def _from_digits(self, codes: Sequence[Tensor]) -> Tensor:
+        """Return the sums of the vectors of the digits of codes, given for each code of a place, one after the other."""
+        assert self.digits is not None and self.levels is not None
+        sums, first = [], 0
+        for codes_N, levels in zip(codes, self.levels, strict=True):
+            first_row_P = torch.tensor([0, *accumulate(levels[:-1])], device=codes_N.device) + first
+            sums.append(F.embedding_bag(digits_of(codes_N, levels) + first_row_P, self.digits, mode="sum"))
+            first += sum(levels)
+        return torch.cat(sums)
 
 
 def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -153,14 +204,15 @@ class Patching:
         return t // pt, h // ph, w // pw
 
     def clip(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the codes (B, T, H, W) or pixels (B, T, H, W, C) of a batch."""
+        """Return the codes (B, T, H, W) or (B, T, H, W, G), or pixels (B, T, H, W, C), of a batch."""
         return batch["codes_BTHW"] if self.content == "codes" else batch["pixels_BTHWC"]
 
     def tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the codes (B, L, P) or pixels (B, L, P, C) of all tokens in raster order."""
         pt, ph, pw = self.box
         pattern = "b (t pt) (h ph) (w pw) ... -> b (t h w) (pt ph pw) ..."
-        return rearrange(self.clip(batch), pattern, pt=pt, ph=ph, pw=pw)
+        content = rearrange(self.clip(batch), pattern, pt=pt, ph=ph, pw=pw)
+        return content.flatten(2) if self.content == "codes" else content
 
 
 def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
@@ -172,9 +224,10 @@ def take(content_BLP: Tensor, tokens_BM: Tensor) -> Tensor:
 class CodeEmbedding(nn.Module):
     """Embedding of tokens of P codes, (B, L, P) -> (B, L, D). If P > 1, a linear layer merges the vectors of the codes."""
 
-    def __init__(self, codes: CodeSpec, width: int, codes_per_token: int = 1, *, by_geometry: bool = True) -> None:
+    def __init__(self, codes: CodeSpec, width: int, places_per_token: int = 1, *, by_geometry: bool = True) -> None:
         super().__init__()
         self.table = CodeTable(codes, width, by_geometry=by_geometry)
+        codes_per_token = places_per_token * codes.codes_per_place
         self.merge = nn.Linear(codes_per_token * width, width) if codes_per_token > 1 else None
 
     def forward(self, codes_BLP: Tensor) -> Tensor:

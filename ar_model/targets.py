@@ -5,6 +5,7 @@ N = B * L * P codes, V vocabulary, D width, d digits.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -27,7 +28,7 @@ class CodeTarget(nn.Module):
     too, and the only affordable one for large vocabularies.
 
     Args:
-        codes_per_token: codes of one token; each gets its own projection of the decoder's output.
+        places_per_token: places of one token; each code of each place gets its own projection of the decoder's output.
         table: embedding table of the same width, which `joint` then uses as its output vectors.
 
     Raises a ValueError if `likelihood` is unknown, or is `digits` for codes that are not made of digits.
@@ -37,7 +38,7 @@ class CodeTarget(nn.Module):
         self,
         codes: CodeSpec,
         width: int,
-        codes_per_token: int = 1,
+        places_per_token: int = 1,
         likelihood: CodeLikelihood = "joint",
         table: CodeTable | None = None,
     ) -> None:
@@ -46,18 +47,19 @@ class CodeTarget(nn.Module):
             raise ValueError(f"likelihood must be joint or digits, got {likelihood!r}")
         if likelihood == "digits" and codes.levels is None:
             raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ), got rows of a codebook")
-        self.codes_per_token = codes_per_token
+        self.vocabularies = codes.vocabularies
+        self.codes_per_token = places_per_token * codes.codes_per_place
         self.levels = codes.levels if likelihood == "digits" else None
-        self.split = nn.Linear(width, codes_per_token * width)
+        self.split = nn.Linear(width, self.codes_per_token * width)
         init_weights(self.split)
         if likelihood == "joint":
             if table is None:
                 self.table = CodeTable(codes, width, free_rows=True)
             # The tuple hides a shared table from nn.Module: its weights are saved once, with the embedding.
             self._shared_table = () if table is None else (table,)
-            self.bias = nn.Parameter(torch.zeros(codes.vocab_size))
+            self.bias = nn.Parameter(torch.zeros(sum(codes.vocabularies)))
         else:
-            self.digits = nn.Linear(width, sum(codes.levels or ()))
+            self.digits = nn.Linear(width, sum(map(sum, codes.levels or ())))
             # Small weights: the initial prediction is close to the uniform distribution.
             nn.init.normal_(self.digits.weight, std=0.02)
             nn.init.zeros_(self.digits.bias)
@@ -65,17 +67,37 @@ class CodeTarget(nn.Module):
 
     def forward(self, h_BLD: Tensor, codes_BLP: Tensor, share_BL: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of a code in nats, a scalar in fp32. `share_BL`: weights of tokens, which sum to 1."""
-        codes = self.codes_per_token
-        share_N = None if share_BL is None else (share_BL / codes).repeat_interleave(codes)
-        h_BLPD = self.split(h_BLD).unflatten(-1, (codes, -1))
-        if self.levels is None:
-            table = self._shared_table[0] if self._shared_table else self.table
-            rows_VD = table.matrix() * self.scale
-            return linear_cross_entropy(h_BLPD.flatten(0, 2), rows_VD, self.bias, codes_BLP.flatten(), share_N)
-        digits_BLPd = digits_of(codes_BLP, self.levels)
-        logits_per_digit = self.digits(h_BLPD).split(self.levels, dim=-1)
-        nats = [_nats(logits, digits_BLPd[..., i], share_N) for i, logits in enumerate(logits_per_digit)]
-        return torch.stack(nats).sum()
+        groups = len(self.vocabularies)
+        h_BLPD = self.split(h_BLD).unflatten(-1, (self.codes_per_token, -1))
+        places = self.codes_per_token // groups
+        share_N = None if share_BL is None else (share_BL / places).repeat_interleave(places)
+        nats = self._joint if self.levels is None else self._digits
+        # Code p of a token is code p % groups of its place.
+        parts = [(h_BLPD[:, :, g::groups].flatten(0, 2), codes_BLP[..., g::groups].flatten()) for g in range(groups)]
+        return torch.stack(nats(parts, share_N)).mean()
+
+    def _joint(self, parts: Sequence[tuple[Tensor, Tensor]], share_N: Tensor | None) -> list[Tensor]:
+        """Return the mean nats of each code of a place, with one softmax per code."""
+        table = self._shared_table[0] if self._shared_table else self.table
+        rows = (table.matrix() * self.scale).split(self.vocabularies)
+        biases = self.bias.split(self.vocabularies)
+        return [
+            linear_cross_entropy(h_ND, rows_VD, bias_V, codes_N, share_N)
+            for (h_ND, codes_N), rows_VD, bias_V in zip(parts, rows, biases, strict=True)
+        ]
+
+    def _digits(self, parts: Sequence[tuple[Tensor, Tensor]], share_N: Tensor | None) -> list[Tensor]:
+        """Return the mean nats of each code of a place, with one softmax per digit."""
+        assert self.levels is not None
+        sizes = list(map(sum, self.levels))
+        heads = zip(self.digits.weight.split(sizes), self.digits.bias.split(sizes), strict=True)
+        nats = []
+        for (h_ND, codes_N), (weight, bias), levels in zip(parts, heads, self.levels, strict=True):
+            digits_Nd = digits_of(codes_N, levels)
+            logits_per_digit = F.linear(h_ND, weight, bias).split(levels, dim=-1)
+            of_digits = [_nats(logits, digits_Nd[:, i], share_N) for i, logits in enumerate(logits_per_digit)]
+            nats.append(torch.stack(of_digits).sum())
+        return nats
 
     def numbers(self, loss: Tensor, _: Tensor) -> dict[str, Tensor]:
         """Return further numbers to log: the loss in bits."""
@@ -83,7 +105,7 @@ class CodeTarget(nn.Module):
 
 
 def _nats(logits: Tensor, target: Tensor, share_N: Tensor | None) -> Tensor:
-    nats_N = F.cross_entropy(logits.flatten(0, -2).float(), target.flatten(), reduction="none")
+    nats_N = F.cross_entropy(logits.float(), target, reduction="none")
     return nats_N.mean() if share_N is None else (nats_N * share_N).sum()
 
 

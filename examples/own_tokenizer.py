@@ -26,7 +26,7 @@ class Brightness(VideoTokenizer):
     name = "brightness-2x8x8"
     vocab_size = 64
     stride = (2, 8, 8)  # pixels of one code along time, height, width
-    levels = (64,)  # a code is one digit of 64 values: similar codes mean similar brightness
+    levels = ((64,),)  # the code of a place is one digit of 64 values: similar codes mean similar brightness
     context = (0, 0)  # a code depends only on its own block, so long videos are encoded in pieces
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:

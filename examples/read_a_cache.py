@@ -13,7 +13,7 @@ from data.loading import BatchPlan, TokenDataset, batches
 
 def main() -> None:
     cache = TokenCache.open(sys.argv[1])
-    print(f"{cache.name}: {len(cache)} videos, {cache.vocab_size} codes, clips of {cache.clip.frames} frames")
+    print(f"{cache.name}: {len(cache)} videos, {cache.layout.vocab_size} codes, clips of {cache.clip.frames} frames")
     for index in range(min(3, len(cache))):
         video, codes_VTHW = cache.videos[index], cache.codes(index)
         print(f"{video.path}, label {video.label}: {codes_VTHW.shape} from frame {cache.views(index)[0].start}")

@@ -1,9 +1,11 @@
 """Base class of all tokenizers.
 
-Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes.
+Legend: B clips, T H W C frames, height, width, colours; t h w the grid of places, G codes of a place. With one code per
+place, codes have no axis G.
 """
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from tokenizer.streaming import Buffer, evaluating
 
 PIECE = 16
-"""Number of codes along time that one forward pass computes for a long video, not counting their context."""
+"""Number of places along time that one forward pass computes for a long video, not counting their context."""
 
 T = TypeVar("T", bound="VideoTokenizer")
 _INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -29,15 +31,25 @@ class VideoTokenizer(nn.Module):
     name: str
     """Short name, for example `vq3d-2x8x8-fsq1000` or `taming-f16-1024`."""
     vocab_size: int
+    """Codes are below this number. Each code of a place may have a smaller vocabulary, see `vocabularies`."""
+    codes_per_place: int = 1
     stride: tuple[int, int, int]
-    """Pixels per code along (t, h, w)."""
+    """Pixels per place along (t, h, w)."""
     causal: bool = False
     """True if the first frame has its own codes, which depend on no other frame. Clips then have 1 + k * stride frames."""
-    levels: tuple[int, ...] | None = None
-    """Number of values of each digit of a code, lowest digit first; None if a code is an index into a codebook."""
+    levels: tuple[tuple[int, ...], ...] | None = None
+    """For each code of a place, the number of values of each of its digits, lowest digit first; None if codes are indices into
+    codebooks."""
     context: tuple[int, int] | None = None
-    """Number of codes along time, before and after a code, on which it depends; None if it may depend on the whole clip."""
+    """Number of places along time, before and after a code, on which it depends; None if it may depend on the whole clip."""
     _frozen: bool = False
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """Vocabulary size of each code of a place."""
+        if self.levels is None:
+            return (self.vocab_size,) * self.codes_per_place
+        return tuple(math.prod(levels) for levels in self.levels)
 
     def freeze(self: T) -> T:
         """Set evaluation mode and disable gradients. Later calls of `train` have no effect, also those by a parent."""
@@ -49,7 +61,7 @@ class VideoTokenizer(nn.Module):
         return super().train(mode and not self._frozen)
 
     def codes_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the shape (t, h, w) of the codes of a clip.
+        """Return the grid (t, h, w) of the places of a clip.
 
         Raises:
             ValueError: if a size does not fit the stride; the message names the nearest valid sizes.
@@ -72,7 +84,9 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BTHWC: Tensor) -> Tensor:
-        """Encode pixels, uint8 (B, T, H, W, 3), to codes, int64 (B, t, h, w). Long clips are encoded by `encode_stream`.
+        """Encode pixels, uint8 (B, T, H, W, 3), to codes, int64 (B, t, h, w) or (B, t, h, w, G).
+
+        Long clips are encoded by `encode_stream`.
 
         The network runs in evaluation mode. Afterwards, the mode of each submodule is restored.
 
@@ -80,20 +94,20 @@ class VideoTokenizer(nn.Module):
             ValueError: if pixels are not uint8, or a size does not fit the stride.
         """
         check_pixels(pixels_BTHWC)
-        codes, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
-        if self.context is not None and codes > PIECE:
+        places, _, _ = self.codes_shape(*pixels_BTHWC.shape[1:4])
+        if self.context is not None and places > PIECE:
             return torch.cat(list(self.encode_stream(pixels_BTHWC.split(PIECE * self.stride[0], 1))), 1)
         with evaluating(self):
             return self.encode_piece(pixels_BTHWC)
 
     @torch.no_grad()
     def decode(self, codes_Bthw: Tensor) -> Tensor:
-        """Decode integer codes (B, t, h, w) to pixels, uint8 (B, T, H, W, 3). Long clips are decoded by `decode_stream`.
+        """Decode integer codes, as from `encode`, to pixels, uint8 (B, T, H, W, 3). Long clips are decoded by `decode_stream`.
 
         The network runs in evaluation mode. Afterwards, the mode of each submodule is restored.
 
         Raises:
-            ValueError: if codes are not integers in [0, vocab_size), or the grid is empty.
+            ValueError: if codes are not integers within their vocabularies, or the grid is empty.
         """
         codes_Bthw = self.checked_codes(codes_Bthw)
         if 0 in codes_Bthw.shape[1:]:
@@ -114,7 +128,8 @@ class VideoTokenizer(nn.Module):
             pieces: consecutive pieces, uint8 (B, any number of frames, H, W, 3).
 
         Yields:
-            Codes, int64 (B, PIECE, h, w). The last tensor has the remaining codes, fewer than PIECE + right context.
+            Codes, int64 (B, PIECE, h, w) or (B, PIECE, h, w, G). The last tensor has the remaining codes, of fewer than
+            PIECE + right context places along time.
 
         Raises:
             ValueError: if pixels are invalid, if the total number of frames does not fit the stride (raised after the
@@ -137,7 +152,7 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode consecutive pieces of codes (B, any number, h, w) with constant memory.
+        """Decode consecutive pieces of codes, (B, any number, h, w) or (B, any number, h, w, G), with constant memory.
 
         Pixels equal those of one pass over all codes, except for rare rounding differences of one grey level.
 
@@ -145,7 +160,7 @@ class VideoTokenizer(nn.Module):
             Frames, uint8 (B, T, H, W, 3).
 
         Raises:
-            ValueError: if codes are not integers in [0, vocab_size), or if a code may depend on the whole clip.
+            ValueError: if codes are not integers within their vocabularies, or if a code may depend on the whole clip.
         """
         done, buffer = 0, Buffer()
         _, right = self._checked_context()
@@ -188,18 +203,24 @@ class VideoTokenizer(nn.Module):
         """Return codes of any integer type as int64.
 
         Raises:
-            ValueError: if codes are not integers (B, t, h, w) in [0, vocab_size).
+            ValueError: if codes are not integers of shape (B, t, h, w), or (B, t, h, w, G) with several codes per place,
+                within their vocabularies.
         """
-        if codes_Bthw.ndim != 4 or codes_Bthw.dtype not in _INTEGERS:
+        grouped = self.codes_per_place > 1
+        fits = codes_Bthw.ndim == 4 + grouped and (not grouped or codes_Bthw.shape[-1] == self.codes_per_place)
+        if not fits or codes_Bthw.dtype not in _INTEGERS:
             kind = f"{codes_Bthw.dtype} of shape {tuple(codes_Bthw.shape)}"
-            raise ValueError(f"codes are {kind}, expected integers (clips, t, h, w)")
+            expected = f"(clips, t, h, w, {self.codes_per_place})" if grouped else "(clips, t, h, w)"
+            raise ValueError(f"codes are {kind}, expected integers {expected}")
         # Convert before comparing: with a uint8 tensor, the vocabulary size 1000 would become 1000 % 256.
         codes_Bthw = codes_Bthw.long()
         if codes_Bthw.numel():
-            low, high = codes_Bthw.aminmax()
-            if low < 0 or high >= self.vocab_size:
-                limits = f"{int(low)} to {int(high)}"
-                raise ValueError(f"codes from {limits} are out of range: {self.name} has {self.vocab_size} codes")
+            of_group = codes_Bthw.reshape(-1, self.codes_per_place)
+            for size, low, high in zip(
+                self.vocabularies, of_group.amin(0).tolist(), of_group.amax(0).tolist(), strict=True
+            ):
+                if low < 0 or high >= size:
+                    raise ValueError(f"codes from {low} to {high} are out of range: {self.name} has {size} codes")
         return codes_Bthw
 
     @abstractmethod
@@ -212,7 +233,10 @@ class VideoTokenizer(nn.Module):
 
     @abstractmethod
     def codebook(self) -> Tensor | None:
-        """Return the vectors of a learned codebook, (vocab_size, C); None if the codebook is not learned."""
+        """Return the vectors of learned codebooks, one codebook per code of a place after the other, (vocab_size * G, C).
+
+        None if codebooks are not learned.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """Training loss of a tokenizer.
 
-Legend: B clips, T H W C frames, height, width, colours; V codes of the vocabulary.
+Legend: B clips, T H W C frames, height, width, colours.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from tokenizer.adversarial import Adversary
 from tokenizer.base import to_float
 from tokenizer.loss_settings import Losses
 from tokenizer.lpips import load_lpips
-from tokenizer.measures import code_health, psnr
+from tokenizer.measures import code_health, count_codes, psnr
 from tokenizer.vq3d import VQ3D
 
 
@@ -74,10 +74,9 @@ class Reconstruction(nn.Module):
             reconstructed_BCTHW = rearrange(out["video"].float(), "b t h w c -> b c t h w")
             numbers |= self.adversary(input_BCTHW, reconstructed_BCTHW, error, self.tokenizer.last_layer, batch["step"])
             loss = loss + (numbers["generator"] + numbers["discriminator"]) * real_B.any()
-        # Non-finite activations can produce out-of-range codes; clamp before `bincount`.
+        # Non-finite activations can produce out-of-range codes; clamp before they are counted.
         codes = out["codes"][real_B].clamp(0, self.tokenizer.vocab_size - 1)
-        counts_V = torch.bincount(codes.flatten(), minlength=self.tokenizer.vocab_size)
-        return {"loss": loss, **numbers, **code_health(counts_V)}
+        return {"loss": loss, **numbers, **code_health(count_codes(codes, self.tokenizer.vocabularies))}
 
 
 def _substitutes(real_B: Tensor) -> Tensor:

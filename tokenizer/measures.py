@@ -1,9 +1,11 @@
 """Metrics of reconstruction quality and codebook usage.
 
-Legend: B clips, T H W C frames, height, width, colours; V codes of the vocabulary; N samples, D features, R rows.
+Legend: B clips, T H W C frames, height, width, colours; V codes of a vocabulary; G codes of a place; N samples,
+D features, R rows.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +86,37 @@ def flicker_of(pixels_BTHWC: Tensor, video_BTHWC: Tensor) -> Tensor:
     return extra_BTHWC.abs().float().mean((1, 2, 3, 4))
 
 
-def code_health(counts_V: Tensor) -> dict[str, Tensor]:
-    """Return metrics of codebook usage from the count of each code, (V,).
+def count_codes(codes: Tensor, vocabularies: Sequence[int]) -> list[Tensor]:
+    """Return the counts (V,) of each code of a place. With several codes per place, they are the last axis of `codes`."""
+    pairs = zip(codes.reshape(-1, len(vocabularies)).unbind(1), vocabularies, strict=True)
+    return [torch.bincount(codes_N, minlength=size) for codes_N, size in pairs]
 
-    The metrics are `code_usage`, the fraction of the vocabulary in use; `dead_codes`, the number of unused codes; and
-    `perplexity`, the exponential of the entropy of the codes.
+
+def code_health(counts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return metrics of codebook usage from the counts (V,) of each code of a place.
+
+    The metrics are `code_usage`, the fraction of all vocabularies in use; `dead_codes`, the number of unused codes; and
+    `perplexity`, the exponential of the entropy of a code, averaged over the codes of a place.
     """
-    share_V = counts_V.double() / counts_V.sum().clamp_min(1)
-    entropy = -(share_V * share_V.clamp_min(1e-30).log()).sum()
-    used_V = counts_V > 0
-    return {"code_usage": used_V.double().mean(), "dead_codes": (~used_V).sum().double(), "perplexity": entropy.exp()}
+    shares = [counts_V.double() / counts_V.sum().clamp_min(1) for counts_V in counts]
+    entropies = [-(share_V * share_V.clamp_min(1e-30).log()).sum() for share_V in shares]
+    used_V = torch.cat(list(counts)) > 0
+    return {
+        "code_usage": used_V.double().mean(),
+        "dead_codes": (~used_V).sum().double(),
+        "perplexity": torch.stack(entropies).mean().exp(),
+    }
 
 
-def bits_per_pixel(codes: int, vocab_size: int, pixels: int) -> float:
+def bits_per_pixel(places: int, vocabularies: Sequence[int], pixels: int) -> float:
     """Return the bits per pixel of fixed-length codes, without entropy coding; `pixels` is frames x height x width.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if a number is below 1.
     """
-    if min(codes, vocab_size, pixels) < 1:
-        raise ValueError(f"codes, vocab_size and pixels must be at least 1, got {codes}, {vocab_size} and {pixels}")
-    return codes * math.log2(vocab_size) / pixels
+    if min(places, *vocabularies, pixels) < 1:
+        raise ValueError(f"numbers must be at least 1, got {places} places, {vocabularies} codes and {pixels} pixels")
+    return places * sum(map(math.log2, vocabularies)) / pixels
 
 
 def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:

@@ -2,13 +2,15 @@
 
 Each class takes its vocabulary size and, as keyword-only arguments, its options.
 
-Legend: B samples, N vectors, C channels, V codes.
+Legend: B samples, N vectors, C channels, V codes, G codes of a vector (in `Grouped`).
 """
 
 import inspect
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +26,22 @@ class Quantizer(nn.Module):
     """Base class of all quantizers. `make_quantizer` checks their names and options; the constructors check the rest."""
 
     vocab_size: int
+    codes_per_place: int = 1
     channels: int
     """Channels of each vector."""
-    levels: tuple[int, ...] | None = None
-    """Number of values of each digit of a code, lowest digit first; None if a code is an index into a codebook."""
+    levels: tuple[tuple[int, ...], ...] | None = None
+    """For each code of a vector, the number of values of each of its digits, lowest digit first; None if a code is an index into
+    a codebook."""
+    updated_in_forward: bool = False
+    """True if the codebook is updated in each forward pass in training."""
     advice: str
     """Advice to the user if only a few codes are in use."""
 
     def forward(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return quantized vectors (B, N, C), codes (B, N) int64 and the auxiliary loss (scalar), computed in fp32."""
+        """Return quantized vectors (B, N, C), codes int64 and the auxiliary loss (scalar), computed in fp32.
+
+        Codes have shape (B, N), or (B, N, G) with several codes per vector.
+        """
         with torch.autocast(z_BNC.device.type, enabled=False):
             quantized_BNC, codes_BN, loss = self.quantize(z_BNC.float())
         return quantized_BNC, codes_BN.long(), loss
@@ -42,11 +51,11 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """Return the quantized vectors of codes, (...) -> (..., C)."""
+        """Return the quantized vectors of codes, (...) or (..., G) -> (..., C)."""
         return self.codebook()[codes]  # type: ignore[index]  # overridden where there is no codebook
 
     def codebook(self) -> Tensor | None:
-        """Return the vectors of a learned codebook, (V, C); None if the codebook is not learned."""
+        """Return the vectors of a learned codebook, (V, C), or of G codebooks, (G * V, C); None if they are not learned."""
         return None
 
 
@@ -87,17 +96,18 @@ class FSQQuantizer(Quantizer):
         if levels is None and vocab_size not in self.TABLE:
             sizes = ", ".join(map(str, self.TABLE))
             raise ValueError(f"fsq{vocab_size}: FSQ has levels for {sizes}; set `levels` for other sizes")
-        self.levels = tuple(self.TABLE[vocab_size] if levels is None else levels)
-        if math.prod(self.levels) != vocab_size or not all(3 <= n <= 1000 for n in self.levels):
-            raise ValueError(f"levels {self.levels} must be from 3 to 1000 each and multiply to {vocab_size}")
+        chosen = tuple(self.TABLE[vocab_size] if levels is None else levels)
+        if math.prod(chosen) != vocab_size or not all(3 <= n <= 1000 for n in chosen):
+            raise ValueError(f"levels {chosen} must be from 3 to 1000 each and multiply to {vocab_size}")
         if noise_dropout and not preserve_symmetry:
             raise ValueError(f"fsq{vocab_size}: noise_dropout needs preserve_symmetry")
         if noise_dropout > 1:
             raise ValueError(f"fsq{vocab_size}: noise_dropout {noise_dropout} must be at most 1")
         # The constructor computes with its tensors, which is not possible on the meta device.
         with torch.device("cpu"):
-            self.fsq = FSQ(list(self.levels), preserve_symmetry=preserve_symmetry, noise_dropout=noise_dropout)
-        self.vocab_size, self.channels, self.spread = vocab_size, len(self.levels), spread
+            self.fsq = FSQ(list(chosen), preserve_symmetry=preserve_symmetry, noise_dropout=noise_dropout)
+        self.levels = (chosen,)
+        self.vocab_size, self.channels, self.spread = vocab_size, len(chosen), spread
 
     def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized_BNC, codes_BN = self.fsq(z_BNC)
@@ -132,6 +142,7 @@ class EMAVQQuantizer(Quantizer):
         cosine: compare vectors and codes by cosine similarity.
     """
 
+    updated_in_forward = True
     advice = "raise --batch_size, or lower --lr, or choose a smaller vocabulary"
 
     def __init__(
@@ -221,7 +232,7 @@ class LFQQuantizer(Quantizer):
             raise ValueError(f"lfq{vocab_size}: inverse_temperature {inverse_temperature} must be above 0")
         self.lfq = LFQ(codebook_size=vocab_size, spherical=spherical)
         self.vocab_size, self.channels = vocab_size, self.lfq.codebook_dim
-        self.levels = (2,) * self.channels
+        self.levels = ((2,) * self.channels,)
         self._entropy, self._diversity, self._commitment = entropy, diversity, commitment
         self._inverse_temperature = inverse_temperature
 
@@ -306,27 +317,65 @@ class SimVQQuantizer(Quantizer):
 
 LARGEST = 2**20
 """Largest vocabulary size: above that of any published tokenizer, with a codebook that still fits into memory."""
+MOST_CODES = 64
+"""Most codes of a place."""
 QUANTIZERS = {"fsq": FSQQuantizer, "emavq": EMAVQQuantizer, "lfq": LFQQuantizer, "simvq": SimVQQuantizer}
 
 
+class Grouped(Quantizer):
+    """Several quantizers of the same kind side by side: each takes a part of the channels and gives one code of a place.
+
+    Product quantization as in UniTok (arXiv 2502.20321): G small vocabularies keep as many bits as one of V^G codes.
+    """
+
+    def __init__(self, parts: Sequence[Quantizer]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.codes_per_place, first = len(parts), parts[0]
+        self.vocab_size, self.advice, self.updated_in_forward = first.vocab_size, first.advice, first.updated_in_forward
+        self.channels = sum(part.channels for part in parts)
+        self.levels = None if first.levels is None else tuple(chain(*(part.levels or () for part in parts)))
+
+    @property
+    def _quantizers(self) -> list[Quantizer]:
+        return cast(list[Quantizer], list(self.parts))
+
+    def quantize(self, z_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = z_BNC.split([part.channels for part in self._quantizers], -1)
+        outputs = [part.quantize(z) for part, z in zip(self._quantizers, parts, strict=True)]
+        quantized, codes, losses = zip(*outputs, strict=True)
+        return torch.cat(quantized, -1), torch.stack(codes, -1), torch.stack(losses).mean()
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        pairs = zip(self._quantizers, codes.unbind(-1), strict=True)
+        return torch.cat([part.vectors(codes_of_part) for part, codes_of_part in pairs], -1)
+
+    def codebook(self) -> Tensor | None:
+        codebooks = [codebook for part in self._quantizers if (codebook := part.codebook()) is not None]
+        return torch.cat(codebooks) if codebooks else None
+
+
 def make_quantizer(name: str, options: dict[str, Any]) -> Quantizer:
-    """Return the quantizer with a name, which is its kind followed by the vocabulary size, for example `fsq1000`.
+    """Return the quantizer with a name: its kind and vocabulary size, for example `fsq1000`, or `4xfsq1000` for four codes.
 
     Raises:
         ValueError: if the name is invalid, or an option is unknown, of the wrong type or out of range.
     """
-    match = re.fullmatch(r"([a-z]+)([1-9][0-9]{0,6})", name)
-    if match is None or match[1] not in QUANTIZERS or not 2 <= int(match[2]) <= LARGEST:
+    match = re.fullmatch(r"(?:([1-9][0-9]?)x)?([a-z]+)([1-9][0-9]{0,6})", name)
+    if match is None or match[2] not in QUANTIZERS or not 2 <= int(match[3]) <= LARGEST:
         kinds = ", ".join(f"{kind}N" for kind in QUANTIZERS)
-        raise ValueError(f"invalid quantizer {name!r}: expected one of {kinds} with N from 2 to {LARGEST}")
-    kind, vocab_size = match[1], int(match[2])
+        raise ValueError(f"invalid quantizer {name!r}: expected one of {kinds} with N from 2 to {LARGEST}, or GxfsqN")
+    groups, kind, vocab_size = int(match[1] or 1), match[2], int(match[3])
+    if groups > MOST_CODES:
+        raise ValueError(f"{name}: a place may have at most {MOST_CODES} codes, got {groups}")
     parameters = inspect.signature(QUANTIZERS[kind]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
         if option not in defaults:
             raise ValueError(f"{kind} has no option {option!r}; it has {', '.join(defaults)}")
         _check_option(f"{kind}'s {option}", value, defaults[option])
-    return QUANTIZERS[kind](vocab_size, **options)
+    quantizers = [QUANTIZERS[kind](vocab_size, **options) for _ in range(groups)]
+    return quantizers[0] if groups == 1 else Grouped(quantizers)
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:

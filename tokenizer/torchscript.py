@@ -72,7 +72,7 @@ class TorchScriptTokenizer(VideoTokenizer):
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
         self.encoder, self.decoder = encoder, decoder
         self.stride, self.vocab_size = facts.stride, facts.vocab_size
-        self.levels, self.causal = facts.levels, facts.causal
+        self.levels, self.causal = None if facts.levels is None else (facts.levels,), facts.causal
         self.name = f"torchscript-{'x'.join(map(str, facts.stride))}-{facts.vocab_size}"
         self._fingerprint = fingerprint
         self._code_type = torch.int64

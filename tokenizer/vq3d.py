@@ -1,6 +1,7 @@
 """VQ3D, the 3-D video tokenizer of this project.
 
-Legend: B clips, T H W C frames, height, width, colours; t h w the grid of codes, N = t * h * w, D inner channels.
+Legend: B clips, T H W C frames, height, width, colours; t h w the grid of places, N = t * h * w, D inner channels.
+With several codes per place, codes have a last axis of them.
 """
 
 import math
@@ -20,7 +21,9 @@ from tokenizer.quantizers import make_quantizer
 
 SIZES = {"tiny": (128,), "small": (128, 256), "base": (128, 256, 512)}
 """Channels at each resolution, the finest first. Each further resolution halves height and width."""
-NAME = re.compile(r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-([a-z]+[1-9]\d*)", re.ASCII)
+NAME = re.compile(
+    r"vq3d(?:-(tiny|small|base))?(-causal)?-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-((?:[1-9]\d*x)?[a-z]+[1-9]\d*)", re.ASCII
+)
 
 LARGEST_WIDTH, LARGEST_DEPTH = 4096, 256
 
@@ -29,9 +32,10 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
     """Autoencoder: stem, residual blocks, quantizer, residual blocks, inverse stem. No convolution runs at full resolution.
 
     Args:
-        name: size (default tiny), whether causal, stride along (t, h, w), quantizer and vocabulary size, for example
-            vq3d-2x8x8-fsq1000 or vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny, small, base. Quantizers: fsq, emavq,
-            lfq, simvq. A causal tokenizer takes 1 + k * t frames and encodes the first frame alone, like an image.
+        name: size (default tiny), whether causal, stride along (t, h, w), codes per place (default one), quantizer and vocabulary
+            size, for example vq3d-2x8x8-fsq1000, vq3d-2x8x8-4xfsq1000 or vq3d-base-causal-4x16x16-emavq1024. Sizes: tiny,
+            small, base. Quantizers: fsq, emavq, lfq, simvq. A causal tokenizer takes 1 + k * t frames and encodes the first frame
+            alone, like an image.
         stem: contents of the input channels: `space` for the pixels of a block, `haar` for their wavelet coefficients.
         width: channels at the finest resolution, a multiple of 8, doubled at each further resolution; default: by size.
         depth: residual blocks at each resolution, in the encoder and in the decoder.
@@ -64,6 +68,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         self._stem, self._options = stem, sorted(settings.items())
         self.quantizer = make_quantizer(quantizer, options or {})
         self.vocab_size, self.levels = self.quantizer.vocab_size, self.quantizer.levels
+        self.codes_per_place = self.quantizer.codes_per_place
         widths = SIZES[size] if width is None else tuple(width << i for i in range(len(SIZES[size])))
         finer = 2 ** (len(widths) - 1)
         t, h, w = self.stride
@@ -88,21 +93,21 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         """Reconstruct clips, uint8 (B, T, H, W, 3).
 
         Returns:
-            `video`: float (B, T, H, W, 3), nominally in [-1, 1]; `codes`: (B, t, h, w); `quantizer`: its auxiliary loss.
+            `video`: float (B, T, H, W, 3), nominally in [-1, 1]; `codes`: as from `encode`; `quantizer`: its auxiliary loss.
 
         Raises:
             ValueError: if pixels are not uint8, or a size does not fit the stride.
         """
         self.codes_shape(*pixels_BTHWC.shape[1:4])
         quantized_BND, codes_Bthw, auxiliary = self._quantized(pixels_BTHWC)
-        video_BTHWC = self._reconstructed(quantized_BND, codes_Bthw.shape[1:])
+        video_BTHWC = self._reconstructed(quantized_BND, codes_Bthw.shape[1:4])
         return {"video": video_BTHWC, "codes": codes_Bthw, "quantizer": auxiliary}
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
         return self._quantized(pixels_BTHWC)[1]
 
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
-        return to_uint8(self._reconstructed(self.quantizer.vectors(codes_Bthw.flatten(1)), codes_Bthw.shape[1:]))
+        return to_uint8(self._reconstructed(self.quantizer.vectors(codes_Bthw.flatten(1, 3)), codes_Bthw.shape[1:4]))
 
     def codebook(self) -> Tensor | None:
         return self.quantizer.codebook()
@@ -116,7 +121,7 @@ class VQ3D(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         return model_card(self, training or {})
 
     def _quantized(self, pixels_BTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return vectors (B, N, D), codes (B, t, h, w) and loss. If causal, repeat the first frame to fill a block."""
+        """Return vectors (B, N, D), codes as from `encode`, and loss. If causal, repeat the first frame to fill a block."""
         video_BTHWC = to_float(pixels_BTHWC)
         if self.causal:
             ahead_BTHWC = video_BTHWC[:, :1].expand(-1, self.stride[0] - 1, -1, -1, -1)
@@ -138,7 +143,7 @@ def _parse_name(name: str) -> tuple[str, bool, tuple[int, int, int], str]:
     """Return size, whether causal, stride and quantizer of a name."""
     match = NAME.fullmatch(name)
     if match is None:
-        expected = "vq3d[-size][-causal]-TxHxW-QUANTIZERvocab, for example vq3d-base-causal-4x16x16-emavq1024"
+        expected = "vq3d[-size][-causal]-TxHxW-[Gx]QUANTIZERvocab, for example vq3d-base-causal-4x16x16-4xemavq1024"
         raise ValueError(f"invalid tokenizer name {name!r}: expected {expected}")
     t, h, w = (int(match[i]) for i in (3, 4, 5))
     # s & (s - 1) is 0 for powers of 2 only.

@@ -1,6 +1,7 @@
 """Index of the codes of all clips, read from the records of the shards. Every value of a record is checked before use.
 
-Legend: N videos, V views of one video, C clips (all views of all videos), B clips of a batch, t h w the grid of codes.
+Legend: N videos, V views of one video, C clips (all views of all videos), B clips of a batch, t h w the grid of places. With
+several codes per place, codes have a last axis of them.
 """
 
 import base64
@@ -14,8 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from xxhash import xxh3_64_digest
 
+from data.cache.layout import CodeLayout
 from data.cache.manifest import Facts, Manifest, refuse_malformed
-from data.cache.spec import FORMAT, code_dtype, key_of
+from data.cache.spec import FORMAT, key_of
 from data.cache.storage import Files, read_json
 from data.clips import ClipSpec, recorded_views
 from data.files import sha256_of
@@ -85,8 +87,7 @@ class ShardIndex:
         self._files, self.name, self.file = files, name, f"shards/{name}"
         self._record = hashlib.sha256(record).hexdigest()
         self._videos = preimage["videos"]
-        self._shape, self._vocab_size = tuple(preimage["codes_shape"]), preimage["vocab_size"]
-        self._dtype = code_dtype(self._vocab_size)
+        self._layout = CodeLayout.of(preimage)
         with refuse_malformed(f"{files.address}/{self.file[:-4]}.json: is not a shard record"):
             content = parse_json(record)
             if content.pop("checksum") != sha256_of(content):
@@ -131,10 +132,10 @@ class ShardIndex:
             return np.zeros(0, np.int64)
         row, offset, size, _ = self._members["codes.npy"]
         distinct, inverse_N = np.unique(self.views_N, return_inverse=True)
-        headers = [len(npy_header(self._dtype.str, (int(views), *self._shape))) for views in distinct]
+        layout = self._layout
+        headers = [len(npy_header(layout.dtype.str, (int(views), *layout.shape))) for views in distinct]
         header_N = np.array(headers)[inverse_N]
-        clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
-        if len(row) != count or (size != header_N + self.views_N * clip_bytes).any():
+        if len(row) != count or (size != header_N + self.views_N * layout.clip_bytes).any():
             raise ValueError("the size of codes.npy differs from the specification")
         return offset + header_N
 
@@ -168,10 +169,14 @@ class ShardIndex:
         return content
 
     def codes(self, row: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w). Raises DamagedCache if they changed or a code is not in the vocabulary."""
-        codes_Vthw = from_npy(self.read(row, "codes.npy"), self._dtype, (int(self.views_N[row]), *self._shape))
-        if codes_Vthw.max() >= self._vocab_size:
-            raise DamagedCache(f"{self._sample(row)}: code {codes_Vthw.max()} is not below {self._vocab_size}")
+        """Read the codes of a video, (V, t, h, w) or (V, t, h, w, G).
+
+        Raises DamagedCache if they changed or a code is not in its vocabulary.
+        """
+        layout = self._layout
+        codes_Vthw = from_npy(self.read(row, "codes.npy"), layout.dtype, (int(self.views_N[row]), *layout.shape))
+        if problem := layout.outside(codes_Vthw):
+            raise DamagedCache(f"{self._sample(row)}: {problem}")
         return codes_Vthw
 
     def facts(self, row: int) -> dict[str, Any]:
@@ -224,10 +229,8 @@ class ClipIndex:
     def __init__(self, files: Files, shards: Sequence[ShardIndex], preimage: dict[str, Any], checksums: bool) -> None:
         self._files, self._checksums = files, checksums
         self._names = [shard.file for shard in shards]
-        self._shape, self._vocab_size = tuple(preimage["codes_shape"]), preimage["vocab_size"]
-        self._dtype = code_dtype(self._vocab_size)
+        self._layout = CodeLayout.of(preimage)
         self._clip = ClipSpec(**preimage["clip"])
-        self._clip_bytes = self._dtype.itemsize * int(np.prod(self._shape))
         sizes = [len(shard.video_N) for shard in shards]
         self.shard_N = np.repeat(np.arange(len(shards)), sizes)
         self.first_row = np.cumsum(sizes) - sizes
@@ -239,7 +242,7 @@ class ClipIndex:
 
     def slices(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Return the number of time slices with valid frames, (B,). Later slices contain only padding."""
-        clip, slices = self._clip, self._shape[0]
+        clip, slices = self._clip, self._layout.grid[0]
         earlier_B = views_B * clip.frames if clip.views == "dense" else 0
         frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - earlier_B, 1, clip.frames)
         if _causal(clip.frames, slices):
@@ -247,15 +250,15 @@ class ClipIndex:
         return -(-frames_B * slices // clip.frames)
 
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Read one view of each video of a batch: codes (B, t, h, w) in the dtype of the cache, writable.
+        """Read one view of each video of a batch: codes (B, t, h, w) or (B, t, h, w, G) in the dtype of the cache, writable.
 
-        Raises IndexError if a video has no such view, and DamagedCache if a checksum differs or a code is not in the vocabulary.
+        Raises IndexError if a video has no such view, and DamagedCache if a checksum differs or a code is not in its vocabulary.
         """
         missing_B = (views_B < 0) | (views_B >= self.views_N[rows_B])
         if missing_B.any():
             i = int(missing_B.argmax())
             raise IndexError(f"no such view: video {rows_B[i]} has {self.views_N[rows_B[i]]} views, got {views_B[i]}")
-        size = self._clip_bytes
+        layout, size = self._layout, self._layout.clip_bytes
         offsets = (self._start_N[rows_B] + views_B * size).tolist()
         clips = self._files.parts([self._names[shard] for shard in self.shard_N[rows_B].tolist()], offsets, size)
         # A bytearray, because torch.from_numpy needs writable memory.
@@ -267,9 +270,9 @@ class ClipIndex:
                 self._refuse(rows_B, views_B, np.array(checksums, "V8") != expected_B)
         if len(content) != size * len(rows_B):
             self._refuse(rows_B, views_B, np.array([len(clip) != size for clip in clips]))
-        codes_Bthw = np.frombuffer(content, self._dtype).reshape(len(rows_B), *self._shape)
-        if codes_Bthw.size and codes_Bthw.max() >= self._vocab_size:
-            self._refuse(rows_B, views_B, codes_Bthw.reshape(len(rows_B), -1).max(1) >= self._vocab_size)
+        codes_Bthw = np.frombuffer(content, layout.dtype).reshape(len(rows_B), *layout.shape)
+        if layout.outside(codes_Bthw):
+            self._refuse(rows_B, views_B, np.array([layout.outside(codes_thw) is not None for codes_thw in codes_Bthw]))
         return codes_Bthw
 
     def _refuse(self, rows_B: np.ndarray, views_B: np.ndarray, damaged_B: np.ndarray) -> NoReturn:

@@ -93,11 +93,10 @@ def _joined_spec(parts: Sequence[TokenCache]) -> CacheSpec:
             if videos.setdefault(video.path, video) != video:
                 hint = "list the videos of both caches in one file and tokenize that file"
                 raise ValueError(f"{part.address}: {video.path} differs in size, label, group or split; {hint}")
-    shared = ("tokenizer", "vocab_size", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
+    shared = ("tokenizer", "precision", "encode_batch", "keep_pixels", "decoder", "cutting")
     return CacheSpec(
         **{k: first.spec[k] for k in shared},
-        codes_shape=first.codes_shape,
-        levels=first.levels,
+        codes=first.layout,
         clip=ClipSpec(**first.spec["clip"]),
         videos=tuple(sorted(videos.values(), key=lambda video: video.path)),
     )

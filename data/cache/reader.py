@@ -1,6 +1,7 @@
 """TokenCache: read a finished cache.
 
-Legend: N videos, V views of one video, B clips of a batch, t h w the grid of codes, T H W C pixels.
+Legend: N videos, V views of one video, B clips of a batch, t h w the grid of places, G codes of a place, T H W C pixels. With one
+code per place, codes have no axis G.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest
+from data.cache.layout import CodeLayout
 from data.cache.manifest import MadeWith, refuse_malformed
 from data.cache.storage import Files, Folder, open_files, read_json
 from data.clips import ClipSpec, View, recorded_views
@@ -25,8 +27,6 @@ from data.sources import Video
 JOINED = " + "
 """Separator between the sources of a merged cache, in made_with.json."""
 _TEXT = {str, type(None)}
-_MAX_CODES = 2**24
-"""Most codes of a clip, 64 MB. They are held in memory."""
 
 
 class TokenCache:
@@ -35,8 +35,7 @@ class TokenCache:
     `address`: folder or address that was opened; `remote`: true for an address, where reading a sample fetches its whole
     shard; `name`: name of the folder; `manifest`, `spec`: see docs/cache.md; `videos`: path, size, label, group and split
     of each video that is not skipped; `views_N`: its number of views, equal for all videos unless views are dense;
-    `clips`: index that reads batches; `codes_shape`: grid of a clip, (t, h, w); `levels`: number of values of each digit
-    of a code (FSQ, LFQ).
+    `clips`: index that reads batches; `layout`: grid, codes per place and vocabularies of the codes.
     """
 
     @classmethod
@@ -64,14 +63,7 @@ class TokenCache:
         self.key: str = manifest["key"]
         self.spec: dict[str, Any] = manifest["spec"]
         self.clip = ClipSpec(**self.spec["clip"])
-        self.vocab_size: int = self.spec["vocab_size"]
-        t, h, w = self.spec["codes_shape"]
-        self.codes_shape: tuple[int, int, int] = (t, h, w)
-        if not all(0 < n < 2**32 for n in (t, h, w, self.vocab_size)) or t * h * w > _MAX_CODES:
-            raise ValueError(f"invalid codes_shape {t, h, w} or vocab_size {self.vocab_size}")
-        self.levels = None if self.spec["levels"] is None else tuple(self.spec["levels"])
-        if self.levels is not None and not _levels_fit(self.levels, self.vocab_size):
-            raise ValueError(f"levels must be at least 2 and their product vocab_size {self.vocab_size}")
+        self.layout = CodeLayout.of(self.spec)
         entries = manifest["shards"]
         names, records = [entry["file"] for entry in entries], [entry["record"] for entry in entries]
         self.shards = open_shards(files, names, self.spec, records)
@@ -82,7 +74,7 @@ class TokenCache:
         if self.clip.views != "dense" and (self.views_N != self.clip.views).any():
             raise ValueError(f"a video does not have the {self.clip.views} views of the clips")
         clips = int(self.views_N.sum())
-        counts = (len(self), clips, clips * t * h * w)
+        counts = (len(self), clips, clips * math.prod(self.layout.shape))
         if not len(self) or counts != (manifest["samples"], manifest["clips"], manifest["codes"]):
             raise ValueError("samples, clips or codes differ from the shards' records, or there are none")
         self._codebook_hash: str | None = manifest["codebook"]
@@ -100,7 +92,7 @@ class TokenCache:
         return self.shards[number], index - int(self.clips.first_row[number])
 
     def codes(self, index: int) -> np.ndarray:
-        """Read the codes of a video, (V, t, h, w), uint16 or uint32. Raises DamagedCache if they have changed."""
+        """Read the codes of a video, (V, t, h, w) or (V, t, h, w, G), uint16 or uint32. Raises DamagedCache if they changed."""
         shard, row = self._place(index)
         return shard.codes(row)
 
@@ -151,8 +143,9 @@ class TokenCache:
         return {name: made_with.get(name, "unknown") for name in ("videos", "tokenizer")}
 
     def codebook(self) -> np.ndarray | None:
-        """Read the code vectors of a learned codebook, (vocab_size, C). Return None if the tokenizer has none (FSQ, LFQ).
+        """Read the vectors of learned codebooks, (V, C): one codebook per code of a place, one after the other.
 
+        Return None if the tokenizer has no learned codebook (FSQ, LFQ).
         Raises DamagedCache if the file is missing or was changed.
         """
         if self._codebook_hash is None:
@@ -164,8 +157,9 @@ class TokenCache:
             codebook_VC = load(bytes(content))["codebook_VC"]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise DamagedCache(f"{where}: is not a codebook ({error})") from None
-        if codebook_VC.ndim != 2 or len(codebook_VC) != self.vocab_size:
-            raise DamagedCache(f"{where}: has shape {codebook_VC.shape}, expected ({self.vocab_size}, C)")
+        if codebook_VC.ndim != 2 or len(codebook_VC) != sum(self.layout.vocabularies):
+            expected = f"({sum(self.layout.vocabularies)}, C)"
+            raise DamagedCache(f"{where}: has shape {codebook_VC.shape}, expected {expected}")
         return codebook_VC
 
     def verify(self) -> None:
@@ -173,11 +167,6 @@ class TokenCache:
         for shard in self.shards:
             shard.verify()
         self.codebook()
-
-
-def _levels_fit(levels: tuple[int, ...], vocab_size: int) -> bool:
-    # A product of many factors would take long.
-    return len(levels) <= 32 and min(levels, default=1) >= 2 and math.prod(levels) == vocab_size
 
 
 def _video(row: list) -> Video:

@@ -8,8 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
+from data.cache.layout import CodeLayout
 from data.clips import ClipSpec
 from data.decoding import VERSION
 from data.files import compact, sha256_of
@@ -35,11 +34,7 @@ class CacheSpec:
 
     tokenizer: str
     """Fingerprint of the tokenizer."""
-    codes_shape: tuple[int, int, int]
-    """Grid of the codes of a clip, (t, h, w)."""
-    vocab_size: int
-    levels: tuple[int, ...] | None
-    """Number of values of each digit of a code, lowest digit first (FSQ, LFQ); None if codes are rows of a codebook."""
+    codes: CodeLayout
     clip: ClipSpec
     precision: Literal["fp32", "bf16"]
     encode_batch: int
@@ -52,19 +47,10 @@ class CacheSpec:
 
     def preimage(self) -> dict[str, Any]:
         """Return the specification as JSON content. The key is its hash."""
-        settings = {k: v for k, v in vars(self).items() if k not in ("clip", "videos")}
-        content = json.loads(compact({"format": FORMAT, **settings, "clip": self.clip.to_json()}))
+        settings = {k: v for k, v in vars(self).items() if k not in ("clip", "codes", "videos")}
+        parts = {**self.codes.to_json(), "clip": self.clip.to_json()}
+        content = json.loads(compact({"format": FORMAT, **settings, **parts}))
         return {**content, "videos": [[v.path, v.size, v.label, v.group, v.split] for v in self.videos]}
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stored codes."""
-        return code_dtype(self.vocab_size)
-
-
-def code_dtype(vocab_size: int) -> np.dtype:
-    """Return little-endian uint16, or uint32 if uint16 is too small for the vocabulary."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def key_of(preimage: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 Each process claims shards that no other process is writing, and one process writes the manifest at the end. The content of
 a shard depends only on the specification and the shard size, not on the process or the time.
 
-Legend: V views, t h w the grid of codes.
+Legend: V views, t h w the grid of places. With several codes per place, codes have a last axis of them.
 """
 
 import base64
@@ -146,7 +146,7 @@ class CacheWriter:
     def finish(self, codebook_VC: np.ndarray | None) -> None:
         """Check every shard, count the codes, and write the manifest. If several processes call this, one of them writes.
 
-        `codebook_VC`: code vectors of a learned codebook, (vocab_size, C). Raises ValueError if no video can be used, and
+        `codebook_VC`: vectors of learned codebooks, as from `TokenCache.codebook`. Raises ValueError if no video can be used, and
         DamagedCache if a shard differs from its record.
         """
         claim = Claim(self.folder / "manifest.claim")
@@ -189,11 +189,12 @@ class CacheWriter:
         shards = open_shards(Folder(self.folder), names, self.preimage)
         for number, shard in enumerate(shards):
             self._check_videos(number, shard)
-        counts = np.zeros(self.spec.vocab_size, np.int64)
+        layout = self.spec.codes
+        counts = np.zeros(sum(layout.vocabularies), np.int64)
         for shard in shards:
             shard.verify()
             for row in range(len(shard.video_N)):
-                counts += np.bincount(shard.codes(row).ravel(), minlength=self.spec.vocab_size)
+                counts += np.bincount(layout.numbered(shard.codes(row)).ravel(), minlength=len(counts))
         samples = sum(len(shard.video_N) for shard in shards)
         skipped = [entry for shard in shards for entry in shard.skipped]
         if samples == 0:
@@ -214,7 +215,8 @@ class CacheWriter:
             "clips": sum(int(shard.views_N.sum()) for shard in shards),
             "codes": int(counts.sum()),
             "codes_used": int((counts > 0).sum()),
-            "unigram_bits": float(-(share * np.log2(share)).sum()),
+            # The entropy of a code, averaged over the codes of a place: each has the same share of the counts.
+            "unigram_bits": float(-(share * np.log2(share)).sum() - np.log2(layout.codes_per_place)),
             "codebook": self._write_codebook(codebook_VC),
             "bf16": bf16 if self.spec.precision == "bf16" else None,
         }
@@ -266,14 +268,13 @@ class CodeShard:
         self, video: Video, codes_Vthw: np.ndarray, members: Mapping[str, bytes], frames: int, padded: bool
     ) -> None:
         """Append a video whose other members exist already, for example in another cache. Raises the same errors as `add`."""
-        spec = self._spec
-        if codes_Vthw.shape[1:] != tuple(spec.codes_shape) or len(codes_Vthw) < 1:
-            t, h, w = spec.codes_shape
-            raise ValueError(f"codes must have shape (V, {t}, {h}, {w}) with V of at least 1, got {codes_Vthw.shape}")
-        lowest, highest = codes_Vthw.min(), codes_Vthw.max()
-        if lowest < 0 or highest >= spec.vocab_size:
-            raise ValueError(f"codes must be in 0..{spec.vocab_size - 1}, got {lowest}..{highest}")
-        packed_Vthw = np.ascontiguousarray(codes_Vthw.astype(spec.dtype))
+        layout = self._spec.codes
+        if codes_Vthw.shape[1:] != layout.shape or len(codes_Vthw) < 1:
+            expected = ", ".join(map(str, layout.shape))
+            raise ValueError(f"codes must have shape (V, {expected}) with V of at least 1, got {codes_Vthw.shape}")
+        if problem := layout.outside(codes_Vthw):
+            raise ValueError(problem)
+        packed_Vthw = np.ascontiguousarray(codes_Vthw.astype(layout.dtype))
         self._checksums += [xxh3_64_digest(clip) for clip in packed_Vthw]
         self._writer.add(
             sample_id(video.path),

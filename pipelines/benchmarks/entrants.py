@@ -56,7 +56,7 @@ class Shape:
     def codes(self) -> CodeSpec:
         """Return the specification of the codes of these clips."""
         clip = (self.frames, self.side, self.side)
-        return CodeSpec(shape=self.grid, vocab_size=prod(self.vocabulary), levels=self.vocabulary, clip=clip)
+        return CodeSpec(shape=self.grid, vocab_size=prod(self.vocabulary), levels=(self.vocabulary,), clip=clip)
 
 
 class Entrant:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import CacheSpec, CacheWriter
+from data.cache.layout import CodeLayout
 from data.clips import ClipCuts, ClipSpec, View
 from data.sources import Source, Video
 from pipelines.engine.encoding import DecodedClip, decode
@@ -29,9 +30,7 @@ def synthetic_cache(
     """Write a finished cache of random codes, in the format that tokenize writes, and return its folder."""
     spec = CacheSpec(
         tokenizer=tokenizer,
-        codes_shape=codes_shape,
-        vocab_size=_VOCABULARY,
-        levels=(8, 5, 5, 5),
+        codes=CodeLayout(grid=codes_shape, vocab_size=_VOCABULARY, levels=((8, 5, 5, 5),)),
         clip=replace(clip, views=views),
         precision="fp32",
         encode_batch=8,

@@ -23,7 +23,7 @@ from tokenizer import VQ3D
 from tokenizer.base import to_uint8
 from tokenizer.loss_settings import Losses
 from tokenizer.losses import Reconstruction
-from tokenizer.measures import code_health, psnr_of
+from tokenizer.measures import code_health, count_codes, psnr_of
 
 _SECONDS = 150
 _WARM_UP = 50
@@ -94,9 +94,8 @@ def train(name: str, clips_NTHWC: Tensor, held_out_BTHWC: Tensor, device: torch.
     module = Reconstruction(tokenizer, Losses())
     usage: list[float] = []
     for _ in _fit(module, tokenizer, clips_NTHWC, device, TrainTokenizer.batch_size, TrainTokenizer.lr, seconds):
-        codes = [tokenizer.encode(part.to(device)).cpu().flatten() for part in clips_NTHWC[:2048].split(16)]
-        counts_V = torch.bincount(torch.cat(codes), minlength=tokenizer.vocab_size)
-        usage.append(code_health(counts_V)["code_usage"].item())
+        codes = [tokenizer.encode(part.to(device)).cpu() for part in clips_NTHWC[:2048].split(16)]
+        usage.append(code_health(count_codes(torch.cat(codes), tokenizer.vocabularies))["code_usage"].item())
     return Trained(tokenizer, _psnr(tokenizer.encode, tokenizer.decode, held_out_BTHWC, device), usage)
 
 

@@ -147,8 +147,8 @@ def _kernel(requested: str, device: torch.device, bf16: bool) -> str:
 def example_batch(cache: TokenCache, clips: int, *, pixels: bool, pairs: bool) -> Batch:
     """Return a batch of zeros with the keys, shapes and dtypes of `TokenDataset`; all slices are valid."""
     numbers_B = torch.zeros(clips, dtype=torch.int64)
-    codes_BTHW = torch.zeros(clips, *cache.codes_shape, dtype=torch.int64)
-    slices_B = torch.full_like(numbers_B, cache.codes_shape[0])
+    codes_BTHW = torch.zeros(clips, *cache.layout.shape, dtype=torch.int64)
+    slices_B = torch.full_like(numbers_B, cache.layout.grid[0])
     batch = {"codes_BTHW": codes_BTHW, "slices_B": slices_B, "seed_B": numbers_B, "row_B": numbers_B.clone()}
     if pairs:
         batch |= {"pair_BTHW": codes_BTHW.clone(), "pair_slices_B": slices_B.clone()}

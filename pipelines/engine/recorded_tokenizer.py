@@ -54,6 +54,6 @@ def check_tokenizer(cache: TokenCache, source: str, tokenizer: VideoTokenizer) -
         shape = tokenizer.codes_shape(clip.frames, clip.size, clip.size)
     except ValueError as error:
         raise ValueError(f"{problem} ({error})") from None
-    if shape != cache.codes_shape:
-        sizes = f"{clip.frames} frames of {clip.size}x{clip.size} have codes {shape}, in the cache {cache.codes_shape}"
+    if shape != cache.layout.grid:
+        sizes = f"{clip.frames} frames of {clip.size}x{clip.size} have codes {shape}, in the cache {cache.layout.grid}"
         raise ValueError(f"{problem} ({sizes})")

@@ -36,10 +36,15 @@ class Pretraining(PixelLosses):
     clips_per_second: float
 
 
-class TokenizerTraining(TypedDict):
-    """summary.json of train_tokenizer."""
+class TrainedInSteps(TypedDict, total=False):
+    """Part of the summary of a tokenizer that was trained, and not fitted in closed form."""
 
     step: int
+
+
+class TokenizerTraining(TrainedInSteps):
+    """summary.json of train_tokenizer and fit_tokenizer."""
+
     psnr: float
     code_usage: float
     perplexity: float
@@ -94,8 +99,18 @@ class Probing(ProbeFeatures):
     protocol: Plain
 
 
-class TokenizerScore(TypedDict):
-    """Row of a tokenizer in the summary of evaluate_tokenizer; means are over clips."""
+class LearnedFeatures(TypedDict, total=False):
+    """Part of the row of a tokenizer if it was pre-trained on; means are over seeds."""
+
+    untrained_linear: Mean
+    linear: Mean
+    untrained_attentive: Mean
+    attentive: Mean
+    bytes_per_clip: int
+
+
+class TokenizerScore(LearnedFeatures):
+    """Row of a tokenizer in the summary of evaluate_tokenizer; other means are over clips."""
 
     number: str
     name: str
@@ -113,7 +128,17 @@ class TokenizerScore(TypedDict):
     memory_mib: float
 
 
-class TokenizerEvaluation(TypedDict):
+class PixelBaselines(TypedDict, total=False):
+    """Accuracies without a network, beside those of pre-trained networks."""
+
+    one_frame: Mean
+    motion_energy: Mean
+    chance: float
+    n: int
+    page: str
+
+
+class TokenizerEvaluation(PixelBaselines):
     """summary.json of evaluate_tokenizer."""
 
     tokenizers: list[TokenizerScore]

@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 
-from data.cache import TokenCache
 from data.processes import end_with_parent, shielded
 from pipelines.engine.console import progress
 from pipelines.engine.run import summary_of
@@ -31,9 +30,10 @@ _MAX_PARALLEL = 4
 
 @dataclass(frozen=True)
 class Job:
-    """Training run: name for messages, run folder, number of steps, seed and further flags of pretrain_ar."""
+    """Training run: name for messages, address of its cache, run folder, number of steps, seed, further flags of pretrain_ar."""
 
     name: str
+    cache: str
     out: Path
     steps: int
     seed: int
@@ -44,7 +44,7 @@ class Job:
         return (self.out / "summary.json").exists() and summary_of(self.out)["step"] == self.steps
 
 
-def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: str = "training runs") -> None:
+def train(jobs: Sequence[Job], device: torch.device, title: str = "training runs") -> None:
     """Run pretrain_ar.py for all unfinished jobs; on a CPU, each job uses one core. Checkpoints of finished jobs are deleted.
 
     A signal or the failure of a job ends the other jobs, which save checkpoints first.
@@ -62,7 +62,7 @@ def train(jobs: Sequence[Job], cache: TokenCache, device: torch.device, title: s
     def start(job: Job) -> None:
         if not job.finished:
             prefix = prefixes.get()
-            command = [*prefix, *_command(job, cache, device)]
+            command = [*prefix, *_command(job, device)]
             try:
                 result = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
             finally:
@@ -151,7 +151,7 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
+def _command(job: Job, device: torch.device) -> list[str]:
     steps = str(job.steps)
     return [
         *(sys.executable, str(Path(__file__).parents[1] / "pretrain_ar.py")),
@@ -159,6 +159,6 @@ def _command(job: Job, cache: TokenCache, device: torch.device) -> list[str]:
         *("--attention", "plain" if device.type == "cpu" else "auto"),
         *job.flags,
         # These flags come last, so a settings file in job.flags cannot override them.
-        *("--out", str(job.out), "--cache", cache.address, "--seed", str(job.seed), "--steps", steps),
+        *("--out", str(job.out), "--cache", job.cache, "--seed", str(job.seed), "--steps", steps),
         *("--plan", "false"),
     ]

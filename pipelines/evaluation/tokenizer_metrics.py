@@ -71,13 +71,13 @@ class TokenizerEvaluator:
         codes, encode_seconds = self._timed(tokenizer.encode, padded_BTHWC)
         decoded_BTHWC, decode_seconds = self._timed(tokenizer.decode, codes)
         video_BTHWC = decoded_BTHWC[:, :frames]
-        health = measures.code_health(torch.bincount(codes.flatten(), minlength=tokenizer.vocab_size))
+        health = measures.code_health(measures.count_codes(codes, tokenizer.vocabularies))
         numbers = {
             "name": tokenizer.name,
             "frames": padded_frames,
             **self._quality(video_BTHWC),
             **{key: value.item() for key, value in health.items()},
-            "bits_per_pixel": measures.bits_per_pixel(t * h * w, tokenizer.vocab_size, frames * height * width),
+            "bits_per_pixel": measures.bits_per_pixel(t * h * w, tokenizer.vocabularies, frames * height * width),
             "encode": clips * padded_frames / encode_seconds,
             "decode": clips * padded_frames / decode_seconds,
             "fingerprint": tokenizer.fingerprint(),

@@ -17,6 +17,7 @@ from data.loading import evaluation_batches
 from data.schema import conform
 from data.source_clips import canonical_clips
 from data.sources import hold_out
+from pipelines.engine.bit_rate import bits_per_second, fixed_bits
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorded_tokenizer
 from pipelines.engine.run import RUNS, cache_of, metrics_of, read_json
 from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
@@ -68,14 +69,25 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "curves": _curves(folder, summary, validated),
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
-        "collapse": collapse_warning(cache.manifest["codes_used"], cache.vocab_size, cache.manifest["codes"]),
+        "collapse": collapse_warning(
+            cache.manifest["codes_used"], sum(cache.layout.vocabularies), cache.manifest["codes"]
+        ),
         "cache": cache,
+        "rate": _rate(cache),
         "skipped": [[entry["path"], entry["reason"]] for entry in cache.manifest["skipped"]],
         "commands": _commands(folder, cache),
         "environment": environment,
         "choices": choices,
     }
     write_page(page, "report.html", values)
+
+
+def _rate(cache: TokenCache) -> str:
+    """Return the bits of the codes without entropy coding, per place and per second of video."""
+    bits = fixed_bits(cache)
+    text = f"{bits * cache.layout.codes_per_place:.1f} bits per place"
+    rate = bits_per_second(cache, bits)
+    return text if rate is None else f"{text}, {rate / 1000:,.1f} kbit per second of video"
 
 
 def _read(file: Path, kind: Any) -> Any:

@@ -15,7 +15,7 @@ from ar_model.inputs import CodeSpec
 from ar_model.objectives import ARVideo
 from ar_model.transformer import recompute_activations
 
-SPEC = CodeSpec(shape=(2, 4, 4), vocab_size=24, levels=(4, 3, 2), clip=(4, 16, 16))
+SPEC = CodeSpec(shape=(2, 4, 4), vocab_size=24, levels=((4, 3, 2),), clip=(4, 16, 16))
 BOXES = {"clusters": (1, 2, 2), "keep": 0.5, "targets": 0.75}
 """8 clusters of 4 codes, 7 of them with a next one: 14 tokens are visible, 21 predicted. A tubelet is 2x4x4 pixels."""
 B, M, Q, D, E, V, PIXELS = 3, 14, 21, 16, 12, 24, 3 * 2 * 4 * 4

@@ -10,7 +10,7 @@ from vector_quantize_pytorch import FSQ
 from ar_model.inputs import CodeEmbedding, CodeSpec, CodeTable, digits_of
 
 LEVELS = (5, 3, 4)
-DIGITS = CodeSpec(shape=(2, 2, 2), vocab_size=60, levels=LEVELS)
+DIGITS = CodeSpec(shape=(2, 2, 2), vocab_size=60, levels=(LEVELS,))
 CODEBOOK = CodeSpec(
     shape=(2, 2, 2), vocab_size=24, codebook_VC=torch.randn(24, 4, generator=torch.Generator().manual_seed(5))
 )
@@ -115,7 +115,7 @@ def test_the_embedding_sees_every_code_of_a_token_in_its_place(patch: tuple[int,
 
 def test_levels_or_a_codebook_that_do_not_fit_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="59.*60"):
-        CodeSpec(shape=(1, 1, 1), vocab_size=59, levels=LEVELS)
+        CodeSpec(shape=(1, 1, 1), vocab_size=59, levels=(LEVELS,))
     with pytest.raises(ValueError, match="25.*24"):
         CodeSpec(shape=(1, 1, 1), vocab_size=25, codebook_VC=CODEBOOK.codebook_VC)
 

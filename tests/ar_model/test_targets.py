@@ -12,7 +12,7 @@ from ar_model.inputs import CodeSpec, Patching
 from ar_model.targets import CodeTarget, PixelTarget, make_target
 
 LEVELS = (3, 4)
-DIGITS = CodeSpec(shape=(2, 2, 2), vocab_size=12, levels=LEVELS)
+DIGITS = CodeSpec(shape=(2, 2, 2), vocab_size=12, levels=(LEVELS,))
 CODEBOOK = CodeSpec(
     shape=(2, 2, 2), vocab_size=12, codebook_VC=torch.randn(12, 4, generator=torch.Generator().manual_seed(5))
 )

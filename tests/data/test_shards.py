@@ -22,6 +22,7 @@ PREIMAGE = {
     "videos": [[f"video {i}", 1, None, None, None] for i in range(5)],
     "codes_shape": [2, 3, 3],
     "vocab_size": 64,
+    "levels": None,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from xxhash import xxh3_64_digest
 
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
+from data.cache.layout import CodeLayout
 from data.cache.spec import sha256_of
 from data.clips import ClipCuts, ClipSpec, View
 from data.files import write_json
@@ -20,9 +21,7 @@ from data.sources import Video
 VIDEOS = (Video("a.mp4", 5, "run", "g", "train"), Video("b.mp4", 6, "jump", "h", "test"))
 SPEC = CacheSpec(
     tokenizer="fingerprint",
-    codes_shape=(2, 3, 3),
-    vocab_size=64,
-    levels=(8, 8),
+    codes=CodeLayout(grid=(2, 3, 3), vocab_size=64, levels=((8, 8),)),
     clip=ClipSpec(frames=4, size=8, views=2),
     precision="fp32",
     encode_batch=2,
@@ -44,7 +43,7 @@ def all_codes(cache: TokenCache) -> np.ndarray:
 def expected_codes(path: str, views: int = 2, vocab_size: int = 64) -> np.ndarray:
     """The codes that make_cache writes for a video."""
     rng = np.random.default_rng(int(sample_id(path), 16))
-    return rng.integers(vocab_size, size=(views, *SPEC.codes_shape))
+    return rng.integers(vocab_size, size=(views, *SPEC.codes.shape))
 
 
 def find_clip(cache: TokenCache, row: int, view: int = 0) -> tuple[Path, int, int]:

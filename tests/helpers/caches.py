@@ -18,7 +18,8 @@ def make_cache(
     shard_size: int = 4,
     vocab_size: int = 64,
     codes_shape: tuple[int, int, int] = (2, 3, 3),
-    levels: tuple[int, ...] | None = None,
+    codes_per_place: int = 1,
+    levels: tuple[tuple[int, ...], ...] | None = None,
     views: Any = 2,
     keep_pixels: Any = "none",
     codebook_VC: np.ndarray | None = None,
@@ -32,6 +33,7 @@ def make_cache(
     `skip` has paths of damaged videos. `only_shards` has the numbers of the shards to write, if they are missing.
     """
     from data.cache import CacheSpec, CacheWriter
+    from data.cache.layout import CodeLayout
     from data.clips import ClipSpec
     from data.pixels import pack_pixels
     from data.shards import sample_id
@@ -41,11 +43,10 @@ def make_cache(
     if isinstance(videos, int):
         videos = [Video(f"{i % 2}/{i:03d}.mp4", 100 + i, label=str(i % 2)) for i in range(videos)]
     clip = ClipSpec(frames=4, size=8, views=views)
+    layout = CodeLayout(grid=codes_shape, vocab_size=vocab_size, codes_per_place=codes_per_place, levels=levels)
     spec = CacheSpec(
         tokenizer=tokenizer,
-        codes_shape=codes_shape,
-        vocab_size=vocab_size,
-        levels=levels,
+        codes=layout,
         clip=clip,
         precision="fp32",
         encode_batch=2,
@@ -64,7 +65,7 @@ def make_cache(
                     continue
                 rng = np.random.default_rng(int(sample_id(video.path), 16))
                 count = views if views != "dense" else int(rng.integers(1, 6))
-                codes = rng.integers(vocab_size, size=(count, *codes_shape)).astype(spec.dtype)
+                codes = rng.integers(min(layout.vocabularies), size=(count, *layout.shape)).astype(layout.dtype)
                 pixels = rng.integers(256, size=(count, clip.frames, clip.size, clip.size, 3), dtype=np.uint8)
                 members = {k: m for v, p in enumerate(pixels) for k, m in pack_pixels(keep_pixels, v, p).items()}
                 shard.add(video, codes, some_cuts(count), members)

@@ -23,7 +23,7 @@ def spec(shape: Grid = (2, 4, 4), geometry: str = "digits") -> CodeSpec:
     t, h, w = shape
     clip = (2 * t, 2 * h, 2 * w)
     if geometry == "digits":
-        return CodeSpec(shape=shape, vocab_size=64, levels=(8, 8), clip=clip)
+        return CodeSpec(shape=shape, vocab_size=64, levels=((8, 8),), clip=clip)
     if geometry == "codebook":
         vectors = torch.randn(64, 5, generator=torch.Generator().manual_seed(9))
         return CodeSpec(shape=shape, vocab_size=64, codebook_VC=vectors, clip=clip)
@@ -130,8 +130,9 @@ def losses_of(target: CodeTarget | PixelTarget, h_BMD: Tensor, predicted: Tensor
         logits = [h_BMPD @ target.table.matrix().T * target.scale + target.bias]
         values = predicted[..., None]
     else:
-        logits = list(target.digits(h_BMPD).split(target.levels, dim=-1))
-        values = digits_of(predicted, target.levels)
+        (levels,) = target.levels
+        logits = list(target.digits(h_BMPD).split(levels, dim=-1))
+        values = digits_of(predicted, levels)
     nats = [F.cross_entropy(x.flatten(0, -2), values[..., i].flatten(), reduction="none") for i, x in enumerate(logits)]
     return torch.stack(nats).sum(0).view(predicted.shape)
 

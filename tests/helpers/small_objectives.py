@@ -6,7 +6,7 @@ from torch import Tensor
 from ar_model.inputs import CodeSpec
 from ar_model.objectives import MAM2, VIMPAC, VideoMAE
 
-CODES = CodeSpec(shape=(4, 4, 4), vocab_size=40, levels=(8, 5), clip=(8, 16, 16))
+CODES = CodeSpec(shape=(4, 4, 4), vocab_size=40, levels=((8, 5),), clip=(8, 16, 16))
 SIZE = {"width": 24, "depth": 2, "heads": 2}
 MODELS = {
     "VideoMAE": lambda: VideoMAE(CODES, **SIZE, ratio=0.75, decoder_width=24, decoder_depth=1),

@@ -40,7 +40,7 @@ def test_psnr_of_a_known_error(error: float, decibels: float) -> None:
 )
 def test_code_health_of_known_counts(counts: list[int], perplexity: float, usage: float, dead: int) -> None:
     """Perplexity is the exponential of the entropy."""
-    health = code_health(torch.tensor(counts))
+    health = code_health([torch.tensor(counts)])
     assert health["perplexity"].item() == pytest.approx(perplexity, abs=1e-6)
     assert health["code_usage"].item() == pytest.approx(usage)
     assert health["dead_codes"].item() == dead

@@ -111,10 +111,11 @@ def test_clips_of_other_dtypes_and_shapes_are_refused(measure: Any) -> None:
 
 def test_bits_per_pixel() -> None:
     """The first case: 8x8x8 codes of 10 bits for 16 frames of 64x64."""
-    assert bits_per_pixel(8 * 8 * 8, 1024, 16 * 64 * 64) == pytest.approx(10 / 128)
-    assert bits_per_pixel(100, 1, 64) == 0
-    with pytest.raises(ValueError, match="got 1, 2 and 0"):
-        bits_per_pixel(1, 2, 0)
+    assert bits_per_pixel(8 * 8 * 8, [1024], 16 * 64 * 64) == pytest.approx(10 / 128)
+    assert bits_per_pixel(8 * 8 * 8, [1024, 32], 16 * 64 * 64) == pytest.approx(15 / 128)
+    assert bits_per_pixel(100, [1], 64) == 0
+    with pytest.raises(ValueError, match="got 1 places, .*2.* 0 pixels"):
+        bits_per_pixel(1, [2], 0)
 
 
 def with_moments(mean_D: Tensor, covariance_DD: Tensor, count: int, seed: int) -> Tensor:

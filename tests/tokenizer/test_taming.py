@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from data.cache import TokenCache
+from data.cache.layout import CodeLayout
 from tests.helpers.commands import TINY_MODEL, last_line, start
 from tests.helpers.vqgan_folders import PUBLISHED, build, lightning_checkpoint, same_as_the_package, write
 from tokenizer import load_tokenizer
@@ -164,7 +165,7 @@ def test_tokenize_and_pretrain_ar_work_with_it(vqgan: tuple[Path, Any], video_fo
     flags = ["--videos", str(video_folder), "--clip.frames", "4", "--clip.size", "16"]
     tokenized = last_line(start(tmp_path, "tokenize", *flags, "--tokenizer", f"taming:{vqgan[0]}"))
     cache = TokenCache.open(tmp_path / tokenized["cache"])
-    assert (cache.codes_shape, cache.vocab_size, cache.levels) == ((4, 8, 8), 32, None)
+    assert cache.layout == CodeLayout((4, 8, 8), 32)
     assert np.array_equal(cache.codebook(), vqgan[1].quantize.embedding.weight.detach())
     trained = last_line(start(tmp_path, "pretrain_ar", *TINY_MODEL, "--objective.code_patch", "[2,1,1]"))
     assert trained["cache"] == tokenized["cache"] and trained["bits_per_code"] > 0

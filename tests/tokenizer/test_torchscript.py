@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.cache import TokenCache
+from data.cache.layout import CodeLayout
 from pipelines.engine.encoding import DecodedClip, Encoder
 from tests.helpers.commands import last_line, start
 from tokenizer import TorchScriptTokenizer, VideoTokenizer, load_tokenizer
@@ -157,14 +158,14 @@ def test_tokenize_works_with_it_and_trust(folder: Path, tmp_path: Path) -> None:
     flags = ["--videos", "builtin:moving-digits:4:4", "--clip.frames", "5", "--clip.size", "64"]
     answer = last_line(start(tmp_path, "tokenize", *flags, "--tokenizer", f"torchscript:{folder}", "--trust", "true"))
     cache = TokenCache.open(tmp_path / answer["cache"])
-    assert (cache.codes_shape, cache.vocab_size, cache.levels) == ((2, 8, 4), 60, LEVELS)
+    assert cache.layout == CodeLayout((2, 8, 4), 60, 1, (LEVELS,))
 
 
 def test_attributes_describe_the_codes_and_it_stays_in_evaluation_mode(folder: Path) -> None:
     tokenizer = load_tokenizer(f"torchscript:{folder}", trust=True)
     assert isinstance(tokenizer, TorchScriptTokenizer)
     assert (tokenizer.name, tokenizer.vocab_size) == ("torchscript-4x8x16-60", 60)
-    assert (tokenizer.stride, tokenizer.levels, tokenizer.causal, tokenizer.context) == (STRIDE, LEVELS, True, None)
+    assert (tokenizer.stride, tokenizer.levels, tokenizer.causal, tokenizer.context) == (STRIDE, (LEVELS,), True, None)
     assert tokenizer.codebook() is None
     nn.Sequential(tokenizer).train()
     assert not any(module.training for module in tokenizer.modules())
@@ -197,7 +198,7 @@ def test_folder_names_of_cosmos_declare_stride_and_levels(tmp_path: Path, name: 
     folder = tmp_path / around.format(name)
     write(folder, Digits(stride, levels), Boxes(stride, levels), config=config)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(f"torchscript:{folder}", trust=True)
-    assert (tokenizer.stride, tokenizer.levels, tokenizer.vocab_size) == (stride, levels, 64000)
+    assert (tokenizer.stride, tokenizer.levels, tokenizer.vocab_size) == (stride, (levels,), 64000)
     assert tokenizer.causal
 
 

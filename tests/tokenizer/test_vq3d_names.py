@@ -37,7 +37,7 @@ SAVED: list[tuple[str, dict[str, Any]]] = [
 def test_a_name_defines_the_attributes(name: str, expected: tuple[Any, ...]) -> None:
     vq3d = VQ3D(name=name, width=8)
     assert vq3d.name == name.replace("-tiny", "")
-    assert (vq3d.stride, vq3d.causal, vq3d.vocab_size, vq3d.levels, vq3d.context) == expected
+    assert (vq3d.stride, vq3d.causal, vq3d.vocab_size, *(vq3d.levels or [None]), vq3d.context) == expected
 
 
 def test_sizes_grow_from_tiny_to_base_and_tiny_is_the_default() -> None:

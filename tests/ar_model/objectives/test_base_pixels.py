@@ -11,7 +11,7 @@ from ar_model.inputs import CodeEmbedding, CodeSpec, Grid, Patching, TubeletEmbe
 
 
 def code_spec(shape: Grid, clip: Grid | None) -> CodeSpec:
-    return CodeSpec(shape=shape, vocab_size=16, levels=(4, 4), clip=clip)
+    return CodeSpec(shape=shape, vocab_size=16, levels=((4, 4),), clip=clip)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 
 def build(**changes: Any) -> VideoMAE:
     torch.manual_seed(0)
-    codes = CodeSpec(shape=GRID, vocab_size=64, levels=(8, 8), clip=(8, 32, 32))
+    codes = CodeSpec(shape=GRID, vocab_size=64, levels=((8, 8),), clip=(8, 32, 32))
     return VideoMAE(codes, **{"ratio": 0.75, **SIZES, **changes})
 
 

@@ -21,7 +21,7 @@ GRID = (4, 6, 6)
 def build(**changes: Any) -> VIMPAC:
     torch.manual_seed(0)
     small: dict[str, Any] = {"width": 12, "depth": 2, "heads": 2, "head_width": 16}
-    return VIMPAC(CodeSpec(shape=GRID, vocab_size=64, levels=(8, 8)), **{**small, **changes})
+    return VIMPAC(CodeSpec(shape=GRID, vocab_size=64, levels=((8, 8),)), **{**small, **changes})
 
 
 def batch(samples: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data.cache import CacheSpec, DamagedCache, TokenCache
+from data.cache.layout import CodeLayout
 from data.cache.writer import CacheWriter
 from data.loading import BatchPlan, TokenDataset, batches, evaluation_batches
 from data.shards import ShardWriter, sample_id, to_npy
@@ -19,7 +20,7 @@ SIZES = [(2**8, "<u2"), (2**10, "<u2"), (2**16, "<u2"), (2**16 + 1, "<u4"), (2**
 
 
 def spec_of(vocab_size: int) -> CacheSpec:
-    return replace(SPEC, vocab_size=vocab_size, levels=None)
+    return replace(SPEC, codes=CodeLayout((2, 3, 3), vocab_size))
 
 
 def extreme_codes(vocab_size: int) -> np.ndarray:
@@ -42,7 +43,7 @@ def cache_with_code_outside(tmp_path: Path, vocab_size: int, row: int = 1, view:
 
 def shard_with_code_outside(writer: CacheWriter, number: int, vocab_size: int) -> None:
     """Write a shard that CacheWriter would refuse: one code equals the size of the vocabulary."""
-    codes_Vthw = extreme_codes(vocab_size)[number].astype(writer.spec.dtype)
+    codes_Vthw = extreme_codes(vocab_size)[number].astype(writer.spec.codes.dtype)
     codes_Vthw[1, 1, 2, 2] = vocab_size
     (video,) = writer.videos(number)
     facts = {"video": number, "views": 2, "padded": 0, "frames": 8}
@@ -97,7 +98,9 @@ def test_code_outside_the_vocabulary_is_refused_when_written(tmp_path: Path, voc
 def test_code_outside_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_path: Path, vocab_size: int) -> None:
     writer = written_by_hand(tmp_path, spec_of(vocab_size), extreme_codes(vocab_size), shards=1)
     shard_with_code_outside(writer, 1, vocab_size)
-    with pytest.raises(DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): code {vocab_size} "):
+    with pytest.raises(
+        DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): .*{vocab_size - 1}, got .*{vocab_size}"
+    ):
         writer.finish(None)
     assert not writer.finished
 
@@ -105,7 +108,9 @@ def test_code_outside_the_vocabulary_is_refused_when_the_cache_is_finished(tmp_p
 @pytest.mark.parametrize("vocab_size", [2**8, 2**10, 2**16 - 1, 2**18])
 def test_code_outside_the_vocabulary_is_refused_when_read(tmp_path: Path, vocab_size: int) -> None:
     cache = cache_with_code_outside(tmp_path, vocab_size)
-    with pytest.raises(DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): code {vocab_size} "):
+    with pytest.raises(
+        DamagedCache, match=rf"000001\.tar: sample \w+ \(b\.mp4\): .*{vocab_size - 1}, got .*{vocab_size}"
+    ):
         cache.codes(1)
     assert np.array_equal(cache.codes(0), extreme_codes(vocab_size)[0])
 

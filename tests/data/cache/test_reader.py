@@ -75,7 +75,9 @@ def test_slices_with_valid_frames_are_counted(
     """The video has four frames. If the slices do not divide the frames, the tokenizer is causal and slice 0 is frame 0."""
     clip = ClipSpec(frames=frames, size=8, views=1, stride=stride)
     writer = written_by_hand(
-        tmp_path, replace(SPEC, clip=clip, codes_shape=(slices, 3, 3)), np.zeros((2, 1, slices, 3, 3))
+        tmp_path,
+        replace(SPEC, clip=clip, codes=replace(SPEC.codes, grid=(slices, 3, 3))),
+        np.zeros((2, 1, slices, 3, 3)),
     )
     writer.finish(None)
     assert TokenCache.open(writer.folder).clips.slices(np.array([0, 1]), np.array([0, 0])).tolist() == [expected] * 2
@@ -100,8 +102,8 @@ def test_documentation_lists_every_field_of_manifest_and_records(tmp_path: Path,
     for title, fields in (("manifest.json", manifest), ("spec", manifest["spec"]), ("Record of a shard", record)):
         table = page.partition(f"### {title}\n")[2].partition("###")[0]
         names = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-        # `compared` exists only in bf16.
-        assert set(re.findall(r"\w+", " ".join(names))) - {"compared"} == set(fields)
+        # `compared` exists only in bf16, and `codes_per_place` only if there are several.
+        assert set(re.findall(r"\w+", " ".join(names))) - {"compared", "codes_per_place"} == set(fields)
 
 
 def test_unigram_bits_are_the_entropy_of_the_codes(cache: TokenCache) -> None:
@@ -114,7 +116,7 @@ def test_unigram_bits_are_the_entropy_of_the_codes(cache: TokenCache) -> None:
 
 @pytest.mark.parametrize(("count", "bits"), [(1, 0.0), (2, 1.0), (8, 3.0)])
 def test_unigram_bits_of_equally_frequent_codes(tmp_path: Path, count: int, bits: float) -> None:
-    spec = replace(SPEC, codes_shape=(2, 4, 4))
+    spec = replace(SPEC, codes=replace(SPEC.codes, grid=(2, 4, 4)))
     writer = written_by_hand(tmp_path, spec, np.arange(2 * 2 * 32).reshape(2, 2, 2, 4, 4) % count)
     writer.finish(None)
     assert TokenCache.open(writer.folder).manifest["unigram_bits"] == pytest.approx(bits)
@@ -179,10 +181,10 @@ def test_codebook_and_levels_are_returned(tmp_path: Path, make_cache: MakeCache)
     codebook = learned.codebook()
     assert codebook is not None
     assert np.array_equal(codebook, vectors)
-    assert learned.levels is None
-    digits = TokenCache.open(make_cache(tmp_path, 2, levels=(8, 8)))
+    assert learned.layout.levels is None
+    digits = TokenCache.open(make_cache(tmp_path, 2, levels=((8, 8),)))
     assert digits.codebook() is None
-    assert digits.levels == (8, 8)
+    assert digits.layout.levels == ((8, 8),)
 
 
 def test_facts_and_views_of_a_video_are_returned(cache: TokenCache) -> None:

@@ -48,7 +48,12 @@ def test_missing_lists_only_missing_shards(tmp_path: Path, make_cache: MakeCache
     make_cache(tmp_path, only_shards=[1], finish=False)
     spec = json.loads(next(tmp_path.glob("*/plan.json")).read_text())["spec"]
     videos = tuple(Video(*video) for video in spec["videos"])
-    writer = CacheWriter(tmp_path, "toy", replace(SPEC, tokenizer="a tokenizer", levels=None, videos=videos), 4)
+    writer = CacheWriter(
+        tmp_path,
+        "toy",
+        replace(SPEC, tokenizer="a tokenizer", codes=replace(SPEC.codes, levels=None), videos=videos),
+        4,
+    )
     assert writer.missing() == [0, 2]
     assert [video.path for video in writer.videos(2)] == ["0/008.mp4", "1/009.mp4"]
     assert not writer.finished

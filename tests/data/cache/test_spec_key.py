@@ -16,6 +16,7 @@ import pytest
 
 import data.cache.spec
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
+from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
 from data.clips import ClipSpec
 from data.sources import load_source
@@ -24,10 +25,13 @@ from tests.helpers.caches import MakeCache
 
 CHANGES: dict[str, dict[str, Any]] = {
     "tokenizer": {"tokenizer": "other"},
-    "grid": {"codes_shape": (2, 3, 4)},
-    "vocabulary": {"vocab_size": 65},
-    "levels": {"levels": (4, 16)},
-    "no levels": {"levels": None},
+    "grid": {"codes": replace(SPEC.codes, grid=(2, 3, 4))},
+    "vocabulary": {"codes": CodeLayout((2, 3, 3), 65)},
+    "levels": {"codes": replace(SPEC.codes, levels=((4, 16),))},
+    "no levels": {"codes": replace(SPEC.codes, levels=None)},
+    "two codes per place": {"codes": CodeLayout((2, 3, 3), 64, 2)},
+    "levels of two codes": {"codes": CodeLayout((2, 3, 3), 64, 2, ((8, 8), (8, 8)))},
+    "other levels of two codes": {"codes": CodeLayout((2, 3, 3), 64, 2, ((8, 8), (8, 7)))},
     "frames": {"clip": replace(SPEC.clip, frames=5)},
     "size": {"clip": replace(SPEC.clip, size=9)},
     "stride": {"clip": replace(SPEC.clip, stride=2)},
@@ -36,6 +40,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "flip": {"clip": replace(SPEC.clip, flip=True)},
     "rate": {"clip": replace(SPEC.clip, fps=10)},
     "scales": {"clip": replace(SPEC.clip, scales=(1, 0.75))},
+    "seconds": {"clip": replace(SPEC.clip, seconds=2)},
+    "spread over the video": {"clip": replace(SPEC.clip, span="video")},
     "precision": {"precision": "bf16"},
     "batch": {"encode_batch": 3},
     "pixels": {"keep_pixels": "raw"},
@@ -66,10 +72,12 @@ def test_keys_of_all_changes_differ_from_each_other() -> None:
 
 def test_every_field_of_the_specification_is_in_the_preimage() -> None:
     preimage = SPEC.preimage()
-    assert set(preimage) == {"format", *vars(SPEC)}
-    assert set(preimage["clip"]) == set(vars(SPEC.clip)) - {"fps", "scales"}, "settings that came later are left out"
+    assert set(preimage) - {"codes_shape", "vocab_size", "levels"} == {"format", *vars(SPEC)} - {"codes"}
+    several = replace(SPEC, codes=CodeLayout((2, 3, 3), 64, 2)).preimage()
+    assert set(several) - set(preimage) == {"codes_per_place"}, "a single code per place is left out"
+    assert set(preimage["clip"]) == set(vars(SPEC.clip)) - {"fps", "scales", "seconds", "span"}, "later settings"
     resampled = replace(SPEC, clip=replace(SPEC.clip, fps=10, scales=(1, 0.75))).preimage()
-    assert set(resampled["clip"]) == set(vars(SPEC.clip))
+    assert set(resampled["clip"]) == set(vars(SPEC.clip)) - {"seconds", "span"}
     assert ClipSpec(**json.loads(json.dumps(resampled["clip"]))) == replace(SPEC.clip, fps=10, scales=(1, 0.75))
 
 

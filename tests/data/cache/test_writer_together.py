@@ -22,7 +22,7 @@ CLIP = ClipSpec(frames=4, size=16)
 
 def writer_of(folder: Path, cache: TokenCache) -> CacheWriter:
     """Another writer for a cache that `make_cache` has made."""
-    spec = replace(SPEC, tokenizer="a tokenizer", levels=None, videos=tuple(cache.videos))
+    spec = replace(SPEC, tokenizer="a tokenizer", codes=replace(SPEC.codes, levels=None), videos=tuple(cache.videos))
     return CacheWriter(folder, "toy", spec, 4)
 
 
