@@ -1,4 +1,4 @@
-"""Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
+"""Compare pre-training objectives, or tokenizers, with an equal budget, several seeds and the same probe."""
 
 # Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
 if not __package__:

@@ -19,7 +19,7 @@ BELOW = {
 LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", "gpu", ""]
 """Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
-    *("train_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
+    *("train_tokenizer", "fit_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
     *("probe", "compare", "report", "export", "benchmark", "doctor"),
 }
 BACK_DOORS = {"importlib", "import_module", "__import__", "runpy", "exec", "eval"}

@@ -6,9 +6,9 @@ Public names are imported on first use, so that `tokenizer.loss_settings` can be
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizer.loading import VQ3D, TamingTokenizer, TorchScriptTokenizer, VideoTokenizer, load_tokenizer
+    from tokenizer.loading import VQ3D, Linear, TamingTokenizer, TorchScriptTokenizer, VideoTokenizer, load_tokenizer
 
-__all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
+__all__ = ["VQ3D", "Linear", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

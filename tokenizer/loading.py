@@ -10,22 +10,24 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tokenizer.base import VideoTokenizer
+from tokenizer.linear import Linear
 from tokenizer.messages import one_line
 from tokenizer.taming import TamingTokenizer, load_taming
 from tokenizer.torchscript import TorchScriptTokenizer, load_torchscript
 from tokenizer.vq3d import VQ3D
 from tokenizer.weights import check_weights, read_config
 
-__all__ = ["VQ3D", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
+__all__ = ["VQ3D", "Linear", "TamingTokenizer", "TorchScriptTokenizer", "VideoTokenizer", "load_tokenizer"]
 
 
 def load_tokenizer(source: str, *, trust: bool = False, download: bool = True) -> VideoTokenizer:
     """Load a tokenizer, in evaluation mode and frozen.
 
     Args:
-        source: for a VQ3D, a run folder of train_tokenizer, a folder written by `save_pretrained`, or an id on the Hugging
-            Face hub. For a VQGAN of taming-transformers, `taming:FOLDER`; `?quantizer=VectorQuantizer` after it selects
-            the older of the package's quantizers. For a folder with encoder.jit and decoder.jit, `torchscript:FOLDER`.
+        source: for a VQ3D or a linear tokenizer, a run folder of train_tokenizer or fit_tokenizer, a folder written by
+            `save_pretrained`, or an id on the Hugging Face hub. For a VQGAN of taming-transformers, `taming:FOLDER`;
+            `?quantizer=VectorQuantizer` after it selects the older of the package's quantizers. For a folder with encoder.jit and
+            decoder.jit, `torchscript:FOLDER`.
         trust: allow code in the files to run. A TorchScript file contains code.
         download: allow a hub id to be fetched. Without it, only what was fetched before is loaded.
 
@@ -44,7 +46,7 @@ def load_tokenizer(source: str, *, trust: bool = False, download: bool = True) -
     return _load_own(source, download).freeze()
 
 
-def _load_own(source: str, download: bool) -> VQ3D:
+def _load_own(source: str, download: bool) -> VQ3D | Linear:
     folder = Path(os.path.expanduser(source))
     if (folder / "model").is_dir():
         folder = folder / "model"
@@ -59,12 +61,13 @@ def _load_own(source: str, download: bool) -> VQ3D:
         config = read_config(folder / "config.json")
         if "objective" in config:
             raise ValueError("it is a pre-trained ARVideo model")
-        check_weights(VQ3D, config, folder / "model.safetensors")
+        kind = Linear if str(config.get("name")).startswith("linear-") else VQ3D
+        check_weights(kind, config, folder / "model.safetensors")
         # The hub mixin prints a line for every load.
         with contextlib.redirect_stdout(io.StringIO()):
-            return VQ3D.from_pretrained(folder, strict=True)
+            return kind.from_pretrained(folder, strict=True)
     except Exception as error:
-        raise ValueError(f"{source}: does not load as a VQ3D tokenizer: {one_line(error)}") from error
+        raise ValueError(f"{source}: does not load as a tokenizer of arvideo: {one_line(error)}") from error
 
 
 def _fetched(hub_id: str, download: bool) -> Path:

@@ -12,7 +12,7 @@ _TEMPLATE = """---
 
 # {{ name }}
 
-VQ3D tokenizer of arvideo: it encodes a video clip to a grid of discrete codes, and decodes codes to pixels.
+Video tokenizer of arvideo: it encodes a video clip to a grid of places with discrete codes, and decodes codes to pixels.
 
 | | |
 |---|---|
@@ -25,7 +25,7 @@ To load this folder, or its id on the hub:
 from tokenizer import load_tokenizer
 
 tokenizer = load_tokenizer("FOLDER")
-codes_Bthw = tokenizer.encode(pixels_BTHWC)  # uint8, RGB
+codes_Bthw = tokenizer.encode(pixels_BTHWC)  # uint8, RGB; with several codes per place, a last axis of codes
 pixels_BTHWC = tokenizer.decode(codes_Bthw)
 ```
 """
@@ -35,8 +35,9 @@ def model_card(tokenizer: VideoTokenizer, training: Mapping[str, object]) -> Mod
     """Return the card with facts of the model and of its training, by name."""
     t, h, w = tokenizer.stride
     facts = {
-        "pixels per code (frames x height x width)": f"{t}x{h}x{w}",
-        "codes in the vocabulary": tokenizer.vocab_size,
+        "pixels per place (frames x height x width)": f"{t}x{h}x{w}",
+        "codes per place": tokenizer.codes_per_place,
+        "codes in the vocabulary": ", ".join(map(str, dict.fromkeys(tokenizer.vocabularies))),
         "causal": "yes" if tokenizer.causal else "no",
         "parameters": f"{sum(parameter.numel() for parameter in tokenizer.parameters()):,}",
         **training,

@@ -1,7 +1,7 @@
-"""Compare objectives: train all with several seeds on one cache at an equal budget, probe the models, and write one page."""
+"""Compare objectives and tokenizers: train all at an equal budget with several seeds, probe the models, and write one page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,16 +38,18 @@ _TIMED_STEPS = 40
 
 def main(config: Compare, settings: str) -> dict[str, Any]:
     """Train and probe all entries, write the page, and return the summary. An interrupted comparison is resumed."""
-    cache = TokenCache.open(find_cache(config.caches, config.cache))
-    say_newest("--cache", config.cache, cache.address)
-    labelled = LabelledVideos.of(cache)
-    read = {file.stem: _read_entry(file, cache) for file in config.files}
+    read = _read_entries(config)
     entries = {name: entry for name, (entry, _) in read.items()}
+    cache = next(iter(entries.values())).cache
+    labelled = LabelledVideos.of(cache)
+    # A comparison on one cache has the same identity as before there could be several.
+    keys = sorted({entry.cache.key for entry in entries.values()})
     texts = {name: entry.text for name, entry in entries.items()}
-    run = Run("compare", config, settings, about=sha256_of([cache.key, texts, PROTOCOL, ATTENTIVE, EVALUATION]))
+    about = [keys[0] if len(keys) == 1 else keys, texts, PROTOCOL, ATTENTIVE, EVALUATION]
+    run = Run("compare", config, settings, about=sha256_of(about))
     accelerator = start_accelerator(resolve_precision("auto"))
     repetitions = [labelled.folds(seed) for seed in range(config.seeds)]
-    notes = _notes(cache, labelled, repetitions, {name: objective for name, (_, objective) in read.items()})
+    notes = _notes(labelled, repetitions, read)
     for note, concerned in notes.items():
         say(accelerator, f"{', '.join(concerned)}: {note}" if concerned else note)
     if accelerator.num_processes > 1:
@@ -58,28 +60,57 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         with threadpool_limits(torch.get_num_threads()):
             pixels = baselines(cache, labelled, repetitions, bar)
         bar.close()
-        steps = _steps(config, run.folder, cache, entries, accelerator.device)
+        steps = _steps(config, run.folder, entries, accelerator.device)
         jobs = []
         for seed in range(config.seeds):
             for file in config.files:
                 out, count = run.folder / "runs" / f"{file.stem}-seed{seed}", steps[file.stem]
-                jobs.append(_job(file, out, count, seed, math.ceil(count / config.points), "--snapshots", "true"))
+                every = math.ceil(count / config.points)
+                jobs.append(_job(file, entries[file.stem], out, count, seed, every, "--snapshots", "true"))
         networks = len(jobs) * (config.points + 1)
         say(accelerator, f"{len(jobs)} training runs, then probes of about {networks} networks, trained and untrained")
-        train(jobs, cache, accelerator.device)
-        outcomes = _probe_all(cache, accelerator.device, jobs)
+        train(jobs, accelerator.device)
+        outcomes = _probe_all(accelerator.device, jobs)
         final = {name: [outcomes[job.out / "model"] for job in jobs if job.name == name] for name in entries}
         groups_M = labelled.groups_of(next(iter(outcomes.values()))["tested"])
         table = [row_of(name, entries, jobs, outcomes, groups_M) for name in entries]
-        about = {**_about(config, cache, labelled, accelerator), "notes": notes}
-        run.finish(accelerator, {**about, "table": table, "leads": leads_of(final, groups_M), **pixels})
+        facts = {**_about(config, cache, labelled, accelerator), "notes": notes}
+        run.finish(accelerator, {**facts, "table": table, "leads": leads_of(final, groups_M), **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
     return {**run.summary(), "page": str(page)}
 
 
-def _read_entry(file: Path, cache: TokenCache) -> tuple[Entry, Objective]:
-    """Read an entry from its settings file; return it with its objective, without weights.
+def _read_entries(config: Compare) -> dict[str, tuple[Entry, Objective]]:
+    """Return all entries with their objectives, without weights.
+
+    All entries use `--cache`. Without it, an entry uses the cache that its file names, else the newest one.
+
+    Raises:
+        ValueError: as `_read_entry`, or if the caches hold other labelled videos.
+    """
+    opened: dict[str | None, TokenCache] = {}
+
+    def open_cache(name: str | None) -> TokenCache:
+        if name not in opened:
+            opened[name] = TokenCache.open(find_cache(config.caches, name))
+            say_newest("--cache", name, opened[name].address)
+        return opened[name]
+
+    read = {file.stem: _read_entry(file, lambda own: open_cache(config.cache or own)) for file in config.files}
+    first, *others = (entry.cache for entry, _ in read.values())
+    for other in others:
+        if _labelled(first) != _labelled(other):
+            raise ValueError(f"entries: {first.address} and {other.address} have other videos or labels")
+    return read
+
+
+def _labelled(cache: TokenCache) -> list[tuple[str, str | None, str | None, str | None]]:
+    return [(video.path, video.label, video.group, video.split) for video in cache.videos if video.label is not None]
+
+
+def _read_entry(file: Path, open_cache: Callable[[str | None], TokenCache]) -> tuple[Entry, Objective]:
+    """Read an entry from its settings file; return it with its objective, without weights. `open_cache` gets its `cache`.
 
     Raises:
         ValueError: if the file or its settings are invalid, or the cache lacks pixels or views that the objective needs.
@@ -88,6 +119,7 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Entry, Objective]:
         raise ValueError(f"entries: no such file: {file}")
     try:
         settings, text = parse(Pretrain, ["--config", str(file)], prog=f"compare: {file}")
+        cache = open_cache(settings.cache)
         with torch.device("meta"):
             objective = settings.objective(code_spec(cache))
         check_pairs(objective, settings)
@@ -96,31 +128,27 @@ def _read_entry(file: Path, cache: TokenCache) -> tuple[Entry, Objective]:
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
         raise ValueError(f"entries: {file}: {error}") from None
-    return Entry(settings, text, objective.conditioning), objective
+    return Entry(settings, text, cache, objective.conditioning), objective
 
 
 def _notes(
-    cache: TokenCache,
-    labelled: LabelledVideos,
-    repetitions: Sequence[Sequence[Fold]],
-    objectives: Mapping[str, Objective],
+    labelled: LabelledVideos, repetitions: Sequence[Sequence[Fold]], entries: Mapping[str, tuple[Entry, Objective]]
 ) -> dict[str, list[str]]:
-    """Return the reasons to doubt the results, before any training, each with its entries; none if it concerns the cache.
+    """Return the reasons to doubt the results, before any training, each with its entries; none if it concerns all.
 
     The training runs print their warnings to nobody, so all warnings of pre-training are collected here.
     """
-    collapse = collapse_warning(cache.manifest["codes_used"], cache.vocab_size, cache.manifest["codes"])
-    general = [*labelled.notes, *labelled.unpredictable(repetitions), *([collapse] if collapse else [])]
-    notes: dict[str, list[str]] = {note: [] for note in general}
-    for name, objective in objectives.items():
-        for warning in warnings_of(objective, cache):
+    notes: dict[str, list[str]] = {note: [] for note in (*labelled.notes, *labelled.unpredictable(repetitions))}
+    for name, (entry, objective) in entries.items():
+        cache = entry.cache
+        codes, vocabulary = cache.manifest["codes"], sum(cache.layout.vocabularies)
+        collapse = collapse_warning(cache.manifest["codes_used"], vocabulary, codes)
+        for warning in (*warnings_of(objective, cache), *([collapse] if collapse else [])):
             notes.setdefault(warning, []).append(name)
-    return notes
+    return {note: [] if len(names) == len(entries) else names for note, names in notes.items()}
 
 
-def _steps(
-    config: Compare, folder: Path, cache: TokenCache, entries: Mapping[str, Entry], device: torch.device
-) -> dict[str, int]:
+def _steps(config: Compare, folder: Path, entries: Mapping[str, Entry], device: torch.device) -> dict[str, int]:
     """Return the optimizer steps of each entry. A file stores them, because a resumed comparison must use the same numbers."""
     steps_file = folder / "steps.json"
     if not steps_file.exists():
@@ -128,8 +156,11 @@ def _steps(
             steps = {name: math.ceil(config.amount / entry.settings.batch_size) for name, entry in entries.items()}
         elif config.budget == "seconds":
             timing = folder / "timing"
-            jobs = [_job(file, timing / file.stem, _TIMED_STEPS, 0, _TIMED_STEPS) for file in config.files]
-            train(jobs, cache, device, "timing")
+            jobs = [
+                _job(file, entries[file.stem], timing / file.stem, _TIMED_STEPS, 0, _TIMED_STEPS)
+                for file in config.files
+            ]
+            train(jobs, device, "timing")
             steps = {job.name: max(1, round(config.amount / _seconds_per_step(job.out))) for job in jobs}
         else:
             steps = dict.fromkeys(entries, config.amount)
@@ -144,18 +175,18 @@ def _seconds_per_step(run: Path) -> float:
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
-def _job(file: Path, out: Path, steps: int, seed: int, validate_every: int, *flags: str) -> Job:
+def _job(file: Path, entry: Entry, out: Path, steps: int, seed: int, validate_every: int, *flags: str) -> Job:
     """Return a training run with the settings of an entry's file."""
     own_flags = ["--config", str(file.resolve()), "--validate_every", str(validate_every)]
-    return Job(file.stem, out, steps, seed, [*own_flags, *flags])
+    return Job(file.stem, entry.cache.address, out, steps, seed, [*own_flags, *flags])
 
 
-def _probe_all(cache: TokenCache, device: torch.device, jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
+def _probe_all(device: torch.device, jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
     """Return the outcomes of every model by its folder. Files store them, because no model should be probed twice."""
     models = [(job, model) for job in jobs for model in (job.out / "untrained", *models_of(job.out))]
     # Probe processes store tokens in this folder. If such a process is killed, this process still deletes the files.
     with TemporaryDirectory(prefix="arvideo-compare-") as scratch:
-        calls = [(cache.address, job, model, scratch) for job, model in models if not _probe_file(model).exists()]
+        calls = [(job, model, scratch) for job, model in models if not _probe_file(model).exists()]
         run_in_parallel(_probe, calls, device, "probe")
     return {model: read_json(_probe_file(model)) for _, model in models}
 
@@ -166,9 +197,9 @@ def _probe_file(model: Path) -> Path:
     return run / f"probe-{model.name}.json"
 
 
-def _probe(address: str, job: Job, model: Path, scratch: str) -> None:
+def _probe(job: Job, model: Path, scratch: str) -> None:
     """Probe one model of a training run; `untrained` has random initial weights. Snapshots get no attentive probe."""
-    cache = TokenCache.open(address)
+    cache = TokenCache.open(job.cache)
     labelled = LabelledVideos.of(cache)
     accelerator = start_accelerator(resolve_precision("auto"))
     trained, attentive = model.name != "untrained", model.parent.name != "snapshots"

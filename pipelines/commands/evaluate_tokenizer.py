@@ -12,8 +12,10 @@ from data.schema import conform
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, load_source
 from data.text import table
+from pipelines.commands.fit_tokenizer import fitted, is_unfitted
+from pipelines.commands.learned_features import learned_features
 from pipelines.engine.console import say, say_notes
-from pipelines.engine.device import device_name, start_accelerator
+from pipelines.engine.device import device_name, resolve_precision, start_accelerator
 from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.run import Run
 from pipelines.engine.summaries import TokenizerEvaluation
@@ -39,6 +41,11 @@ _COLUMNS = {
     "code_usage": "usage",
     "perplexity": "perplexity",
     "bits_per_pixel": "bits/pixel",
+    "untrained_linear": "untrained linear",
+    "linear": "linear",
+    "untrained_attentive": "untrained attentive",
+    "attentive": "attentive",
+    "bytes_per_clip": "bytes/clip",
     "encode": "encode frames/s",
     "decode": "decode frames/s",
     "memory_mib": "MiB",
@@ -50,10 +57,17 @@ _COLUMNS = {
 def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     """Evaluate all tokenizers, write a summary and pictures, and print the table."""
     source = load_source(config.videos)
-    accelerator = start_accelerator()
+    if config.pretrain and len(labels := {video.label for video in source.videos} - {None}) < 2:
+        raise ValueError(f"pretrain: the probes need videos of at least two labels, got {len(labels)}: {config.videos}")
+    # The pre-training shares the accelerator. Tokenizers run in the precision of `config`.
+    accelerator = start_accelerator(resolve_precision("auto") if config.pretrain else "fp32")
     say_notes(accelerator, config.videos, source)
     say_recorded_clip(accelerator, config.tokenizers, config.clip)
-    tokenizers = [load_tokenizer(name, trust=config.trust) for name in config.tokenizers]
+    sources = [
+        fitted(accelerator, name, config.videos, config.clip, source) if is_unfitted(name) else name
+        for name in config.tokenizers
+    ]
+    tokenizers = [load_tokenizer(name, trust=config.trust) for name in sources]
     # Raise the error about an unsuitable clip size before any video is decoded.
     for tokenizer in tokenizers:
         tokenizer.codes_shape(tokenizer.frames_that_fit(config.clip.frames), config.clip.size, config.clip.size)
@@ -67,9 +81,13 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     if unfinished:
-        _evaluate_all(run, accelerator, config, source, tokenizers, lpips, detector)
+        named = list(zip(sources, tokenizers, strict=True))
+        _evaluate_all(run, accelerator, config, source, named, lpips, detector)
     summary = conform(run.summary(), TokenizerEvaluation, str(run.folder / "summary.json"))
     print(_table(summary["tokenizers"]))
+    if config.pretrain:
+        energy, frame = (summary[key]["mean"] for key in ("motion_energy", "one_frame"))
+        print(f"without a network: motion energy {energy:.3f}, one frame {frame:.3f}; chance {summary['chance']:.3f}")
     return summary
 
 
@@ -78,7 +96,7 @@ def _evaluate_all(
     accelerator: Accelerator,
     config: EvaluateTokenizer,
     source: Source,
-    tokenizers: Sequence[VideoTokenizer],
+    tokenizers: Sequence[tuple[str, VideoTokenizer]],
     lpips: LPIPS | None,
     detector: VideoDetector | None,
 ) -> None:
@@ -95,7 +113,7 @@ def _evaluate_all(
     )
     scores: list[TokenizerScores] = []
     rows: list[dict[str, Any]] = []
-    for name, tokenizer in zip(config.tokenizers, tokenizers, strict=True):
+    for name, tokenizer in tokenizers:
         say(accelerator, f"evaluating {name} on {len(pixels_BTHWC)} clips")
         score = evaluator.evaluate(tokenizer)
         tokenizer.cpu()
@@ -103,16 +121,20 @@ def _evaluate_all(
         memory = memory_of(name, config.trust, shape, device, bf16)
         rows.append({"number": f"{len(rows):02d}", "source": name, **score.numbers, "memory_mib": memory / 2**20})
         scores.append(score)
+    baselines: dict[str, Any] = {}
+    if config.pretrain:
+        learned, baselines = learned_features(accelerator, config, source, tokenizers, run.folder / "learning")
+        rows = [{**row, **own} for row, own in zip(rows, learned, strict=True)]
     _pictures(run.folder / "samples", pixels_BTHWC, scores)
     for path, reason in skipped.items():
         say(accelerator, f"skipped {path}: {reason}")
     summary = {"run": str(run.folder), "device": device_name(device), "clips": len(pixels_BTHWC)}
     summary["held_out"] = 0 if is_training else len(pixels_BTHWC)
-    run.finish_alone({**summary, "skipped": len(skipped), "tokenizers": rows})
+    run.finish_alone({**summary, **baselines, "skipped": len(skipped), "tokenizers": rows})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = [key for key in _COLUMNS if any(row[key] is not None for row in rows)]
+    columns = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
     return table([_COLUMNS[key] for key in columns], [[_text(row[key]) for key in columns] for row in rows])
 
 

@@ -77,8 +77,8 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     result = fit(run, accelerator, objective, dataset, config, snapshot_and_validate)
     measured_on = f"{len(clips)} {'held-out' if held_out else 'training'} clips"
     facts = {
-        "trained on": f"codes of {len(rows)} videos, {'x'.join(map(str, cache.codes_shape))} per clip",
-        "tokenizer": f"{cache.spec['tokenizer'][:12]} (first digits of its fingerprint), {cache.vocab_size} codes",
+        "trained on": f"codes of {len(rows)} videos, {'x'.join(map(str, cache.layout.shape))} per clip",
+        "tokenizer": f"{cache.spec['tokenizer'][:12]} (first digits of its fingerprint), {cache.layout.vocab_size} codes",
         "training steps": f"{config.steps} of {config.batch_size} clips",
         **{name: f"{value:.4f} on {measured_on}" for name, value in result.losses.items()},
     }

@@ -1,6 +1,5 @@
 """Encode each video once and write its codes to webdataset shards (stage one). If no tokenizer is given, train one first."""
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,13 +16,16 @@ from tqdm import tqdm
 
 from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
+from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
 from data.cache.writer import CodeShard
 from data.clips import ClipCuts, ClipSpec
 from data.recorded import to_record
 from data.sources import Source, Video, load_source
+from pipelines.commands.fit_tokenizer import fitted, is_unfitted
 from pipelines.commands.train_tokenizer import train
-from pipelines.engine.config import parse
+from pipelines.engine.bit_rate import bits_per_second, fixed_bits
+from pipelines.engine.config import flags_of, parse
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.encoding import Decoded, EncodedVideo, Encoder, decode
@@ -53,7 +55,10 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     else:
         accelerator, chosen = start_accelerator(), config.tokenizer
         say_notes(accelerator, config.videos, source)
-        say_recorded_clip(accelerator, [chosen], config.clip)
+        if is_unfitted(chosen):
+            chosen = fitted(accelerator, chosen, config.videos, config.clip, source)
+        else:
+            say_recorded_clip(accelerator, [chosen], config.clip)
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
@@ -75,7 +80,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     manifest = cache.manifest
-    if warning := collapse_warning(manifest["codes_used"], cache.vocab_size, manifest["codes"]):
+    if warning := collapse_warning(manifest["codes_used"], sum(cache.layout.vocabularies), manifest["codes"]):
         say(accelerator, warning)
     if (short := _short_videos(cache)) > len(cache) / 2:
         say(accelerator, _padding_warning(config.clip, short, len(cache)))
@@ -83,6 +88,8 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         say(accelerator, f"bf16: {bf16['differ']} of {bf16['codes']} compared codes differ from fp32")
     for entry in manifest["skipped"]:
         say(accelerator, f"skipped {entry['path']}: {entry['reason']}")
+    bits = fixed_bits(cache)
+    rate = bits_per_second(cache, bits)
     summary = {
         "cache": cache.address,
         "key": cache.key,
@@ -93,8 +100,11 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
         "clips": manifest["clips"],
         "codes": manifest["codes"],
         "codes_used": manifest["codes_used"],
-        "vocab_size": cache.vocab_size,
+        "codes_per_place": cache.layout.codes_per_place,
+        "vocab_size": sum(cache.layout.vocabularies),
         "unigram_bits": round(manifest["unigram_bits"], 4),
+        "bits_per_place": round(bits * cache.layout.codes_per_place, 4),
+        "bits_per_second": rate if rate is None else round(rate, 1),
         "bf16_mismatch": bf16 and bf16["rate"],
         "reused": reused,
         "seconds": round(time.perf_counter() - began, 1),
@@ -110,7 +120,9 @@ def _short_videos(cache: TokenCache) -> int:
 
 def _padding_warning(clip: ClipSpec, short: int, videos: int) -> str:
     span = (clip.frames - 1) * clip.stride + 1
-    kind, rate = ("frames", "") if clip.fps is None else ("resampled frames", f", --clip.fps {clip.fps:g}")
+    kind, rate = ("frames", "") if clip.rate is None else ("resampled frames", f", --clip.fps {clip.fps}")
+    if clip.seconds is not None:
+        rate = f", --clip.seconds {clip.seconds:g}"
     return (
         f"WARNING: {short} of {videos} videos are shorter than a clip, which spans {span} {kind} of a video (--clip.frames "
         f"{clip.frames}, --clip.stride {clip.stride}{rate}), and are padded with their last frame"
@@ -121,8 +133,7 @@ def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
     """Train the default tokenizer of `train_tokenizer` on these videos and clips, and return its run folder."""
     # train_tokenizer takes no dense views.
     clip = replace(config.clip, views=4) if config.clip.views == "dense" else config.clip
-    flags = [f"--clip.{name}={json.dumps(value)}" for name, value in clip.to_json().items()]
-    training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags])
+    training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags_of("clip", clip.to_json())])
     run = Run("train_tokenizer", training, settings, about=source.digest, wait=True)
     accelerator = make_accelerator(training, run)
     say_notes(accelerator, config.videos, source)
@@ -135,9 +146,12 @@ def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) ->
     """Return the writer of a cache. The cache key depends on everything that determines the codes."""
     spec = CacheSpec(
         tokenizer=tokenizer.fingerprint(),
-        codes_shape=tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size),
-        vocab_size=tokenizer.vocab_size,
-        levels=tokenizer.levels,
+        codes=CodeLayout(
+            grid=tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size),
+            vocab_size=tokenizer.vocab_size,
+            codes_per_place=tokenizer.codes_per_place,
+            levels=tokenizer.levels,
+        ),
         clip=config.clip,
         precision=config.precision,
         encode_batch=config.encode_batch,

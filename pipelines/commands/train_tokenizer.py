@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,11 @@ from pipelines.engine.console import say, say_notes
 from pipelines.engine.run import Run, metrics_of, read_json
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.evaluation.collapse import CollapseAlarm
-from pipelines.reporting.movies import side_by_side, write_mp4
-from pipelines.reporting.pictures import reconstruction_grid, save_png
+from pipelines.evaluation.reconstruction import VALIDATION_CLIPS, reconstruct
+from pipelines.reporting.samples import write_samples
 from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VQ3D, VideoTokenizer
 from tokenizer.losses import Reconstruction
-from tokenizer.measures import code_health, psnr_of
-from tokenizer.quantizers import EMAVQQuantizer
-
-VALIDATION_CLIPS = 96
-"""Maximum number of clips in a validation."""
-_VALIDATION_BATCH = 16
-_PICTURE_CLIPS, _MOVIE_CLIPS = 8, 4
 
 
 def main(config: TrainTokenizer, settings: str) -> dict[str, Any]:
@@ -53,7 +45,7 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     torch.manual_seed(config.seed)
     tokenizer = config.model()
     grid = tokenizer.codes_shape(config.clip.frames, config.clip.size, config.clip.size)
-    if config.accumulate > 1 and isinstance(tokenizer.quantizer, EMAVQQuantizer):
+    if config.accumulate > 1 and tokenizer.quantizer.updated_in_forward:
         raise ValueError(
             f"accumulate must be 1 for {tokenizer.name}, got {config.accumulate}: "
             "its codebook is updated in every forward pass"
@@ -73,17 +65,18 @@ def train(run: Run, accelerator: Accelerator, config: TrainTokenizer, source: So
     is_training = nothing_held_out(source, skipped)
     if is_training:
         say(accelerator, NOTHING_HELD_OUT)
-    alarm = CollapseAlarm(tokenizer.vocab_size, len(pixels_BTHWC) * math.prod(grid), tokenizer.quantizer.advice)
+    codes = len(pixels_BTHWC) * math.prod(grid) * tokenizer.codes_per_place
+    alarm = CollapseAlarm(sum(tokenizer.vocabularies), codes, tokenizer.quantizer.advice)
     # Restore the state of the alarm in a resumed run.
     for line in metrics_of(run.folder):
         if "val_dead_codes" in line:
             alarm.check(int(line["step"]), line["val_dead_codes"])
 
     def validate(step: int) -> dict[str, float]:
-        numbers, video_BTHWC = evaluate(result_of_training, pixels_BTHWC, accelerator.device)
+        numbers, video_BTHWC = reconstruct(result_of_training, pixels_BTHWC, accelerator.device)
         numbers["weights"] = _equal_on_all_ranks(result_of_training, step)
         if accelerator.is_main_process:
-            _pictures(run.folder / "samples", step, pixels_BTHWC, video_BTHWC)
+            write_samples(run.folder / "samples", step, pixels_BTHWC, video_BTHWC)
         if warning := alarm.check(step, numbers["dead_codes"]):
             say(accelerator, warning)
         return numbers
@@ -130,31 +123,3 @@ def _equal_on_all_ranks(tokenizer: VideoTokenizer, step: int) -> int:
     if len(hashes) > 1:
         raise RuntimeError(f"step {step}: the weights of the tokenizer differ between ranks; this is a bug")
     return int(hashes.pop()[:8], 16)
-
-
-def _pictures(folder: Path, step: int, pixels_BTHWC: torch.Tensor, video_BTHWC: torch.Tensor) -> None:
-    """Write a picture and a movie of the first validation clips and their reconstructions."""
-    grid = reconstruction_grid(pixels_BTHWC[:_PICTURE_CLIPS], video_BTHWC[:_PICTURE_CLIPS])
-    save_png(grid, folder / f"step_{step:06d}.png")
-    pairs = zip(pixels_BTHWC[:_MOVIE_CLIPS].numpy(), video_BTHWC[:_MOVIE_CLIPS].numpy(), strict=True)
-    frames = (frame for pixels_THWC, video_THWC in pairs for frame in side_by_side(pixels_THWC, video_THWC))
-    write_mp4(folder / f"step_{step:06d}.mp4", frames, rate=8)
-
-
-def evaluate(
-    tokenizer: VideoTokenizer, pixels_BTHWC: torch.Tensor, device: torch.device
-) -> tuple[dict[str, float], torch.Tensor]:
-    """Reconstruct held-out clips.
-
-    Returns:
-        Numbers rounded to four digits (mean PSNR over clips and the statistics of `code_health`), and the reconstructions
-        (B, T, H, W, C), uint8.
-    """
-    codes, videos = [], []
-    for part in pixels_BTHWC.split(_VALIDATION_BATCH):
-        codes.append(tokenizer.encode(part.to(device)))
-        videos.append(tokenizer.decode(codes[-1]).cpu())
-    codes_N, video_BTHWC = torch.cat(codes).flatten(), torch.cat(videos)
-    health = code_health(torch.bincount(codes_N, minlength=tokenizer.vocab_size))
-    numbers = {"psnr": psnr_of(pixels_BTHWC, video_BTHWC).mean(), **health}
-    return {key: round(value.item(), 4) for key, value in numbers.items()}, video_BTHWC

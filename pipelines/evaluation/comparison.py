@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.cache import TokenCache
 from data.schema import conform
 from pipelines.engine.run import summary_of
 from pipelines.engine.summaries import ComparedRun
@@ -27,10 +28,11 @@ Outcome = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """Entry of a comparison: its settings, parsed and as YAML, and what its loss predicts from what."""
+    """Entry of a comparison: its settings, parsed and as YAML, its cache, and what its loss predicts from what."""
 
     settings: Pretrain
     text: str
+    cache: TokenCache
     conditioning: str
 
 
@@ -63,6 +65,7 @@ def row_of(
     return {
         "entry": name,
         "objective": summaries[0]["objective"],
+        "cache": entries[name].cache.name,
         "conditioning": entries[name].conditioning,
         "steps": steps,
         "clips": steps * entry.batch_size,

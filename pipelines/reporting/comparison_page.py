@@ -74,7 +74,9 @@ def bits_by_conditioning(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Return what is predicted from what -> entry -> bits per code. Only values with equal conditions are comparable."""
     table: dict[str, dict[str, float]] = {}
     for row in sorted((row for row in rows if row["bits_per_code"] is not None), key=lambda row: row["bits_per_code"]):
-        table.setdefault(row["conditioning"], {})[row["entry"]] = row["bits_per_code"]
+        # Comparisons of earlier versions had one cache.
+        conditions = f"{row['conditioning']}, cache {row['cache']}" if "cache" in row else row["conditioning"]
+        table.setdefault(conditions, {})[row["entry"]] = row["bits_per_code"]
     return table
 
 

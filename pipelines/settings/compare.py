@@ -11,13 +11,14 @@ _CONFIGS = Path(__file__).parent.with_name("configs")
 
 @dataclass(kw_only=True)
 class Compare:
-    """Compare pre-training objectives on one cache, with an equal budget, several seeds and the same probe."""
+    """Compare pre-training objectives, or tokenizers, with an equal budget, several seeds and the same probe."""
 
     entries: list[str] = field(default_factory=list)
     """Settings files of pretrain_ar (YAML); each file is an entry of the same name. By default all files in configs/tiny."""
     cache: str | None = None
     """Token cache with labels; same values as --cache of pretrain_ar. Some objectives need cached pixels (--keep_pixels) or
-    two views of each video."""
+    two views of each video. Without it, each entry uses the `cache` that its file names, else the newest one; the caches must
+    have the same labelled videos. This compares tokenizers."""
     caches: Path = Path("caches")
     """Folder of all token caches."""
     budget: Literal["steps", "clips", "seconds"] = "steps"

@@ -16,8 +16,8 @@ class Tokenize:
     videos: str = "builtin:moving-digits"
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     tokenizer: str | None = None
-    """Run folder of train_tokenizer, save_pretrained folder, hub id, taming:FOLDER or torchscript:FOLDER; by default a new
-    tokenizer is trained on the videos."""
+    """Run folder of train_tokenizer or fit_tokenizer, save_pretrained folder, hub id, taming:FOLDER, torchscript:FOLDER; linear,
+    or a name such as linear-2x8x8-8x1000, fits a linear tokenizer to the videos. By default a VQ3D is trained on the videos."""
     trust: bool = False
     """Allow a tokenizer that contains code, such as TorchScript."""
     clip: ClipSpec = recorded_in("tokenizer", ClipSpec)

@@ -99,6 +99,7 @@ def kills(script: str, trials: int, *arguments: str) -> dict[str, Any]:
 
 SCHEMAS = {
     "train_tokenizer": "TrainTokenizer",
+    "fit_tokenizer": "FitTokenizer",
     "evaluate_tokenizer": "EvaluateTokenizer",
     "tokenize": "Tokenize",
     "pretrain_ar": "Pretrain",

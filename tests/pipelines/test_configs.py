@@ -15,7 +15,7 @@ from tests.helpers.commands import ROOT
 
 CONFIGS = ROOT / "pipelines" / "configs"
 PAPER = ["base/arvideo.yaml", "papers/arvideo.yaml"]
-CODES = CodeSpec(shape=(8, 14, 14), vocab_size=1000, levels=(8, 5, 5, 5), clip=(16, 224, 224))
+CODES = CodeSpec(shape=(8, 14, 14), vocab_size=1000, levels=((8, 5, 5, 5),), clip=(16, 224, 224))
 
 
 def build(*names: str, codes: CodeSpec = CODES) -> ARVideo:
@@ -75,7 +75,7 @@ def test_decoders_of_tables_9_and_10() -> None:
 
 
 def test_all_sizes_accept_the_default_caches_of_tokenize() -> None:
-    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5))
+    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=((8, 5, 5, 5),))
     names = ["papers/arvideo/vit_s.yaml", "base/arvideo.yaml", "papers/arvideo/vit_l.yaml"]
     models = [build(name, codes=codes) for name in names]
     millions = [sum(p.numel() for p in model.encoder.parameters()) / 1e6 for model in models]
@@ -179,7 +179,7 @@ def millions(module: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_presets_of_a_size_have_the_same_trunk(size: str) -> None:
-    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5), clip=(16, 64, 64))
+    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=((8, 5, 5, 5),), clip=(16, 64, 64))
     models = {path.stem: any_objective(f"{size}/{path.name}", codes=codes) for path in (CONFIGS / size).glob("*.yaml")}
     assert {name: type(model).__name__.lower() for name, model in models.items()} == {
         **{name: name for name in OBJECTIVES},

@@ -80,7 +80,7 @@ def test_damaged_videos_are_skipped_named_and_counted(
     (line,) = [line for line in call.err.splitlines() if "was trained on" in line]
     assert tokenizer in line and "stride 3 (in training 1)" in line
     cache = TokenCache.open(here / summary["cache"])
-    frames, slices = cache.clip.frames, cache.codes_shape[0]
+    frames, slices = cache.clip.frames, cache.layout.grid[0]
     expected = [-(-cache.views(row)[0].real * slices // frames) for row in range(7)]
     assert cache.clips.slices(np.arange(7), np.zeros(7, int)).tolist() == expected
     assert min(expected) < max(expected) < slices
@@ -100,6 +100,9 @@ def test_videos_shorter_than_a_clip_are_counted_for_dense_views_and_other_rates(
     call("tokenize", *flags, "--clip.views", "dense", "--clip.fps", "5")
     (line,) = [line for line in call.err.splitlines() if "padded" in line]
     assert "2 of 3" in line and "16 resampled frames" in line and "--clip.fps 5" in line
+    call("tokenize", *flags, "--clip.seconds", "3.2")
+    (line,) = [line for line in call.err.splitlines() if "padded" in line]
+    assert "2 of 3" in line and "--clip.seconds 3.2" in line
 
 
 def test_only_damaged_videos(call: Call, here: Path, finished_project: Path, answers: dict[str, Any]) -> None:

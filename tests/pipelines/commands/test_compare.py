@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,18 @@ from data.cache import TokenCache
 from data.sources import Video
 from pipelines.commands import compare
 from pipelines.commands.pretrain_ar import warnings_of
-from pipelines.engine import sweep
 from pipelines.engine.code_spec import code_spec
+from pipelines.engine.config import read_settings
 from pipelines.engine.run import read_json
-from pipelines.evaluation.comparison import PROBES
+from pipelines.evaluation.comparison import PROBES, Entry
+from pipelines.reporting.comparison_page import bits_by_conditioning
+from pipelines.settings.pretrain_ar import Pretrain
 from tests.helpers.cache_contents import equal_cuts
 from tests.helpers.caches import MakeCache
 from tests.helpers.commands import Call, last_line, start
-from tests.helpers.forked import ENVIRONMENT, START_METHOD, Forked, Result
 
-
-@pytest.fixture(autouse=True)
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the training runs and probes of a comparison in this process. The fixture `finished` is a real comparison."""
-
-    def run(command: list[str], **_: Any) -> Result:
-        return Forked(command[command.index(sys.executable) + 1 :], Path.cwd(), ENVIRONMENT).wait(300)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(sweep, "get_context", lambda _: get_context(START_METHOD))
-
+# The fixture `finished` is a real comparison: other tests fork its training runs.
+pytestmark = pytest.mark.usefixtures("forked_jobs")
 
 SIZE = {"width": 12, "depth": 2, "heads": 1}
 ENTRIES = {
@@ -219,10 +210,38 @@ def test_a_budget_of_seconds_is_converted_to_steps_by_a_short_training_run(
     monkeypatch.setattr(compare, "train", timed)
     config = compare.Compare(entries=entries(tmp_path, "order", "blocks")[1:], budget="seconds", amount=60)
     opened = TokenCache.open(str(cache))
-    steps = compare._steps(config, tmp_path, opened, {}, None)  # type: ignore[arg-type]
+    named = {name: Entry(Pretrain(), "", opened, "") for name in ("order", "blocks")}
+    steps = compare._steps(config, tmp_path, named, None)  # type: ignore[arg-type]
     assert steps == {"order": 120, "blocks": 30}
     monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("timed again"))
-    assert compare._steps(config, tmp_path, opened, {}, None) == steps  # type: ignore[arg-type]
+    assert compare._steps(config, tmp_path, named, None) == steps  # type: ignore[arg-type]
+
+
+def test_entries_with_caches_of_their_own_compare_tokenizers(tmp_path: Path, make_cache: MakeCache, call: Call) -> None:
+    """One code and two codes per place, of the same videos."""
+    videos = [Video(f"{i:03d}.mp4", 100 + i, label=str(i % 2), split="train" if i % 3 else "test") for i in range(12)]
+    layouts = {"one": {}, "two": {"codes_per_place": 2}}
+    files = []
+    for name, layout in layouts.items():
+        cache = make_cache(tmp_path, videos, name=name, codes_shape=(2, 4, 4), keep_pixels="raw", **layout)
+        settings = {
+            "batch_size": 4,
+            "warmup": 1,
+            "precision": "fp32",
+            "objective": ENTRIES["order"],
+            "cache": str(cache),
+        }
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(json.dumps(settings))
+    flags = ["--seeds", "1", "--points", "1", "--amount", "2", "--out", str(tmp_path / "out")]
+    summary = call("compare", "--entries", *map(str, files), *flags)
+    assert [row["cache"].rpartition("-")[0] for row in summary["table"]] == ["one", "two"]
+    heads = [read_settings(tmp_path / "out" / "runs" / f"{name}-seed0" / "config.yaml")["cache"] for name in layouts]
+    assert len(set(heads)) == 2
+    assert len(bits_by_conditioning(summary["table"])) == 2, "bits of different tokenizers are not comparable"
+    other = make_cache(tmp_path, videos[:-1], name="other", codes_shape=(2, 4, 4), keep_pixels="raw")
+    files[1].write_text(json.dumps({**read_json(files[1]), "cache": str(other)}))
+    assert "other videos or labels" in call("compare", "--entries", *map(str, files), *flags)
 
 
 @pytest.mark.parametrize(

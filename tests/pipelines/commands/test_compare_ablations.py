@@ -16,7 +16,7 @@ from tests.helpers.caches import MakeCache
 from tests.helpers.commands import ROOT, Call
 
 FOLDER = ROOT / "pipelines" / "configs" / "ablations"
-CODES = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=(8, 5, 5, 5))
+CODES = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=((8, 5, 5, 5),))
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
     "targets_1.0": {"targets": 1.0},
@@ -86,4 +86,4 @@ def test_a_failed_training_run_ends_a_comparison_with_its_last_line_or_exit_code
     result = subprocess.CompletedProcess([], code, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: result)
     with pytest.raises(ValueError, match=f"^keep_0.5, seed 3: .*{reason}$"):
-        train([Job("keep_0.5", tmp_path / "run", 800, 3, [])], cache, torch.device("cpu"))
+        train([Job("keep_0.5", cache.address, tmp_path / "run", 800, 3, [])], torch.device("cpu"))

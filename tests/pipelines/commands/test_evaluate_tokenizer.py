@@ -271,9 +271,13 @@ def test_a_program_is_evaluated_by_its_relative_path(
         (["--tokenizers", "PLAIN", "--lpips", "nowhere"], "nowhere LPIPS"),
         (["--tokenizers", "PLAIN", "--detector", "nowhere.pt", "--trust"], "nowhere.pt"),
         (["--tokenizers", "PLAIN", "--tokeniser", "x"], "tokeniser"),
+        (["--tokenizers", "linear-2x8x8-99x99", *CLIP], "linear-2x8x8-99x99 64"),
+        (["--tokenizers", "PLAIN", "--pretrain", "-1"], "pretrain -1"),
+        (["--tokenizers", "PLAIN", "--pretrain", "1", "--videos", "one"], "pretrain two labels, got 0: one"),
     ],
 )
 def test_a_mistake_is_one_line_and_makes_no_folder(evaluate: Call, folder: Path, flags: list[str], words: str) -> None:
+    write_video(Path("one", "video.mp4"))
     line = evaluate("evaluate_tokenizer", *[str(folder / "plain") if flag == "PLAIN" else flag for flag in flags])
     assert line.startswith("evaluate_tokenizer: error: ")
     assert [word for word in words.split() if word not in line] == []

@@ -172,7 +172,7 @@ def test_dense_views_cover_the_whole_video(long_video: Path, tokenizer: str, tmp
     assert cache.codes(0).shape[0] == answer["clips"] == 3
     facts = cache.facts(0)
     assert (facts["frames"], facts["rate"], facts["real"]) == (75, 25.0, [16, 16, 6])
-    slices, frames = cache.codes_shape[0], np.array(facts["real"])
+    slices, frames = cache.layout.grid[0], np.array(facts["real"])
     assert cache.clips.slices(np.zeros(3, int), np.arange(3)).tolist() == (-(-frames * slices // 16)).tolist()
     brightness = np.concatenate([cache.pixels(0, view)[:, 16, 16, 0] for view in range(3)])
     assert np.abs(brightness[:38] - (20 + 4 * np.arange(38))).max() <= 3

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from data.clips import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
-from pipelines.commands.train_tokenizer import evaluate
 from pipelines.engine import checkpoints, training
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.training import make_optimizer
+from pipelines.evaluation.reconstruction import reconstruct
 from pipelines.settings.training import Training
 from tests.helpers.commands import TINIEST, Call
 from tests.pipelines.engine.test_training_resume import logged
@@ -139,7 +139,7 @@ def test_the_average_is_validated_and_saved(call: Call, tmp_path: Path, quantize
     assert validated[6] == int(tokenizer.fingerprint()[:8], 16) != validated[3]
     clip = yaml.safe_load((tmp_path / "averaged" / "config.yaml").read_text())["clip"]
     pixels_BTHWC = held_out_clips(load_source("builtin:moving-digits:8:2"), ClipSpec(**clip), 96, {})
-    numbers, _ = evaluate(tokenizer, pixels_BTHWC, torch.device("cpu"))
+    numbers, _ = reconstruct(tokenizer, pixels_BTHWC, torch.device("cpu"))
     assert numbers == {key: answer[key] for key in numbers}
 
 

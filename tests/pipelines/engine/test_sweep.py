@@ -26,7 +26,7 @@ def jobs(folder):
     code = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(143)))"
     code += "; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     sweep._command = lambda job, *_: [sys.executable, "-c", code, str(folder / job.name)]
-    sweep.train([sweep.Job(name, folder / "runs" / name, 1, 0, []) for name in "ab"], None, torch.device("cpu"))
+    sweep.train([sweep.Job(name, "", folder / "runs" / name, 1, 0, []) for name in "ab"], torch.device("cpu"))
 
 def failing(folder):
     # The second job fails once the first one runs, which ends by itself when it is asked to.
@@ -37,7 +37,7 @@ def failing(folder):
     codes = {"a": waits, "b": fails}
     sweep._cores = lambda: [0, 0]
     sweep._command = lambda job, *_: [sys.executable, "-c", codes[job.name], str(folder / job.name), str(folder / "a")]
-    sweep.train([sweep.Job(name, folder / "runs" / name, 1, 0, []) for name in "ab"], None, torch.device("cpu"))
+    sweep.train([sweep.Job(name, "", folder / "runs" / name, 1, 0, []) for name in "ab"], torch.device("cpu"))
 
 def probes(folder):
     sweep.run_in_parallel(sleep, [(str(folder / name),) for name in "ab"], torch.device("cpu"), "probes")

@@ -52,7 +52,7 @@ class Tags(HTMLParser):
 def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Path:
     """A cache in which names, labels, sources and the tokenizer are hostile."""
     videos = [Video(f"{i}{HOSTILE}.mp4", i, label=HOSTILE, group=HOSTILE) for i in range(3)]
-    folder = make_cache(tmp_path_factory.mktemp("caches"), videos, levels=(8, 8), skip=[videos[0].path])
+    folder = make_cache(tmp_path_factory.mktemp("caches"), videos, levels=((8, 8),), skip=[videos[0].path])
     write_json(folder / "made_with.json", {"videos": HOSTILE, "tokenizer": HOSTILE})
     return folder
 
@@ -60,7 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, make_cache: MakeCache) -> Pa
 @pytest.fixture
 def run(tmp_path: Path, cache: Path) -> Path:
     folder = tmp_path / "run"
-    codes = CodeSpec(shape=(2, 3, 3), vocab_size=64, levels=(8, 8))
+    codes = CodeSpec(shape=(2, 3, 3), vocab_size=64, levels=((8, 8),))
     ARVideo(codes, clusters=(1, 3, 3), width=24, depth=1, heads=2, decoder_width=24, decoder_heads=2).save(
         folder / "model"
     )

@@ -1,0 +1,189 @@
+"""Linear tokenizer: principal components of blocks of pixels, each rounded to a few levels. It is fitted in closed form.
+
+Legend: B clips, T H W C frames, height, width, colours; t h w the grid of places, G codes of a place; N blocks, P values of a
+block, D components, L levels of a component.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from tokenizer.base import VideoTokenizer, check_pixels, hash_module
+from tokenizer.levels import Scalars, allocate
+from tokenizer.model_card import model_card
+
+NAME = re.compile(r"linear-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-(?:([1-9]\d?)x)?([1-9]\d{0,4})", re.ASCII)
+DEFAULT = "linear-2x8x8-4x1000"
+MOST_CODES, LARGEST = 64, 2**16
+"""Most codes of a place, and the largest vocabulary of a code."""
+_SCALE = 2**24
+"""Weights are integers, multiples of 1 / 2^24. Sums of products with pixels stay below 2^53, so float64 computes them exactly."""
+_MOST_BLOCKS = 2**17
+"""Most blocks to which a tokenizer is fitted."""
+
+
+class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
+    """Principal components of blocks of pixels, each rounded to a few levels; several components make one code.
+
+    Encoding is a matrix product in exact arithmetic: a code depends only on the pixels of its block, not on the batch, the device
+    or the number of threads. `fit` computes the weights; before, they are empty.
+
+    Args:
+        name: stride along (t, h, w), codes per place (default one) and largest vocabulary of a code, for example
+            linear-2x8x8-4x1000.
+        digits: levels of each component, for each code of a place, as `fit` has chosen them.
+
+    Raises:
+        ValueError: if the name is invalid, or the levels do not fit it.
+    """
+
+    levels: tuple[tuple[int, ...], ...]
+
+    def __init__(self, *, name: str = DEFAULT, digits: Sequence[Sequence[int]] = ()) -> None:
+        super().__init__()
+        self.stride, self.codes_per_place, self._limit = _parse_name(name)
+        self.name, self.context = name, (0, 0)
+        self.levels = tuple(tuple(levels) for levels in digits)
+        if self.levels and len(self.levels) != self.codes_per_place:
+            raise ValueError(f"{name}: digits must be given for {self.codes_per_place} codes, got {len(self.levels)}")
+        if any(not levels or min(levels) < 2 or math.prod(levels) > self._limit for levels in self.levels):
+            raise ValueError(f"{name}: digits {self.levels} must be at least 2, with products up to {self._limit}")
+        self.vocab_size = max(map(math.prod, self.levels), default=0)
+        values, flat = 3 * math.prod(self.stride), [level for levels in self.levels for level in levels]
+        if len(flat) > values:
+            raise ValueError(f"{name}: a block of {values} values cannot have {len(flat)} components")
+        widest = max(flat, default=2)
+        self.weight_PD = nn.Buffer(torch.zeros(values, len(flat), dtype=torch.int32))
+        self.threshold_DL = nn.Buffer(torch.zeros(len(flat), widest - 1, dtype=torch.int64))
+        self.centre_DL = nn.Buffer(torch.zeros(len(flat), widest))
+        self.basis_DP = nn.Buffer(torch.zeros(len(flat), values))
+        self.mean_P = nn.Buffer(torch.zeros(values))
+
+    @classmethod
+    def fit(cls, name: str, clips_BTHWC: Tensor) -> "Linear":
+        """Fit a tokenizer to clips, uint8 (B, T, H, W, 3). The result depends only on the arguments.
+
+        The levels of a component minimise the squared error of the blocks (Lloyd, IEEE TIT 28(2)), and the bits of a place are
+        given to the components that lower it most, as in reverse water-filling.
+
+        Raises:
+            ValueError: if the name is invalid, clips do not fit the stride, or blocks vary in fewer directions than a place has
+                codes, as those of a black video.
+        """
+        empty = cls(name=name)
+        check_pixels(clips_BTHWC)
+        empty.codes_shape(*clips_BTHWC.shape[1:4])
+        blocks_NP = _blocks(clips_BTHWC, empty.stride).flatten(0, 3)
+        # A fixed subset: every k-th block, of all clips and places.
+        blocks_NP = blocks_NP[:: -(-len(blocks_NP) // _MOST_BLOCKS)].double()
+        mean_P = blocks_NP.mean(0)
+        centred_NP = blocks_NP - mean_P
+        variance_P, basis_PP = torch.linalg.eigh(centred_NP.T @ centred_NP / len(centred_NP))
+        most = min(len(variance_P), empty.codes_per_place * int(math.log2(empty._limit)))
+        variance_D, basis_PD = variance_P.flip(0)[:most], _signed(basis_PP.flip(1)[:, :most])
+        # Directions in which blocks of whole grey levels do not vary have the variance of rounding errors.
+        varying = int((variance_D > 1e-6).sum())
+        if varying < empty.codes_per_place:
+            problem = (
+                f"the blocks vary in {varying} directions, fewer than the {empty.codes_per_place} codes of a place"
+            )
+            raise ValueError(f"{name}: {problem}; give clips with more motion and texture, or choose fewer codes")
+        weight_PD = (basis_PD[:, :varying] * _SCALE).round()
+        scalars = Scalars(blocks_NP @ weight_PD)
+        chosen = allocate(scalars, empty.codes_per_place, empty._limit)
+        order = [component for code in chosen for component, _ in code]
+        fitted = cls(name=name, digits=[[levels for _, levels in code] for code in chosen])
+        fitted.weight_PD.copy_(weight_PD[:, order])
+        fitted.basis_DP.copy_(basis_PD[:, order].T)
+        fitted.mean_P.copy_(mean_P)
+        for row, (component, levels) in enumerate(pair for code in chosen for pair in code):
+            centres_L, thresholds_L = scalars.levels(component, levels)
+            fitted.threshold_DL[row] = torch.iinfo(torch.int64).max
+            fitted.threshold_DL[row, : levels - 1] = thresholds_L.ceil().long()
+            fitted.centre_DL[row, :levels] = (centres_L - mean_P @ weight_PD[:, component]) / _SCALE
+        return fitted.freeze()
+
+    def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
+        self._check_fitted()
+        blocks_BthwP = _blocks(pixels_BTHWC, self.stride)
+        # MPS has no float64.
+        device = torch.device("cpu") if pixels_BTHWC.device.type == "mps" else pixels_BTHWC.device
+        weight_PD, threshold_DL = self.weight_PD.to(device, torch.float64), self.threshold_DL.to(device)
+        values_BthwD = (blocks_BthwP.to(device, torch.float64) @ weight_PD).long()
+        # A level is the number of thresholds that a value reaches.
+        values_DN = values_BthwD.flatten(0, 3).T.contiguous()
+        digits_ND = torch.searchsorted(threshold_DL, values_DN, right=True).T
+        return self._codes(digits_ND).unflatten(0, values_BthwD.shape[:4]).to(pixels_BTHWC.device)
+
+    def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
+        self._check_fitted()
+        grid = codes_Bthw.shape[:4]
+        digits_ND = self._digits(codes_Bthw.reshape(-1, self.codes_per_place))
+        with torch.autocast(codes_Bthw.device.type, enabled=False):
+            centres_ND = self.centre_DL.gather(1, digits_ND.T).T
+            blocks_NP = centres_ND @ self.basis_DP + self.mean_P
+        pixels = blocks_NP.round().clamp(0, 255).to(torch.uint8).unflatten(0, grid)
+        p, q, r = self.stride
+        return rearrange(pixels, "b t h w (p q r c) -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
+
+    def codebook(self) -> None:
+        """Return None: codes are made of digits."""
+
+    def fingerprint(self) -> str:
+        return hash_module(self, {"class": type(self).__name__, "name": self.name, "levels": list(self.levels)})
+
+    def generate_model_card(self, training: Mapping[str, object] | None = None) -> ModelCard:  # type: ignore[override]
+        """Return README.md of `save_pretrained`. `training`: facts of the fit by name, given as `model_card_kwargs`."""
+        return model_card(self, training or {})
+
+    def _check_fitted(self) -> None:
+        if not self.levels:
+            raise ValueError(f"{self.name} has not been fitted; call Linear.fit")
+
+    def _codes(self, digits_ND: Tensor) -> Tensor:
+        """Return codes (N,) or (N, G) from the digits of all components, lowest digit first."""
+        codes = []
+        for part_ND, levels in zip(digits_ND.split(list(map(len, self.levels)), 1), self.levels, strict=True):
+            radix_D = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))], device=digits_ND.device)
+            codes.append((part_ND * radix_D).sum(1))
+        return torch.stack(codes, 1) if self.codes_per_place > 1 else codes[0]
+
+    def _digits(self, codes_NG: Tensor) -> Tensor:
+        """Invert `_codes`, (N, G) -> (N, D)."""
+        digits = []
+        for codes_N, levels in zip(codes_NG.unbind(1), self.levels, strict=True):
+            for level in levels:
+                digits.append(codes_N % level)
+                codes_N = codes_N // level
+        return torch.stack(digits, 1)
+
+
+def _parse_name(name: str) -> tuple[tuple[int, int, int], int, int]:
+    """Return stride, codes per place and largest vocabulary of a name."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"invalid tokenizer name {name!r}: expected linear-TxHxW-[Gx]V, for example {DEFAULT}")
+    t, h, w, groups, limit = (int(number or 1) for number in match.groups())
+    if max(t, h, w) > 32 or groups > MOST_CODES or not 2 <= limit <= LARGEST:
+        allowed = f"strides up to 32, up to {MOST_CODES} codes per place, and vocabularies from 2 to {LARGEST}"
+        raise ValueError(f"{name}: must have {allowed}")
+    if groups > (values := 3 * t * h * w):
+        raise ValueError(f"{name}: {groups} codes per place are more than the {values} values of a block")
+    return (t, h, w), groups, limit
+
+
+def _blocks(pixels_BTHWC: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Return the pixels of each block, (B, t, h, w, P)."""
+    p, q, r = stride
+    return rearrange(pixels_BTHWC, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r)
+
+
+def _signed(basis_PD: Tensor) -> Tensor:
+    """Return eigenvectors with the sign that makes their largest entry positive, because solvers return either sign."""
+    largest_D = basis_PD.gather(0, basis_PD.abs().argmax(0, keepdim=True))
+    return basis_PD * torch.where(largest_D < 0, -1.0, 1.0)
