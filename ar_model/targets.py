@@ -16,7 +16,7 @@ from ar_model.cross_entropy import linear_cross_entropy
 from ar_model.inputs import CodeSpec, CodeTable, Grid, Patching, digits_of
 from ar_model.transformer import init_weights
 
-CodeLikelihood = Literal["joint", "digits"]
+CodeLikelihood = Literal["auto", "joint", "digits"]
 
 
 class CodeTarget(nn.Module):
@@ -26,6 +26,7 @@ class CodeTarget(nn.Module):
     same digit share the vector of that digit) plus one free row per code.
     `digits`: one softmax per digit, which assumes that digits are independent given the context. It is a normalised likelihood
     too, and the only affordable one for large vocabularies.
+    `auto`: `digits` for several codes per place that are made of digits, else `joint`.
 
     Args:
         places_per_token: places of one token; each code of each place gets its own projection of the decoder's output.
@@ -39,14 +40,16 @@ class CodeTarget(nn.Module):
         codes: CodeSpec,
         width: int,
         places_per_token: int = 1,
-        likelihood: CodeLikelihood = "joint",
+        likelihood: CodeLikelihood = "auto",
         table: CodeTable | None = None,
     ) -> None:
         super().__init__()
         if likelihood not in get_args(CodeLikelihood):
-            raise ValueError(f"likelihood must be joint or digits, got {likelihood!r}")
+            raise ValueError(f"likelihood must be auto, joint or digits, got {likelihood!r}")
         if likelihood == "digits" and codes.levels is None:
             raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ), got rows of a codebook")
+        if likelihood == "auto":
+            likelihood = "digits" if codes.codes_per_place > 1 and codes.levels is not None else "joint"
         self.vocabularies = codes.vocabularies
         self.codes_per_token = places_per_token * codes.codes_per_place
         self.levels = codes.levels if likelihood == "digits" else None

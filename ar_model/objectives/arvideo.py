@@ -41,7 +41,7 @@ class ARVideo(Objective):
         dropped_only: predict only tokens that the encoder does not see, so that the control differs in the mask only.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted.
-        likelihood: one softmax per code, or one per digit of a code.
+        likelihood: one softmax per code, or one per digit of a code; auto: per digit if a place has several codes with digits.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -63,7 +63,7 @@ class ARVideo(Objective):
         dropped_only: bool = False,
         input: Content = "codes",  # noqa: A002
         target: Content = "codes",
-        likelihood: CodeLikelihood = "joint",
+        likelihood: CodeLikelihood = "auto",
         decoder_width: int = 128,
         decoder_depth: int = 2,
         decoder_heads: int = 4,

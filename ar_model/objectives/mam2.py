@@ -39,7 +39,7 @@ class MAM2(Objective):
         motion: weight of the squared error of RGB differences; 0 omits the decoder of differences.
         align: weight of the squared error between the regressor's and the encoder's output for hidden tokens; 2 in CAE.
         difference: RGB difference between the frames of a tubelet, or to the next tubelet.
-        likelihood: one softmax per code, or one per digit of a code.
+        likelihood: one softmax per code, or one per digit of a code; auto: per digit if a place has several codes with digits.
         regressor_depth: blocks of the regressor, as wide as the encoder.
         decoder_depth: blocks of each decoder, as wide as the encoder.
 
@@ -59,7 +59,7 @@ class MAM2(Objective):
         motion: float = 1.0,
         align: float = 0.0,
         difference: Difference = "within",
-        likelihood: CodeLikelihood = "joint",
+        likelihood: CodeLikelihood = "auto",
         regressor_depth: int = 2,
         decoder_depth: int = 1,
         **trunk: Any,

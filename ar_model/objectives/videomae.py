@@ -28,7 +28,7 @@ class VideoMAE(Objective):
         ratio: share of the tokens that are hidden.
         input: input of the encoder; pixels need a cache made with --keep_pixels.
         target: what is predicted for hidden tokens.
-        likelihood: one softmax per code, or one per digit of a code.
+        likelihood: one softmax per code, or one per digit of a code; auto: per digit if a place has several codes with digits.
         decoder_width: width of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -44,7 +44,7 @@ class VideoMAE(Objective):
         ratio: float = 0.9,
         input: Content = "pixels",  # noqa: A002
         target: Content = "pixels",
-        likelihood: CodeLikelihood = "joint",
+        likelihood: CodeLikelihood = "auto",
         decoder_width: int = 64,
         decoder_depth: int = 4,
         decoder_heads: int = 2,

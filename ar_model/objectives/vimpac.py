@@ -46,7 +46,7 @@ class VIMPAC(Objective):
         ratio: share of the tokens that mask random hides.
         contrast: weight of the contrastive loss between two clips of a video; with 0, one view per video is enough.
         temperature: temperature of the contrastive loss, also a factor of its weight.
-        likelihood: one softmax per code, or one per digit of a code.
+        likelihood: one softmax per code, or one per digit of a code; auto: per digit if a place has several codes with digits.
         head_width: hidden width of the contrastive head.
 
     Raises a ValueError for settings that are out of range or belong to the other kind of mask.
@@ -61,7 +61,7 @@ class VIMPAC(Objective):
         ratio: float = RATIO,
         contrast: float = 1.0,
         temperature: float = 0.2,
-        likelihood: CodeLikelihood = "joint",
+        likelihood: CodeLikelihood = "auto",
         head_width: int = 512,
         **trunk: Any,
     ) -> None:
@@ -82,7 +82,7 @@ class VIMPAC(Objective):
         self.clip_D = nn.Parameter(torch.randn(self.width) * 0.02)
         self.pad_D = nn.Parameter(torch.zeros(self.width))
         table = None
-        if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood == "joint":
+        if isinstance(self.embedding, CodeEmbedding) and self.embedding.merge is None and likelihood != "digits":
             table = self.embedding.table
         self.target = CodeTarget(codes, self.width, math.prod(self.predicts.box), likelihood, table)
         self.head: nn.Sequential | None = None

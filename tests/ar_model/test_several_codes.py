@@ -71,6 +71,13 @@ def test_probabilities_of_all_codes_of_a_place_sum_to_one(likelihood: str) -> No
     assert torch.stack(nats).neg().exp().sum().item() == pytest.approx(1, abs=1e-4)
 
 
+def test_likelihood_is_by_digits_only_for_several_codes_with_digits() -> None:
+    one = CodeSpec(shape=(2, 2, 2), vocab_size=6, levels=((2, 3),))
+    by_digits = [CodeTarget(spec, 8).levels is not None for spec in (SPEC, one, ROWS, CODEBOOKS)]
+    assert by_digits == [True, False, False, False]
+    assert CodeTarget(SPEC, 8, likelihood="joint").levels is None
+
+
 @pytest.mark.parametrize("likelihood", ["joint", "digits"])
 def test_weights_of_tokens_count_all_their_codes(likelihood: str) -> None:
     target = CodeTarget(SPEC, 8, 2, likelihood=likelihood)  # type: ignore[arg-type]
