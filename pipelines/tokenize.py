@@ -1,4 +1,4 @@
-"""Stage one: encode each video once and write its codes to webdataset shards; trains a tokenizer first if none is given."""
+"""Stage one: encode each video once and write its codes to webdataset shards; fits a linear tokenizer first by default."""
 
 # Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
 if not __package__:

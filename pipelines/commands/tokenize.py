@@ -1,11 +1,10 @@
-"""Encode each video once and write its codes to webdataset shards (stage one). If no tokenizer is given, train one first."""
+"""Encode each video once and write its codes to webdataset shards (stage one); fit a linear tokenizer first by default."""
 
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -23,19 +22,15 @@ from data.clips import ClipCuts, ClipSpec
 from data.recorded import to_record
 from data.sources import Source, Video, load_source
 from pipelines.commands.fit_tokenizer import fitted, is_unfitted
-from pipelines.commands.train_tokenizer import train
 from pipelines.engine.bit_rate import bits_per_second, fixed_bits
-from pipelines.engine.config import flags_of, parse
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.encoding import Decoded, EncodedVideo, Encoder, decode
 from pipelines.engine.recorded_clip import say_recorded_clip
 from pipelines.engine.recorded_tokenizer import tokenizer_to_record
 from pipelines.engine.run import Run
-from pipelines.engine.training import make_accelerator
 from pipelines.evaluation.collapse import collapse_warning
 from pipelines.settings.tokenize import Tokenize
-from pipelines.settings.train_tokenizer import TrainTokenizer
 from tokenizer import VideoTokenizer, load_tokenizer
 
 DECODED_AHEAD = 2**28
@@ -50,15 +45,12 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     source = load_source(config.videos)
     # Several machines may fill one cache with the same command.
     run = Run("tokenize", config, settings, shared=True)
-    if config.tokenizer is None:
-        accelerator, chosen = _train_default(config, source)
+    accelerator, chosen = start_accelerator(), config.tokenizer
+    say_notes(accelerator, config.videos, source)
+    if is_unfitted(chosen):
+        chosen = fitted(accelerator, chosen, config.videos, config.clip, source)
     else:
-        accelerator, chosen = start_accelerator(), config.tokenizer
-        say_notes(accelerator, config.videos, source)
-        if is_unfitted(chosen):
-            chosen = fitted(accelerator, chosen, config.videos, config.clip, source)
-        else:
-            say_recorded_clip(accelerator, [chosen], config.clip)
+        say_recorded_clip(accelerator, [chosen], config.clip)
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
@@ -127,19 +119,6 @@ def _padding_warning(clip: ClipSpec, short: int, videos: int) -> str:
         f"WARNING: {short} of {videos} videos are shorter than a clip, which spans {span} {kind} of a video (--clip.frames "
         f"{clip.frames}, --clip.stride {clip.stride}{rate}), and are padded with their last frame"
     )
-
-
-def _train_default(config: Tokenize, source: Source) -> tuple[Accelerator, str]:
-    """Train the default tokenizer of `train_tokenizer` on these videos and clips, and return its run folder."""
-    # train_tokenizer takes no dense views.
-    clip = replace(config.clip, views=4) if config.clip.views == "dense" else config.clip
-    training, settings = parse(TrainTokenizer, ["--videos", config.videos, *flags_of("clip", clip.to_json())])
-    run = Run("train_tokenizer", training, settings, about=source.digest, wait=True)
-    accelerator = make_accelerator(training, run)
-    say_notes(accelerator, config.videos, source)
-    if not run.finished:
-        say(accelerator, f"no --tokenizer given: training one on {config.videos}")
-    return accelerator, train(run, accelerator, training, source)["run"]
 
 
 def cache_writer(config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheWriter:

@@ -11,13 +11,13 @@ from pipelines.settings import check_at_least_1, check_clip, recorded_in
 
 @dataclass(kw_only=True)
 class Tokenize:
-    """Stage one: encode each video once and write its codes to webdataset shards. If no tokenizer is given, train one first."""
+    """Stage one: encode each video once and write its codes to webdataset shards; fits a linear tokenizer first by default."""
 
     videos: str = "builtin:moving-digits"
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
-    tokenizer: str | None = None
-    """Run folder of train_tokenizer or fit_tokenizer, save_pretrained folder, hub id, taming:FOLDER, torchscript:FOLDER; linear,
-    or a name such as linear-2x8x8-8x1000, fits a linear tokenizer to the videos. By default a VQ3D is trained on the videos."""
+    tokenizer: str = "linear"
+    """linear, or a name such as linear-2x8x8-8x1000, for a linear tokenizer that is fitted to the videos in seconds; or the run
+    folder of train_tokenizer or fit_tokenizer, a save_pretrained folder, a hub id, taming:FOLDER or torchscript:FOLDER."""
     trust: bool = False
     """Allow a tokenizer that contains code, such as TorchScript."""
     clip: ClipSpec = recorded_in("tokenizer", ClipSpec)

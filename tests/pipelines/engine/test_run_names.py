@@ -16,7 +16,7 @@ from pipelines.settings.train_tokenizer import TrainTokenizer
 EARLIER = [
     (Pretrain, [], "pretrain_ar-c17bf9fb"),
     (Pretrain, ["--objective", "VIMPAC", "--steps", "7"], "pretrain_ar-950f1cdd"),
-    (Tokenize, [], "tokenize-1abafea4"),
+    (Tokenize, ["--tokenizer", "runs/t"], "tokenize-08514c54"),
     (TrainTokenizer, ["--clip.views", "4", "--loss.discriminator", "3d"], "train_tokenizer-43adc86e"),
 ]
 
