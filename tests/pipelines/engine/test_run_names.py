@@ -13,9 +13,11 @@ from pipelines.settings.tokenize import Tokenize
 from pipelines.settings.train_tokenizer import TrainTokenizer
 
 # Names from before these settings. The hash does not depend on the machine.
+OLD = ["--batch_size=16", "--lr=3e-3", "--objective.likelihood=joint"]
+"""Defaults of that time."""
 EARLIER = [
-    (Pretrain, [], "pretrain_ar-c17bf9fb"),
-    (Pretrain, ["--objective", "VIMPAC", "--steps", "7"], "pretrain_ar-950f1cdd"),
+    (Pretrain, OLD, "pretrain_ar-c17bf9fb"),
+    (Pretrain, ["--objective", "VIMPAC", "--steps", "7", *OLD], "pretrain_ar-950f1cdd"),
     (Tokenize, ["--tokenizer", "runs/t"], "tokenize-08514c54"),
     (TrainTokenizer, ["--clip.views", "4", "--loss.discriminator", "3d"], "train_tokenizer-43adc86e"),
 ]
