@@ -2,6 +2,8 @@
 
 _COLLAPSED = 0.05
 """Share of the codes that could be in use below which a codebook counts as collapsed."""
+_LARGE = 4096
+"""Larger vocabularies are judged like this size: videos with little variety use a small share of 65,536 codes."""
 _LONGER = "train the tokenizer longer (pipelines/train_tokenizer.py --steps)"
 
 
@@ -14,7 +16,7 @@ def collapse_warning(used: float, vocabulary: int, codes: int, advice: str = _LO
         codes: number of codes that were counted, which is an upper bound for the codes in use.
         advice: how to avoid a collapse, as the end of a sentence.
     """
-    if used >= _COLLAPSED * min(vocabulary, codes):
+    if used >= _COLLAPSED * min(vocabulary, codes, _LARGE):
         return None
     return (
         f"WARNING: only {round(used)} of {vocabulary} codes are in use, so a low number of bits per code means little. "

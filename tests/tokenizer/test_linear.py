@@ -94,8 +94,10 @@ def test_levels_are_nearly_the_best_of_all_for_a_small_vocabulary() -> None:
     (chosen,) = allocate(scalars, 1, 48)
     counts = dict(chosen)
 
+    deviations = [error**0.5 for error in scalars.error(1)]
+
     def error(levels: tuple[int, ...]) -> float:
-        return sum(scalars.error(count)[component] for component, count in enumerate(levels))
+        return sum(scalars.error(count)[i] / deviations[i] for i, count in enumerate(levels))
 
     best = min(error(levels) for levels in itertools.product(range(1, 21), repeat=3) if np.prod(levels) <= 48)
     assert error(tuple(counts.get(component, 1) for component in range(3))) <= 1.15 * best

@@ -65,3 +65,8 @@ def test_training_on_black_videos_warns_once(
     only, used, of, total = line.split()[1:5]
     assert (only, of, total) == ("only", "of", str(vocabulary))
     assert 1 <= int(used) < 0.05 * 256, "the one held-out clip has 256 codes"
+
+
+def test_a_small_share_of_a_large_vocabulary_is_no_collapse() -> None:
+    assert collapse_warning(300, 250_000, 10**6) is None
+    assert collapse_warning(100, 250_000, 10**6) is not None
