@@ -18,7 +18,7 @@ from tokenizer.levels import Scalars, allocate
 from tokenizer.model_card import model_card
 
 NAME = re.compile(r"linear-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-(?:([1-9]\d?)x)?([1-9]\d{0,4})", re.ASCII)
-DEFAULT = "linear-2x8x8-4x1000"
+DEFAULT = "linear-2x8x8-4x65536"
 MOST_CODES, LARGEST = 64, 2**16
 """Most codes of a place, and the largest vocabulary of a code."""
 _SCALE = 2**24
@@ -35,7 +35,7 @@ class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
 
     Args:
         name: stride along (t, h, w), codes per place (default one) and largest vocabulary of a code, for example
-            linear-2x8x8-4x1000.
+            linear-2x8x8-4x65536.
         digits: levels of each component, for each code of a place, as `fit` has chosen them.
 
     Raises:

@@ -26,6 +26,8 @@ def _objective() -> tuple[Any, type]:
 class Pretrain(Training):
     """Stage two: pre-train a transformer on cached codes."""
 
+    lr: float = 1e-3
+    """Peak learning rate."""
     cache: str | None = None
     """Folder or https, s3, gs or hf address of a token cache, or a prefix of its name or key; by default the newest in
     --caches."""

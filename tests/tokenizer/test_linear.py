@@ -148,4 +148,4 @@ def test_tokenizer_that_was_not_fitted_does_not_encode() -> None:
 @pytest.mark.parametrize("digits", [[[8, 5, 5, 6]] * 4, [[8, 5]] * 3, [[8, 1]] * 4, [[2] * 9] * 50])
 def test_saved_levels_that_do_not_fit_the_name_are_refused(digits: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="digits"):
-        Linear(digits=digits)
+        Linear(name="linear-2x8x8-4x1000", digits=digits)
