@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from data.ahead import ahead
 from data.clips import ClipSpec, read_clip
 from data.decoding import DamagedVideo
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
-from data.sources import Source, load_source, spread, training_rows
+from data.sources import Source, Video, load_source, spread, training_rows
 from pipelines.engine.config import flags_of, parse
 from pipelines.engine.console import progress, say, say_notes
-from pipelines.engine.device import start_accelerator
+from pipelines.engine.device import cores, start_accelerator
 from pipelines.engine.run import Run
 from pipelines.evaluation.reconstruction import VALIDATION_CLIPS, reconstruct
 from pipelines.reporting.samples import write_samples
@@ -105,14 +107,19 @@ def _clips(
     accelerator: Accelerator, clip: ClipSpec, source: Source, rows: Sequence[int], skipped: dict[str, str]
 ) -> torch.Tensor:
     """Return the first clip of each video, uint8 (B, T, H, W, 3). Raises ValueError if no video can be used."""
-    clips = []
+
+    def decoded(video: Video) -> Iterator[np.ndarray]:
+        yield read_clip(source, video, clip, 0)
+
+    clips: list[np.ndarray] = []
     bar = progress(accelerator, len(rows), "fit_tokenizer")
-    for video in (source.videos[row] for row in rows):
-        try:
-            clips.append(read_clip(source, video, clip, 0))
-        except DamagedVideo as damage:
-            skipped[video.path] = str(damage)
-        bar.update()
+    with closing(ahead((source.videos[row] for row in rows), decoded, cores(accelerator), 1)) as videos:
+        for video, parts in videos:
+            try:
+                clips += parts
+            except DamagedVideo as damage:
+                skipped[video.path] = str(damage)
+            bar.update()
     bar.close()
     if not clips:
         path, reason = next(iter(skipped.items()))
