@@ -19,6 +19,20 @@ from ar_model.transformer import init_weights
 CodeLikelihood = Literal["auto", "joint", "digits"]
 
 
+def likelihood_of(codes: CodeSpec, likelihood: CodeLikelihood) -> CodeLikelihood:
+    """Return what a setting means for these codes: `auto` is `digits` or `joint`.
+
+    Raises a ValueError if the likelihood is unknown, or is `digits` for codes that are not made of digits.
+    """
+    if likelihood not in get_args(CodeLikelihood):
+        raise ValueError(f"likelihood must be auto, joint or digits, got {likelihood!r}")
+    if likelihood == "digits" and codes.levels is None:
+        raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ), got rows of a codebook")
+    if likelihood == "auto":
+        return "digits" if codes.codes_per_place > 1 and codes.levels is not None else "joint"
+    return likelihood
+
+
 class CodeTarget(nn.Module):
     """Cross-entropy of codes given a decoder's output.
 
@@ -32,7 +46,7 @@ class CodeTarget(nn.Module):
         places_per_token: places of one token; each code of each place gets its own projection of the decoder's output.
         table: embedding table of the same width, which `joint` then uses as its output vectors.
 
-    Raises a ValueError if `likelihood` is unknown, or is `digits` for codes that are not made of digits.
+    Raises a ValueError as `likelihood_of`.
     """
 
     def __init__(
@@ -44,12 +58,7 @@ class CodeTarget(nn.Module):
         table: CodeTable | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in get_args(CodeLikelihood):
-            raise ValueError(f"likelihood must be auto, joint or digits, got {likelihood!r}")
-        if likelihood == "digits" and codes.levels is None:
-            raise ValueError("likelihood digits needs codes made of digits (FSQ or LFQ), got rows of a codebook")
-        if likelihood == "auto":
-            likelihood = "digits" if codes.codes_per_place > 1 and codes.levels is not None else "joint"
+        likelihood = likelihood_of(codes, likelihood)
         self.vocabularies = codes.vocabularies
         self.codes_per_token = places_per_token * codes.codes_per_place
         self.levels = codes.levels if likelihood == "digits" else None

@@ -7,7 +7,7 @@ place, codes have no axis G.
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -46,9 +46,11 @@ class VideoTokenizer(nn.Module):
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
-        """Vocabulary size of each code of a place."""
+        """Vocabulary size of each code of a place. Raises ValueError if `levels` is not nested."""
         if self.levels is None:
             return (self.vocab_size,) * self.codes_per_place
+        if not all(isinstance(levels, Sequence) for levels in self.levels):
+            raise ValueError(f"{self.name}: levels must have one tuple for each code of a place, got {self.levels}")
         return tuple(math.prod(levels) for levels in self.levels)
 
     def freeze(self: T) -> T:

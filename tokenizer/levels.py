@@ -1,4 +1,4 @@
-"""Levels of the components of the linear tokenizer: the best levels of a component, and how many each component gets.
+"""Levels of the components of the linear tokenizer: how many each component gets, and where they lie.
 
 Legend: N samples, D components, L levels.
 """
@@ -8,106 +8,42 @@ import math
 import torch
 from torch import Tensor
 
-_SAMPLES = 2**14
-"""Samples from which the levels of a component are computed: quantiles of the component."""
 _ROUNDS = 60
-"""Iterations of Lloyd's algorithm."""
-_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128)
-"""Numbers of levels that a component may have."""
-_FLATNESS = 0.5
-"""The errors of a component are divided by its variance to this power when levels are given out. With 0, which minimises the
-squared error of pixels, the mean of a block gets up to 128 levels, and motion, which has little variance, gets few."""
-
-Code = list[tuple[int, int]]
-"""Components of one code of a place with their numbers of levels, lowest digit first."""
+"""Most iterations of the search for thresholds."""
 
 
-class Scalars:
-    """Scalar quantizers of components, given their values (N, D)."""
+def levels_of(vocabulary: int) -> tuple[int, ...]:
+    """Return the numbers of levels of the components of a code, with a product up to `vocabulary`, the largest first.
 
-    def __init__(self, values_ND: Tensor) -> None:
-        # The quantiles of a component have its distribution, and are sorted.
-        count = min(len(values_ND), _SAMPLES)
-        rows = torch.linspace(0, len(values_ND) - 1, count, dtype=torch.float64).round().long()
-        self._sorted_DN = values_ND.sort(0).values[rows].T.contiguous()
-        self._known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    @property
-    def components(self) -> int:
-        """Number of components."""
-        return len(self._sorted_DN)
-
-    def error(self, levels: int) -> list[float]:
-        """Return the sum over samples of the squared error of each component with this number of levels."""
-        return self._lloyd(levels)[2].tolist()
-
-    def levels(self, component: int, levels: int) -> tuple[Tensor, Tensor]:
-        """Return the centres (L,) and thresholds (L - 1,) of a component, ascending."""
-        centres_DL, thresholds_DL, _ = self._lloyd(levels)
-        return centres_DL[component], thresholds_DL[component]
-
-    def _lloyd(self, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return centres, thresholds and squared errors of all components, by Lloyd's algorithm from equal quantiles."""
-        if levels in self._known:
-            return self._known[levels]
-        x_DN = self._sorted_DN
-        zero_D1 = x_DN.new_zeros(len(x_DN), 1)
-        sum_DN, square_DN = (torch.cat([zero_D1, y.cumsum(1)], 1) for y in (x_DN, x_DN.square()))
-        first = torch.linspace(0, x_DN.shape[1], levels + 1, dtype=torch.float64).round().long()
-        bound_DL = first.expand(len(x_DN), -1)
-        for _ in range(_ROUNDS):
-            count_DL = bound_DL.diff(dim=1)
-            total_DL = sum_DN.gather(1, bound_DL).diff(dim=1)
-            # An empty level stays at its lower bound.
-            lower_DL = x_DN.gather(1, bound_DL[:, :-1].clamp(max=x_DN.shape[1] - 1))
-            centres_DL = torch.where(count_DL > 0, total_DL / count_DL.clamp(min=1), lower_DL)
-            thresholds_DL = (centres_DL[:, 1:] + centres_DL[:, :-1]) / 2
-            inner_DL = torch.searchsorted(x_DN, thresholds_DL.contiguous())
-            new_DL = torch.cat([bound_DL[:, :1], inner_DL, bound_DL[:, -1:]], 1)
-            if torch.equal(new_DL, bound_DL):
-                break
-            bound_DL = new_DL
-        squares_DL = square_DN.gather(1, bound_DL).diff(dim=1)
-        sums_DL, count_DL = sum_DN.gather(1, bound_DL).diff(dim=1), bound_DL.diff(dim=1)
-        error_D = (squares_DL - sums_DL.square() / count_DL.clamp(min=1)).sum(1)
-        self._known[levels] = centres_DL, thresholds_DL, error_D
-        return self._known[levels]
-
-
-def allocate(scalars: Scalars, codes: int, vocabulary: int) -> list[Code]:
-    """Give levels to components so that the products of each code's levels stay within the vocabulary.
-
-    In each round, the component that lowers the weighted squared error most per bit gets its next number of levels. A component
-    without levels goes to the code with the most room. Raises ValueError if a code gets no component.
+    There are as many components as can have at least five levels each, as in FSQ (arXiv 2309.15505, section 4.1). All but the
+    first have an odd number: their mean, which stands for no motion and no texture, is then inside a level. On a threshold, noise
+    would decide.
     """
-    counts = [count for count in _COUNTS if count <= vocabulary]
-    errors = [scalars.error(count) for count in counts]
-    weights = [(1 / error) ** _FLATNESS if error > 0 else 0 for error in errors[0]]
-    step = [0] * scalars.components
-    code_of: dict[int, int] = {}
-    room = [math.log2(vocabulary)] * codes
-    while True:
-        best: tuple[float, int, int] | None = None
-        for component, now in enumerate(step):
-            if now + 1 == len(counts):
-                continue
-            code = code_of.get(component, max(range(codes), key=lambda c: (room[c], -c)))
-            bits = math.log2(counts[now + 1] / counts[now])
-            gain = weights[component] * (errors[now][component] - errors[now + 1][component]) / bits
-            # The margin allows products that are exactly the vocabulary.
-            if bits <= room[code] + 1e-9 and gain > 0 and (best is None or gain > best[0]):
-                best = gain, component, code
-        if best is None:
+    # The margin allows exact powers of 5, whose logarithm is rounded.
+    levels = [5] * max(1, int(math.log(vocabulary, 5) + 1e-9))
+    turn = 0
+    while math.prod(levels) // levels[turn] * (levels[turn] + 2) <= vocabulary:
+        levels[turn] += 2
+        turn = (turn + 1) % len(levels)
+    return vocabulary // math.prod(levels[1:]), *levels[1:]
+
+
+def centres_and_thresholds(values_N: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Return the centres (L,) and thresholds (L - 1,) of a component, both ascending.
+
+    The thresholds minimise the absolute error: each is halfway between the medians of its neighbours. With the squared error,
+    rare large values take most of the levels. A centre is the mean of the samples of a level.
+    """
+    sorted_N, last = values_N.sort().values, len(values_N) - 1
+    bound_L = torch.linspace(0, len(values_N), levels + 1, dtype=torch.float64).round().long()
+    for _ in range(_ROUNDS):
+        median_L = sorted_N[((bound_L[1:] + bound_L[:-1]) // 2).clamp(max=last)]
+        thresholds_L = (median_L[1:] + median_L[:-1]) / 2
+        new_L = torch.cat([bound_L[:1], torch.searchsorted(sorted_N, thresholds_L), bound_L[-1:]])
+        if torch.equal(new_L, bound_L):
             break
-        _, component, code = best
-        room[code] -= math.log2(counts[step[component] + 1] / counts[step[component]])
-        step[component] += 1
-        code_of[component] = code
-    chosen: list[Code] = [[] for _ in range(codes)]
-    for component, code in sorted(code_of.items()):
-        chosen[code].append((component, counts[step[component]]))
-    if not all(chosen):
-        raise ValueError(
-            f"only {len(code_of)} components of the blocks can be told apart, too few for {codes} codes of a place"
-        )
-    return chosen
+        bound_L = new_L
+    sum_N = torch.cat([sorted_N.new_zeros(1), sorted_N.cumsum(0)])
+    count_L = bound_L.diff()
+    # A level without samples, of a component of few different values, has the value that would be its median.
+    return torch.where(count_L > 0, sum_N[bound_L].diff() / count_L.clamp(min=1), median_L), thresholds_L

@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from einops import rearrange
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tokenizer.base import VideoTokenizer, check_pixels, hash_module
-from tokenizer.levels import Scalars, allocate
+from tokenizer.levels import centres_and_thresholds, levels_of
 from tokenizer.model_card import model_card
 
 NAME = re.compile(r"linear-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-(?:([1-9]\d?)x)?([1-9]\d{0,4})", re.ASCII)
@@ -23,8 +24,8 @@ MOST_CODES, LARGEST = 64, 2**16
 """Most codes of a place, and the largest vocabulary of a code."""
 _SCALE = 2**24
 """Weights are integers, multiples of 1 / 2^24. Sums of products with pixels stay below 2^53, so float64 computes them exactly."""
-_MOST_BLOCKS = 2**17
-"""Most blocks to which a tokenizer is fitted."""
+_MOST_BLOCKS, _MOST_VALUES = 2**16, 2**25
+"""Most blocks to which a tokenizer is fitted, and most values of all of them (256 MiB)."""
 
 
 class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
@@ -68,8 +69,8 @@ class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
     def fit(cls, name: str, clips_BTHWC: Tensor) -> "Linear":
         """Fit a tokenizer to clips, uint8 (B, T, H, W, 3). The result depends only on the arguments.
 
-        The levels of a component minimise the squared error of the blocks (Lloyd, IEEE TIT 28(2)), and the bits of a place are
-        given to the components that lower it most, as in reverse water-filling.
+        All codes have the same numbers of levels, and the levels of a component minimise its absolute error. Levels that minimise
+        the squared error of the pixels have a higher PSNR, but features from their codes are worse (docs/lab_notes.md).
 
         Raises:
             ValueError: if the name is invalid, clips do not fit the stride, or blocks vary in fewer directions than a place has
@@ -78,35 +79,30 @@ class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         empty = cls(name=name)
         check_pixels(clips_BTHWC)
         empty.codes_shape(*clips_BTHWC.shape[1:4])
-        blocks_NP = _blocks(clips_BTHWC, empty.stride).flatten(0, 3)
-        # A fixed subset: every k-th block, of all clips and places.
-        blocks_NP = blocks_NP[:: -(-len(blocks_NP) // _MOST_BLOCKS)].double()
-        mean_P = blocks_NP.mean(0)
-        centred_NP = blocks_NP - mean_P
-        variance_P, basis_PP = torch.linalg.eigh(centred_NP.T @ centred_NP / len(centred_NP))
-        most = min(len(variance_P), empty.codes_per_place * int(math.log2(empty._limit)))
-        variance_D, basis_PD = variance_P.flip(0)[:most], _signed(basis_PP.flip(1)[:, :most])
-        # Directions in which blocks of whole grey levels do not vary have the variance of rounding errors.
-        varying = int((variance_D > 1e-6).sum())
-        if varying < empty.codes_per_place:
-            problem = (
-                f"the blocks vary in {varying} directions, fewer than the {empty.codes_per_place} codes of a place"
-            )
+        codes, levels = empty.codes_per_place, levels_of(empty._limit)
+        blocks_NP = _some(_blocks(clips_BTHWC, empty.stride).flatten(0, 3)).double()
+        basis_DP = _principal_components(blocks_NP, codes * len(levels))
+        if (varying := len(basis_DP)) < codes:
+            problem = f"the blocks vary in {varying} directions, fewer than the {codes} codes of a place"
             raise ValueError(f"{name}: {problem}; give clips with more motion and texture, or choose fewer codes")
-        weight_PD = (basis_PD[:, :varying] * _SCALE).round()
-        scalars = Scalars(blocks_NP @ weight_PD)
-        chosen = allocate(scalars, empty.codes_per_place, empty._limit)
-        order = [component for code in chosen for component, _ in code]
-        fitted = cls(name=name, digits=[[levels for _, levels in code] for code in chosen])
-        fitted.weight_PD.copy_(weight_PD[:, order])
-        fitted.basis_DP.copy_(basis_PD[:, order].T)
-        fitted.mean_P.copy_(mean_P)
-        for row, (component, levels) in enumerate(pair for code in chosen for pair in code):
-            centres_L, thresholds_L = scalars.levels(component, levels)
-            fitted.threshold_DL[row] = torch.iinfo(torch.int64).max
-            fitted.threshold_DL[row, : levels - 1] = thresholds_L.ceil().long()
-            fitted.centre_DL[row, :levels] = (centres_L - mean_P @ weight_PD[:, component]) / _SCALE
+        # The components are dealt to the codes in turn, so that each code gets some of a large variance.
+        dealt = [list(range(code, varying, codes)) for code in range(codes)]
+        fitted = cls(name=name, digits=[levels[: len(own)] for own in dealt])
+        fitted._set(blocks_NP, basis_DP[[component for own in dealt for component in own]])
         return fitted.freeze()
+
+    def _set(self, blocks_NP: Tensor, basis_DP: Tensor) -> None:
+        """Set the weights from blocks and the components of all digits."""
+        mean_P, weight_PD = blocks_NP.mean(0), (basis_DP.T * _SCALE).round()
+        self.basis_DP.copy_(basis_DP)
+        self.mean_P.copy_(mean_P)
+        self.weight_PD.copy_(weight_PD)
+        self.threshold_DL.fill_(torch.iinfo(torch.int64).max)
+        all_levels = [count for code in self.levels for count in code]
+        for row, (values_N, count) in enumerate(zip((blocks_NP @ weight_PD).T.contiguous(), all_levels, strict=True)):
+            centres_L, thresholds_L = centres_and_thresholds(values_N, count)
+            self.threshold_DL[row, : count - 1] = thresholds_L.ceil().long()
+            self.centre_DL[row, :count] = (centres_L - mean_P @ weight_PD[:, row]) / _SCALE
 
     def encode_piece(self, pixels_BTHWC: Tensor) -> Tensor:
         self._check_fitted()
@@ -183,7 +179,19 @@ def _blocks(pixels_BTHWC: Tensor, stride: tuple[int, int, int]) -> Tensor:
     return rearrange(pixels_BTHWC, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r)
 
 
-def _signed(basis_PD: Tensor) -> Tensor:
-    """Return eigenvectors with the sign that makes their largest entry positive, because solvers return either sign."""
-    largest_D = basis_PD.gather(0, basis_PD.abs().argmax(0, keepdim=True))
-    return basis_PD * torch.where(largest_D < 0, -1.0, 1.0)
+def _some(blocks_NP: Tensor) -> Tensor:
+    """Return a random subset of blocks, always the same, that fits into memory."""
+    most = min(_MOST_BLOCKS, _MOST_VALUES // blocks_NP.shape[1])
+    order_N = torch.randperm(len(blocks_NP), generator=torch.Generator().manual_seed(0))
+    return blocks_NP[order_N[:most]]
+
+
+def _principal_components(blocks_NP: Tensor, most: int) -> Tensor:
+    """Return up to `most` directions in which blocks vary, (D, P), in the order of their variance."""
+    from sklearn.decomposition import PCA  # takes a second to import
+
+    # The shares of the variance, which are not used, are undefined for blocks that do not vary.
+    with np.errstate(invalid="ignore"):
+        components = PCA(min(*blocks_NP.shape, most), random_state=0).fit(blocks_NP.numpy())
+    # Directions in which blocks of whole grey levels do not vary have the variance of rounding errors.
+    return torch.from_numpy(components.components_[components.explained_variance_ > 1e-6])

@@ -18,7 +18,7 @@ from data.cache import TokenCache, find_cache
 from data.files import sha256_of, write_json
 from data.loading import BatchPlan, TokenDataset
 from pipelines.commands.pretrain_ar import check_pairs, warnings_of
-from pipelines.engine.code_spec import code_spec
+from pipelines.engine.code_spec import code_spec, with_likelihood
 from pipelines.engine.config import parse
 from pipelines.engine.console import progress, say, say_newest
 from pipelines.engine.device import device_name, resolve_precision, start_accelerator
@@ -74,7 +74,8 @@ def main(config: Compare, settings: str) -> dict[str, Any]:
         final = {name: [outcomes[job.out / "model"] for job in jobs if job.name == name] for name in entries}
         groups_M = labelled.groups_of(next(iter(outcomes.values()))["tested"])
         table = [row_of(name, entries, jobs, outcomes, groups_M) for name in entries]
-        facts = {**_about(config, cache, labelled, accelerator), "notes": notes}
+        addresses = dict.fromkeys(entry.cache.address for entry in entries.values())
+        facts = {**_about(config, cache, labelled, accelerator), "cache": ", ".join(addresses), "notes": notes}
         run.finish(accelerator, {**facts, "table": table, "leads": leads_of(final, groups_M), **pixels})
     page = write_comparison(run.folder, run.summary())
     say(accelerator, f"open {page}")
@@ -128,7 +129,7 @@ def _read_entry(file: Path, open_cache: Callable[[str | None], TokenCache]) -> t
         TokenDataset(cache, range(len(cache)), plan, pixels=objective.needs_pixels, pairs=objective.needs_pairs)
     except ValueError as error:
         raise ValueError(f"entries: {file}: {error}") from None
-    return Entry(settings, text, cache, objective.conditioning), objective
+    return Entry(settings, with_likelihood(text, cache), cache, objective.conditioning), objective
 
 
 def _notes(
@@ -139,8 +140,13 @@ def _notes(
     The training runs print their warnings to nobody, so all warnings of pre-training are collected here.
     """
     notes: dict[str, list[str]] = {note: [] for note in (*labelled.notes, *labelled.unpredictable(repetitions))}
+    first = next(iter(entries.values()))[0].cache
     for name, (entry, objective) in entries.items():
         cache = entry.cache
+        if cache.clip != first.clip:
+            notes.setdefault(f"motion energy and one frame see the clips of {first.name}, which are others", []).append(
+                name
+            )
         codes, vocabulary = cache.manifest["codes"], sum(cache.layout.vocabularies)
         collapse = collapse_warning(cache.manifest["codes_used"], vocabulary, codes)
         for warning in (*warnings_of(objective, cache), *([collapse] if collapse else [])):
@@ -215,7 +221,6 @@ def _probe(job: Job, model: Path, scratch: str) -> None:
 def _about(config: Compare, cache: TokenCache, labelled: LabelledVideos, accelerator: Accelerator) -> dict[str, Any]:
     folds = labelled.folds(0)
     return {
-        "cache": cache.address,
         "videos": len(cache),
         "labelled": len(labelled.rows),
         "classes": len(set(labelled.y_N)),

@@ -61,6 +61,8 @@ def main(config: EvaluateTokenizer, settings: str) -> dict[str, Any]:
         raise ValueError(f"pretrain: the probes need videos of at least two labels, got {len(labels)}: {config.videos}")
     # The pre-training shares the accelerator. Tokenizers run in the precision of `config`.
     accelerator = start_accelerator(resolve_precision("auto") if config.pretrain else "fp32")
+    if config.pretrain and accelerator.num_processes > 1:
+        raise ValueError("pretrain starts its own training runs: start it with python, not with accelerate launch")
     say_notes(accelerator, config.videos, source)
     say_recorded_clip(accelerator, config.tokenizers, config.clip)
     sources = [

@@ -38,8 +38,8 @@ def main(config: FitTokenizer, settings: str) -> dict[str, Any]:
 
 
 def is_unfitted(tokenizer: str) -> bool:
-    """Return whether a tokenizer setting names a linear tokenizer to be fitted, and not a folder."""
-    return (tokenizer == "linear" or NAME.fullmatch(tokenizer) is not None) and not Path(tokenizer).exists()
+    """Return whether a tokenizer setting names a linear tokenizer to be fitted, and not a folder: `linear` always does."""
+    return tokenizer == "linear" or (NAME.fullmatch(tokenizer) is not None and not Path(tokenizer).exists())
 
 
 def fitted(accelerator: Accelerator, name: str, videos: str, clip: ClipSpec, source: Source) -> str:

@@ -49,7 +49,16 @@ def learned_features(
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         files[-1].write_text(yaml.safe_dump(settings))
         bytes_per_clip.append(size)
-    budget = ["--budget", "seconds", "--amount", str(config.pretrain), "--seeds", str(config.seeds), "--points", "1"]
+    budget = [
+        "--budget",
+        "seconds",
+        "--amount",
+        str(config.pretrain),
+        "--seeds",
+        str(config.pretrain_seeds),
+        "--points",
+        "1",
+    ]
     flags = ["--entries", *map(str, files), *budget, "--out", str(folder / "comparison")]
     summary = compare(*parse(Compare, flags))
     by_entry: Mapping[str, Any] = {row["entry"]: row for row in summary["table"]}

@@ -18,7 +18,7 @@ from data.source_clips import NOTHING_HELD_OUT
 from data.sources import spread, training_rows
 from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
-from pipelines.engine.code_spec import code_spec
+from pipelines.engine.code_spec import code_spec, with_likelihood
 from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import check_compiler
 from pipelines.engine.memory import peak_memory, reset_peak_memory
@@ -40,7 +40,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     """Train, save the model, and return the summary; with --plan return only the estimated cost."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     say_newest("--cache", config.cache, cache.address)
-    run = Run("pretrain_ar", config, settings, about=cache.key)
+    run = Run("pretrain_ar", config, with_likelihood(settings, cache), about=cache.key)
     accelerator = make_accelerator(config, run)
     if config.plan:
         return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=VALIDATION_BATCH)

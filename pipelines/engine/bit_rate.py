@@ -7,16 +7,15 @@ from data.cache import TokenCache
 from data.sources import spread
 
 _VIDEOS = 16
-"""Videos whose recorded frame rates are read, spread over the cache."""
+"""Videos whose records are read, spread over the cache."""
 
 
 def clip_seconds(cache: TokenCache) -> float | None:
-    """Return the seconds of video that a clip covers, the mean over some videos, or None if no frame rate is known."""
-    clip = cache.clip
+    """Return the seconds of the valid frames of a clip, the mean over some videos, or None if no frame rate is known."""
     # Each other video of a remote cache may need another shard to be fetched.
     rows = spread(range(len(cache)), 1 if cache.remote else _VIDEOS)
-    rates = [clip.rate] if clip.rate else [cache.facts(row)["rate"] for row in rows]
-    seconds = [clip.frames * clip.stride / rate for rate in rates if rate]
+    all_facts = [cache.facts(row) for row in rows]
+    seconds = [fmean(facts["real"]) * facts["stride"] / facts["rate"] for facts in all_facts if facts["rate"]]
     return fmean(seconds) if seconds else None
 
 

@@ -1,8 +1,10 @@
-"""Description of the codes in a cache for the objectives."""
+"""Description of the codes in a cache for the objectives, and settings that depend on it."""
 
 import torch
+import yaml
 
 from ar_model.inputs import CodeSpec
+from ar_model.targets import likelihood_of
 from data.cache import TokenCache
 
 
@@ -17,3 +19,16 @@ def code_spec(cache: TokenCache) -> CodeSpec:
         codebook_VC=None if codebook_VC is None else torch.from_numpy(codebook_VC),
         clip=None if cache.spec["keep_pixels"] == "none" else (clip.frames, clip.size, clip.size),
     )
+
+
+def with_likelihood(settings: str, cache: TokenCache) -> str:
+    """Return settings of pretrain_ar, as YAML, with the likelihood that `auto` means for the codes of a cache.
+
+    Runs record it, so that those from before there was `auto` can be resumed.
+    """
+    content = yaml.safe_load(settings)
+    own = content["objective"].get("init_args", {})
+    if own.get("likelihood") != "auto":
+        return settings
+    own["likelihood"] = likelihood_of(code_spec(cache), "auto")
+    return yaml.safe_dump(content, sort_keys=False)

@@ -53,6 +53,8 @@ LATER: dict[str, Any] = {
     "clip.span": None,
     "loss.discriminator_betas": None,
     "objective.init_args.dropped_only": False,
+    "pretrain": 0,
+    "pretrain_seeds": 1,
 }
 """Settings that were added after runs existed, with the defaults that keep the behaviour. A setting at this default does not
 change the name of a run folder, and earlier runs can be resumed."""

@@ -35,7 +35,7 @@ class EvaluateTokenizer:
     pretrain: int = 0
     """Seconds of pre-training on the codes of each tokenizer. The table then has probes of the trained and of the untrained
     network; the videos need labels. 0 trains nothing."""
-    seeds: int = 1
+    pretrain_seeds: int = 1
     """Number of seeds of the pre-training."""
     out: Path | None = None
     """Run folder; by default runs/evaluate_tokenizer-<hash of the settings>."""
@@ -43,7 +43,7 @@ class EvaluateTokenizer:
     def __post_init__(self) -> None:
         if not self.tokenizers:
             raise ValueError("tokenizers must name at least one tokenizer, got none")
-        check_at_least_1(self, "clips", "batch_size", "seeds")
+        check_at_least_1(self, "clips", "batch_size", "pretrain_seeds")
         if self.pretrain < 0:
             raise ValueError(f"pretrain must be at least 0 seconds, got {self.pretrain}")
         check_clip(self.videos, self.clip)

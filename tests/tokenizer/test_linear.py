@@ -1,15 +1,16 @@
-"""The linear tokenizer: exact codes, best levels, one-line refusals."""
+"""The linear tokenizer: exact codes, levels of components, one-line refusals."""
 
 import itertools
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tokenizer import Linear, load_tokenizer
-from tokenizer.levels import Scalars, allocate
+from tokenizer.levels import centres_and_thresholds, levels_of
 from tokenizer.measures import psnr_of
 
 
@@ -79,38 +80,89 @@ def test_one_code_per_place_has_no_axis_of_codes() -> None:
     assert codes.shape == (6, 2, 4, 4)
 
 
-def test_decoding_is_the_least_squares_reconstruction_from_the_centres(linear: Linear) -> None:
-    """No other pixels for a code are closer, on average, to the blocks of the training clips that have the code."""
-    codes, decoded = linear.encode(TRAINING), linear.decode(linear.encode(TRAINING))
-    assert torch.equal(linear.decode(codes[:3]), decoded[:3])
-    error = TRAINING.double() - decoded.double()
-    assert abs(error.mean().item()) < 0.5, "the mean is kept"
+def test_decoding_gives_the_mean_of_the_blocks_of_a_code() -> None:
+    """With one component per place, no other pixels for a code are closer to the blocks of the training clips that have it."""
+    tokenizer = Linear.fit("linear-2x8x8-5", TRAINING)
+    blocks_NP = rearrange(TRAINING, "b (t p) (h q) (w r) c -> (b t h w) (p q r c)", p=2, q=8, r=8).double()
+    codes_N = tokenizer.encode(TRAINING).flatten()
+    direction_P = tokenizer.basis_DP[0].double()
+    for code in codes_N.unique().tolist():
+        decoded = tokenizer.decode(torch.full((1, 1, 1, 1), code)).flatten().double()
+        mean_P = blocks_NP[codes_N == code].mean(0)
+        assert ((decoded - mean_P) @ direction_P).abs() < 2, "rounding of 384 pixels"
+        across_P = (decoded - blocks_NP.mean(0)) - ((decoded - blocks_NP.mean(0)) @ direction_P) * direction_P
+        assert across_P.abs().max() < 1.5, "the other components have their means"
 
 
-def test_levels_are_nearly_the_best_of_all_for_a_small_vocabulary() -> None:
-    values = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    values *= torch.tensor([4.0, 2.0, 0.5])
-    scalars = Scalars(values)
-    (chosen,) = allocate(scalars, 1, 48)
-    counts = dict(chosen)
-
-    deviations = [error**0.5 for error in scalars.error(1)]
-
-    def error(levels: tuple[int, ...]) -> float:
-        return sum(scalars.error(count)[i] / deviations[i] for i, count in enumerate(levels))
-
-    best = min(error(levels) for levels in itertools.product(range(1, 21), repeat=3) if np.prod(levels) <= 48)
-    assert error(tuple(counts.get(component, 1) for component in range(3))) <= 1.15 * best
+@pytest.mark.parametrize(
+    ("vocabulary", "levels"),
+    [(2, (2,)), (24, (24,)), (25, (5, 5)), (64, (9, 7)), (1000, (8, 5, 5, 5)), (65536, (7, 7, 7, 7, 5, 5))],
+)
+def test_levels_use_the_vocabulary(vocabulary: int, levels: tuple[int, ...]) -> None:
+    assert levels_of(vocabulary) == levels
 
 
-def test_levels_of_a_component_are_those_of_lloyd() -> None:
-    """The optimal quantizer of a normal variable with four levels (Max 1960): centres .4528 and 1.510, error .1175."""
-    values = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scalars = Scalars(values)
-    centres, thresholds = scalars.levels(0, 4)
-    assert centres.tolist() == pytest.approx([-1.510, -0.4528, 0.4528, 1.510], abs=0.03)
-    assert thresholds.tolist() == pytest.approx([-0.9816, 0, 0.9816], abs=0.03)
-    assert scalars.error(4)[0] / 2**14 == pytest.approx(0.1175, abs=0.004)
+def test_every_vocabulary_has_levels_that_fit() -> None:
+    for vocabulary in range(2, 2000):
+        levels = levels_of(vocabulary)
+        assert vocabulary / 2 < math.prod(levels) <= vocabulary
+        assert all(n % 2 == 1 and n >= 5 for n in levels[1:])
+
+
+def test_thresholds_minimise_the_absolute_error() -> None:
+    """The reference tries all thresholds between the different values."""
+    values = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, thresholds = centres_and_thresholds(values, 3)
+    middles = (values.sort().values[1:] + values.sort().values[:-1]) / 2
+
+    def error(thresholds: Tensor) -> float:
+        parts = torch.searchsorted(thresholds.contiguous(), values, right=True)
+        groups = [values[parts == part] for part in range(3)]
+        return sum((group - group.median()).abs().sum().item() for group in groups if len(group))
+
+    best = min(error(torch.stack(pair)) for pair in itertools.combinations(middles, 2))
+    assert error(thresholds) <= 1.1 * best
+
+
+def test_centres_are_the_means_of_the_levels() -> None:
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
+    centres, thresholds = centres_and_thresholds(values, 5)
+    parts = torch.searchsorted(thresholds, values, right=True)
+    assert centres.tolist() == pytest.approx([values[parts == part].mean().item() for part in range(5)], rel=1e-3)
+
+
+def test_levels_without_samples_stay_in_order() -> None:
+    centres, thresholds = centres_and_thresholds(torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 10], dtype=torch.float64), 5)
+    assert centres.diff().min() >= 0 and thresholds.diff().min() >= 0
+    assert (centres[1:] >= thresholds).all() and (centres[:-1] <= thresholds).all()
+
+
+def test_each_code_has_a_component_of_a_large_variance() -> None:
+    tokenizer = Linear.fit("linear-2x8x8-4x1000", TRAINING)
+    blocks_NP = rearrange(TRAINING, "b (t p) (h q) (w r) c -> (b t h w) (p q r c)", p=2, q=8, r=8).double()
+    variance_GD = (blocks_NP @ tokenizer.basis_DP.double().T).var(0).view(4, 4)
+    order = variance_GD.T.flatten()
+    assert (order.diff() <= 1e-6).all(), "the components are dealt in the order of their variance"
+
+
+def test_fewer_directions_than_components_leave_codes_with_fewer_digits() -> None:
+    grey = TRAINING.float().mean((2, 3, 4), keepdim=True)
+    ramp = torch.linspace(-9, 9, 32)[:, None, None] * torch.linspace(-1, 1, len(TRAINING))[:, None, None, None, None]
+    clips = (grey + ramp).round().clamp(0, 255).to(torch.uint8).expand(-1, -1, 32, 32, 3).contiguous()
+    with pytest.raises(ValueError, match="directions, fewer than the 64 codes"):
+        Linear.fit("linear-2x8x8-64x1000", clips)
+    tokenizer = Linear.fit("linear-2x8x8-2x65536", clips)
+    assert all(1 <= len(levels) <= 6 for levels in tokenizer.levels)
+    assert psnr_of(clips, tokenizer.decode(tokenizer.encode(clips))).mean() > 25
+
+
+def test_blocks_of_all_columns_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last of four columns of blocks varies. A quarter of the blocks is used."""
+    clips = TRAINING.clone()
+    clips[:, :, :, :24] = 0
+    monkeypatch.setattr("tokenizer.linear._MOST_BLOCKS", len(TRAINING) * 2 * 4)
+    tokenizer = Linear.fit("linear-2x8x8-4x1000", clips)
+    assert tokenizer.encode(clips)[:, :, :, 3].unique().numel() > 50
 
 
 def test_saved_tokenizer_is_loaded_with_the_same_codes_and_fingerprint(linear: Linear, tmp_path: Path) -> None:
