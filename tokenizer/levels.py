@@ -8,9 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-_ROUNDS = 60
-"""Most iterations of the search for thresholds."""
-
 
 def levels_of(vocabulary: int) -> tuple[int, ...]:
     """Return the numbers of levels of the components of a code, with a product up to `vocabulary`, the largest first.
@@ -31,19 +28,15 @@ def levels_of(vocabulary: int) -> tuple[int, ...]:
 def centres_and_thresholds(values_N: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Return the centres (L,) and thresholds (L - 1,) of a component, both ascending.
 
-    The thresholds minimise the absolute error: each is halfway between the medians of its neighbours. With the squared error,
-    rare large values take most of the levels. A centre is the mean of the samples of a level.
+    The thresholds divide a normal distribution of the same mean and variance into equally likely parts. A centre is the mean of
+    the samples of its level; a level without samples has the value of its end that is nearer to the mean of the component.
     """
-    sorted_N, last = values_N.sort().values, len(values_N) - 1
-    bound_L = torch.linspace(0, len(values_N), levels + 1, dtype=torch.float64).round().long()
-    for _ in range(_ROUNDS):
-        median_L = sorted_N[((bound_L[1:] + bound_L[:-1]) // 2).clamp(max=last)]
-        thresholds_L = (median_L[1:] + median_L[:-1]) / 2
-        new_L = torch.cat([bound_L[:1], torch.searchsorted(sorted_N, thresholds_L), bound_L[-1:]])
-        if torch.equal(new_L, bound_L):
-            break
-        bound_L = new_L
-    sum_N = torch.cat([sorted_N.new_zeros(1), sorted_N.cumsum(0)])
-    count_L = bound_L.diff()
-    # A level without samples, of a component of few different values, has the value that would be its median.
-    return torch.where(count_L > 0, sum_N[bound_L].diff() / count_L.clamp(min=1), median_L), thresholds_L
+    mean = values_N.mean()
+    share_L = torch.arange(1, levels, dtype=torch.float64) / levels
+    thresholds_L = mean + values_N.std(correction=0) * torch.special.ndtri(share_L)
+    level_N = torch.searchsorted(thresholds_L, values_N, right=True)
+    count_L = level_N.bincount(minlength=levels)
+    sum_L = level_N.bincount(weights=values_N, minlength=levels)
+    middle = [mean[None]] if levels % 2 else []
+    inner_L = torch.cat([thresholds_L[: levels // 2], *middle, thresholds_L[(levels - 1) // 2 :]])
+    return torch.where(count_L > 0, sum_L / count_L.clamp(min=1), inner_L), thresholds_L

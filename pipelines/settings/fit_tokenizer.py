@@ -15,7 +15,7 @@ class FitTokenizer:
     """Folder with one sub-folder per class, list file, or builtin:moving-digits."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """clips cut from each video"""
-    name: str = "linear-2x8x8-4x65536"
+    name: str = "linear-2x8x8-4x1000"
     """linear-TxHxW-GxV: blocks of T frames of HxW pixels; G codes per block, each with a vocabulary of at most V."""
     clips: int = 128
     """Training videos to which the tokenizer is fitted, spread evenly; the first clip of each."""

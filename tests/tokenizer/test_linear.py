@@ -1,6 +1,5 @@
 """The linear tokenizer: exact codes, levels of components, one-line refusals."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -66,10 +65,10 @@ def test_values_are_the_exact_product_of_pixels_and_weights(linear: Linear) -> N
 
 
 def test_more_codes_keep_more(linear: Linear) -> None:
-    names = ["linear-2x8x8-1000", "linear-2x8x8-4x1000", "linear-2x8x8-16x1000", "linear-2x8x8-64x65536"]
+    names = ["linear-2x8x8-1000", "linear-2x8x8-4x1000", "linear-2x8x8-16x1000"]
     tokenizers = [Linear.fit(name, TRAINING) for name in names]
     quality = [psnr_of(HELD_OUT, t.decode(t.encode(HELD_OUT))).mean().item() for t in tokenizers]
-    assert quality == sorted(quality) and quality[-1] > quality[0] + 10
+    assert quality == sorted(quality) and quality[-1] > quality[0] + 5
     assert torch.equal(tokenizers[1].encode(HELD_OUT), linear.encode(HELD_OUT)), (
         "the fit is a function of its arguments"
     )
@@ -109,31 +108,18 @@ def test_every_vocabulary_has_levels_that_fit() -> None:
         assert all(n % 2 == 1 and n >= 5 for n in levels[1:])
 
 
-def test_thresholds_minimise_the_absolute_error() -> None:
-    """The reference tries all thresholds between the different values."""
-    values = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    _, thresholds = centres_and_thresholds(values, 3)
-    middles = (values.sort().values[1:] + values.sort().values[:-1]) / 2
-
-    def error(thresholds: Tensor) -> float:
-        parts = torch.searchsorted(thresholds.contiguous(), values, right=True)
-        groups = [values[parts == part] for part in range(3)]
-        return sum((group - group.median()).abs().sum().item() for group in groups if len(group))
-
-    best = min(error(torch.stack(pair)) for pair in itertools.combinations(middles, 2))
-    assert error(thresholds) <= 1.1 * best
+def test_levels_of_a_normal_component_are_equally_likely() -> None:
+    values = 3 + 2 * torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centres, thresholds = centres_and_thresholds(values, 4)
+    assert thresholds.tolist() == pytest.approx([3 - 2 * 0.6745, 3, 3 + 2 * 0.6745], abs=0.03)
+    # Mean of a standard normal variable in the outer and inner quarters.
+    assert centres.tolist() == pytest.approx([3 - 2 * 1.271, 3 - 2 * 0.325, 3 + 2 * 0.325, 3 + 2 * 1.271], abs=0.03)
 
 
-def test_centres_are_the_means_of_the_levels() -> None:
-    values = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
-    centres, thresholds = centres_and_thresholds(values, 5)
-    parts = torch.searchsorted(thresholds, values, right=True)
-    assert centres.tolist() == pytest.approx([values[parts == part].mean().item() for part in range(5)], rel=1e-3)
-
-
-def test_levels_without_samples_stay_in_order() -> None:
-    centres, thresholds = centres_and_thresholds(torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 10], dtype=torch.float64), 5)
-    assert centres.diff().min() >= 0 and thresholds.diff().min() >= 0
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8])
+def test_levels_without_samples_stay_in_order(levels: int) -> None:
+    centres, thresholds = centres_and_thresholds(torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 10], dtype=torch.float64), levels)
+    assert len(centres) == levels and centres.diff().min() >= 0
     assert (centres[1:] >= thresholds).all() and (centres[:-1] <= thresholds).all()
 
 

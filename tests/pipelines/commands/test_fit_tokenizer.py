@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "vocabulary": (["--name", "linear-2x8x8-4x65537"], "linear-2x8x8-4x65537 65536"),
     "codes": (["--name", "linear-2x8x8-65x1000"], "linear-2x8x8-65x1000 64"),
     "fewer values than codes": (["--name", "linear-1x2x2-32x1000"], "linear-1x2x2-32x1000 12 32"),
-    "size": (["--clip.size", "60"], "60x60 linear-2x8x8-4x65536 height multiple 56 64"),
+    "size": (["--clip.size", "60"], "60x60 linear-2x8x8-4x1000 height multiple 56 64"),
     "frames": (["--clip.frames", "5"], "frames 5 multiple 4 6"),
     "no clips": (["--clips", "0"], "clips 1 0"),
     "no training videos": (["--videos", "builtin:moving-digits:0:4"], "builtin:moving-digits:0:4 4 test"),
