@@ -110,12 +110,12 @@ class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
         blocks_BthwP = _blocks(pixels_BTHWC, self.stride)
         # MPS has no float64.
         device = torch.device("cpu") if pixels_BTHWC.device.type == "mps" else pixels_BTHWC.device
-        weight_PD, threshold_DL = self.weight_PD.to(device, torch.float64), self.threshold_DL.to(device)
-        values_BthwD = (blocks_BthwP.to(device, torch.float64) @ weight_PD).long()
+        blocks_NP = blocks_BthwP.flatten(0, 3).to(device, torch.float64)
+        # On a CPU, this order of the factors is three times as fast as the other one.
+        values_DN = self.weight_PD.T.to(device, torch.float64) @ blocks_NP.T
         # A level is the number of thresholds that a value reaches.
-        values_DN = values_BthwD.flatten(0, 3).T.contiguous()
-        digits_ND = torch.searchsorted(threshold_DL, values_DN, right=True).T
-        return self._codes(digits_ND).unflatten(0, values_BthwD.shape[:4]).to(pixels_BTHWC.device)
+        digits_ND = torch.searchsorted(self.threshold_DL.to(device, torch.float64), values_DN, right=True).T
+        return self._codes(digits_ND).unflatten(0, blocks_BthwP.shape[:4]).to(pixels_BTHWC.device)
 
     def decode_piece(self, codes_Bthw: Tensor) -> Tensor:
         self._check_fitted()
