@@ -75,7 +75,7 @@ def test_decoders_of_tables_9_and_10() -> None:
 
 
 def test_all_sizes_accept_the_default_caches_of_tokenize() -> None:
-    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, levels=((8, 5, 5, 5),))
+    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, codes_per_place=4, levels=((8, 5, 5, 5),) * 4)
     names = ["papers/arvideo/vit_s.yaml", "base/arvideo.yaml", "papers/arvideo/vit_l.yaml"]
     models = [build(name, codes=codes) for name in names]
     millions = [sum(p.numel() for p in model.encoder.parameters()) / 1e6 for model in models]
@@ -206,3 +206,13 @@ def test_vimpac_of_the_small_size_has_the_parameters_of_its_joint_attention() ->
     with torch.device("meta"):
         model = VIMPAC(codes, width=512, depth=6, heads=8, contrast=0.0, code_input="rows", rope=False)
     assert millions(model) == pytest.approx(23.1, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "sees", "predicts"), [("pixels_to_codes", "pixels", "codes"), ("codes_to_pixels", "codes", "pixels")]
+)
+def test_contents_of_input_and_target(name: str, sees: str, predicts: str) -> None:
+    codes = CodeSpec(shape=(8, 8, 8), vocab_size=1000, codes_per_place=4, levels=((8, 5, 5, 5),) * 4, clip=(16, 64, 64))
+    model, tiny = build(f"contents/{name}.yaml", codes=codes), build("tiny/arvideo.yaml", codes=codes)
+    assert (model.input.content, model.predicts.content, model.needs_pixels) == (sees, predicts, True)
+    assert (model.width, len(model.encoder.blocks)) == (tiny.width, len(tiny.encoder.blocks))
