@@ -18,7 +18,7 @@ from tokenizer.base import VideoTokenizer, check_pixels, hash_module
 from tokenizer.levels import centres_and_thresholds, levels_of
 from tokenizer.model_card import model_card
 
-NAME = re.compile(r"linear-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-(?:([1-9]\d?)x)?([1-9]\d{0,4})", re.ASCII)
+_NAME = re.compile(r"linear-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)-(?:([1-9]\d?)x)?([1-9]\d{0,4})", re.ASCII)
 DEFAULT = "linear-2x8x8-4x1000"
 MOST_CODES, LARGEST = 64, 2**16
 """Most codes of a place, and the largest vocabulary of a code."""
@@ -162,7 +162,7 @@ class Linear(VideoTokenizer, PyTorchModelHubMixin, library_name="arvideo"):
 
 def _parse_name(name: str) -> tuple[tuple[int, int, int], int, int]:
     """Return stride, codes per place and largest vocabulary of a name."""
-    match = NAME.fullmatch(name)
+    match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"invalid tokenizer name {name!r}: expected linear-TxHxW-[Gx]V, for example {DEFAULT}")
     t, h, w, groups, limit = (int(number or 1) for number in match.groups())

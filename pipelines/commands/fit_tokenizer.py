@@ -25,7 +25,7 @@ from pipelines.evaluation.reconstruction import VALIDATION_CLIPS, reconstruct
 from pipelines.reporting.samples import write_samples
 from pipelines.settings.fit_tokenizer import FitTokenizer
 from tokenizer import Linear
-from tokenizer.linear import DEFAULT, NAME
+from tokenizer.linear import DEFAULT
 
 
 def main(config: FitTokenizer, settings: str) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def main(config: FitTokenizer, settings: str) -> dict[str, Any]:
 
 def is_unfitted(tokenizer: str) -> bool:
     """Return whether a tokenizer setting names a linear tokenizer to be fitted, and not a folder: `linear` always does."""
-    return tokenizer == "linear" or (NAME.fullmatch(tokenizer) is not None and not Path(tokenizer).exists())
+    named = tokenizer.startswith("linear-") and "/" not in tokenizer
+    return tokenizer == "linear" or (named and not Path(tokenizer).exists())
 
 
 def fitted(accelerator: Accelerator, name: str, videos: str, clip: ClipSpec, source: Source) -> str:

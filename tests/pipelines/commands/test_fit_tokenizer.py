@@ -126,3 +126,12 @@ def test_one_video_is_enough(fit: Call, tmp_path: Path, make_video: MakeVideo) -
     tokenizer = load_tokenizer(answer["run"])
     codes = tokenizer.encode(torch.zeros(1, 4, 64, 64, 3, dtype=torch.uint8))
     assert codes.shape == (1, 2, 8, 8, 4)
+
+
+def test_tokenize_refuses_wrong_names_and_prefers_folders_to_names_but_not_to_linear(fit: Call, tmp_path: Path) -> None:
+    line: Any = fit("tokenize", *CLIP, "--tokenizer", "linear-2x8x8-0x5")
+    assert isinstance(line, str) and "'linear-2x8x8-0x5'" in line and "linear-TxHxW-[Gx]V" in line
+    for name in ("linear", "linear-2x8x8-2x64"):
+        (tmp_path / name).mkdir()
+    assert "2x64: not a tokenizer" in fit("tokenize", *CLIP, "--tokenizer", "linear-2x8x8-2x64")
+    assert "runs" in fit("tokenize", *CLIP, "--workers", "0")["tokenizer"]
