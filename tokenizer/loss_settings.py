@@ -16,6 +16,8 @@ class Losses:
 
     pixels: Literal["mse", "l1"] = "mse"
     """Squared (mse) or absolute (l1) error of pixels in [-1, 1]."""
+    motion: float = 0.0
+    """Weight of the squared error of the differences between frames. It keeps more of the motion in the codes."""
     lpips: float = 0.0
     """Weight of the perceptual distance LPIPS; a weight above 0 needs --loss.lpips_weights."""
     lpips_weights: Path | None = None
@@ -38,8 +40,9 @@ class Losses:
             raise ValueError(f"loss.pixels is {self.pixels!r}, but must be mse or l1")
         if self.discriminator not in ("none", "patch", "3d"):
             raise ValueError(f"loss.discriminator is {self.discriminator!r}, but must be none, patch or 3d")
-        if not 0 <= self.lpips < math.inf:
-            raise ValueError(f"loss.lpips is {self.lpips}, but must be finite and at least 0")
+        for name in ("motion", "lpips"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}, but must be finite and at least 0")
         if self.lpips and self.lpips_weights is None:
             raise ValueError("loss.lpips needs --loss.lpips_weights, the folder with the published weights")
         if self.lpips_weights is not None and not self.lpips:

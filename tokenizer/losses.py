@@ -62,6 +62,9 @@ class Reconstruction(nn.Module):
         squared = _mean(error_BTHWC.square().mean((1, 2, 3, 4)), real_B)
         error = squared if self._losses.pixels == "mse" else _mean(error_BTHWC.abs().mean((1, 2, 3, 4)), real_B)
         numbers = {"psnr": psnr(squared.detach()), "quantizer": quantizer}
+        # A clip of one frame has no motion.
+        if self._losses.motion and error_BTHWC.shape[1] > 1:
+            error = error + self._losses.motion * _mean(error_BTHWC.diff(dim=1).square().mean((1, 2, 3, 4)), real_B)
         if self.lpips is not None:
             frames_NCHW = rearrange(video_BTHWC, "b t h w c -> (b t) c h w")
             reconstructed_NCHW = rearrange(out["video"].float(), "b t h w c -> (b t) c h w")

@@ -52,6 +52,7 @@ LATER: dict[str, Any] = {
     "clip.seconds": None,
     "clip.span": None,
     "loss.discriminator_betas": None,
+    "loss.motion": 0.0,
     "objective.init_args.dropped_only": False,
     "pretrain": 0,
     "pretrain_seeds": 1,

@@ -52,6 +52,7 @@ def test_code_health_of_known_counts(counts: list[int], perplexity: float, usage
 @pytest.mark.parametrize(
     "settings, reason",
     [
+        ({"motion": -0.1}, "loss.motion is -0.1"),
         ({"lpips": -0.1}, "loss.lpips is -0.1"),
         ({"lpips": math.nan}, "loss.lpips is nan"),
         ({"lpips": math.inf, "lpips_weights": Path("w")}, "loss.lpips is inf"),
@@ -117,6 +118,21 @@ def test_the_loss_is_the_sum_of_pixel_error_and_quantizer_loss(quantizer: str, k
     assert set(results) == {"loss", "psnr", "quantizer", "code_usage", "dead_codes", "perplexity"}
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_motion_is_the_error_of_the_differences_between_frames(frames: int) -> None:
+    tokenizer = build("vq3d-1x8x8-fsq240")
+    clips = pixels(2, frames, 16, 16)
+    plain = Reconstruction(tokenizer, Losses())(batch_of(clips))["loss"]
+    results = Reconstruction(tokenizer, Losses(motion=3.0))(batch_of(clips))["loss"]
+    video = tokenizer(clips)["video"]
+    moved = [
+        (video[:, t + 1] - video[:, t]) - (to_float(clips)[:, t + 1] - to_float(clips)[:, t]) for t in range(frames - 1)
+    ]
+    expected = torch.stack(moved).square().mean().item() if moved else 0.0
+    assert results.item() == pytest.approx(plain.item() + 3 * expected, rel=1e-4)
+    assert (expected > 0) == (frames > 1)
+
+
 def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
     tokenizer = build("vq3d-2x8x8-fsq240")
     clips = pixels(2, 4, 32, 16)
@@ -143,7 +159,7 @@ def test_lpips_is_added_with_its_weight(lpips_weights: Path) -> None:
     assert not any(name.startswith("lpips") for name in module.state_dict())
 
 
-@pytest.mark.parametrize("settings", [{}, {"pixels": "l1"}, {"lpips": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"pixels": "l1"}, {"motion": 4.0}, {"lpips": 0.5}])
 def test_clips_of_damaged_videos_do_not_count(settings: dict[str, Any], lpips_weights: Path) -> None:
     tokenizer = build("vq3d-2x8x8-fsq240").train()  # its spread loss is a statistic of all clips
     module = Reconstruction(tokenizer, Losses(lpips_weights=lpips_weights if "lpips" in settings else None, **settings))

@@ -43,6 +43,7 @@ def test_earlier_runs_keep_their_names(schema: type, flags: list[str], name: str
         (Tokenize, "--clip.fps=2"),
         (Tokenize, "--clip.scales=[1,0.5]"),
         (TrainTokenizer, "--loss.discriminator_betas=[0.5,0.9]"),
+        (TrainTokenizer, "--loss.motion=4"),
     ],
 )
 def test_other_values_of_these_settings_change_the_name(schema: type, flag: str) -> None:
