@@ -167,7 +167,9 @@ class Decoder:
             return self._format in ("mpeg", "mpegts")
         if codes.isdisjoint(("key", "picture")):
             return packet is self._early[0] and self._may_begin_with_a_rest()
-        return "key" not in codes
+        # The rest of a picture whose header is overwritten and the next picture are one packet.
+        begins_with_rest = self._codec.name in _SILENT and not bytes(packet).lstrip(b"\0").startswith(b"\1")
+        return "key" not in codes and (not begins_with_rest or self._may_begin_with_a_rest())
 
     def _may_begin_with_a_rest(self) -> bool:
         """Return whether the file may begin with the end of a picture."""
