@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from data.recorded import to_record
 from data.sources import Source
 from pipelines.commands.compare import main as compare
-from pipelines.commands.tokenize import cache_writer, fill
+from pipelines.commands.tokenize import cache_writer, complete
 from pipelines.engine.config import parse, read_settings
 from pipelines.engine.console import say
 from pipelines.engine.recorded_tokenizer import tokenizer_to_record
@@ -75,8 +75,6 @@ def _cache_of(
     settings = Tokenize(videos=config.videos, tokenizer=name, clip=clip, precision=config.precision)
     writer = cache_writer(settings, source, tokenizer)
     if not writer.finished:
-        fill(accelerator, writer, settings, source, tokenizer.to(accelerator.device))
-        codebook_VC = tokenizer.codebook()
-        writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
+        complete(accelerator, writer, settings, source, tokenizer)
         writer.note({"tokenizer": tokenizer_to_record(name), "videos": to_record(config.videos)})
     return writer.folder, writer.spec.codes.clip_bytes

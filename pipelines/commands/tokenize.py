@@ -59,10 +59,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     if reused:
         say(accelerator, f"{writer.folder} is finished: nothing is left to do")
     else:
-        fill(accelerator, writer, config, source, tokenizer.to(accelerator.device))
-        if accelerator.is_main_process:
-            codebook_VC = tokenizer.codebook()
-            writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
+        complete(accelerator, writer, config, source, tokenizer)
     if accelerator.is_main_process:
         # A finished cache on a read-only disk stays usable.
         try:
@@ -165,6 +162,16 @@ def fill(
         writer.release_all()
     bar.close()
     accelerator.wait_for_everyone()
+
+
+def complete(
+    accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer
+) -> None:
+    """Make the shards that are missing, and finish the cache."""
+    fill(accelerator, writer, config, source, tokenizer.to(accelerator.device))
+    if accelerator.is_main_process:
+        codebook_VC = tokenizer.codebook()
+        writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
 
 
 def videos_ahead(config: Tokenize) -> int:
