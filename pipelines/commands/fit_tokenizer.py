@@ -113,15 +113,14 @@ def _clips(
         yield read_clip(source, video, clip, 0)
 
     clips: list[np.ndarray] = []
-    bar = progress(accelerator, len(rows), "fit_tokenizer")
-    with closing(ahead((source.videos[row] for row in rows), decoded, cores(accelerator), 1)) as videos:
+    decoding = ahead((source.videos[row] for row in rows), decoded, cores(accelerator), 1)
+    with progress(accelerator, len(rows), "fit_tokenizer") as bar, closing(decoding) as videos:
         for video, parts in videos:
             try:
                 clips += parts
             except DamagedVideo as damage:
                 skipped[video.path] = str(damage)
             bar.update()
-    bar.close()
     if not clips:
         path, reason = next(iter(skipped.items()))
         raise ValueError(f"none of the {len(skipped)} videos tried can be used; the first, {path}: {reason}")
