@@ -18,13 +18,14 @@ Transformer of arvideo, pre-trained on video with the objective {{ name }}.
 {% for fact, value in facts.items() -%}
 | {{ fact }} | {{ value }} |
 {% endfor %}
-To load this folder and compute the features of clips:
+To load this folder and compute the features of a video:
 
 ```python
-from ar_model import load_objective
+from pipelines.inference import load_model
 
-objective = load_objective("FOLDER")
-layers = objective.features(batch)  # a (B, L, D) tensor for each block
+features = load_model("FOLDER").features("video.mp4")
+features.tokens  # (layers, tokens, width)
+features.pooled  # (layers, width)
 ```
 """
 

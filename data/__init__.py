@@ -1,7 +1,8 @@
 """Videos, clips, the token cache, and batches from the cache. Importing the public names does not import torch."""
 
 from data.cache import DamagedCache, TokenCache
-from data.clips import ClipSpec, read_clip
+from data.clip_spec import ClipSpec
+from data.clips import read_clip
 from data.decoding import DamagedVideo
 from data.sources import load_source
 

@@ -10,105 +10,20 @@ Legend: V views, T frames, H W pixels, C colours.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 
+from data.clip_spec import MAX_FPS, ClipSpec
 from data.decoding import DamagedVideo, FrameStream, SizedFrame, iter_frames, read_sized_frames, resized
 from data.sources import Source, Video
 from data.timing import Timing
-
-MAX_FPS = 1000
-MAX_SECONDS = 10**6
-MIN_SCALE = 0.1
-MAX_PIXELS = 2**27
-"""Most pixels of a clip, counted in the square from which it is cropped: 402 MB."""
-MAX_STRIDE = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSpec:
-    """Settings for cutting clips from a video. Raises ValueError for a number out of range."""
-
-    frames: int = 16
-    """Frames of a clip. A shorter video is padded with its last frame; the padding is recorded."""
-    size: int = 64
-    """Side of the square crop in pixels. The short side of the video is resized to this size; the aspect ratio is kept."""
-    stride: int = 1
-    """Take every stride-th frame of the video."""
-    views: int | Literal["dense"] = 1
-    """Clips of each video. The first is cut from the middle; the others are drawn at random, seeded by the path. dense:
-    consecutive clips that cover the whole video."""
-    flip: bool = False
-    """Flip all views except the first horizontally, each at random."""
-    fps: float | None = None
-    """Resample the video to this number of frames per second, before stride is applied. A frame is repeated or left out according
-    to the time stamps. By default all frames are used."""
-    seconds: float | None = None
-    """Length of a clip in seconds, whatever the frame rate of the video: the same as fps with frames / seconds."""
-    span: Literal["video"] | None = None
-    """video: spread the frames of each clip over the whole video. Each view except the first is shifted in time by less than the
-    distance of two frames. By default a clip is a part of the video."""
-    scales: tuple[float, ...] | None = None
-    """Crop each view except the first at a scale drawn from this list: 0.875 crops a square whose side is 0.875 of the video's
-    short side, and resizes it to size. By default the side is the short side. Dense views are not scaled."""
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "size", "stride", "views"):
-            value = getattr(self, name)
-            if value != "dense" and value < 1:
-                raise ValueError(f"clip.{name} must be at least 1, got {value}")
-        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
-            raise ValueError(f"clip.fps must be above 0 and at most {MAX_FPS}, got {self.fps}")
-        if self.seconds is not None and not self.frames / MAX_FPS <= self.seconds <= MAX_SECONDS:
-            limits = f"at least {self.frames / MAX_FPS:g}, for {self.frames} frames, and at most {MAX_SECONDS}"
-            raise ValueError(f"clip.seconds must be {limits}, got {self.seconds}")
-        self._check_times()
-        if self.scales is not None:
-            # JSON and YAML have lists.
-            object.__setattr__(self, "scales", tuple(self.scales))
-            if not self.scales or not all(MIN_SCALE <= scale <= 1 for scale in self.scales):
-                raise ValueError(f"clip.scales must be numbers from {MIN_SCALE} to 1, got {list(self.scales)}")
-        if self.stride > MAX_STRIDE:
-            raise ValueError(f"clip.stride must be at most {MAX_STRIDE}, got {self.stride}")
-        # The clips of somebody else's cache are cut again, in memory.
-        longest = max(self.frames, self.size)
-        if longest > MAX_PIXELS or self.frames * (self.size / min(self.scales or (1,))) ** 2 > MAX_PIXELS:
-            scaled = f" at scale {min(self.scales)}" if self.scales else ""
-            sizes = f"{self.frames} frames of {self.size}x{self.size}{scaled}"
-            raise ValueError(f"clip.frames and clip.size must give at most {MAX_PIXELS} pixels, got {sizes}")
-
-    def _check_times(self) -> None:
-        """Raise ValueError if two settings determine the times of frames."""
-        if self.fps is not None and self.seconds is not None:
-            raise ValueError(f"clip.seconds {self.seconds:g} and clip.fps {self.fps:g} exclude each other")
-        if self.seconds is not None and self.stride != 1:
-            raise ValueError(f"clip.seconds {self.seconds:g} needs clip.stride 1, got {self.stride}")
-        if self.span is None:
-            return
-        if self.span != "video":
-            raise ValueError(f"clip.span must be video or null, got {self.span!r}")
-        others = {"fps": self.fps, "seconds": self.seconds, "stride": None if self.stride == 1 else self.stride}
-        for name, value in {**others, "views": "dense" if self.views == "dense" else None}.items():
-            if value is not None:
-                raise ValueError(f"clip.span video and clip.{name} {value} exclude each other")
-
-    @property
-    def rate(self) -> float | None:
-        """Frames per second to which videos are resampled, or None if all frames are used or spread over the video."""
-        return self.frames / self.seconds if self.seconds is not None else self.fps
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON content, which `ClipSpec(**content)` reads.
-
-        Settings without a value are left out, so that the keys of caches from before these settings stay.
-        """
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +73,10 @@ class Clips:
     views: tuple[View, ...]
 
 
+Choose = Callable[[Timing], Mapping[int, Collection[int]]]
+"""Choice of the frame numbers of a video, each with its short sides."""
+Read = Callable[[Choose], tuple[dict[tuple[int, int], np.ndarray], Timing]]
+"""Reading of the chosen frames, by number and short side, and of the timing; see `read_sized_frames`."""
 _COLUMNS = ("start", "real", "top", "left", "flip")
 
 
@@ -217,12 +136,72 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
     """
     if source.root is None and spec.rate is not None:
         raise ValueError("clip.fps and clip.seconds need a frame rate, which the built-in videos do not have")
-    return _dense_views(source, video, spec) if spec.views == "dense" else _drawn_views(source, video, spec, spec.views)
+    if spec.views == "dense":
+        return _dense_views(source, video, spec)
+    return _drawn_views(_read_of(source, video, spec), video.path, spec, spec.views)
 
 
-def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
+def clip_of_file(path: str | Path, spec: ClipSpec) -> tuple[np.ndarray, View]:
+    """Cut the canonical view of a video file, uint8 (spec.frames, spec.size, spec.size, 3), and return it with its position.
+
+    Raises FileNotFoundError if there is no such file, and DamagedVideo if it cannot be used.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such video file")
+    return _canonical(partial(read_sized_frames, Path(path), spec.size), spec)
+
+
+def clip_of_frames(frames_THWC: np.ndarray, spec: ClipSpec, rate: float | None = None) -> tuple[np.ndarray, View]:
+    """Cut the canonical view of a video in memory, uint8 (T, H, W, 3) of any length and size, as `read_clip` cuts a file.
+
+    Args:
+        rate: frames per second of the video. `spec.rate` needs it.
+
+    Returns the pixels, uint8 (spec.frames, spec.size, spec.size, 3), and their position.
+
+    Raises ValueError if the frames are not uint8 (T, H, W, 3), or `spec.rate` needs a rate.
+    """
+    if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or 0 in frames_THWC.shape:
+        kind = f"{frames_THWC.dtype} of shape {frames_THWC.shape}"
+        raise ValueError(f"a video in memory must be uint8 of shape (frames, height, width, 3), got {kind}")
+    if spec.rate is not None and not (rate and 0 < rate <= MAX_FPS):
+        needed = f"the rate of the video, above 0 and at most {MAX_FPS}"
+        raise ValueError(f"clips of {spec.rate:g} frames per second need {needed}, got {rate}")
+    timing = Timing(len(frames_THWC), rate)
+
+    def read(choose: Choose) -> tuple[dict[tuple[int, int], np.ndarray], Timing]:
+        frames: dict[tuple[int, int], np.ndarray] = {}
+        for number, sides in choose(timing).items():
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THWC[number]))
+            frames |= {(number, side): resized(frame, side) for side in sides}
+        return frames, timing
+
+    return _canonical(read, spec)
+
+
+def _canonical(read: Read, spec: ClipSpec) -> tuple[np.ndarray, View]:
+    pixels_THWC, cuts = _drawn_views(read, "", spec, 1)
+    assert isinstance(pixels_THWC, np.ndarray) and isinstance(cuts, ClipCuts)
+    return pixels_THWC, cuts.views[0]
+
+
+def _read_of(source: Source, video: Video, spec: ClipSpec) -> Read:
+    """Return the function that reads frames of a video of a source."""
+    if source.root is not None:
+        return partial(read_sized_frames, _listed_path(source, video), spec.size)
+
+    def render(choose: Choose) -> tuple[dict[tuple[int, int], np.ndarray], Timing]:
+        timing = _rendered_timing()
+        return {(number, side): pixels for number, side, pixels in _rendered(video, choose(timing))}, timing
+
+    return render
+
+
+def _drawn_views(read: Read, path: str, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
+    """Yield `count` views of a video and their positions. `path` seeds the random draws."""
+
     def views_in_time(total: int) -> list[View]:
-        return [_in_time(spec, video.path, v, total) for v in range(count)]
+        return [_in_time(spec, path, v, total) for v in range(count)]
 
     def choose(timing: Timing) -> dict[int, set[int]]:
         sides: dict[int, set[int]] = defaultdict(set)
@@ -231,16 +210,12 @@ def _drawn_views(source: Source, video: Video, spec: ClipSpec, count: int) -> It
                 sides[number].add(view.short_side)
         return dict(sides)
 
-    if source.root is None:
-        timing = _rendered_timing()
-        frames = {(number, side): pixels for number, side, pixels in _rendered(video, choose(timing))}
-    else:
-        frames, timing = read_sized_frames(_listed_path(source, video), spec.size, choose)
+    frames, timing = read(choose)
     views = []
     length = _length(spec, timing)
     for v, in_time in enumerate(views_in_time(length)):
         clip = [frames[number, in_time.short_side] for number in _frames_of(spec, timing, in_time)]
-        views.append(_in_space(spec, video.path, v, in_time, clip[0].shape[:2]))
+        views.append(_in_space(spec, path, v, in_time, clip[0].shape[:2]))
         yield _cut(clip, views[-1])
     rate = timing.rate_of(spec.frames) if spec.span else spec.rate or timing.rate
     yield ClipCuts(tuple(views), length, rate)

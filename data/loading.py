@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.cache import TokenCache
 from data.cache.index import ClipIndex
 from data.cache.storage import MEMORY
-from data.clips import ClipSpec, read_clips
+from data.clip_spec import ClipSpec
+from data.clips import read_clips
 from data.decoding import DamagedVideo
 from data.processes import end_with_parent, shielded
 from data.sources import Source

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.shards import DamagedCache, from_npy, to_npy
 
 KeepPixels = Literal["none", "raw", "jpeg"]

@@ -12,7 +12,8 @@ import torch
 
 from data.cache import TokenCache
 from data.cache.reader import JOINED
-from data.clips import ClipCuts, ClipSpec, iter_clips, read_clip
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, iter_clips, read_clip
 from data.decoding import DamagedVideo
 from data.recorded import locate
 from data.sources import Source, hold_out, load_source, spread

@@ -16,7 +16,7 @@ BELOW = {
     "pipelines": ["tokenizer", "data", "ar_model"],
 }
 """Packages that each package may import. `LAYERS` limits imports within pipelines."""
-LAYERS = ["settings", "engine", "evaluation", "reporting", "commands", "benchmarks", "gpu", ""]
+LAYERS = ["settings", "engine", "inference", "evaluation", "reporting", "commands", "benchmarks", "gpu", ""]
 """Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
     *("train_tokenizer", "fit_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),

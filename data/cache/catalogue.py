@@ -9,7 +9,7 @@ from typing import Any
 from data.cache.manifest import MALFORMED, MadeWith, Manifest, Plan
 from data.cache.spec import FORMAT
 from data.cache.storage import Folder, is_address, read_json
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.schema import conform, short
 from data.shards import DamagedCache
 from data.text import one_line

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 import numpy as np
 from xxhash import xxh3_64_digest
 
-from data.cache.layout import CodeLayout
+from data.cache.layout import CodeLayout, valid_slices
 from data.cache.manifest import Facts, Manifest, refuse_malformed
 from data.cache.spec import FORMAT, key_of
 from data.cache.storage import Files, read_json
-from data.clips import ClipSpec, recorded_views
+from data.clip_spec import ClipSpec
+from data.clips import recorded_views
 from data.files import sha256_of
 from data.json_text import parse_json
 from data.schema import conform, short
@@ -245,9 +246,7 @@ class ClipIndex:
         clip, slices = self._clip, self._layout.grid[0]
         earlier_B = views_B * clip.frames if clip.views == "dense" else 0
         frames_B = np.clip((self._frames_N[rows_B] - 1) // clip.stride + 1 - earlier_B, 1, clip.frames)
-        if _causal(clip.frames, slices):
-            return 1 + -(-(frames_B - 1) * (slices - 1) // max(1, clip.frames - 1))
-        return -(-frames_B * slices // clip.frames)
+        return valid_slices(frames_B, clip.frames, slices)
 
     def gather(self, rows_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Read one view of each video of a batch: codes (B, t, h, w) or (B, t, h, w, G) in the dtype of the cache, writable.
@@ -281,14 +280,6 @@ class ClipIndex:
         row, view = int(rows_B[i]), int(views_B[i])
         where = f"{self._files.address}/{self._names[self.shard_N[row]]}"
         raise DamagedCache(f"{where}: view {view} of video {row} is damaged; see `python -m data.cache verify`")
-
-
-def _causal(frames: int, slices: int) -> bool:
-    """Return whether the tokenizer is causal: one slice for the first frame, and one slice per 2^n further frames."""
-    if frames % slices:
-        return True
-    stride, rest = divmod(frames - 1, max(1, slices - 1))
-    return slices > 1 and rest == 0 and stride.bit_count() == 1
 
 
 def _integers(values: Any) -> np.ndarray:

@@ -100,3 +100,24 @@ class CodeLayout:
         sizes_G = np.array(self.vocabularies)
         first_G = np.cumsum(sizes_G) - sizes_G
         return codes.astype(np.int64) + (first_G if self.codes_per_place > 1 else 0)
+
+
+def valid_slices(frames_B: np.ndarray, frames: int, slices: int) -> np.ndarray:
+    """Return the number of time slices of codes with valid frames, (B,). Later slices contain only padding.
+
+    Args:
+        frames_B: number of valid frames of each clip, from 1 to `frames`.
+        frames: number of frames of a clip.
+        slices: number of places along time of a clip.
+    """
+    if _causal(frames, slices):
+        return 1 + -(-(frames_B - 1) * (slices - 1) // max(1, frames - 1))
+    return -(-frames_B * slices // frames)
+
+
+def _causal(frames: int, slices: int) -> bool:
+    """Return whether the tokenizer is causal: one slice for the first frame, and one slice per 2^n further frames."""
+    if frames % slices:
+        return True
+    stride, rest = divmod(frames - 1, max(1, slices - 1))
+    return slices > 1 and rest == 0 and stride.bit_count() == 1

@@ -13,7 +13,7 @@ import numpy as np
 from data.cache.reader import JOINED, TokenCache
 from data.cache.spec import CacheSpec
 from data.cache.writer import CacheWriter
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.sources import Video
 
 

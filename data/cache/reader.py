@@ -18,7 +18,8 @@ from data.cache.index import ClipIndex, ShardIndex, open_shards, read_manifest
 from data.cache.layout import CodeLayout
 from data.cache.manifest import MadeWith, refuse_malformed
 from data.cache.storage import Files, Folder, open_files, read_json
-from data.clips import ClipSpec, View, recorded_views
+from data.clip_spec import ClipSpec
+from data.clips import View, recorded_views
 from data.pixels import unpack_pixels
 from data.schema import conform
 from data.shards import DamagedCache, sample_id

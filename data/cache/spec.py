@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.cache.layout import CodeLayout
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.decoding import VERSION
 from data.files import compact, sha256_of
 from data.pixels import JPEG_QUALITY, KeepPixels

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from data.ahead import ahead
 from data.cache import TokenCache
-from data.clips import ClipCuts, ClipSpec
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts
 from data.sources import Source, Video
 from pipelines.benchmarks import Row, comparison
 from pipelines.benchmarks.synthetic import decoded_clips, synthetic_cache

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from ar_model.costs import cost_of
 from ar_model.objectives import VideoMAE
 from data.cache import TokenCache
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.loading import Batch, BatchPlan, ClipDataset, TokenDataset, batches
 from data.sources import Source
 from pipelines.benchmarks import Row, comparison, in_new_process

@@ -9,7 +9,8 @@ import numpy as np
 
 from data.cache import CacheSpec, CacheWriter
 from data.cache.layout import CodeLayout
-from data.clips import ClipCuts, ClipSpec, View
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, View
 from data.sources import Source, Video
 from pipelines.engine.encoding import DecodedClip, decode
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import Source
 from pipelines.benchmarks import Row, comparison, in_new_process

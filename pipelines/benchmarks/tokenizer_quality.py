@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.loading import Batch
 from data.source_clips import held_out_clips
 from data.sources import Source, training_rows

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from data.ahead import ahead
-from data.clips import ClipSpec, read_clip
+from data.clip_spec import ClipSpec
+from data.clips import read_clip
 from data.decoding import DamagedVideo
 from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, Video, load_source, spread, training_rows

@@ -23,8 +23,10 @@ from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import check_compiler
 from pipelines.engine.memory import peak_memory, reset_peak_memory
 from pipelines.engine.plan import plan
+from pipelines.engine.preprocessing import record_preprocessing
 from pipelines.engine.run import Run
 from pipelines.engine.training import fit, make_accelerator, plan_parts
+from pipelines.inference.snippet import snippet
 from pipelines.settings.pretrain_ar import Pretrain
 
 VALIDATION_CLIPS = 512
@@ -83,6 +85,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         **{name: f"{value:.4f} on {measured_on}" for name, value in result.losses.items()},
     }
     _save(accelerator, config, cache, objective, run.folder / "model", facts)
+    say(accelerator, f"features of a video in Python:\n{snippet(run.folder)}")
     summary = {
         "run": str(run.folder),
         "objective": name,
@@ -108,7 +111,7 @@ def _save(
     folder: Path,
     training: Mapping[str, str] | None = None,
 ) -> None:
-    """Save the model with its current weights in a folder that `load_objective` reads, with facts for its model card."""
+    """Save the model with its current weights in a folder that `load_model` reads. `training`: facts for its model card."""
     weights = gathered(objective.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         # FSDP has replaced the modules of the objective: load the weights into a new one.
@@ -116,6 +119,8 @@ def _save(
             trained = config.objective(code_spec(cache))
         trained.load_state_dict(weights)
         trained.save(folder, training)
+        # Snapshots are many, and need no copies.
+        record_preprocessing(cache, folder, copy_tokenizer=training is not None and not trained.sees_pixels)
 
 
 def check_pairs(objective: Objective, config: Pretrain) -> None:

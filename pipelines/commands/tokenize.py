@@ -18,7 +18,8 @@ from data.cache import CacheSpec, CacheWriter, TokenCache
 from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
 from data.cache.writer import CodeShard
-from data.clips import ClipCuts, ClipSpec
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts
 from data.recorded import to_record
 from data.sources import Source, Video, load_source
 from pipelines.commands.fit_tokenizer import fitted, is_unfitted

@@ -12,7 +12,8 @@ from itertools import chain
 import numpy as np
 import torch
 
-from data.clips import ClipCuts, ClipSpec, iter_clips
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, iter_clips
 from data.decoding import DamagedVideo
 from data.pixels import KeepPixels, pack_pixels
 from data.sources import Source, Video

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from accelerate import Accelerator
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.engine.config import recorded_group
 from pipelines.engine.console import say
 

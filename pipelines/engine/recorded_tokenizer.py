@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from data.cache import TokenCache
 from data.recorded import locate, to_record
@@ -16,8 +17,12 @@ def tokenizer_to_record(source: str) -> str:
 
 def recorded_tokenizer(cache: TokenCache) -> str:
     """Return the source of the tokenizer that made a cache, with its folder where it is now."""
-    near = () if cache.remote else (cache.address,)
-    kind, folder, option = _parts(cache.made_with["tokenizer"])
+    return locate_tokenizer(cache.made_with["tokenizer"], *(() if cache.remote else (cache.address,)))
+
+
+def locate_tokenizer(recorded: str, *near: str | Path) -> str:
+    """Return a recorded source of `load_tokenizer` with its folder where it is now; see `locate`."""
+    kind, folder, option = _parts(recorded)
     return f"{kind}{locate(folder, *near)}{option}"
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.sources import load_source
 from pipelines.benchmarks import Row, tokenizer_cuda
 from pipelines.gpu.commands import start, summary

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.sources import BUILTIN
 
 

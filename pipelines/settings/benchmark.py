@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.settings import check_clip
 
 

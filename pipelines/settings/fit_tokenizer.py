@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.settings import check_at_least_1, check_clip
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.pixels import KeepPixels, check_jpeg_height
 from pipelines.settings import check_at_least_1, check_clip, recorded_in
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.settings import check_clip, class_setting
 from pipelines.settings.training import Training
 from tokenizer.loss_settings import Losses

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.clips import Clips, ClipSpec, View, describe, read_clips, recorded_views
+from data.clip_spec import ClipSpec
+from data.clips import Clips, View, describe, read_clips, recorded_views
 from data.decoding import DamagedVideo, read_frames
 from data.moving_digits import render
 from data.sources import Source, Video, load_source

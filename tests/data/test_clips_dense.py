@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.cache import CacheWriter, TokenCache
-from data.clips import ClipCuts, ClipSpec, View, iter_clips, read_clip, read_clips
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, View, iter_clips, read_clip, read_clips
 from data.decoding import DamagedVideo
 from data.loading import BatchPlan, TokenDataset, evaluation_batches
 from data.shards import sample_id

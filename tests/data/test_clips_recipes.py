@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from data.cache import CacheSpec, CacheWriter, TokenCache
-from data.clips import ClipCuts, ClipSpec, View, describe, iter_clips, read_clip, read_clips, recorded_views
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, View, describe, iter_clips, read_clip, read_clips, recorded_views
 from data.decoding import DamagedVideo, read_frames
 from data.pixels import pack_pixels
 from data.source_clips import clips_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.clips import ClipCuts, ClipSpec, describe, iter_clips, read_clip, read_clips, recorded_views
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, describe, iter_clips, read_clip, read_clips, recorded_views
 from data.sources import Source, load_source
 from data.timing import Timing
 from tests.helpers.videos import frame_numbers, make_video, numbered_frames

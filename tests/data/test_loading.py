@@ -13,7 +13,8 @@ import torch
 
 import data.loading
 from data.cache import TokenCache
-from data.clips import ClipSpec, read_clips
+from data.clip_spec import ClipSpec
+from data.clips import read_clips
 from data.loading import Batch, BatchPlan, ClipDataset, Draw, TokenDataset, batches, evaluation_batches, pick_view
 from data.sources import Source, load_source
 from tests.helpers.caches import make_cache

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.decoding import DamagedVideo
 from data.source_clips import held_out_clips, nothing_held_out
 from data.sources import Source, Video, hold_out

@@ -13,7 +13,8 @@ from xxhash import xxh3_64_digest
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
 from data.cache.layout import CodeLayout
 from data.cache.spec import sha256_of
-from data.clips import ClipCuts, ClipSpec, View
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, View
 from data.files import write_json
 from data.shards import sample_id
 from data.sources import Video

@@ -34,7 +34,7 @@ def make_cache(
     """
     from data.cache import CacheSpec, CacheWriter
     from data.cache.layout import CodeLayout
-    from data.clips import ClipSpec
+    from data.clip_spec import ClipSpec
     from data.pixels import pack_pixels
     from data.shards import sample_id
     from data.sources import Video

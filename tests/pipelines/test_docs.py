@@ -87,13 +87,14 @@ def _check_pipeline(script: str, flags: list[str]) -> None:
 
 
 @pytest.fixture
-def names(answers: dict[str, Any]) -> dict[str, str]:
+def names(answers: dict[str, Any], video_folder: Path) -> dict[str, str]:
     """Placeholders in the docs, and the values that replace them here."""
     return {
         "TOKENIZER_RUN": answers["train_tokenizer"]["run"],
         "RUN": answers["pretrain_ar"]["run"],
         "CACHE": answers["tokenize"]["cache"],
         "VIDEOS": "builtin:moving-digits:24:16",
+        "VIDEO": str(video_folder / "left" / "clip 0.mp4"),
     }
 
 
@@ -106,7 +107,7 @@ SNIPPETS = [
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_every_python_snippet_runs(snippet: str, finished_project: Path, names: dict[str, str]) -> None:
-    code = re.sub(r"\b(TOKENIZER_RUN|RUN|CACHE|VIDEOS)\b", lambda match: names[match[0]], snippet)
+    code = re.sub(r"\b(TOKENIZER_RUN|RUN|CACHE|VIDEOS|VIDEO)\b", lambda match: names[match[0]], snippet)
     python(finished_project, "-c", code)
 
 

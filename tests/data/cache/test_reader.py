@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.cache import CacheWriter, TokenCache, find_cache
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.pixels import pack_pixels, unpack_pixels
 from data.shards import DamagedCache, sample_id
 from data.sources import Video

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from data.cache import TokenCache
-from data.clips import ClipSpec, read_clips
+from data.clip_spec import ClipSpec
+from data.clips import read_clips
 from data.sources import Source, Video, load_source
 from tests.helpers.cache_contents import expected_codes
 from tests.helpers.caches import MakeCache

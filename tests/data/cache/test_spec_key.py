@@ -18,7 +18,7 @@ import data.cache.spec
 from data.cache import CacheSpec, CacheWriter, TokenCache, key_of
 from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.sources import load_source
 from tests.helpers.cache_contents import SPEC, VIDEOS, files_of, filled, in_a_child
 from tests.helpers.caches import MakeCache

@@ -11,7 +11,8 @@ import pytest
 
 from data.cache import CacheWriter, TokenCache
 from data.cache.merge import merge
-from data.clips import ClipSpec, read_clips
+from data.clip_spec import ClipSpec
+from data.clips import read_clips
 from data.decoding import DamagedVideo
 from data.sources import Video, load_source
 from tests.helpers.cache_contents import SPEC, files_of

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.files import write_json
 from data.source_clips import held_out_clips
 from data.sources import load_source

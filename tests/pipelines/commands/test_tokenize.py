@@ -12,7 +12,7 @@ import torch
 
 from data.ahead import ahead
 from data.cache import TokenCache
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.sources import load_source
 from pipelines.engine.encoding import Decoded, Encoder, decode
 from tests.helpers.commands import DIGITS, TINY_MODEL, last_line, start, start_ranks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.engine.config import recorded_group

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.engine import checkpoints, training

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.engine.config import load_yaml, parse
 from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
 from pipelines.settings.tokenize import Tokenize

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from data.clips import ClipSpec
+from data.clip_spec import ClipSpec
 from pipelines.engine.recorded_clip import say_recorded_clip
 
 TRAINED = ClipSpec(frames=8, size=32, stride=2, views=4, fps=12.5, scales=(1, 0.75))

@@ -1,0 +1,105 @@
+"""Preprocessing of a pre-trained model's input: clips and tokenizer. A run records it in the folder of its model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from data.cache import TokenCache
+from data.clip_spec import ClipSpec
+from data.files import write_json
+from data.recorded import to_record
+from data.schema import conform
+from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, locate_tokenizer, recorded_tokenizer
+from pipelines.engine.run import read_json
+from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
+
+FILE = "preprocessing.json"
+_COPY = "tokenizer"
+"""Folder with a copy of the tokenizer, in the folder of a model."""
+
+
+class _Content(TypedDict):
+    """preprocessing.json."""
+
+    clip: dict[str, Any]
+    tokenizer: str
+    fingerprint: str
+    cache: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Clips and tokenizer of the cache that a model was trained on.
+
+    `tokenizer`: source of `load_tokenizer`; `fingerprint`: that of the tokenizer; `cache`, `key`: folder or address of the
+    cache, and its key.
+    """
+
+    clip: ClipSpec
+    tokenizer: str
+    fingerprint: str
+    cache: str
+    key: str
+
+    @classmethod
+    def of(cls, cache: TokenCache) -> "Preprocessing":
+        """Return the preprocessing of a cache."""
+        address = cache.address if cache.remote else to_record(cache.address)
+        return cls(cache.clip, recorded_tokenizer(cache), cache.spec["tokenizer"], address, cache.key)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Preprocessing":
+        """Read the preprocessing from the folder of a model. Raises a ValueError if the file is malformed."""
+        content: _Content = conform(read_json(folder / FILE), _Content, f"{folder}/{FILE}")
+        try:
+            clip = ClipSpec(**content["clip"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder}/{FILE}: clip: {error}") from None
+        return cls(clip, content["tokenizer"], content["fingerprint"], content["cache"], content["key"])
+
+    def write(self, folder: Path) -> None:
+        """Write the preprocessing into the folder of a model."""
+        write_json(folder / FILE, {**asdict(self), "clip": self.clip.to_json()})
+
+
+def record_preprocessing(cache: TokenCache, folder: Path, *, copy_tokenizer: bool) -> None:
+    """Write the preprocessing of a cache into the folder of a model.
+
+    `copy_tokenizer`: copy the tokenizer, too, if it is one of this project, so that the folder can be used anywhere. A tokenizer
+    that is not found, or is of another kind, is only recorded.
+    """
+    Preprocessing.of(cache).write(folder)
+    if not copy_tokenizer:
+        return
+    try:
+        tokenizer = load_recorded_tokenizer(cache, trust=False)
+    except ValueError:
+        return
+    if isinstance(tokenizer, VQ3D | Linear):
+        tokenizer.save_pretrained(folder / _COPY)
+
+
+def load_tokenizer_of(folder: Path, preprocessing: Preprocessing, source: str | None, *, trust: bool) -> VideoTokenizer:
+    """Load the tokenizer of a model.
+
+    Args:
+        folder: folder of the model.
+        source: where the tokenizer is; None takes the copy in the folder, or the recorded place.
+        trust: allow a tokenizer that contains code.
+
+    Raises:
+        ValueError: if it is not found, cannot be read, or is not the tokenizer of the model.
+    """
+    copy = folder / _COPY
+    if source is None:
+        source = str(copy) if copy.is_dir() else locate_tokenizer(preprocessing.tokenizer, folder)
+    try:
+        tokenizer = load_tokenizer(source, trust=trust, download=False)
+    except ValueError as error:
+        raise ValueError(f"the tokenizer of {folder} does not load (--tokenizer names its place): {error}") from None
+    if tokenizer.fingerprint() != preprocessing.fingerprint:
+        expected = preprocessing.fingerprint[:12]
+        found = tokenizer.fingerprint()[:12]
+        raise ValueError(f"{source}: is not the tokenizer of {folder}: its fingerprint is {found}, expected {expected}")
+    return tokenizer

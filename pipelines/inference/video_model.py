@@ -1,0 +1,133 @@
+"""Features of videos from a pre-trained model.
+
+Legend: B clips, T H W C frames, height, width, colours, t h w grid of tokens, S layers, L tokens, D width.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ar_model.inputs import Grid
+from ar_model.objectives import Objective, load_objective
+from data.cache import TokenCache
+from data.cache.layout import valid_slices
+from data.clip_spec import ClipSpec
+from data.clips import clip_of_file, clip_of_frames
+from pipelines.engine.encoding import reproducible
+from pipelines.engine.preprocessing import FILE, Preprocessing, load_tokenizer_of
+from pipelines.engine.run import cache_of
+from tokenizer import VideoTokenizer
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one clip.
+
+    `tokens`: output of every block, first to last, (layers, tokens, width), fp32, on the device of the model. The last t * h * w
+    tokens are those of the clip in raster order, with (t, h, w) = `grid`; VIMPAC has a clip token before them.
+    """
+
+    tokens: Tensor
+    grid: Grid
+
+    @property
+    def pooled(self) -> Tensor:
+        """Mean of the tokens of the clip in each layer, (layers, width)."""
+        return self.tokens[:, -math.prod(self.grid) :].mean(1)
+
+    @property
+    def slices(self) -> Tensor:
+        """Mean token of each time slice in each layer, (layers, time slices, width)."""
+        return self.tokens[:, -math.prod(self.grid) :].unflatten(1, (self.grid[0], -1)).mean(2)
+
+
+class VideoModel:
+    """A pre-trained model with its tokenizer and the clips of its training, see `load_model`."""
+
+    def __init__(self, objective: Objective, clip: ClipSpec, tokenizer: VideoTokenizer | None) -> None:
+        """Put the parts together. `tokenizer` is needed if the model reads codes."""
+        self.objective, self.tokenizer = objective.eval(), tokenizer
+        # Only the canonical view is read, which is not augmented.
+        self.clip = replace(clip, views=1, flip=False, scales=None)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.objective.parameters()).device
+
+    def to(self, device: str | torch.device) -> "VideoModel":
+        """Move the model and its tokenizer to a device."""
+        self.objective.to(device)
+        if self.tokenizer is not None:
+            self.tokenizer.to(device)
+        return self
+
+    def features(self, video: str | Path | np.ndarray | Tensor, rate: float | None = None) -> Features:
+        """Return the features of the canonical clip of a video, from its middle, as `tokenize` cuts it.
+
+        Args:
+            video: path of a video file, or frames in memory, uint8 (frames, height, width, 3) in RGB, of any length and size.
+            rate: frames per second of frames in memory; needed if the clips of the training have a frame rate.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            DamagedVideo: if the file cannot be used.
+            ValueError: if frames in memory are of another type or shape, or lack a rate.
+        """
+        if isinstance(video, str | Path):
+            pixels_THWC, view = clip_of_file(video, self.clip)
+        else:
+            pixels_THWC, view = clip_of_frames(np.asarray(video), self.clip, rate)
+        return self.features_of_clips(torch.from_numpy(pixels_THWC)[None], np.array([view.real]))[0]
+
+    @torch.inference_mode()
+    def features_of_clips(self, pixels_BTHWC: Tensor, valid_B: np.ndarray) -> list[Features]:
+        """Return the features of clips of the size of `self.clip`, uint8 (B, T, H, W, 3).
+
+        `valid_B`: number of valid frames of each clip. The others repeat the last valid frame.
+        """
+        batch = self.batch(pixels_BTHWC, valid_B)
+        layers_SBLD = torch.stack(self.objective.features(batch))
+        grid = self.objective.grid_of(batch)
+        return [Features(tokens_SLD, grid) for tokens_SLD in layers_SBLD.unbind(1)]
+
+    def batch(self, pixels_BTHWC: Tensor, valid_B: np.ndarray) -> dict[str, Tensor]:
+        """Return the input of the objective, see `Objective`, on the device of the model."""
+        pixels_BTHWC = pixels_BTHWC.to(self.device)
+        if self.objective.sees_pixels:
+            return {"pixels_BTHWC": pixels_BTHWC}
+        assert self.tokenizer is not None
+        with reproducible():
+            codes_BTHW = self.tokenizer.encode(pixels_BTHWC)
+        slices_B = valid_slices(valid_B, pixels_BTHWC.shape[1], codes_BTHW.shape[1])
+        return {"codes_BTHW": codes_BTHW, "slices_B": torch.from_numpy(slices_B).to(self.device)}
+
+
+def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool = False) -> VideoModel:
+    """Load a pre-trained model with its preprocessing, on the CPU and in evaluation mode.
+
+        model = load_model("runs/RUN")
+        features = model.features("video.mp4")
+        features.tokens  # (layers, tokens, width)
+        features.pooled  # (layers, width)
+
+    Args:
+        folder: run folder of pretrain_ar, or the folder `model` in it, wherever it is now.
+        tokenizer: place of the tokenizer, if it is neither in the folder nor where it was.
+        trust: allow a tokenizer that contains code, such as TorchScript.
+
+    Raises:
+        ValueError: if the folder holds no pre-trained model, or its preprocessing or its tokenizer cannot be read.
+    """
+    folder = Path(folder)
+    model = folder / "model" if (folder / "model").is_dir() else folder
+    objective = load_objective(model)
+    # Runs of earlier versions have recorded only their cache.
+    recorded = (model / FILE).exists()
+    preprocessing = Preprocessing.read(model) if recorded else Preprocessing.of(TokenCache.open(cache_of(folder)))
+    reads_codes = not objective.sees_pixels
+    own = load_tokenizer_of(model, preprocessing, tokenizer, trust=trust) if reads_codes else None
+    return VideoModel(objective, preprocessing.clip, own)
