@@ -1,6 +1,8 @@
 """Text for users: tables, sizes, error messages in one line, printable names, names that look alike."""
 
+import os
 import re
+import sys
 import unicodedata
 
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
@@ -102,3 +104,14 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def print_text(text: str) -> None:
+    """Print a text on stdout. Names in it may have characters that the terminal's encoding lacks, and `| head` may close it."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Without this line, Python reports the error again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ from data.cache import TokenCache, find_cache
 from data.cache.catalogue import Entry, list_caches
 from data.cache.merge import merge
 from data.shards import DamagedCache
-from data.text import one_line, printable, printable_lines, size, table
+from data.text import one_line, print_text, printable, printable_lines, size, table
 
 NAME = "python -m data.cache"
 CACHE = "Folder, address, or beginning of the name or key of a cache"
@@ -40,14 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(130)
-    # Names of videos may contain characters that do not exist in the terminal's encoding.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    print(json.dumps(content) if arguments.json else printable_lines(text))
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has closed the pipe. Without this line, Python reports the error again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_text(json.dumps(content) if arguments.json else printable_lines(text))
     sys.exit(code)
 
 
@@ -96,14 +88,23 @@ def _list(arguments: argparse.Namespace) -> Answer:
 
 def _row(entry: Entry) -> list[str]:
     clip = entry.clip
-    rate = f" at {clip['fps']:g} fps" if clip and clip["fps"] else ""
-    cut = f"{clip['frames']}x{clip['size']}²{rate}, stride {clip['stride']}, views: {clip['views']}" if clip else "?"
+    cut = f"{clip['frames']}x{clip['size']}²{_times(clip)}, views: {clip['views']}" if clip else "?"
     skipped = f" ({entry.skipped} skipped)" if entry.skipped else ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
     videos, *counts = ["?" if n is None else f"{n:,}" for n in (entry.videos, entry.clips, entry.codes)]
     names = [entry.made_of or "?", entry.tokenizer or "?"]
     origin = [name if len(name) <= 40 else f"…{name[-39:]}" for name in names]
     return [entry.name, entry.state, f"{videos}{skipped}", *counts, size(entry.bytes), cut, *origin, when]
+
+
+def _times(clip: Mapping[str, Any]) -> str:
+    """Describe the times of the frames of a clip."""
+    if clip["span"]:
+        return " over the video"
+    if clip["seconds"]:
+        return f" in {clip['seconds']:g} s"
+    rate = f" at {clip['fps']:g} fps" if clip["fps"] else ""
+    return f"{rate}, stride {clip['stride']}"
 
 
 def _show(arguments: argparse.Namespace) -> Answer:

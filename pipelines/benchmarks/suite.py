@@ -26,7 +26,7 @@ from pipelines.benchmarks import (
     tokenizer_quality,
 )
 from pipelines.engine.device import device_name, start_accelerator
-from pipelines.engine.run import RUNS
+from pipelines.engine.run_files import RUNS
 from pipelines.settings.benchmark import Benchmark
 
 

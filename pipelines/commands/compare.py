@@ -22,7 +22,8 @@ from pipelines.engine.code_spec import code_spec, with_likelihood
 from pipelines.engine.config import parse
 from pipelines.engine.console import progress, say, say_newest
 from pipelines.engine.device import device_name, resolve_precision, start_accelerator
-from pipelines.engine.run import Run, metrics_of, read_json
+from pipelines.engine.run import Run
+from pipelines.engine.run_files import metrics_of, read_json
 from pipelines.engine.sweep import Job, run_in_parallel, train
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.collapse import collapse_warning

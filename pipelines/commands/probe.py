@@ -18,7 +18,8 @@ from data.files import sha256_of
 from data.schema import conform
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
-from pipelines.engine.run import Run, cache_of, find_run, summary_of
+from pipelines.engine.run import Run
+from pipelines.engine.run_files import cache_of, find_run, summary_of
 from pipelines.engine.summaries import Pretraining
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.errors import accuracy_with_error, difference

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.engine.console import say
 from pipelines.engine.device import start_accelerator
-from pipelines.engine.run import find_run
+from pipelines.engine.run_files import find_run
 from pipelines.reporting.run_page import write_run_page
 from pipelines.settings.report import Report
 

@@ -15,7 +15,8 @@ from data.source_clips import NOTHING_HELD_OUT, held_out_clips, nothing_held_out
 from data.sources import Source, load_source, training_rows
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.console import say, say_notes
-from pipelines.engine.run import Run, metrics_of, read_json
+from pipelines.engine.run import Run
+from pipelines.engine.run_files import metrics_of, read_json
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.evaluation.collapse import CollapseAlarm
 from pipelines.evaluation.reconstruction import VALIDATION_CLIPS, reconstruct

@@ -10,7 +10,7 @@ from data.files import write_json
 from data.recorded import to_record
 from data.schema import conform
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, locate_tokenizer, recorded_tokenizer
-from pipelines.engine.run import read_json
+from pipelines.engine.run_files import read_json
 from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
 
 FILE = "preprocessing.json"

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from data.processes import end_with_parent, shielded
 from pipelines.engine.console import progress
-from pipelines.engine.run import summary_of
+from pipelines.engine.run_files import summary_of
 from pipelines.engine.signals import Stopped, child_environment, no_deadline
 
 _MAX_PARALLEL = 4

@@ -25,7 +25,8 @@ from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
 from pipelines.engine.learning_rate import lr_at
 from pipelines.engine.non_finite import NonFiniteGuard
-from pipelines.engine.run import Run, metrics_of
+from pipelines.engine.run import Run
+from pipelines.engine.run_files import metrics_of
 from pipelines.engine.sharding import name_layers
 from pipelines.engine.signals import no_deadline
 from pipelines.engine.step import Losses, train_step

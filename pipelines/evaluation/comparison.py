@@ -12,7 +12,7 @@ import numpy as np
 
 from data.cache import TokenCache
 from data.schema import conform
-from pipelines.engine.run import summary_of
+from pipelines.engine.run_files import summary_of
 from pipelines.engine.summaries import ComparedRun
 from pipelines.engine.sweep import Job
 from pipelines.evaluation.errors import difference, mean_over_seeds

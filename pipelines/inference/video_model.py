@@ -19,7 +19,7 @@ from data.clip_spec import ClipSpec
 from data.clips import clip_of_file, clip_of_frames
 from pipelines.engine.encoding import reproducible
 from pipelines.engine.preprocessing import FILE, Preprocessing, load_tokenizer_of
-from pipelines.engine.run import cache_of
+from pipelines.engine.run_files import cache_of
 from tokenizer import VideoTokenizer
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ar_model.folds import folds_in_words
 from data.schema import conform
-from pipelines.engine.run import environment_of
+from pipelines.engine.run_files import environment_of
 from pipelines.engine.summaries import Comparison
 from pipelines.evaluation.comparison import RANKING
 from pipelines.reporting.pages import mean_with_error, pretraining_in_words, write_page

@@ -19,7 +19,7 @@ from data.source_clips import canonical_clips
 from data.sources import hold_out
 from pipelines.engine.bit_rate import bits_per_second, fixed_bits
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorded_tokenizer
-from pipelines.engine.run import RUNS, cache_of, metrics_of, read_json
+from pipelines.engine.run_files import RUNS, cache_of, metrics_of, read_json
 from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
 from pipelines.evaluation.collapse import collapse_warning
 from pipelines.inference.snippet import snippet

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.cache import TokenCache
+from data.cache.catalogue import Entry
 from data.cache.reader import find_row
+from data.cache.tool import _row
+from data.clip_spec import ClipSpec
 from data.shards import sample_id
 from data.sources import Video
 from tests.helpers.cache_contents import damage_clip
@@ -50,6 +54,20 @@ def caches(tmp_path: Path, make_cache: MakeCache) -> Path:
     (folder / "made_with.json").write_text('{"videos": "my videos", "tokenizer": "my tokenizer"}')
     make_cache(tmp_path / "caches", 9, name="partial", only_shards=[0], finish=False)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"stride": 2}, "16x64², stride 2,"),
+        ({"fps": 12.5}, "16x64² at 12.5 fps, stride 1,"),
+        ({"seconds": 2.0}, "16x64² in 2 s,"),
+        ({"span": "video"}, "16x64² over the video,"),
+    ],
+)
+def test_list_shows_the_times_of_the_frames_of_a_clip(settings: dict[str, Any], text: str) -> None:
+    entry = Entry("cache", "complete", 1, 0.0, clip=asdict(ClipSpec(**settings)))
+    assert any(text in cell for cell in _row(entry))
 
 
 def test_list_shows_finished_and_unfinished_caches(caches: Path) -> None:

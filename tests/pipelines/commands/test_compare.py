@@ -17,7 +17,7 @@ from pipelines.commands import compare
 from pipelines.commands.pretrain_ar import warnings_of
 from pipelines.engine.code_spec import code_spec
 from pipelines.engine.config import read_settings
-from pipelines.engine.run import read_json
+from pipelines.engine.run_files import read_json
 from pipelines.evaluation.comparison import PROBES, Entry
 from pipelines.reporting.comparison_page import bits_by_conditioning
 from pipelines.settings.pretrain_ar import Pretrain

@@ -13,7 +13,7 @@ from data.clip_spec import ClipSpec
 from data.source_clips import held_out_clips
 from data.sources import load_source
 from pipelines.engine.config import recorded_group
-from pipelines.engine.run import metrics_of
+from pipelines.engine.run_files import metrics_of
 from tests.helpers.commands import TINIEST, TINY_TOKENIZER, Call, last_line, start_ranks
 from tests.pipelines.engine.test_cpu_processes import processes
 from tokenizer import VQ3D, load_tokenizer

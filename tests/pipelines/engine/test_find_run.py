@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.engine.run import find_run
+from pipelines.engine.run_files import find_run
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,9 @@ def test_a_run_of_an_earlier_version_uses_its_cache(project: Path, video_folder:
     assert torch.equal(features.tokens, cached_tokens(project, "left/clip 1.mkv"))
 
 
-def test_padding_of_a_short_video_reaches_the_objective(call: Call, project: Path, make_video: Callable[..., Path]) -> None:
+def test_padding_of_a_short_video_reaches_the_objective(
+    call: Call, project: Path, make_video: Callable[..., Path]
+) -> None:
     call("pretrain_ar", *_vimpac(), "--out", "vimpac")
     frames = [np.full((32, 32, 3), 99, np.uint8)] * 4
     file = make_video(project / "short.mp4", frames, rate=10)
