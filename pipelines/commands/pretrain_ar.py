@@ -13,6 +13,7 @@ from ar_model.attention import set_backend
 from ar_model.objectives import Objective
 from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
+from data.files import sha256_of
 from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
 from data.source_clips import NOTHING_HELD_OUT
 from data.sources import spread, training_rows
@@ -21,6 +22,7 @@ from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec, with_likelihood
 from pipelines.engine.console import say, say_newest
 from pipelines.engine.device import check_compiler
+from pipelines.engine.initial_weights import load_initial_weights, weights_digest
 from pipelines.engine.memory import peak_memory, reset_peak_memory
 from pipelines.engine.plan import plan
 from pipelines.engine.preprocessing import record_preprocessing
@@ -42,12 +44,15 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     """Train, save the model, and return the summary; with --plan return only the estimated cost."""
     cache = TokenCache.open(find_cache(config.caches, config.cache))
     say_newest("--cache", config.cache, cache.address)
-    run = Run("pretrain_ar", config, with_likelihood(settings, cache), about=cache.key)
+    about = cache.key if config.init is None else sha256_of([cache.key, weights_digest(config.init)])
+    run = Run("pretrain_ar", config, with_likelihood(settings, cache), about=about)
     accelerator = make_accelerator(config, run)
     if config.plan:
         return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=VALIDATION_BATCH)
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
+    if config.init is not None:
+        load_initial_weights(objective, config.init, cache)
     rows, held_out = training_rows(cache.videos, cache.address)
     if not run.begin_unless_finished(accelerator):
         return run.summary()

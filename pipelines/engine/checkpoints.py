@@ -64,7 +64,7 @@ def save(
     if not write:
         return
     save_file(tensors, temporary / "optimizer.safetensors")
-    content = {**state, "xxh3": {file.name: _hash(file) for file in sorted(temporary.iterdir())}}
+    content = {**state, "xxh3": {file.name: file_hash(file) for file in sorted(temporary.iterdir())}}
     write_json(temporary / "state.json", {**content, "checksum": sha256_of(content)})
     for file in temporary.iterdir():
         with open(file, "rb+") as handle:
@@ -90,7 +90,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """Return the 128-bit XXH3 hash of a file in hex."""
     digest = xxhash.xxh3_128()
     with open(file, "rb") as handle:
         while part := handle.read(_READ_BYTES):
@@ -149,7 +150,7 @@ def _read_state(path: Path, files: Sequence[str]) -> dict[str, Any]:
         raise ValueError("state.json was changed")
     hashes = state.pop("xxh3")
     for file in files:
-        if _hash(path / file) != hashes[file]:
+        if file_hash(path / file) != hashes[file]:
             raise ValueError(f"{file} was changed")
     return state
 

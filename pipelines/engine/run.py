@@ -42,6 +42,7 @@ LATER: dict[str, Any] = {
     "betas": [0.9, 0.95],
     "lr_floor": 0.01,
     "decay": "cosine",
+    "init": None,
     "clip.fps": None,
     "clip.scales": None,
     "clip.seconds": None,

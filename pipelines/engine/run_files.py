@@ -59,20 +59,20 @@ def read_json(file: Path) -> dict[str, Any]:
     return json_object(file.read_bytes(), str(file))
 
 
-def find_run(folder: Path | None, pipeline: str) -> Path:
-    """Return the given run folder, or the newest finished run of a command.
+def find_run(folder: Path | None, pipeline: str, flag: str = "--run") -> Path:
+    """Return the run folder that a flag gives, or the newest finished run of a command.
 
     Raises:
         ValueError: if the folder is not a finished run of the command, or there is no finished run.
     """
     if folder is not None:
         if not (folder / "environment.json").exists():
-            raise ValueError(f"--run {folder}: not a run folder, it has no environment.json")
+            raise ValueError(f"{flag} {folder}: not a run folder, it has no environment.json")
         actual = environment_of(folder).get("pipeline")
         if actual != pipeline:
-            raise ValueError(f"--run {folder}: must be a run of {pipeline}, got a run of {actual}")
+            raise ValueError(f"{flag} {folder}: must be a run of {pipeline}, got a run of {actual}")
         if not (folder / "summary.json").exists():
-            raise ValueError(f"--run {folder}: not finished; start its command again to resume the run")
+            raise ValueError(f"{flag} {folder}: not finished; start its command again to resume the run")
         return folder
     summaries, unreadable = [], ""
     for file in RUNS.glob("*/summary.json"):
@@ -87,8 +87,8 @@ def find_run(folder: Path | None, pipeline: str) -> Path:
     if not summaries:
         raise ValueError(
             f"no finished run of {pipeline} in {RUNS}/{unreadable}; "
-            f"start pipelines/{pipeline}.py, or name a run folder with --run"
+            f"start pipelines/{pipeline}.py, or name a run folder with {flag}"
         )
     newest = max(summaries, key=lambda file: file.stat().st_mtime).parent
-    say_newest("--run", folder, newest)
+    say_newest(flag, folder, newest)
     return newest

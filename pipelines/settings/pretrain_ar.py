@@ -35,6 +35,9 @@ class Pretrain(Training):
     """Folder of all token caches."""
     objective: Callable[[CodeSpec], Objective] = class_setting(_objective)
     """Training objective: ARVideo (the default), VideoMAE, VIMPAC or MAM2. --objective.help ARVideo lists its settings."""
+    init: Path | None = None
+    """Run folder of pretrain_ar whose weights training starts from, with a new schedule, also on other videos; by default weights
+    are random. Objective, its sizes and the tokenizer must be the same."""
     attention: Literal["auto", "plain", "sdpa", "xformers", "flex", "reference"] = "auto"
     """Kernel of all attention layers; auto measures all kernels on the shapes of this run and uses the fastest."""
     compile: bool = False
