@@ -309,13 +309,19 @@ def _as_tensors(batch: Batch) -> Batch:
 def evaluation_batches(
     cache: TokenCache, rows: Sequence[int], batch_size: int, *, pixels: bool = False
 ) -> Iterator[Batch]:
-    """Yield batches of the canonical view of each row, in order. The last batch may be smaller.
+    """Yield batches of the canonical view of each row, in order, as `view_batches`."""
+    yield from view_batches(cache, [(row, cache.canonical(row)) for row in rows], batch_size, pixels=pixels)
+
+
+def view_batches(
+    cache: TokenCache, places: Sequence[tuple[int, int]], batch_size: int, *, pixels: bool = False
+) -> Iterator[Batch]:
+    """Yield batches of chosen views, given as (row, view), in order. The last batch may be smaller.
 
     `seed_B` depends only on the row. With `pixels` the batches also hold `pixels_BTHWC`, as in TokenDataset.
     """
-    for first in range(0, len(rows), batch_size):
-        row_B = np.asarray(rows[first : first + batch_size])
-        view_B = np.array([cache.canonical(row) for row in row_B])
+    for first in range(0, len(places), batch_size):
+        row_B, view_B = np.array(places[first : first + batch_size]).T
         batch = {**_codes(cache.clips, row_B, view_B), "seed_B": row_B, "row_B": row_B}
         if pixels:
             batch["pixels_BTHWC"] = _pixels(cache, row_B, view_B)

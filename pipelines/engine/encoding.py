@@ -72,6 +72,12 @@ class Encoder:
         weight = next(chain(tokenizer.parameters(), tokenizer.buffers()), None)
         self._device = torch.device("cpu") if weight is None else weight.device
 
+    def clips(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Return the codes of any number of clips, int64 on the device of the tokenizer, the same as of `videos`."""
+        parts = [part_BTHWC.cpu().numpy() for part_BTHWC in pixels_BTHWC.split(self._batch)]
+        codes = [self._encode(self._filled(list(part)), self._precision)[: len(part)] for part in parts]
+        return torch.from_numpy(np.concatenate(codes)).to(self._device)
+
     def videos(
         self,
         decoded: Iterable[tuple[Video, Iterator[Decoded]]],

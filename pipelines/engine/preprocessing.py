@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from data.cache import TokenCache
 from data.clip_spec import ClipSpec
@@ -16,6 +16,8 @@ from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
 FILE = "preprocessing.json"
 _COPY = "tokenizer"
 """Folder with a copy of the tokenizer, in the folder of a model."""
+_MAX_BATCH = 2**16
+"""Largest `encode_batch` that is read from a file."""
 
 
 class _Content(TypedDict):
@@ -24,6 +26,8 @@ class _Content(TypedDict):
     clip: dict[str, Any]
     tokenizer: str
     fingerprint: str
+    precision: Literal["fp32", "bf16"]
+    encode_batch: int
     cache: str
     key: str
 
@@ -32,13 +36,15 @@ class _Content(TypedDict):
 class Preprocessing:
     """Clips and tokenizer of the cache that a model was trained on.
 
-    `tokenizer`: source of `load_tokenizer`; `fingerprint`: that of the tokenizer; `cache`, `key`: folder or address of the
-    cache, and its key.
+    `tokenizer`: source of `load_tokenizer`; `fingerprint`: that of the tokenizer; `precision`, `encode_batch`: precision of the
+    tokenizer and clips of a call, which change single codes; `cache`, `key`: folder or address of the cache, and its key.
     """
 
     clip: ClipSpec
     tokenizer: str
     fingerprint: str
+    precision: Literal["fp32", "bf16"]
+    encode_batch: int
     cache: str
     key: str
 
@@ -46,17 +52,37 @@ class Preprocessing:
     def of(cls, cache: TokenCache) -> "Preprocessing":
         """Return the preprocessing of a cache."""
         address = cache.address if cache.remote else to_record(cache.address)
-        return cls(cache.clip, recorded_tokenizer(cache), cache.spec["tokenizer"], address, cache.key)
+        spec = cache.spec
+        return cls(
+            clip=cache.clip,
+            tokenizer=recorded_tokenizer(cache),
+            fingerprint=spec["tokenizer"],
+            precision=spec["precision"],
+            encode_batch=spec["encode_batch"],
+            cache=address,
+            key=cache.key,
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "Preprocessing":
         """Read the preprocessing from the folder of a model. Raises a ValueError if the file is malformed."""
         content: _Content = conform(read_json(folder / FILE), _Content, f"{folder}/{FILE}")
+        if not 1 <= content["encode_batch"] <= _MAX_BATCH:
+            limits = f"expected a number from 1 to {_MAX_BATCH}"
+            raise ValueError(f"{folder}/{FILE}: encode_batch is {content['encode_batch']}, {limits}")
         try:
             clip = ClipSpec(**content["clip"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}/{FILE}: clip: {error}") from None
-        return cls(clip, content["tokenizer"], content["fingerprint"], content["cache"], content["key"])
+        return cls(
+            clip=clip,
+            tokenizer=content["tokenizer"],
+            fingerprint=content["fingerprint"],
+            precision=content["precision"],
+            encode_batch=content["encode_batch"],
+            cache=content["cache"],
+            key=content["key"],
+        )
 
     def write(self, folder: Path) -> None:
         """Write the preprocessing into the folder of a model."""

@@ -32,6 +32,11 @@ class _Filled(TypedDict):
     vocab_size: int
 
 
+class _Extracted(TypedDict):
+    windows: int
+    shape: list[int]
+
+
 class _Scored(TypedDict):
     tokenizers: list[Any]
 
@@ -122,6 +127,9 @@ def _numbers(command: str, folder: Path, summary: dict[str, Any]) -> str:
     if command == "tokenize":
         filled: _Filled = read(_Filled)
         return f"{filled['codes']:,} codes, {filled['codes_used']:,} of {filled['vocab_size']:,} in use"
+    if command == "extract_features":
+        extracted: _Extracted = read(_Extracted)
+        return f"{extracted['windows']:,} windows of {'x'.join(map(str, extracted['shape']))}"
     if command == "evaluate_tokenizer":
         return f"{len(read(_Scored)['tokenizers'])} tokenizers"
     if command == "compare":

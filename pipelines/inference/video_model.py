@@ -15,9 +15,8 @@ from ar_model.inputs import Grid
 from ar_model.objectives import Objective, load_objective
 from data.cache import TokenCache
 from data.cache.layout import valid_slices
-from data.clip_spec import ClipSpec
 from data.clips import clip_of_file, clip_of_frames
-from pipelines.engine.encoding import reproducible
+from pipelines.engine.encoding import Encoder
 from pipelines.engine.preprocessing import FILE, Preprocessing, load_tokenizer_of
 from pipelines.engine.run_files import cache_of
 from tokenizer import VideoTokenizer
@@ -48,11 +47,11 @@ class Features:
 class VideoModel:
     """A pre-trained model with its tokenizer and the clips of its training, see `load_model`."""
 
-    def __init__(self, objective: Objective, clip: ClipSpec, tokenizer: VideoTokenizer | None) -> None:
+    def __init__(self, objective: Objective, preprocessing: Preprocessing, tokenizer: VideoTokenizer | None) -> None:
         """Put the parts together. `tokenizer` is needed if the model reads codes."""
-        self.objective, self.tokenizer = objective.eval(), tokenizer
+        self.objective, self.tokenizer, self.preprocessing = objective.eval(), tokenizer, preprocessing
         # Only the canonical view is read, which is not augmented.
-        self.clip = replace(clip, views=1, flip=False, scales=None)
+        self.clip = replace(preprocessing.clip, views=1, flip=False, scales=None)
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +65,7 @@ class VideoModel:
         return self
 
     def features(self, video: str | Path | np.ndarray | Tensor, rate: float | None = None) -> Features:
-        """Return the features of the canonical clip of a video, from its middle, as `tokenize` cuts it.
+        """Return the features of the canonical clip of a video, from its middle, as `tokenize` cuts and encodes it.
 
         Args:
             video: path of a video file, or frames in memory, uint8 (frames, height, width, 3) in RGB, of any length and size.
@@ -81,29 +80,33 @@ class VideoModel:
             pixels_THWC, view = clip_of_file(video, self.clip)
         else:
             pixels_THWC, view = clip_of_frames(np.asarray(video), self.clip, rate)
-        return self.features_of_clips(torch.from_numpy(pixels_THWC)[None], np.array([view.real]))[0]
+        return self.features_of_batch(self.batch(torch.from_numpy(pixels_THWC)[None], np.array([view.real])))[0]
 
     @torch.inference_mode()
-    def features_of_clips(self, pixels_BTHWC: Tensor, valid_B: np.ndarray) -> list[Features]:
-        """Return the features of clips of the size of `self.clip`, uint8 (B, T, H, W, 3).
-
-        `valid_B`: number of valid frames of each clip. The others repeat the last valid frame.
-        """
-        batch = self.batch(pixels_BTHWC, valid_B)
+    def features_of_batch(self, batch: dict[str, Tensor]) -> list[Features]:
+        """Return the features of each clip of a batch of the objective, see `Objective`, on the device of the model."""
         layers_SBLD = torch.stack(self.objective.features(batch))
         grid = self.objective.grid_of(batch)
         return [Features(tokens_SLD, grid) for tokens_SLD in layers_SBLD.unbind(1)]
 
     def batch(self, pixels_BTHWC: Tensor, valid_B: np.ndarray) -> dict[str, Tensor]:
-        """Return the input of the objective, see `Objective`, on the device of the model."""
-        pixels_BTHWC = pixels_BTHWC.to(self.device)
+        """Return the input of the objective for clips of the size of `self.clip`, uint8 (B, T, H, W, 3).
+
+        `valid_B`: number of valid frames of each clip. The others repeat the last valid frame.
+        """
         if self.objective.sees_pixels:
-            return {"pixels_BTHWC": pixels_BTHWC}
+            return {"pixels_BTHWC": pixels_BTHWC.to(self.device)}
         assert self.tokenizer is not None
-        with reproducible():
-            codes_BTHW = self.tokenizer.encode(pixels_BTHWC)
+        encoder = Encoder(self.tokenizer, self.preprocessing.encode_batch, self.preprocessing.precision)
+        codes_BTHW = encoder.clips(pixels_BTHWC)
         slices_B = valid_slices(valid_B, pixels_BTHWC.shape[1], codes_BTHW.shape[1])
         return {"codes_BTHW": codes_BTHW, "slices_B": torch.from_numpy(slices_B).to(self.device)}
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return the folder of the model, for a run folder or the folder of a model."""
+    model = Path(folder) / "model"
+    return model if model.is_dir() else Path(folder)
 
 
 def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool = False) -> VideoModel:
@@ -122,12 +125,11 @@ def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool 
     Raises:
         ValueError: if the folder holds no pre-trained model, or its preprocessing or its tokenizer cannot be read.
     """
-    folder = Path(folder)
-    model = folder / "model" if (folder / "model").is_dir() else folder
+    folder, model = Path(folder), model_folder(folder)
     objective = load_objective(model)
     # Runs of earlier versions have recorded only their cache.
     recorded = (model / FILE).exists()
     preprocessing = Preprocessing.read(model) if recorded else Preprocessing.of(TokenCache.open(cache_of(folder)))
     reads_codes = not objective.sees_pixels
     own = load_tokenizer_of(model, preprocessing, tokenizer, trust=trust) if reads_codes else None
-    return VideoModel(objective, preprocessing.clip, own)
+    return VideoModel(objective, preprocessing, own)

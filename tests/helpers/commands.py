@@ -107,6 +107,7 @@ SCHEMAS = {
     "compare": "Compare",
     "report": "Report",
     "export": "Export",
+    "extract_features": "ExtractFeatures",
     "benchmark": "Benchmark",
 }
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from tests.helpers.commands import ROOT, python
@@ -12,17 +11,6 @@ from tests.helpers.commands import ROOT, python
 def run(folder: Path, name: str, *arguments: str) -> str:
     """Run an example in a folder and return what it prints."""
     return python(folder, str(ROOT / "examples" / f"{name}.py"), *arguments)
-
-
-def test_extract_features_gives_one_vector_per_video(
-    finished_project: Path, answers: dict[str, Any], video_folder: Path, tmp_path: Path
-) -> None:
-    tokenizer, model = answers["train_tokenizer"]["run"], answers["pretrain_ar"]["run"]
-    run(finished_project, "extract_features", str(video_folder), tokenizer, model, str(tmp_path / "features.npz"))
-    file = np.load(tmp_path / "features.npz")
-    assert file["features_ND"].shape == (6, 8 * 24)  # eight time slices, width 24
-    assert len(np.unique(file["features_ND"], axis=0)) == 6
-    assert sorted(file["label_N"]) == ["left"] * 3 + ["right"] * 3
 
 
 def test_own_tokenizer_fills_a_cache(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""Write the features of videos, computed by a pre-trained model."""
+
+# Started as a file: search the repository instead of pipelines/, whose tokenize.py would hide Python's own tokenize.
+if not __package__:
+    import os
+    import sys
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from pipelines.engine.launch import command
+from pipelines.settings.extract_features import ExtractFeatures
+
+
+def main(config: ExtractFeatures, settings: str) -> dict:
+    from pipelines.commands.extract_features import main as run_command
+
+    return run_command(config, settings)
+
+
+if __name__ == "__main__":
+    command(ExtractFeatures, main)

@@ -1,0 +1,140 @@
+"""Windows of videos with the input of a model: clips cut from videos, or codes from a cache.
+
+Legend: B windows, T H W C frames, height, width, colours.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.ahead import ahead
+from data.cache import TokenCache
+from data.clip_spec import ClipSpec
+from data.clips import ClipCuts, View, iter_clips
+from data.decoding import DamagedVideo
+from data.loading import view_batches
+from data.sources import Source, Video
+from pipelines.inference.feature_files import Row
+from pipelines.inference.video_model import VideoModel
+
+BATCH = 32
+"""Windows of one call of the model."""
+_AHEAD = 2**28
+"""Maximum number of bytes of decoded clips in memory."""
+
+
+@dataclass
+class VideoWindows:
+    """Results of the windows of a video: one array and one row each. `damage`: the reason if the video cannot be used."""
+
+    video: Video
+    results: list[np.ndarray] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    damage: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.damage is not None or 0 < len(self.rows) == len(self.results)
+
+
+Compute = Callable[[dict[str, Tensor]], Sequence[np.ndarray]]
+"""Computation of the results of a batch of windows, one array each."""
+
+
+def window_clip(clip: ClipSpec, windows: str) -> ClipSpec:
+    """Return the settings that cut windows: the clip in the middle, or dense clips.
+
+    Raises:
+        ValueError: if dense clips are asked for and the frames of a clip are spread over the video.
+    """
+    if windows == "middle":
+        return replace(clip, views=1, flip=False, scales=None)
+    if clip.span is not None:
+        raise ValueError(
+            "windows must be middle, got dense: the clips of the model span the whole video (clip.span video)"
+        )
+    return replace(clip, views="dense", flip=False, scales=None)
+
+
+def windows_of_videos(
+    model: VideoModel, source: Source, videos: Sequence[Video], clip: ClipSpec, compute: Compute, workers: int
+) -> Iterator[VideoWindows]:
+    """Yield the windows of videos in their order. `workers` threads decode the next videos."""
+    clip_bytes = clip.frames * clip.size**2 * 3
+    window = max(2, min(len(videos), _AHEAD // (BATCH * clip_bytes)))
+    waiting: list[tuple[VideoWindows, np.ndarray, int]] = []
+    unfinished: deque[VideoWindows] = deque()
+
+    def flush() -> None:
+        if not waiting:
+            return
+        owners, pixels, valid = zip(*waiting, strict=True)
+        batch = model.batch(torch.from_numpy(np.stack(pixels)), np.array(valid))
+        for owner, result in zip(owners, compute(batch), strict=True):
+            owner.results.append(result)
+        waiting.clear()
+
+    def work(video: Video) -> Iterator[tuple[np.ndarray, int] | ClipCuts]:
+        return _with_valid_frames(iter_clips(source, video, clip), clip.frames)
+
+    with closing(ahead(videos, work, workers, BATCH, window)) as decoded:
+        for video, parts in decoded:
+            owner = VideoWindows(video)
+            unfinished.append(owner)
+            try:
+                for part in parts:
+                    if isinstance(part, ClipCuts):
+                        owner.rows = [_row(video, view, part.rate) for view in part.views]
+                        continue
+                    waiting.append((owner, *part))
+                    if len(waiting) == BATCH:
+                        flush()
+            except DamagedVideo as damage:
+                owner.damage = str(damage)
+            while unfinished and unfinished[0].complete:
+                yield unfinished.popleft()
+    flush()
+    yield from unfinished
+
+
+def _with_valid_frames(
+    parts: Iterator[np.ndarray | ClipCuts], frames: int
+) -> Iterator[tuple[np.ndarray, int] | ClipCuts]:
+    """Add the number of valid frames to each clip. Only the last clip of a video may have padding."""
+    last: np.ndarray | None = None
+    for part in parts:
+        is_end = isinstance(part, ClipCuts)
+        if last is not None:
+            yield last, part.views[-1].real if isinstance(part, ClipCuts) else frames
+        if is_end:
+            yield part  # type: ignore[misc]
+        else:
+            last = part  # type: ignore[assignment]
+
+
+def windows_of_cache(
+    model: VideoModel, cache: TokenCache, rows: Sequence[int], windows: str, compute: Compute
+) -> Iterator[VideoWindows]:
+    """Yield the windows of some rows of a cache: the canonical view, or all dense views."""
+    chosen = {row: list(range(cache.views_N[row])) if windows == "dense" else [cache.canonical(row)] for row in rows}
+    places = [(row, view) for row, views in chosen.items() for view in views]
+    results: list[np.ndarray] = []
+    for batch in view_batches(cache, places, BATCH, pixels=model.objective.sees_pixels):
+        results += compute({key: value.to(model.device) for key, value in batch.items()})
+    found = iter(results)
+    for row, views in chosen.items():
+        video, rate, cuts = cache.videos[row], cache.facts(row)["rate"], cache.views(row)
+        yield VideoWindows(video, [next(found) for _ in views], [_row(video, cuts[view], rate) for view in views])
+
+
+def _row(video: Video, view: View, rate: float | None) -> Row:
+    """Return the row of a window of a video with `rate` frames per second."""
+    if not rate:
+        return Row.of(video, None, None)
+    start = view.start + view.shift / 1000
+    return Row.of(video, round(start / rate, 3), round((view.start + view.real * view.stride) / rate, 3))
