@@ -84,7 +84,8 @@ def hashed(seed_B: Tensor, n: int, stream: int) -> Tensor:
     """Return pseudo-random int64 of shape (B, n): SplitMix64 (doi 10.1145/2660193.2660195) of (seed, stream, position).
 
     The generator is counter-based: the numbers of a sample do not depend on the batch, the device or earlier draws. Each use
-    has its own stream: 0 orders, 1 tokens of a cluster, 2 choice of clusters, 3 masks, 4 blocks, 5 predicted tokens of VIMPAC.
+    has its own stream: 0 orders, 1 tokens of a cluster, 2 choice of clusters, 3 masks, 4 blocks, 5 predicted tokens of VIMPAC;
+    in fine-tuning 6 visible tokens, 7 stochastic depth, 8 crops and flips.
     """
     counter = torch.arange(n, device=seed_B.device) + stream * 2**32 + 1
     return _mix(_mix(seed_B)[:, None] + counter * _GAMMA)

@@ -2,11 +2,11 @@
 
 The blocks do not depend on orders or clusters, because the position of each token is gathered together with the token.
 
-Legend: B batch, L tokens, M context tokens, Q queries, D width, E width of the context, A rotary angles.
+Legend: B batch, L tokens, M context tokens, Q queries, D width, E width of the context, A rotary angles, S blocks.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -138,9 +138,14 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
-    def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.norm1(x_BLD), None, mask, rotation)
-        return x_BLD + self.mlp(self.norm2(x_BLD))
+    def forward(
+        self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None, path_2B: Tensor | None = None
+    ) -> Tensor:
+        """Return the output, (B, L, D). `path_2B`: factor of the attention and of the MLP of each sample (stochastic depth)."""
+        attention = self.attention(self.norm1(x_BLD), None, mask, rotation)
+        x_BLD = x_BLD + (attention if path_2B is None else attention * path_2B[0, :, None, None])
+        mlp = self.mlp(self.norm2(x_BLD))
+        return x_BLD + (mlp if path_2B is None else mlp * path_2B[1, :, None, None])
 
 
 class AttentionContext(NamedTuple):
@@ -182,14 +187,15 @@ class Stack(nn.Module):
     blocks: nn.ModuleList
     recompute = False
 
-    def _run(self, x: Tensor, *inputs: Any) -> list[Tensor]:
-        """Return the input `x` and the output of every block."""
+    def _run(self, x: Tensor, *inputs: Any, own: Iterable[Tensor] | None = None) -> list[Tensor]:
+        """Return the input `x` and the output of every block. `own`: a last input of each block."""
         layers = [x]
-        for block in self.blocks:
+        last = [()] * len(self.blocks) if own is None else [(value,) for value in own]
+        for block, more in zip(self.blocks, last, strict=True):
             if self.recompute and torch.is_grad_enabled():
-                layers.append(checkpoint(block, layers[-1], *inputs, use_reentrant=False))
+                layers.append(checkpoint(block, layers[-1], *inputs, *more, use_reentrant=False))
             else:
-                layers.append(block(layers[-1], *inputs))
+                layers.append(block(layers[-1], *inputs, *more))
         return layers
 
 
@@ -208,9 +214,15 @@ class Encoder(Stack):
         self.blocks = _stack(depth, lambda: Block(width, heads))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> list[Tensor]:
-        """Return the output of every block, (B, L, D) each, first to last, without the final norm."""
-        return self._run(x_BLD, mask, rotation)[1:]
+    def forward(
+        self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None, path_S2B: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the output of every block, (B, L, D) each, first to last, without the final norm. `path_S2B`: see `Block`."""
+        return self._run(x_BLD, mask, rotation, own=path_S2B)[1:]
+
+    def drop_norm(self) -> None:
+        """Delete the final norm, which only `last` applies."""
+        del self.norm
 
     def last(self, x_BLD: Tensor, mask: Mask = None, rotation: Rotation | None = None) -> Tensor:
         """Return the normalised output of the last block, (B, L, D)."""

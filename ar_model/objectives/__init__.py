@@ -12,11 +12,11 @@ from ar_model.objectives.videomae import VideoMAE
 from ar_model.objectives.vimpac import VIMPAC
 from ar_model.weights import check_weights, read_config
 
-__all__ = ["MAM2", "OBJECTIVES", "VIMPAC", "ARVideo", "Objective", "VideoMAE", "load_objective"]
+__all__ = ["INVALID", "MAM2", "OBJECTIVES", "VIMPAC", "ARVideo", "Objective", "VideoMAE", "load_objective"]
 
 OBJECTIVES: dict[str, type[Objective]] = {cls.__name__: cls for cls in (ARVideo, VideoMAE, VIMPAC, MAM2)}
 
-_INVALID = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+INVALID = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
 """Exceptions that a configuration of other types or sizes causes."""
 
 
@@ -39,13 +39,15 @@ def load_objective(folder: str | Path, *, trained: bool = True) -> Objective:
         folder = folder / "model"
     try:
         config, file = read_config(folder / "config.json"), folder / "model.safetensors"
+        if "classes" in config:
+            raise ValueError("it is a classifier")
         cls = OBJECTIVES[config.pop("objective")]
         check_weights(lambda: cls.from_config(config), file)
         objective = cls.from_config(config)
         weights = load_file(file)
         new = {} if trained else dict(objective.named_parameters())
         objective.load_state_dict({k: v for k, v in weights.items() if k not in new}, strict=trained)
-    except (*_INVALID, OSError, SafetensorError) as error:
+    except (*INVALID, OSError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{folder}: holds no pre-trained model that can be read ({reason})") from None
     return objective.eval()

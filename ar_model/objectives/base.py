@@ -1,16 +1,16 @@
 """Base class of all objectives, with the encoder that they share.
 
-Legend: B batch, T H W the grid of codes, L tokens, M some of them, D width.
+Legend: B batch, T H W the grid of codes, L tokens, M some of them, D width, A rotary angles.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
-import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ar_model.attention import Rotation
 from ar_model.attention_mask import Mask
 from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_input, take
 from ar_model.model_card import model_card
@@ -18,6 +18,19 @@ from ar_model.transformer import Encoder, Positions
 
 _LARGEST = 2**14
 """Largest width, and largest other count, of a model."""
+
+
+class EmbeddedTokens(NamedTuple):
+    """Tokens of whole clips with their positions added, and their rotary angles, None without rotary positions."""
+
+    x_BLD: Tensor
+    angle_LA: Tensor | None
+
+    def rotation(self, tokens_BM: Tensor | None = None) -> Rotation | None:
+        """Return the rotary positions of all tokens, or of some tokens of each clip."""
+        if self.angle_LA is None:
+            return None
+        return Rotation.from_angles(self.angle_LA[None] if tokens_BM is None else self.angle_LA[tokens_BM])
 
 
 class Objective(nn.Module, PyTorchModelHubMixin):
@@ -36,6 +49,8 @@ class Objective(nn.Module, PyTorchModelHubMixin):
     needs_pixels: bool = False
     needs_pairs: bool = False
     sees_pixels: bool = False
+    feature_parts: tuple[str, ...] = ("embedding", "positions", "encoder")
+    """Modules and parameters that `features` uses."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # The mixin does not pass its options or the defaults of `Objective.__init__` on to subclasses, so they are set here.
@@ -120,21 +135,37 @@ class Objective(nn.Module, PyTorchModelHubMixin):
         Raises a KeyError if the batch lacks the input, and a ValueError if the size of the clips is not a multiple of
         the size of a token.
         """
-        grid = self.grid_of(batch)
+        tokens = self.embed(batch)
+        return self.encoder(tokens.x_BLD, rotation=tokens.rotation())
+
+    def embed(self, batch: dict[str, Tensor]) -> "EmbeddedTokens":
+        """Return the input of the encoder for whole clips. Raises the same errors as `features`."""
+        positions = self.positions.resized(self.grid_of(batch))
         x_BLD = self.embedding(self.input.tokens(batch))
-        position_1LD, rotation = self.positions.resized(grid)(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
-        return self.encoder(x_BLD + position_1LD, rotation=rotation)
+        return EmbeddedTokens(x_BLD + positions.encoding_LD, positions.angle_LA if self.positions.rope else None)
+
+    def drop_loss(self) -> None:
+        """Delete all modules and parameters that only the loss uses, such as a decoder. `features` and `embed` stay."""
+        for part in [*self._modules, *self._parameters, *self._buffers]:
+            if part not in self.feature_parts:
+                delattr(self, part)
+        # Features are the output of the blocks, before this norm.
+        self.encoder.drop_norm()
 
     def grid_of(self, batch: dict[str, Tensor]) -> Grid:
         """Return the number of tokens of the batch's clips along (t, h, w)."""
         return self.input.grid(self.input.clip(batch).shape[1:4])
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings of the model as JSON content, which `from_config` reads."""
+        return cast(dict[str, Any], self._hub_mixin_config)
 
     def save(self, folder: Path, training: Mapping[str, object] | None = None) -> None:
         """Write `model.safetensors` and `config.json`, for `load_objective`, `from_pretrained` and the Hugging Face hub.
 
         `training`: facts of the training by name, for the model card README.md.
         """
-        config = {"objective": type(self).__name__, **cast(dict[str, Any], self._hub_mixin_config)}
+        config = {"objective": type(self).__name__, **self.config()}
         self.save_pretrained(folder, config=config, model_card_kwargs={"training": training})
 
     def generate_model_card(self, training: Mapping[str, object] | None = None) -> ModelCard:  # type: ignore[override]

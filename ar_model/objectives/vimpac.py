@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ar_model.attention import Rotation
 from ar_model.clusters import hashed
 from ar_model.contrastive import GlobalBatchNorm, nt_xent
 from ar_model.inputs import CodeEmbedding, CodeSpec, take
-from ar_model.objectives.base import Objective, check_choices, check_positive
+from ar_model.objectives.base import EmbeddedTokens, Objective, check_choices, check_positive
 from ar_model.targets import CodeLikelihood, CodeTarget
 from ar_model.token_masking import block_mask, check_ratio, scattered_mask
 from ar_model.transformer import Positions, init_weights
@@ -51,6 +50,8 @@ class VIMPAC(Objective):
 
     Raises a ValueError for settings that are out of range or belong to the other kind of mask.
     """
+
+    feature_parts = (*Objective.feature_parts, "clip_D", "pad_D")
 
     def __init__(
         self,
@@ -103,7 +104,8 @@ class VIMPAC(Objective):
         content_BLP, absent_BL, seed_B = self.input.tokens(batch), self._absent(batch), batch["seed_B"]
         hidden_BL = self._hidden(seed_B, absent_BL)
         x_BLD = torch.where(hidden_BL[..., None], self.mask_D, self._embed(content_BLP, absent_BL))
-        last_BLD = self._layers(x_BLD, self.positions)[-1]
+        tokens = self._with_clip_token(x_BLD, self.positions)
+        last_BLD = self.encoder(tokens.x_BLD, rotation=tokens.rotation())[-1]
         clip_BD, out_BLD = last_BLD[:, 0], last_BLD[:, 1:]
         predicted_BK, share_BK = _predicted(hidden_BL, seed_B)
         content_BKP = take(content_BLP, predicted_BK)
@@ -119,10 +121,9 @@ class VIMPAC(Objective):
         hidden = f"{self.blocks} blocks" if self.mask == "block" else f"mask random of {self.ratio:g}"
         return f"{hidden} hidden within the video"
 
-    def features(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        grid = self.grid_of(batch)
+    def embed(self, batch: dict[str, Tensor]) -> EmbeddedTokens:
         x_BLD = self._embed(self.input.tokens(batch), self._absent(batch))
-        return self._layers(x_BLD, self.positions.resized(grid))
+        return self._with_clip_token(x_BLD, self.positions.resized(self.grid_of(batch)))
 
     def _embed(self, content_BLP: Tensor, absent_BL: Tensor) -> Tensor:
         return torch.where(absent_BL[..., None], self.pad_D, self.embedding(content_BLP))
@@ -135,14 +136,12 @@ class VIMPAC(Objective):
             return torch.zeros_like(slice_L, dtype=torch.bool)[None]
         return slice_L * self.predicts.box[0] >= batch["slices_B"][:, None]
 
-    def _layers(self, x_BLD: Tensor, positions: Positions) -> list[Tensor]:
-        """Return the clip token and all other tokens after every block, (B, 1 + L, D)."""
-        position_1LD, rotation = positions(torch.arange(x_BLD.shape[1], device=x_BLD.device)[None])
-        if rotation is not None:
-            # The clip token has no position: angle 0 does not rotate it.
-            rotation = Rotation.from_angles(F.pad(positions.angle_LA, (0, 0, 1, 0))[None])
+    def _with_clip_token(self, x_BLD: Tensor, positions: Positions) -> EmbeddedTokens:
+        """Return the clip token, which has no position, and all other tokens with their positions."""
         clip_B1D = self.clip_D.to(x_BLD.dtype).expand(len(x_BLD), 1, -1)
-        return self.encoder(torch.cat([clip_B1D, x_BLD + position_1LD], dim=1), rotation=rotation)
+        x_BLD = torch.cat([clip_B1D, x_BLD + positions.encoding_LD], dim=1)
+        # Angle 0 does not rotate the clip token.
+        return EmbeddedTokens(x_BLD, F.pad(positions.angle_LA, (0, 0, 1, 0)) if positions.rope else None)
 
     def _hidden(self, seed_B: Tensor, absent_BL: Tensor) -> Tensor:
         """Return a bool mask, (B, L), true for hidden tokens. Tokens after the end of a video are not hidden."""

@@ -14,10 +14,11 @@ from data.sources import load_source
 from pipelines.engine.checkpoints import file_hash
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, resolve_precision, start_accelerator
+from pipelines.engine.preprocessing import model_folder
 from pipelines.engine.run import Run
 from pipelines.engine.run_files import find_run
 from pipelines.inference.feature_files import FeatureFolder
-from pipelines.inference.video_model import Features, VideoModel, load_model, model_folder
+from pipelines.inference.video_model import Features, VideoModel, load_model
 from pipelines.inference.windows import Compute, VideoWindows, window_clip, windows_of_cache, windows_of_videos
 from pipelines.settings.extract_features import ExtractFeatures
 

@@ -8,13 +8,11 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from data.recorded import to_record
 from data.sources import Source
 from pipelines.commands.compare import main as compare
-from pipelines.commands.tokenize import cache_writer, complete
+from pipelines.commands.tokenize import cached
 from pipelines.engine.config import parse, read_settings
 from pipelines.engine.console import say
-from pipelines.engine.recorded_tokenizer import tokenizer_to_record
 from pipelines.settings.compare import Compare
 from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
 from pipelines.settings.tokenize import Tokenize
@@ -73,8 +71,5 @@ def _cache_of(
     """Return the folder of a cache with the codes of all videos, and the bytes of the codes of a clip. Fill it if need be."""
     clip = replace(config.clip, frames=tokenizer.frames_that_fit(config.clip.frames))
     settings = Tokenize(videos=config.videos, tokenizer=name, clip=clip, precision=config.precision)
-    writer = cache_writer(settings, source, tokenizer)
-    if not writer.finished:
-        complete(accelerator, writer, settings, source, tokenizer)
-        writer.note({"tokenizer": tokenizer_to_record(name), "videos": to_record(config.videos)})
+    writer = cached(accelerator, settings, source, tokenizer)
     return writer.folder, writer.spec.codes.clip_bytes

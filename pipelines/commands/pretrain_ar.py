@@ -6,34 +6,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
-from torch import Tensor
 
-from ar_model.attention import set_backend
 from ar_model.objectives import Objective
-from ar_model.transformer import compile_blocks, recompute_activations
 from data.cache import TokenCache, find_cache
 from data.files import sha256_of
-from data.loading import TokenDataset, batches, blocks_of, evaluation_batches
+from data.loading import Batch, TokenDataset, blocks_of, evaluation_batches
 from data.source_clips import NOTHING_HELD_OUT
 from data.sources import spread, training_rows
-from pipelines.engine.attention_choice import choose_attention
 from pipelines.engine.checkpoints import gathered
 from pipelines.engine.code_spec import code_spec, with_likelihood
 from pipelines.engine.console import say, say_newest
-from pipelines.engine.device import check_compiler
 from pipelines.engine.initial_weights import load_initial_weights, weights_digest
-from pipelines.engine.memory import peak_memory, reset_peak_memory
+from pipelines.engine.memory import peak_memory
+from pipelines.engine.network import prepare_network
 from pipelines.engine.plan import plan
 from pipelines.engine.preprocessing import record_preprocessing
 from pipelines.engine.run import Run
 from pipelines.engine.training import fit, make_accelerator, plan_parts
+from pipelines.engine.validation import BATCH, validate
 from pipelines.inference.snippet import snippet
 from pipelines.settings.pretrain_ar import Pretrain
 
 VALIDATION_CLIPS = 512
 """Maximum number of clips in a validation."""
-VALIDATION_BATCH = 32
 _PAIRS_CHECKED = 256
 """Maximum number of videos whose views are compared before training on pairs."""
 _EQUAL_PAIRS = 0.1
@@ -48,7 +43,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     run = Run("pretrain_ar", config, with_likelihood(settings, cache), about=about)
     accelerator = make_accelerator(config, run)
     if config.plan:
-        return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=VALIDATION_BATCH)
+        return plan(accelerator, config, cache, validation_clips=VALIDATION_CLIPS, validation_batch=BATCH)
     torch.manual_seed(config.seed)
     objective = config.objective(code_spec(cache))
     if config.init is not None:
@@ -62,7 +57,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     if accelerator.is_main_process:
         for warning in warnings_of(objective, cache):
             say(accelerator, warning)
-    backend = _prepare(run, accelerator, objective, dataset, config)
+    backend = prepare_network(run, accelerator, objective, dataset, config)
     # Read the name now: FSDP changes the class.
     name = type(objective).__name__
     unigram = cache.manifest["unigram_bits"]
@@ -76,10 +71,13 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
     )
     clips = spread(held_out or rows, VALIDATION_CLIPS)
 
+    def read(some_rows: Sequence[int]) -> Batch:
+        return next(evaluation_batches(cache, some_rows, len(some_rows), pixels=objective.needs_pixels))
+
     def snapshot_and_validate(step: int) -> dict[str, float]:
         if config.snapshots and step < config.steps:
             _save(accelerator, config, cache, objective, run.folder / "snapshots" / f"step_{step:06d}")
-        return validate(accelerator, objective, cache, clips)
+        return validate(accelerator, objective, clips, read)
 
     result = fit(run, accelerator, objective, dataset, config, snapshot_and_validate)
     measured_on = f"{len(clips)} {'held-out' if held_out else 'training'} clips"
@@ -161,53 +159,3 @@ def _equal_views(cache: TokenCache, rows: Sequence[int]) -> str | None:
         f"{equal} of {len(checked)} videos looked at have equal views (same frames, crop and mirroring), so the contrastive loss "
         "compares a clip with itself; use longer videos or fewer --clip.frames, or --clip.flip or --clip.scales"
     )
-
-
-def _prepare(run: Run, accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """Move the objective to its device; set attention kernel, activation checkpointing and compilation; return the kernel.
-
-    Raises:
-        ValueError: if the kernel or the compiler does not work on this machine.
-    """
-    objective.to(accelerator.device)
-    if config.compile:
-        check_compiler(accelerator.device)
-    backend = run.choose(accelerator, "attention", lambda: _attention(accelerator, objective, dataset, config))
-    # The peak memory of the run excludes the measurement of the kernels.
-    reset_peak_memory(accelerator.device)
-    set_backend(objective, backend)
-    if config.recompute:
-        recompute_activations(objective)
-    if config.compile:
-        compile_blocks(objective)
-    return backend
-
-
-def _attention(accelerator: Accelerator, objective: Objective, dataset: TokenDataset, config: Pretrain) -> str:
-    """Choose the attention kernel for the shapes of the first batch, on the main process, for all processes."""
-    chosen = [""]
-    if accelerator.is_main_process:
-        batch = send_to_device(next(batches(dataset, range(1), workers=0)), accelerator.device)
-        # Without pairs there is no contrastive loss, which would wait for the other processes.
-        batch.pop("pair_BTHW", None)
-        chosen = [choose_attention(accelerator, objective, batch, config.attention)]
-    return broadcast_object_list(chosen)[0]
-
-
-def validate(
-    accelerator: Accelerator, objective: Objective, cache: TokenCache, rows: Sequence[int]
-) -> dict[str, float]:
-    """Return the mean losses over the canonical views of videos. Each row counts once, on any number of processes."""
-    own_rows = rows[accelerator.process_index :: accelerator.num_processes]
-    # Process 0 has the most rows.
-    most_rows = len(rows[:: accelerator.num_processes])
-    total: dict[str, Tensor] = {}
-    # MPS has no float64.
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    for first in range(0, most_rows, VALIDATION_BATCH):
-        part = own_rows[first : first + VALIDATION_BATCH]
-        # FSDP needs the same number of forward passes on all ranks: a process without rows evaluates a clip with weight 0.
-        (batch,) = evaluation_batches(cache, part or rows[:1], VALIDATION_BATCH, pixels=objective.needs_pixels)
-        for key, value in objective(send_to_device(batch, accelerator.device)).items():
-            total[key] = total.get(key, 0) + value.to(dtype) * len(part)
-    return {key: round(accelerator.reduce(value, "sum").item() / len(rows), 5) for key, value in total.items()}

@@ -175,6 +175,18 @@ def complete(
         writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
 
 
+def cached(accelerator: Accelerator, config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheWriter:
+    """Return the writer of a finished cache of these videos. The cache is filled if need be."""
+    writer = cache_writer(config, source, tokenizer)
+    # Another command may finish the cache at any moment, so the main process decides for all processes.
+    if not broadcast_object_list([writer.finished])[0]:
+        complete(accelerator, writer, config, source, tokenizer)
+        if accelerator.is_main_process:
+            writer.note({"tokenizer": tokenizer_to_record(config.tokenizer), "videos": to_record(config.videos)})
+    accelerator.wait_for_everyone()
+    return writer
+
+
 def videos_ahead(config: Tokenize) -> int:
     """Return the number of videos to decode ahead: as many as DECODED_AHEAD allows, at most one shard."""
     # While one video takes long to decode, the tokenizer works on the videos that were decoded before it.

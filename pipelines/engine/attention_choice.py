@@ -5,18 +5,17 @@ from collections import defaultdict
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ar_model.attention import set_backend
 from ar_model.attention_trial import Trial, try_backends
-from ar_model.objectives import Objective
 from pipelines.engine.console import boxed, say
 
 CANDIDATES = defaultdict(lambda: ["plain", "sdpa"], cuda=["xformers", "flex", "sdpa", "plain"])
 """Kernels that a trial compares, by device type."""
 
 
-def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict[str, Tensor], requested: str) -> str:
+def choose_attention(accelerator: Accelerator, network: nn.Module, batch: dict[str, Tensor], requested: str) -> str:
     """Return the requested attention kernel; for `auto`, the kernel with the fastest forward and backward pass on a batch.
 
     Prints the measured times in one line, and a warning in a box if another kernel is faster or may be faster.
@@ -27,10 +26,10 @@ def choose_attention(accelerator: Accelerator, objective: Objective, batch: dict
     candidates = CANDIDATES[accelerator.device.type]
     if requested not in ("auto", *candidates):
         candidates = [requested, *candidates]
-    # try_backends runs the objective once to record the attention calls; `plain` runs on every device.
-    set_backend(objective, "plain")
+    # try_backends runs the network once to record the attention calls; `plain` runs on every device.
+    set_backend(network, "plain")
     with accelerator.autocast():
-        trial = try_backends(objective, lambda: objective(batch), candidates)
+        trial = try_backends(network, lambda: network(batch), candidates)
     if requested in trial.failures:
         raise ValueError(f"--attention {requested} does not run here: {trial.failures[requested]}")
     chosen = trial.fastest if requested == "auto" else requested

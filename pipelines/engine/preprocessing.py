@@ -10,7 +10,7 @@ from data.files import write_json
 from data.recorded import to_record
 from data.schema import conform
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, locate_tokenizer, recorded_tokenizer
-from pipelines.engine.run_files import read_json
+from pipelines.engine.run_files import cache_of, read_json
 from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
 
 FILE = "preprocessing.json"
@@ -89,6 +89,23 @@ class Preprocessing:
         write_json(folder / FILE, {**asdict(self), "clip": self.clip.to_json()})
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Return the folder of the model, for a run folder or the folder of a model."""
+    model = Path(folder) / "model"
+    return model if model.is_dir() else Path(folder)
+
+
+def preprocessing_of(folder: Path) -> Preprocessing:
+    """Read the preprocessing of a run or of the folder of a model.
+
+    Raises:
+        ValueError: if it is malformed, or the run is of an earlier version, which has recorded only its cache, and that is gone.
+    """
+    model = model_folder(folder)
+    recorded = (model / FILE).exists()
+    return Preprocessing.read(model) if recorded else Preprocessing.of(TokenCache.open(cache_of(folder)))
+
+
 def record_preprocessing(cache: TokenCache, folder: Path, *, copy_tokenizer: bool) -> None:
     """Write the preprocessing of a cache into the folder of a model.
 
@@ -106,6 +123,12 @@ def record_preprocessing(cache: TokenCache, folder: Path, *, copy_tokenizer: boo
         tokenizer.save_pretrained(folder / _COPY)
 
 
+def tokenizer_source(folder: Path, preprocessing: Preprocessing) -> str:
+    """Return the source of the tokenizer of a model: the copy in the folder of the model, or the recorded place."""
+    copy = folder / _COPY
+    return str(copy) if copy.is_dir() else locate_tokenizer(preprocessing.tokenizer, folder)
+
+
 def load_tokenizer_of(folder: Path, preprocessing: Preprocessing, source: str | None, *, trust: bool) -> VideoTokenizer:
     """Load the tokenizer of a model.
 
@@ -117,9 +140,7 @@ def load_tokenizer_of(folder: Path, preprocessing: Preprocessing, source: str | 
     Raises:
         ValueError: if it is not found, cannot be read, or is not the tokenizer of the model.
     """
-    copy = folder / _COPY
-    if source is None:
-        source = str(copy) if copy.is_dir() else locate_tokenizer(preprocessing.tokenizer, folder)
+    source = tokenizer_source(folder, preprocessing) if source is None else source
     try:
         tokenizer = load_tokenizer(source, trust=trust, download=False)
     except ValueError as error:

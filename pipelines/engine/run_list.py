@@ -32,6 +32,11 @@ class _Filled(TypedDict):
     vocab_size: int
 
 
+class _Tuned(TypedDict):
+    classes: list[str]
+    validation_accuracy: float
+
+
 class _Extracted(TypedDict):
     windows: int
     shape: list[int]
@@ -127,6 +132,11 @@ def _numbers(command: str, folder: Path, summary: dict[str, Any]) -> str:
     if command == "tokenize":
         filled: _Filled = read(_Filled)
         return f"{filled['codes']:,} codes, {filled['codes_used']:,} of {filled['vocab_size']:,} in use"
+    if command == "finetune":
+        tuned: _Tuned = read(_Tuned)
+        return (
+            f"{len(tuned['classes'])} classes, accuracy {tuned['validation_accuracy']:.3f} on held-out training videos"
+        )
     if command == "extract_features":
         extracted: _Extracted = read(_Extracted)
         return f"{extracted['windows']:,} windows of {'x'.join(map(str, extracted['shape']))}"

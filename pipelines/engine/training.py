@@ -90,19 +90,22 @@ def plan_parts(
 def make_optimizer(module: nn.Module, config: Training) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices, not on vectors (biases, norms).
 
-    An optional attribute `own_betas` of the module maps parts of it to their betas; the other parts have those of `config`.
+    Optional attributes of the module: `own_betas` maps parts of it to their betas, and the other parts have those of `config`;
+    `lr_scales` maps parameters to factors of the learning rate, and the others have 1.
     """
     own_betas: dict[nn.Module, tuple[float, float]] = getattr(module, "own_betas", {})
+    lr_scales: dict[nn.Parameter, float] = getattr(module, "lr_scales", {})
     rest = dict.fromkeys(p for p in module.parameters() if p.requires_grad)
     groups: list[dict[str, Any]] = []
     for part, betas in [*own_betas.items(), (module, config.betas)]:
         trained = [p for p in part.parameters() if p in rest]
         for parameter in trained:
             del rest[parameter]
-        groups.append(
-            {"params": [p for p in trained if p.ndim >= 2], "betas": betas, "weight_decay": config.weight_decay}
-        )
-        groups.append({"params": [p for p in trained if p.ndim < 2], "betas": betas, "weight_decay": 0.0})
+        scale_of = {p: lr_scales.get(p, 1.0) for p in trained}
+        for scale in sorted(set(scale_of.values())) or [1.0]:
+            for decay, is_matrix in ((config.weight_decay, True), (0.0, False)):
+                chosen = [p for p in trained if scale_of[p] == scale and (p.ndim >= 2) == is_matrix]
+                groups.append({"params": chosen, "betas": betas, "weight_decay": decay, "lr_scale": scale})
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
@@ -178,7 +181,7 @@ def fit(
         for step in range(start, config.steps):
             torch.manual_seed(config.seed * 2**32 + step)
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, config)
+                group["lr"] = lr_at(step, config) * group["lr_scale"]
             # A step that takes longer than the patience is not lost.
             with no_deadline():
                 losses = _step(accelerator, model, optimizer, parts, config, watch, step, networks, guard)

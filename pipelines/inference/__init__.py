@@ -1,5 +1,5 @@
-"""Use of pre-trained models on videos: `load_model(RUN).features("video.mp4")`."""
+"""Use of trained models on videos: `load_model(RUN).features("video.mp4")`, `load_model(RUN).predict("video.mp4")`."""
 
-from pipelines.inference.video_model import Features, VideoModel, load_model
+from pipelines.inference.video_model import Features, VideoClassifier, VideoModel, load_model
 
-__all__ = ["Features", "VideoModel", "load_model"]
+__all__ = ["Features", "VideoClassifier", "VideoModel", "load_model"]

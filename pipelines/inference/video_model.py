@@ -1,4 +1,4 @@
-"""Features of videos from a pre-trained model.
+"""Features and classes of videos from a trained model.
 
 Legend: B clips, T H W C frames, height, width, colours, t h w grid of tokens, S layers, L tokens, D width.
 """
@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ar_model.classifier import Classifier, is_classifier, load_classifier
 from ar_model.inputs import Grid
 from ar_model.objectives import Objective, load_objective
-from data.cache import TokenCache
 from data.cache.layout import valid_slices
 from data.clips import clip_of_file, clip_of_frames
 from pipelines.engine.encoding import Encoder
-from pipelines.engine.preprocessing import FILE, Preprocessing, load_tokenizer_of
-from pipelines.engine.run_files import cache_of
+from pipelines.engine.preprocessing import Preprocessing, load_tokenizer_of, model_folder, preprocessing_of
 from tokenizer import VideoTokenizer
 
 
@@ -45,7 +44,7 @@ class Features:
 
 
 class VideoModel:
-    """A pre-trained model with its tokenizer and the clips of its training, see `load_model`."""
+    """A trained model with its tokenizer and the clips of its training, see `load_model`."""
 
     def __init__(self, objective: Objective, preprocessing: Preprocessing, tokenizer: VideoTokenizer | None) -> None:
         """Put the parts together. `tokenizer` is needed if the model reads codes."""
@@ -76,11 +75,15 @@ class VideoModel:
             DamagedVideo: if the file cannot be used.
             ValueError: if frames in memory are of another type or shape, or lack a rate.
         """
+        return self.features_of_batch(self.batch_of(video, rate))[0]
+
+    def batch_of(self, video: str | Path | np.ndarray | Tensor, rate: float | None = None) -> dict[str, Tensor]:
+        """Return the batch of the canonical clip of a video. Raises the same errors as `features`."""
         if isinstance(video, str | Path):
             pixels_THWC, view = clip_of_file(video, self.clip)
         else:
             pixels_THWC, view = clip_of_frames(np.asarray(video), self.clip, rate)
-        return self.features_of_batch(self.batch(torch.from_numpy(pixels_THWC)[None], np.array([view.real])))[0]
+        return self.batch(torch.from_numpy(pixels_THWC)[None], np.array([view.real]))
 
     @torch.inference_mode()
     def features_of_batch(self, batch: dict[str, Tensor]) -> list[Features]:
@@ -103,33 +106,56 @@ class VideoModel:
         return {"codes_BTHW": codes_BTHW, "slices_B": torch.from_numpy(slices_B).to(self.device)}
 
 
-def model_folder(folder: str | Path) -> Path:
-    """Return the folder of the model, for a run folder or the folder of a model."""
-    model = Path(folder) / "model"
-    return model if model.is_dir() else Path(folder)
+class VideoClassifier(VideoModel):
+    """A fine-tuned classifier with its tokenizer and the clips of its training, see `load_model`."""
+
+    def __init__(self, classifier: Classifier, preprocessing: Preprocessing, tokenizer: VideoTokenizer | None) -> None:
+        """Put the parts together. `tokenizer` is needed if the model reads codes."""
+        super().__init__(classifier.trunk, preprocessing, tokenizer)
+        self.classifier, self.classes = classifier.eval(), classifier.classes
+
+    def to(self, device: str | torch.device) -> "VideoClassifier":
+        self.classifier.to(device)
+        super().to(device)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, video: str | Path | np.ndarray | Tensor, rate: float | None = None) -> dict[str, float]:
+        """Return the probability of each class, the most probable one first, for the canonical clip of a video.
+
+        Arguments and errors are those of `features`.
+        """
+        logits_C = self.classifier.logits(self.batch_of(video, rate))[0]
+        share_C = logits_C.float().softmax(0)
+        return {self.classes[i]: share_C[i].item() for i in share_C.argsort(descending=True, stable=True).tolist()}
 
 
 def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool = False) -> VideoModel:
-    """Load a pre-trained model with its preprocessing, on the CPU and in evaluation mode.
+    """Load a pre-trained or fine-tuned model with its preprocessing, on the CPU and in evaluation mode.
 
         model = load_model("runs/RUN")
         features = model.features("video.mp4")
         features.tokens  # (layers, tokens, width)
         features.pooled  # (layers, width)
 
+    A run of finetune is a `VideoClassifier`, which also has `predict`:
+
+        load_model("runs/RUN").predict("video.mp4")  # {class: probability}
+
     Args:
-        folder: run folder of pretrain_ar, or the folder `model` in it, wherever it is now.
+        folder: run folder of pretrain_ar or finetune, or the folder `model` in it, wherever it is now.
         tokenizer: place of the tokenizer, if it is neither in the folder nor where it was.
         trust: allow a tokenizer that contains code, such as TorchScript.
 
     Raises:
-        ValueError: if the folder holds no pre-trained model, or its preprocessing or its tokenizer cannot be read.
+        ValueError: if the folder holds no model, or its preprocessing or its tokenizer cannot be read.
     """
     folder, model = Path(folder), model_folder(folder)
-    objective = load_objective(model)
-    # Runs of earlier versions have recorded only their cache.
-    recorded = (model / FILE).exists()
-    preprocessing = Preprocessing.read(model) if recorded else Preprocessing.of(TokenCache.open(cache_of(folder)))
+    classifier = load_classifier(model) if is_classifier(model) else None
+    objective = load_objective(model) if classifier is None else classifier.trunk
+    preprocessing = preprocessing_of(folder)
     reads_codes = not objective.sees_pixels
     own = load_tokenizer_of(model, preprocessing, tokenizer, trust=trust) if reads_codes else None
+    if classifier is not None:
+        return VideoClassifier(classifier, preprocessing, own)
     return VideoModel(objective, preprocessing, own)

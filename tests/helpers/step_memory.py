@@ -16,7 +16,7 @@ import psutil
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipelines.commands import pretrain_ar
-from pipelines.engine import training
+from pipelines.engine import network, training
 from pipelines.engine.config import parse
 from pipelines.engine.memory import Resident
 
@@ -50,7 +50,7 @@ def _run(flags: list[str], steps: int) -> int:
         return losses
 
     # Use the requested attention kernel without timing all of them.
-    kernel = patch.object(pretrain_ar, "_attention", lambda *inputs: inputs[-1].attention)
+    kernel = patch.object(network, "_attention", lambda *inputs: inputs[-1].attention)
     with kernel, patch.object(training, "_step", watched), contextlib.suppress(LastStepDone):
         pretrain_ar.main(*parse(pretrain_ar.Pretrain, flags))
     return peaks[-1]

@@ -104,7 +104,8 @@ def test_the_loss_of_a_clip_is_the_mean_over_its_hidden_tokens() -> None:
     loss = model(data)["loss"]
     hidden = block_mask(GRID, 5, data["seed_B"]).flatten(1)
     x = torch.where(hidden[..., None], model.mask_D, model.embedding(model.input.tokens(data)))
-    h = model.encoder.norm(model._layers(x, model.positions)[-1][:, 1:])[0, hidden[0]]
+    tokens = model._with_clip_token(x, model.positions)
+    h = model.encoder.norm(model.encoder(tokens.x_BLD, rotation=tokens.rotation())[-1][:, 1:])[0, hidden[0]]
     logits = model.target.split(h) @ (model.embedding.table.matrix() * 12**-0.5).T + model.target.bias
     assert loss.item() == pytest.approx(F.cross_entropy(logits, data["codes_BTHW"][0].flatten()[hidden[0]]).item())
 

@@ -19,6 +19,7 @@ from ar_model.transformer import compile_blocks
 from data.cache import TokenCache, find_cache
 from data.loading import evaluation_batches
 from pipelines.commands import pretrain_ar
+from pipelines.engine import network
 from tests.helpers.commands import TINY_MODEL, Call
 
 Outputs = list[torch.Tensor]
@@ -35,7 +36,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make torch.compile trace the blocks and run the traced graphs without code generation."""
     torch.compiler.reset()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
-    monkeypatch.setattr(pretrain_ar, "check_compiler", lambda device: None)
+    monkeypatch.setattr(network, "check_compiler", lambda device: None)
     yield
     torch.compiler.reset()
 

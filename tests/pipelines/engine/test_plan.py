@@ -86,7 +86,7 @@ def test_the_plan_says_that_a_run_does_not_fit(call: Call, here: Path, monkeypat
 def test_the_plan_counts_the_flops_of_a_real_run(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The count includes all matmuls of the steps and of two validations."""
     # Timing the attention kernels would be counted too.
-    monkeypatch.setattr("pipelines.commands.pretrain_ar._attention", lambda *_: "plain")
+    monkeypatch.setattr("pipelines.engine.network._attention", lambda *_: "plain")
     flags = [*SMALL, "--accumulate", "4", "--recompute", "--steps", "3", "--validate_every", "2"]
     with FlopCounterMode(display=False) as counter:
         call("pretrain_ar", *flags)
