@@ -77,6 +77,9 @@ Choose = Callable[[Timing], Mapping[int, Collection[int]]]
 """Choice of the frame numbers of a video, each with its short sides."""
 Read = Callable[[Choose], tuple[dict[tuple[int, int], np.ndarray], Timing]]
 """Reading of the chosen frames, by number and short side, and of the timing; see `read_sized_frames`."""
+Draw = Callable[[int, int, int], int]
+"""Choice of one of n positions, 0 to n - 1, from the number of a view, the axis and n."""
+NO_RATE = "clip.fps and clip.seconds need a frame rate, which the built-in videos do not have"
 _COLUMNS = ("start", "real", "top", "left", "flip")
 
 
@@ -135,10 +138,10 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
     disappeared since then.
     """
     if source.root is None and spec.rate is not None:
-        raise ValueError("clip.fps and clip.seconds need a frame rate, which the built-in videos do not have")
+        raise ValueError(NO_RATE)
     if spec.views == "dense":
         return _dense_views(source, video, spec)
-    return _drawn_views(_read_of(source, video, spec), video.path, spec, spec.views)
+    return _drawn_views(_read_of(source, video, spec), _random(video.path), spec, spec.views)
 
 
 def clip_of_file(path: str | Path, spec: ClipSpec) -> tuple[np.ndarray, View]:
@@ -180,7 +183,7 @@ def clip_of_frames(frames_THWC: np.ndarray, spec: ClipSpec, rate: float | None =
 
 
 def _canonical(read: Read, spec: ClipSpec) -> tuple[np.ndarray, View]:
-    pixels_THWC, cuts = _drawn_views(read, "", spec, 1)
+    pixels_THWC, cuts = _drawn_views(read, _random(""), spec, 1)
     assert isinstance(pixels_THWC, np.ndarray) and isinstance(cuts, ClipCuts)
     return pixels_THWC, cuts.views[0]
 
@@ -197,11 +200,25 @@ def _read_of(source: Source, video: Video, spec: ClipSpec) -> Read:
     return render
 
 
-def _drawn_views(read: Read, path: str, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
-    """Yield `count` views of a video and their positions. `path` seeds the random draws."""
+def iter_test_views(
+    source: Source, video: Video, spec: ClipSpec, clips: int, crops: int
+) -> Iterator[np.ndarray | ClipCuts]:
+    """Yield clips x crops views that are evenly spread over time and over the longer side, and finally their positions.
+
+    The views of the first clip come first. A single clip or crop is the middle one. Frames that are spread over the video are
+    shifted evenly. Errors are those of `iter_clips`.
+    """
+    spec = replace(spec, views=clips * crops, scales=None, flip=False)
+    if source.root is None and spec.rate is not None:
+        raise ValueError(NO_RATE)
+    return _drawn_views(_read_of(source, video, spec), _even(clips, crops), spec, clips * crops)
+
+
+def _drawn_views(read: Read, draw: Draw, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
+    """Yield `count` views of a video and their positions."""
 
     def views_in_time(total: int) -> list[View]:
-        return [_in_time(spec, path, v, total) for v in range(count)]
+        return [_in_time(spec, draw, v, total) for v in range(count)]
 
     def choose(timing: Timing) -> dict[int, set[int]]:
         sides: dict[int, set[int]] = defaultdict(set)
@@ -215,7 +232,7 @@ def _drawn_views(read: Read, path: str, spec: ClipSpec, count: int) -> Iterator[
     length = _length(spec, timing)
     for v, in_time in enumerate(views_in_time(length)):
         clip = [frames[number, in_time.short_side] for number in _frames_of(spec, timing, in_time)]
-        views.append(_in_space(spec, path, v, in_time, clip[0].shape[:2]))
+        views.append(_in_space(spec, draw, v, in_time, clip[0].shape[:2]))
         yield _cut(clip, views[-1])
     rate = timing.rate_of(spec.frames) if spec.span else spec.rate or timing.rate
     yield ClipCuts(tuple(views), length, rate)
@@ -228,7 +245,7 @@ def _dense_views(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.nd
     while clip := list(islice(frames, spec.frames)):
         start, real = len(views) * spec.frames * spec.stride, len(clip)
         view = View(start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False)
-        views.append(_in_space(spec, video.path, 0, view, clip[0].shape[:2]))
+        views.append(_in_space(spec, _random(video.path), 0, view, clip[0].shape[:2]))
         yield _cut(clip + clip[-1:] * (spec.frames - real), views[-1])
     yield ClipCuts(tuple(views), len(_frame_numbers(spec, stream.timing)), spec.rate or stream.timing.rate)
 
@@ -307,37 +324,53 @@ def _rendered(video: Video, sides: Mapping[int, Collection[int]]) -> Generator[S
 _START, _TOP, _LEFT, _FLIP, _SCALE, _SHIFT = range(6)
 
 
-def _draw(path: str, view: int, axis: int, choices: int) -> int:
-    """Return a number in 0..choices - 1: the middle one for the canonical view, else a random one seeded by the arguments."""
-    if view == 0:
-        return (choices - 1) // 2
-    seed = hashlib.sha256(os.fsencode(path)).digest()[:8]
-    return int(np.random.default_rng([int.from_bytes(seed, "little"), view, axis]).integers(choices))
+def _random(path: str) -> Draw:
+    """Return the draws of views: the middle choice for the canonical view, else a random one, seeded by the path."""
+
+    def draw(view: int, axis: int, choices: int) -> int:
+        if view == 0:
+            return (choices - 1) // 2
+        seed = hashlib.sha256(os.fsencode(path)).digest()[:8]
+        return int(np.random.default_rng([int.from_bytes(seed, "little"), view, axis]).integers(choices))
+
+    return draw
 
 
-def _in_time(spec: ClipSpec, path: str, number: int, total: int) -> View:
+def _even(clips: int, crops: int) -> Draw:
+    """Return the draws of test views, crop by crop of each clip: clips and crops that are evenly spread, from end to end."""
+
+    def draw(view: int, axis: int, choices: int) -> int:
+        number, count = (view // crops, clips) if axis in (_START, _SHIFT) else (view % crops, crops)
+        if axis == _SHIFT:
+            return (2 * number + 1) * choices // (2 * count)
+        return (choices - 1) // 2 if count == 1 else round(number * (choices - 1) / (count - 1))
+
+    return draw
+
+
+def _in_time(spec: ClipSpec, draw: Draw, number: int, total: int) -> View:
     """Place view `number` in a video of `total` frames, and draw its scale. Its crop is not set yet."""
     span = (spec.frames - 1) * spec.stride + 1
     if total < span:
         # A short video is used from its first frame and padded after its last frame.
         start, real = 0, (total - 1) // spec.stride + 1
     else:
-        start, real = _draw(path, number, _START, total - span + 1), spec.frames
+        start, real = draw(number, _START, total - span + 1), spec.frames
     scale = 1.0
     if spec.scales is not None and number > 0:
-        scale = spec.scales[_draw(path, number, _SCALE, len(spec.scales))]
+        scale = spec.scales[draw(number, _SCALE, len(spec.scales))]
     short_side = round(spec.size / scale)
     view = View(
         start=start, stride=spec.stride, real=real, top=0, left=0, size=spec.size, flip=False, short_side=short_side
     )
-    return replace(view, shift=_draw(path, number, _SHIFT, 1000)) if spec.span else view
+    return replace(view, shift=draw(number, _SHIFT, 1000)) if spec.span else view
 
 
-def _in_space(spec: ClipSpec, path: str, number: int, view: View, frame: tuple[int, int]) -> View:
+def _in_space(spec: ClipSpec, draw: Draw, number: int, view: View, frame: tuple[int, int]) -> View:
     """Place view `number` in a frame of (height, width) pixels."""
-    top = _draw(path, number, _TOP, frame[0] - spec.size + 1)
-    left = _draw(path, number, _LEFT, frame[1] - spec.size + 1)
-    flip = spec.flip and number > 0 and _draw(path, number, _FLIP, 2) == 1
+    top = draw(number, _TOP, frame[0] - spec.size + 1)
+    left = draw(number, _LEFT, frame[1] - spec.size + 1)
+    flip = spec.flip and number > 0 and draw(number, _FLIP, 2) == 1
     return replace(view, top=top, left=left, flip=flip)
 
 

@@ -5,6 +5,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.list_files import Row, shown
@@ -12,18 +13,28 @@ from data.text import appearance, told_apart
 from data.video_files import SUFFIXES, status_of
 
 
-def look_up(file: Path, list_folder: str, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
-    """Return the absolute paths and sizes of the videos that `file` lists.
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a list whose videos exist, with absolute paths and sizes, and the rows whose videos are missing."""
+
+    rows: list[Row]
+    paths: list[str]
+    sizes: list[int]
+    missing: list[Row]
+
+
+def look_up(file: Path, list_folder: str, rows: Sequence[Row], *, allow_missing: bool = False) -> Lookup:
+    """Find the videos that `file` lists.
 
     A name that does not exist as it is written is tried with ~ for the home folder, with the backslashes of Windows, and in
     other Unicode forms (macOS decomposes letters with accents).
 
     Raises:
-        ValueError: if a video is missing, cannot be read or is listed twice; names the line.
+        ValueError: if a video is missing (unless `allow_missing`), cannot be read or is listed twice; names the line.
     """
     real_folder = functools.cache(os.path.realpath)  # folders are few, files are many
     names_of = _NamesOfFolders()
-    paths, sizes = [], []
+    present, paths, sizes = [], [], []
     missing: list[Row] = []
     line_of: dict[str | tuple[int, int], int] = {}
     repeated: list[tuple[Row, int]] = []
@@ -45,9 +56,10 @@ def look_up(file: Path, list_folder: str, rows: Sequence[Row]) -> tuple[list[str
         first = line_of.setdefault(file_id, row.line)
         if first != row.line:
             repeated.append((row, first))
+        present.append(row)
         paths.append(path)
         sizes.append(status.st_size)
-    if missing:
+    if missing and not allow_missing:
         row = missing[0]
         if os.path.isdir(os.path.join(list_folder, row.path)):
             problem = f"{shown(row.path)} is a folder, expected a video file"
@@ -58,7 +70,7 @@ def look_up(file: Path, list_folder: str, rows: Sequence[Row]) -> tuple[list[str
         row, first = repeated[0]
         again = f"lists {shown(row.path)} more than once, first in line {first}"
         raise ValueError(f"{file}, line {row.line}: {again} ({len(repeated)} of {len(rows)} rows repeat a video)")
-    return paths, sizes
+    return Lookup(present, paths, sizes, missing)
 
 
 class _NamesOfFolders:

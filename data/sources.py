@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from data.list_files import COLUMNS, Row, read_list
+from data.list_files import COLUMNS, Row, read_list, shown
 from data.list_lookup import look_up
 from data.text import appearance, escaped, told_apart
 from data.video_files import ABSENT, ENDINGS, FolderContent, FoundFile, find_videos, named, names_of_files
@@ -42,6 +42,7 @@ class Source:
 
     `notes`: what a user should know about the reading, one line each: files passed over, values that were not used.
     `version`: version of the videos of a built-in set, whose list does not show that they have changed; otherwise empty.
+    `missing`: paths of listed videos that do not exist, as they are written, if they are allowed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     videos: tuple[Video, ...]
     notes: tuple[str, ...] = ()
     version: str = ""
+    missing: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -57,7 +59,7 @@ class Source:
         return hashlib.sha256(f"{listed}{self.version}".encode()).hexdigest()
 
 
-def load_source(src: str) -> Source:
+def load_source(src: str, *, allow_missing: bool = False) -> Source:
     """List the videos of a source, given as a value of `--videos`.
 
     - A folder: every video file in it and its subfolders, except hidden files, and files in hidden and system folders. The
@@ -67,6 +69,8 @@ def load_source(src: str) -> Source:
       split; see `read_list`. Paths are relative to the file. The group -1 is none, and in a list whose rows all end in
       `0 -1` (VideoMAE), the label 0 is none either.
     - `builtin:moving-digits`, or `builtin:moving-digits:TRAIN:TEST` with the number of clips of each split.
+
+    `allow_missing`: leave out listed videos that are missing.
 
     Raises FileNotFoundError if there is no such folder or file, and ValueError if there are no videos, a listed video is
     missing or repeated, or the list is malformed.
@@ -85,7 +89,7 @@ def load_source(src: str) -> Source:
         is_folder = None
     if is_folder is None:
         raise FileNotFoundError(f"{escaped(src)}: no such folder or list file")
-    return _folder(path) if is_folder else _listed(path)
+    return _folder(path) if is_folder else _listed(path, allow_missing)
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
@@ -268,13 +272,16 @@ def _look_alikes(kind: str, values: Iterable[str | None]) -> list[str]:
     return []
 
 
-def _listed(file: Path) -> Source:
+def _listed(file: Path, allow_missing: bool) -> Source:
     listing = read_list(file)
     rows = listing.rows
     if not rows:
         raise ValueError(f"{file}: lists no videos")
     list_folder = os.path.realpath(file.parent)
-    paths, sizes = look_up(file, list_folder, rows)
+    found = look_up(file, list_folder, rows, allow_missing=allow_missing)
+    if not found.rows:
+        raise ValueError(f"{file}: all {len(rows)} listed videos are missing, such as {shown(rows[0].path)}")
+    rows, paths, sizes = found.rows, found.paths, found.sizes
     # Paths are relative to the list if possible, so that they stay the same if list and videos are moved together.
     folders = {os.path.dirname(path) for path in paths}
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
@@ -292,7 +299,8 @@ def _listed(file: Path) -> Source:
     ]
     videos.sort(key=lambda video: video.path)
     notes = _notes_of_list(rows, listing.other_columns, placeholders)
-    return Source(file.stem, Path(root), tuple(videos), tuple(notes))
+    missing = tuple(row.path for row in found.missing)
+    return Source(file.stem, Path(root), tuple(videos), tuple(notes), missing=missing)
 
 
 def _notes_of_list(rows: Sequence[Row], other_columns: Sequence[str], placeholders: bool) -> list[str]:
