@@ -39,13 +39,10 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
             for view in chosen:
                 yield cache.pixels(row, view)
         return
-    videos = cache.made_with["videos"]
     try:
-        near = () if cache.remote else (cache.address,)
-        sources = [
-            load_source(locate(name, *near, fits=partial(_has_videos_of, cache))) for name in videos.split(JOINED)
-        ]
-        source_of = {(video.path, video.size): source for source in reversed(sources) for video in source.videos}
+        source_of = {
+            (video.path, video.size): source for source in reversed(sources_of(cache)) for video in source.videos
+        }
         for row, chosen in views.items():
             video = cache.videos[row]
             source = source_of.get((video.path, video.size))
@@ -55,7 +52,15 @@ def clips_of(cache: TokenCache, views: Mapping[int, Sequence[int]]) -> Iterator[
                 if view in chosen and not isinstance(clip, ClipCuts):
                     yield clip
     except (OSError, ValueError, DamagedVideo) as error:
+        videos = cache.made_with["videos"]
         raise ValueError(f"the videos of {cache.address} ({videos}) cannot be read again: {error}") from None
+
+
+def sources_of(cache: TokenCache) -> list[Source]:
+    """List the videos that a cache was made of again. Raises the errors of `load_source`."""
+    near = () if cache.remote else (cache.address,)
+    names = cache.made_with["videos"].split(JOINED)
+    return [load_source(locate(name, *near, fits=partial(_has_videos_of, cache))) for name in names]
 
 
 def _has_videos_of(cache: TokenCache, place: str) -> bool:

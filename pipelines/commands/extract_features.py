@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
 
 from data.cache import TokenCache, find_cache
+from data.clip_spec import ClipSpec
+from data.clips import iter_clips
 from data.files import sha256_of
+from data.recorded import to_record
 from data.sources import load_source
 from pipelines.engine.checkpoints import file_hash
 from pipelines.engine.console import progress, say, say_notes
@@ -18,37 +20,60 @@ from pipelines.engine.preprocessing import model_folder
 from pipelines.engine.run import Run
 from pipelines.engine.run_files import find_run
 from pipelines.inference.feature_files import FeatureFolder
-from pipelines.inference.video_model import Features, VideoModel, load_model
-from pipelines.inference.windows import Compute, VideoWindows, window_clip, windows_of_cache, windows_of_videos
+from pipelines.inference.video_model import VideoModel, load_model
+from pipelines.inference.windows import (
+    Compute,
+    VideoWindows,
+    feature_computation,
+    window_clip,
+    windows_of_cache,
+    windows_of_videos,
+)
 from pipelines.settings.extract_features import ExtractFeatures
 
 _NAMED = 20
 """Damaged videos that are named on stderr; all are in the summary."""
-Shards = tuple[int, str, Callable[[int], Iterator[VideoWindows]]]
-"""Number of videos, identity of the videos, and the windows of the videos of a shard."""
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Videos of all shards.
+
+    `count`: number of videos; `identity`: identity of the videos; `windows`: makes the windows of the videos of a shard;
+    `source`, `cache`: place of the videos or of the cache; `clip`: settings that cut the windows from videos.
+    """
+
+    count: int
+    identity: str
+    windows: Callable[[int], Iterator[VideoWindows]]
+    source: str | None = None
+    cache: str | None = None
+    clip: ClipSpec | None = None
 
 
 def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
     """Write the shards that are missing and the index, and return the summary."""
     began = time.perf_counter()
     place = find_run(None, "pretrain_ar") if config.run is None else config.run
-    accelerator = start_accelerator(resolve_precision(config.precision))
+    precision = resolve_precision(config.precision)
+    accelerator = start_accelerator(precision)
     model = load_model(place, tokenizer=config.tokenizer, trust=config.trust).to(accelerator.device)
     layers = len(model.objective.encoder.blocks)
     layer = config.layer or layers
     if layer > layers:
         raise ValueError(f"layer must be from 1 to {layers} for {place}, got {layer}")
     weights = file_hash(model_folder(place) / "model.safetensors")
-    count, identity, windows = _shards(config, accelerator, model, _compute(accelerator, model, layer - 1, config.pool))
-    run = Run("extract_features", config, settings, about=sha256_of([weights, identity]))
+    videos = _input(config, accelerator, model, feature_computation(accelerator, model, layer, config.pool))
+    run = Run("extract_features", config, settings, about=sha256_of([weights, videos.identity]))
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    folder, shards = FeatureFolder(run.folder), -(-count // config.shard_size)
+    folder, count = FeatureFolder(run.folder), videos.count
+    shards = -(-count // config.shard_size)
     own = [n for n in range(accelerator.process_index, shards, accelerator.num_processes) if not folder.has(n)]
     bar = progress(accelerator, count, "extract_features", start=config.shard_size * (shards - len(own)))
     for number in own:
         features, rows, skipped = [], [], {}
-        for found in windows(number):
+        for found in videos.windows(number):
             bar.update()
             if found.damage is not None:
                 skipped[found.video.path] = found.damage
@@ -69,8 +94,11 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
         raise ValueError(f"{config.videos or config.cache}: none of the {count} videos can be used")
     summary = {
         "out": str(run.folder),
-        "model": str(place),
+        "model": to_record(str(place)),
         "weights": weights,
+        "source": videos.source,
+        "cache": videos.cache,
+        "clip": None if videos.clip is None else videos.clip.to_json(),
         "videos": count - len(damaged),
         "skipped": len(damaged),
         "damaged": [{"path": path, "reason": reason} for path, reason in damaged],
@@ -79,28 +107,13 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
         "shape": list(written[0][0][1:]),
         "layer": layer,
         "pool": config.pool,
+        "precision": precision,
         "seconds": round(time.perf_counter() - began, 1),
     }
     return run.finish(accelerator, summary)
 
 
-def _compute(accelerator: Accelerator, model: VideoModel, layer: int, pool: str) -> Compute:
-    """Return the function that computes the chosen features of a batch."""
-
-    def chosen(features: Features) -> Tensor:
-        if pool == "clip":
-            return features.pooled[layer]
-        return features.slices[layer] if pool == "slices" else features.tokens[layer]
-
-    def compute(batch: dict[str, Tensor]) -> list[np.ndarray]:
-        with accelerator.autocast():
-            found = model.features_of_batch(batch)
-        return [chosen(features).float().cpu().numpy() for features in found]
-
-    return compute
-
-
-def _shards(config: ExtractFeatures, accelerator: Accelerator, model: VideoModel, compute: Compute) -> Shards:
+def _input(config: ExtractFeatures, accelerator: Accelerator, model: VideoModel, compute: Compute) -> _Input:
     """Return how the windows of each shard are made, from videos or from a cache."""
 
     def rows_of(number: int, count: int) -> range:
@@ -114,15 +127,16 @@ def _shards(config: ExtractFeatures, accelerator: Accelerator, model: VideoModel
 
         def from_videos(number: int) -> Iterator[VideoWindows]:
             videos = [source.videos[row] for row in rows_of(number, len(source.videos))]
-            return windows_of_videos(model, source, videos, clip, compute, workers)
+            return windows_of_videos(model, videos, lambda video: iter_clips(source, video, clip), compute, workers)
 
-        return len(source.videos), source.digest, from_videos
+        place = to_record(config.videos)
+        return _Input(len(source.videos), source.digest, from_videos, source=place, clip=clip)
     cache = _cache(config, model)
-    return (
-        len(cache),
-        cache.key,
-        lambda number: windows_of_cache(model, cache, rows_of(number, len(cache)), config.windows, compute),
-    )
+
+    def from_cache(number: int) -> Iterator[VideoWindows]:
+        return windows_of_cache(model, cache, rows_of(number, len(cache)), config.windows, compute)
+
+    return _Input(len(cache), cache.key, from_cache, cache=cache.address if cache.remote else to_record(cache.address))
 
 
 def _cache(config: ExtractFeatures, model: VideoModel) -> TokenCache:

@@ -3,15 +3,17 @@
 FOLDER/
   shards/000000.npz    `features`, float32 (windows, ...), and `path`, `start` and `end` of each window
   shards/000000.json   rows of the index, and the damaged videos of the shard; a shard without it is not finished
-  index.csv            shard, row, path, label, group, split, start, end; written when all shards are finished
+  index.csv            shard, row, path, label, group, split, view, start, end; written when all shards are finished
 """
 
 import csv
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,23 +22,30 @@ from data.schema import conform
 from data.sources import Video
 from pipelines.engine.run_files import read_json
 
-_INDEX = ("shard", "row", "path", "label", "group", "split", "start", "end")
+_INDEX = ("shard", "row", "path", "label", "group", "split", "view", "start", "end")
+_DAMAGED = (OSError, KeyError, ValueError, EOFError, NotImplementedError, BadZipFile, zlib.error)
+"""Errors of reading a damaged .npz file."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A window of a video. `start`, `end`: seconds, None if the video has neither time stamps nor a frame rate."""
+    """A window of a video.
+
+    `view`: its number among the clips of the video that the windows were cut from, or in the cache. `start`, `end`: seconds, None
+    if the video has neither time stamps nor a frame rate.
+    """
 
     path: str
     label: str | None
     group: str | None
     split: str | None
+    view: int
     start: float | None
     end: float | None
 
     @classmethod
-    def of(cls, video: Video, start: float | None, end: float | None) -> "Row":
-        return cls(video.path, video.label, video.group, video.split, start, end)
+    def of(cls, video: Video, view: int, start: float | None, end: float | None) -> "Row":
+        return cls(video.path, video.label, video.group, video.split, view, start, end)
 
 
 class _Row(TypedDict):
@@ -44,6 +53,7 @@ class _Row(TypedDict):
     label: str | None
     group: str | None
     split: str | None
+    view: int
     start: float | None
     end: float | None
 
@@ -81,7 +91,7 @@ class FeatureFolder:
             start=np.array([row.start for row in rows], np.float64),
             end=np.array([row.end for row in rows], np.float64),
         )
-        write_bytes(self.shards / f"{shard:06d}.npz", content.getvalue())
+        write_bytes(self.file(shard), content.getvalue())
         damaged = [{"path": path, "reason": reason} for path, reason in skipped.items()]
         write_json(self._record(shard), {"rows": [asdict(row) for row in rows], "skipped": damaged})
 
@@ -100,25 +110,43 @@ class FeatureFolder:
         return skipped
 
     def read(self) -> Iterator[tuple[np.ndarray, list[Row]]]:
-        """Yield the features and the rows of each shard with windows.
+        """Yield the features and the rows of each shard with windows. Raises the errors of `rows` and `features`."""
+        for shard in self.finished():
+            if rows := self.rows(shard):
+                yield self.features(shard, len(rows)), rows
+
+    def finished(self) -> list[int]:
+        """Return the numbers of the finished shards."""
+        return sorted(int(file.stem) for file in self.shards.glob("*.json") if file.stem.isdecimal())
+
+    def rows(self, shard: int) -> list[Row]:
+        """Read the rows of a shard.
 
         Raises:
-            ValueError: if a file is missing or malformed.
+            ValueError: if the file is malformed.
         """
-        for file in sorted(self.shards.glob("*.json")):
-            shard = int(file.stem) if file.stem.isdigit() else -1
-            rows = [Row(**{name: row[name] for name in _INDEX[2:]}) for row in self._read(shard)["rows"]]  # type: ignore[literal-required]
-            if not rows:
-                continue
-            try:
-                with np.load(self.shards / f"{shard:06d}.npz", allow_pickle=False) as content:
-                    features_N = content["features"]
-            except (OSError, KeyError, ValueError) as error:
-                raise ValueError(f"{file.with_suffix('.npz')}: cannot be read: {error}") from None
-            if len(features_N) != len(rows) or features_N.dtype != np.float32:
-                found = f"{len(features_N)} of {features_N.dtype}"
-                raise ValueError(f"{file.with_suffix('.npz')}: must have {len(rows)} features of float32, got {found}")
-            yield features_N, rows
+        return [Row(**{name: row[name] for name in _INDEX[2:]}) for row in self._read(shard)["rows"]]  # type: ignore[literal-required]
+
+    def features(self, shard: int, count: int) -> np.ndarray:
+        """Read the features of the `count` windows of a shard, float32 (windows, ...).
+
+        Raises:
+            ValueError: if the file is missing, damaged, or has another number of windows.
+        """
+        file = self.file(shard)
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                features_N = content["features"]
+        except _DAMAGED as error:
+            raise ValueError(f"{file}: cannot be read: {error}") from None
+        if features_N.shape[:1] != (count,) or features_N.dtype != np.float32:
+            found = f"{features_N.dtype} of shape {features_N.shape}"
+            raise ValueError(f"{file}: must have {count} features of float32, got {found}")
+        return features_N
+
+    def file(self, shard: int) -> Path:
+        """Return the path of the arrays of a shard."""
+        return self.shards / f"{shard:06d}.npz"
 
     def _record(self, shard: int) -> Path:
         return self.shards / f"{shard:06d}.json"

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from data.ahead import ahead
 from data.cache import TokenCache
 from data.clip_spec import ClipSpec
-from data.clips import ClipCuts, View, iter_clips
+from data.clips import ClipCuts, View
 from data.decoding import DamagedVideo
 from data.loading import view_batches
-from data.sources import Source, Video
+from data.sources import Video
 from pipelines.inference.feature_files import Row
-from pipelines.inference.video_model import VideoModel
+from pipelines.inference.video_model import Features, VideoModel
 
 BATCH = 32
 """Windows of one call of the model."""
@@ -42,8 +43,31 @@ class VideoWindows:
         return self.damage is not None or 0 < len(self.rows) == len(self.results)
 
 
+Cut = Callable[[Video], Iterator[np.ndarray | ClipCuts]]
+"""Cutting of the windows of a video, then their positions."""
 Compute = Callable[[dict[str, Tensor]], Sequence[np.ndarray]]
 """Computation of the results of a batch of windows, one array each."""
+
+
+def feature_computation(accelerator: Accelerator, model: VideoModel, layer: int, pool: str) -> Compute:
+    """Return the function that computes the features of a batch of windows.
+
+    Args:
+        layer: block of the encoder, counted from 1.
+        pool: clip (the mean of all tokens), slices (the mean of each time slice) or none (all tokens).
+    """
+
+    def chosen(features: Features) -> Tensor:
+        if pool == "clip":
+            return features.pooled[layer - 1]
+        return (features.slices if pool == "slices" else features.tokens)[layer - 1]
+
+    def compute(batch: dict[str, Tensor]) -> list[np.ndarray]:
+        with accelerator.autocast():
+            found = model.features_of_batch(batch)
+        return [chosen(features).float().cpu().numpy() for features in found]
+
+    return compute
 
 
 def window_clip(clip: ClipSpec, windows: str) -> ClipSpec:
@@ -62,9 +86,15 @@ def window_clip(clip: ClipSpec, windows: str) -> ClipSpec:
 
 
 def windows_of_videos(
-    model: VideoModel, source: Source, videos: Sequence[Video], clip: ClipSpec, compute: Compute, workers: int
+    model: VideoModel, videos: Sequence[Video], cut: Cut, compute: Compute, workers: int
 ) -> Iterator[VideoWindows]:
-    """Yield the windows of videos in their order. `workers` threads decode the next videos."""
+    """Yield the windows of videos in their order.
+
+    Args:
+        cut: yields the windows of a video, of the size of the model's clips, and their positions, as `iter_clips`.
+        workers: number of threads that decode the next videos.
+    """
+    clip = model.clip
     clip_bytes = clip.frames * clip.size**2 * 3
     window = max(2, min(len(videos), _AHEAD // (BATCH * clip_bytes)))
     waiting: list[tuple[VideoWindows, np.ndarray, int]] = []
@@ -80,7 +110,7 @@ def windows_of_videos(
         waiting.clear()
 
     def work(video: Video) -> Iterator[tuple[np.ndarray, int] | ClipCuts]:
-        return _with_valid_frames(iter_clips(source, video, clip), clip.frames)
+        return _with_valid_frames(cut(video), clip.frames)
 
     with closing(ahead(videos, work, workers, BATCH, window)) as decoded:
         for video, parts in decoded:
@@ -89,7 +119,7 @@ def windows_of_videos(
             try:
                 for part in parts:
                     if isinstance(part, ClipCuts):
-                        owner.rows = [_row(video, view, part.rate) for view in part.views]
+                        owner.rows = [_row(video, number, view, part.rate) for number, view in enumerate(part.views)]
                         continue
                     waiting.append((owner, *part))
                     if len(waiting) == BATCH:
@@ -129,12 +159,13 @@ def windows_of_cache(
     found = iter(results)
     for row, views in chosen.items():
         video, rate, cuts = cache.videos[row], cache.facts(row)["rate"], cache.views(row)
-        yield VideoWindows(video, [next(found) for _ in views], [_row(video, cuts[view], rate) for view in views])
+        rows_of_video = [_row(video, view, cuts[view], rate) for view in views]
+        yield VideoWindows(video, [next(found) for _ in views], rows_of_video)
 
 
-def _row(video: Video, view: View, rate: float | None) -> Row:
-    """Return the row of a window of a video with `rate` frames per second."""
+def _row(video: Video, number: int, view: View, rate: float | None) -> Row:
+    """Return the row of a window, view `number` of a video with `rate` frames per second."""
     if not rate:
-        return Row.of(video, None, None)
+        return Row.of(video, number, None, None)
     start = view.start + view.shift / 1000
-    return Row.of(video, round(start / rate, 3), round((view.start + view.real * view.stride) / rate, 3))
+    return Row.of(video, number, round(start / rate, 3), round((view.start + view.real * view.stride) / rate, 3))

@@ -55,10 +55,13 @@ def test_features_of_videos_and_of_their_codes_are_equal(
     assert (summary["videos"], summary["skipped"], summary["width"]) == (6, 1, 24)
     assert summary["damaged"][0]["path"] == "left/damaged.mp4" and "skipped left/damaged.mp4: " in call.err
     assert summary["windows"] == {"middle": 6, "dense": 6 * 3}[windows]
+    assert summary["source"] == str(project / "videos") and summary["clip"]["stride"] == 2
     caches = "drawn caches" if windows == "middle" else "dense caches"
     (cache,) = Path(caches).iterdir()
-    call("extract_features", *flags, "--cache", str(cache), "--out", "of codes")
+    of_codes = call("extract_features", *flags, "--cache", str(cache), "--out", "of codes")
+    assert (of_codes["source"], of_codes["clip"], of_codes["cache"]) == (None, None, str(project / cache))
     (features_N, rows), (of_codes_N, rows_of_codes) = extracted("of videos"), extracted("of codes")
+    assert [row.view for row in rows[:3]] == [0, 1, 2] if windows == "dense" else {row.view for row in rows} == {0}
     assert rows == rows_of_codes and features_N.shape == (summary["windows"], *shape)
     assert np.array_equal(features_N, of_codes_N)
 
@@ -78,6 +81,7 @@ def test_windows_have_their_times_and_the_index_lists_them(call: Call, project: 
         "label": "left",
         "group": "",
         "split": "",
+        "view": "1",
         "start": "0.8",
         "end": "1.6",
     }
