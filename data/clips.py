@@ -341,9 +341,11 @@ def _even(clips: int, crops: int) -> Draw:
 
     def draw(view: int, axis: int, choices: int) -> int:
         number, count = (view // crops, clips) if axis in (_START, _SHIFT) else (view % crops, crops)
+        if count == 1:
+            return (choices - 1) // 2
         if axis == _SHIFT:
             return (2 * number + 1) * choices // (2 * count)
-        return (choices - 1) // 2 if count == 1 else round(number * (choices - 1) / (count - 1))
+        return round(number * (choices - 1) / (count - 1))
 
     return draw
 

@@ -37,6 +37,12 @@ class _Tuned(TypedDict):
     validation_accuracy: float
 
 
+class _Evaluated(TypedDict):
+    top1: float
+    n: int
+    views: str
+
+
 class _Extracted(TypedDict):
     windows: int
     shape: list[int]
@@ -137,6 +143,9 @@ def _numbers(command: str, folder: Path, summary: dict[str, Any]) -> str:
         return (
             f"{len(tuned['classes'])} classes, accuracy {tuned['validation_accuracy']:.3f} on held-out training videos"
         )
+    if command == "evaluate":
+        evaluated: _Evaluated = read(_Evaluated)
+        return f"top-1 {evaluated['top1']:.3f} of {evaluated['n']} videos, {evaluated['views']} views"
     if command == "extract_features":
         extracted: _Extracted = read(_Extracted)
         return f"{extracted['windows']:,} windows of {'x'.join(map(str, extracted['shape']))}"

@@ -109,6 +109,7 @@ SCHEMAS = {
     "export": "Export",
     "extract_features": "ExtractFeatures",
     "finetune": "Finetune",
+    "evaluate": "Evaluate",
     "benchmark": "Benchmark",
 }
 
