@@ -4,11 +4,22 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+GROUPS = "?group=folder"
+"""Option after the name of a folder of videos, see `data.sources.load_source`."""
+
+
+def without_option(place: str) -> tuple[str, str]:
+    """Return the name of a folder of videos and its option, empty if there is none. A name may end like the option."""
+    if place.endswith(GROUPS) and not os.path.lexists(os.path.expanduser(place)):
+        return place.removesuffix(GROUPS), GROUPS
+    return place, ""
+
 
 def to_record(place: str) -> str:
     """Return the absolute path of an existing file or folder; any other text, such as an address, unchanged."""
+    place, option = without_option(place)
     path = os.path.expanduser(place)
-    return os.path.abspath(path) if os.path.exists(path) else place
+    return (os.path.abspath(path) if os.path.exists(path) else place) + option
 
 
 def _unknown(place: str) -> bool:
@@ -22,6 +33,11 @@ def locate(recorded: str, *near: str | Path, fits: Callable[[str], bool] = _unkn
     folders `near` and in all folders above them, nearest first, and then in the working folder. The name alone, such as
     `videos`, may be that of something else: a place with only this name in common is returned if it `fits`.
     """
+    recorded, option = without_option(recorded)
+    return _locate(recorded, near, lambda place: fits(place + option)) + option
+
+
+def _locate(recorded: str, near: tuple[str | Path, ...], fits: Callable[[str], bool]) -> str:
     path = Path(os.path.expanduser(recorded))
     if path.is_absolute() and os.path.exists(path):
         return str(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.list_files import COLUMNS, Row, read_list, shown
 from data.list_lookup import look_up
+from data.recorded import GROUPS, without_option
 from data.text import appearance, escaped, told_apart
 from data.video_files import ABSENT, ENDINGS, FolderContent, FoundFile, find_videos, named, names_of_files
 
@@ -63,8 +64,9 @@ def load_source(src: str, *, allow_missing: bool = False) -> Source:
     """List the videos of a source, given as a value of `--videos`.
 
     - A folder: every video file in it and its subfolders, except hidden files, and files in hidden and system folders. The
-      label of a file is the name of its folder. The split is the top folder, if all top folders that contain videos are
-      named after splits (train, val, test and similar).
+      label of a file is the first folder below the root. The split is the top folder, if all top folders that contain videos
+      are named after splits (train, val, test and similar); the label is then the folder below it. With `?group=folder` after
+      the name of the root, the folder below the label is the group.
     - A list file: lines `path [label [group]]` or a CSV file whose header contains path and optionally label, group and
       split; see `read_list`. Paths are relative to the file. The group -1 is none, and in a list whose rows all end in
       `0 -1` (VideoMAE), the label 0 is none either.
@@ -77,6 +79,7 @@ def load_source(src: str, *, allow_missing: bool = False) -> Source:
     """
     if src.startswith(BUILTIN):
         return _builtin(src)
+    src, groups = without_option(src)
     # Path.expanduser raises RuntimeError for an unknown user.
     path = Path(os.path.expanduser(src))
     try:
@@ -89,7 +92,11 @@ def load_source(src: str, *, allow_missing: bool = False) -> Source:
         is_folder = None
     if is_folder is None:
         raise FileNotFoundError(f"{escaped(src)}: no such folder or list file")
-    return _folder(path) if is_folder else _listed(path, allow_missing)
+    if is_folder:
+        return _folder(path, bool(groups))
+    if groups:
+        raise ValueError(f"{escaped(src)}: {groups} needs a folder; a list has a column group")
+    return _listed(path, allow_missing)
 
 
 def hold_out(videos: Iterable[Video]) -> tuple[list[int], list[int]]:
@@ -172,7 +179,7 @@ def _builtin(src: str) -> Source:
     return Source(name="moving-digits", root=None, videos=listed, version=moving_digits.VERSION)
 
 
-def _folder(root: Path) -> Source:
+def _folder(root: Path, with_groups: bool) -> Source:
     content = find_videos(root)
     notes = content.notes()
     if not content.files:
@@ -192,10 +199,18 @@ def _folder(root: Path) -> Source:
         notes += _unread_splits({file.parents for file in content.files})
     elif count := sum(not file.parents for file in found):
         notes.append(f"{count} of {len(found)} videos are in no folder of a split: they count as training videos")
-    videos = []
+    videos, deeper = [], 0
     for file in found:
         label, split = _label_and_split(file.parents, has_splits)
-        videos.append(Video(file.path, file.size, label=label, split=split))
+        below = file.parents[1 if split is None else 2 :]
+        deeper += bool(below)
+        group = below[0] if below and with_groups else None
+        videos.append(Video(file.path, file.size, label=label, group=group, split=split))
+    if deeper and not with_groups:
+        notes.append(
+            f"{deeper} of {len(found)} videos are in folders below the folder of their label, which are not read; "
+            f"{GROUPS} after the name of the folder makes them groups"
+        )
     videos.sort(key=lambda video: video.path)
     notes += _look_alikes("label", (video.label for video in videos))
     return Source(root.resolve().name, root.resolve(), tuple(videos), tuple(notes))
@@ -204,7 +219,8 @@ def _folder(root: Path) -> Source:
 def _label_and_split(parents: tuple[str, ...], has_splits: bool) -> tuple[str | None, str | None]:
     """Return the label and the split of the videos in a folder, given by its path below the root."""
     split = _SPLITS.get(parents[0].lower()) if parents and has_splits else None
-    return parents[-1] if len(parents) >= (1 if split is None else 2) else None, split
+    label = parents[0 if split is None else 1 :][:1]
+    return label[0] if label else None, split
 
 
 def _check_links(root: Path, content: FolderContent, files: list[list[FoundFile]], has_splits: bool) -> None:

@@ -48,3 +48,16 @@ def test_a_place_with_the_same_name_alone_is_taken_only_if_it_fits(tmp_path: Pat
     assert locate(gone, near) == gone
     fitting = str(tmp_path / "new/videos")
     assert locate(gone, near, fits=lambda place: place == fitting) == fitting
+
+
+def test_the_option_of_a_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project/videos").mkdir(parents=True)
+    recorded = to_record("project/videos?group=folder")
+    assert recorded == f"{tmp_path}/project/videos?group=folder"
+    assert locate(recorded) == recorded
+    moved = (tmp_path / "project").rename(tmp_path / "moved")
+    found = locate(
+        f"{tmp_path}/project/videos?group=folder", moved / "caches", fits=lambda place: place.endswith("?group=folder")
+    )
+    assert found == f"{moved}/videos?group=folder"

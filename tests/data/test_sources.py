@@ -32,15 +32,43 @@ def list_file(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_folder_that_contains_a_file_is_its_label(tmp_path: Path) -> None:
+def test_first_folder_below_the_root_is_the_label(tmp_path: Path) -> None:
     source = load_source(str(touch(tmp_path, "run/b.mp4", "jump/high/a.AVI", "loose.mkv")))
     assert source.root == tmp_path.resolve()
     assert source.name == tmp_path.name
     assert source.videos == (
-        Video("jump/high/a.AVI", 5, label="high"),
+        Video("jump/high/a.AVI", 5, label="jump"),
         Video("loose.mkv", 5),
         Video("run/b.mp4", 5, label="run"),
     )
+    (note,) = source.notes
+    assert "1 of 3 videos" in note and "?group=folder" in note
+
+
+def test_folders_below_the_label_are_groups_by_choice(tmp_path: Path) -> None:
+    files = ["jump/anna/a.mp4", "jump/ben/day 2/b.mp4", "run/anna/c.mp4", "run/d.mp4", "e.mp4"]
+    source = load_source(f"{touch(tmp_path / 'flat', *files)}?group=folder")
+    found = {video.path[-5]: (video.label, video.group) for video in source.videos}
+    assert found == {
+        **{"a": ("jump", "anna"), "b": ("jump", "ben"), "c": ("run", "anna")},
+        **{"d": ("run", None), "e": (None, None)},
+    }
+    assert source.notes == () and source.root == (tmp_path / "flat").resolve()
+    splits = touch(tmp_path / "splits", "train/run/anna/a.mp4", "test/run/b.mp4")
+    (first, second) = sorted(load_source(f"{splits}?group=folder").videos, key=lambda video: video.path[-5])
+    assert (first.label, first.group, first.split) == ("run", "anna", "train")
+    assert (second.label, second.group, second.split) == ("run", None, "test")
+
+
+def test_the_option_of_groups_needs_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "videos?group=folder/run/b.mp4")
+    listed = list_file(tmp_path / "list.txt", "a.mp4 run\n")
+    with pytest.raises(ValueError, match="group=folder needs a folder"):
+        load_source(f"{listed}?group=folder")
+    # A folder may have such a name.
+    assert load_source(str(tmp_path / "videos?group=folder")).videos[0].label == "run"
+    with pytest.raises(FileNotFoundError, match="absent: no such folder"):
+        load_source(str(tmp_path / "absent?group=folder"))
 
 
 def test_top_folders_named_after_splits_are_splits_not_labels(tmp_path: Path) -> None:
@@ -119,7 +147,8 @@ def test_folders_named_after_splits_that_are_none_are_noted(tmp_path: Path, path
 
 @pytest.mark.parametrize("name", ["trainer", "valley", "evaluation of a", "developers", "run/train", "latest"])
 def test_classes_that_are_not_named_like_splits_are_not_noted(tmp_path: Path, name: str) -> None:
-    assert load_source(str(touch(tmp_path, f"{name}/a.mp4", "run/b.mp4"))).notes == ()
+    notes = load_source(str(touch(tmp_path, f"{name}/a.mp4", "run/b.mp4"))).notes
+    assert not any("splits" in note for note in notes)
 
 
 @pytest.mark.parametrize("name", ["dev", "Eval"])
