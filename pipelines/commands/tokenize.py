@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
+from data.cache.earlier import EarlierCodes
 from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
 from data.cache.writer import CodeShard
@@ -147,6 +148,13 @@ def fill(
         writer.begin()
     accelerator.wait_for_everyone()
     workers = max(0, cores(accelerator) - 1) if config.workers is None else config.workers
+    earlier = EarlierCodes(config.caches, writer.preimage, to_record(config.videos))
+    if count := sum(map(earlier.has, source.videos)):
+        total = len(source.videos)
+        say(
+            accelerator,
+            f"{count} of {total} videos are taken from earlier caches of these settings; the others are encoded",
+        )
     encoder = Encoder(tokenizer, config.encode_batch, config.precision)
     missing = writer.missing()
     bar = progress(accelerator, sum(len(writer.videos(n)) for n in missing), "tokenize")
@@ -154,7 +162,7 @@ def fill(
     first = len(missing) * accelerator.process_index // accelerator.num_processes
     try:
         while missing:
-            if not _make_shards(writer, first, config, source, encoder, workers, bar):
+            if not _make_shards(writer, first, config, source, earlier, encoder, workers, bar):
                 bar.set_postfix_str("waiting for shards of other processes")
                 time.sleep(1)
             missing = writer.missing()
@@ -195,7 +203,14 @@ def videos_ahead(config: Tokenize) -> int:
 
 
 def _make_shards(
-    writer: CacheWriter, first: int, config: Tokenize, source: Source, encoder: Encoder, workers: int, bar: tqdm
+    writer: CacheWriter,
+    first: int,
+    config: Tokenize,
+    source: Source,
+    earlier: EarlierCodes,
+    encoder: Encoder,
+    workers: int,
+    bar: tqdm,
 ) -> int:
     """Make the shards that no other process has claimed, and return their number.
 
@@ -203,7 +218,7 @@ def _make_shards(
     """
 
     def decoded(job: tuple[int, Video]) -> Iterator[Decoded]:
-        return decode(source, job[1], config.clip, config.keep_pixels)
+        return decode(source, job[1], config.clip, config.keep_pixels, earlier)
 
     count = 0
     jobs = ((number, video) for number in writer.claims(first) for video in writer.videos(number))

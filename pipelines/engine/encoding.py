@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from data.cache.earlier import EarlierCodes, EarlierVideo
 from data.clip_spec import ClipSpec
 from data.clips import ClipCuts, iter_clips
 from data.decoding import DamagedVideo
@@ -28,11 +29,19 @@ class DecodedClip:
     member: dict[str, bytes]
 
 
-Decoded = DecodedClip | ClipCuts | DamagedVideo
+Decoded = DecodedClip | ClipCuts | DamagedVideo | EarlierVideo
 
 
-def decode(source: Source, video: Video, clip: ClipSpec, keep: KeepPixels) -> Iterator[Decoded]:
-    """Yield the views of a video, then their cuts. If the video is damaged, yield its DamagedVideo error and stop."""
+def decode(
+    source: Source, video: Video, clip: ClipSpec, keep: KeepPixels, earlier: EarlierCodes | None = None
+) -> Iterator[Decoded]:
+    """Yield the views of a video, then their cuts; or its codes, if an earlier cache has them.
+
+    If the video is damaged, yield its DamagedVideo error and stop.
+    """
+    if earlier is not None and (found := earlier.read(video)) is not None:
+        yield found
+        return
     try:
         for view, item in enumerate(iter_clips(source, video, clip)):
             yield item if isinstance(item, ClipCuts) else DecodedClip(item, pack_pixels(keep, view, item))
@@ -107,7 +116,10 @@ class Encoder:
             owner = EncodedVideo(video)
             waiting.append(owner)
             for part in parts:
-                if isinstance(part, DecodedClip):
+                if isinstance(part, EarlierVideo):
+                    owner.codes, owner.clips, owner.end = list(part.codes_Vthw), len(part.codes_Vthw), part.cuts
+                    owner.pixels.update(part.pixels)
+                elif isinstance(part, DecodedClip):
                     owner.clips += 1
                     owner.pixels.update(part.member)
                     clips.append((owner, part.pixels_THWC))
