@@ -12,7 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from data.cache.tool import main as cache_tool
 from pipelines.engine.config import parse
-from tests.helpers.commands import ROOT, SCHEMAS, TINY_MODEL, Call, python
+from tests.helpers.commands import ROOT, SCHEMAS, TINY_MODEL, Call, last_line, python, start
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -86,8 +86,18 @@ def _check_pipeline(script: str, flags: list[str]) -> None:
         parse(schema, expanded)
 
 
+@pytest.fixture(scope="module")
+def classifier(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifier that was fine-tuned for a step from the run of the finished project."""
+    folder = tmp_path_factory.mktemp("classifier") / "run"
+    (run,) = finished_project.glob("runs/pretrain_ar-*")
+    small = ["--steps", "1", "--attention", "plain", "--precision", "fp32"]
+    last_line(start(finished_project, "finetune", "--init", str(run), *small, "--out", str(folder)))
+    return folder
+
+
 @pytest.fixture
-def names(answers: dict[str, Any], video_folder: Path) -> dict[str, str]:
+def names(answers: dict[str, Any], video_folder: Path, classifier: Path) -> dict[str, str]:
     """Placeholders in the docs, and the values that replace them here."""
     return {
         "TOKENIZER_RUN": answers["train_tokenizer"]["run"],
@@ -95,6 +105,7 @@ def names(answers: dict[str, Any], video_folder: Path) -> dict[str, str]:
         "CACHE": answers["tokenize"]["cache"],
         "VIDEOS": "builtin:moving-digits:24:16",
         "VIDEO": str(video_folder / "left" / "clip 0.mp4"),
+        "CLASSIFIER": str(classifier),
     }
 
 
@@ -107,7 +118,7 @@ SNIPPETS = [
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_every_python_snippet_runs(snippet: str, finished_project: Path, names: dict[str, str]) -> None:
-    code = re.sub(r"\b(TOKENIZER_RUN|RUN|CACHE|VIDEOS|VIDEO)\b", lambda match: names[match[0]], snippet)
+    code = re.sub(r"\b(TOKENIZER_RUN|RUN|CACHE|VIDEOS|VIDEO|CLASSIFIER)\b", lambda match: names[match[0]], snippet)
     python(finished_project, "-c", code)
 
 
@@ -138,3 +149,30 @@ def test_the_main_path_of_the_readme_runs(
         last = call(name, *flags, *small.pop(name))
     assert small == {}
     assert Path(last["page"]).is_file()
+
+
+def test_the_way_to_a_classifier_runs(
+    video_folder: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/classifier.md on real files, made small by flags at their ends."""
+    monkeypatch.chdir(tmp_path)
+    for split, copies in (("train", 3), ("test", 1)):
+        for file in sorted(video_folder.glob("*/*"))[:: 2 if split == "test" else 1]:
+            for copy in range(copies):
+                target = Path("videos", split, file.parent.name, f"{copy} {file.name}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes() + bytes(copy))
+    small = {
+        "tokenize": ["--clip.frames", "4", "--clip.size", "32", "--workers", "0"],
+        "pretrain_ar": [*TINY_MODEL, "--objective.clusters", "[1,2,2]"],
+        "probe": ["--seeds", "1"],
+        "finetune": ["--steps", "2", "--batch_size", "4", "--attention", "plain", "--precision", "fp32"],
+        "evaluate": ["--workers", "0"],
+    }
+    commands = [shlex.split(line) for line in _commands(ROOT / "docs" / "classifier.md")]
+    assert {Path(words[1]).stem for words in commands} == small.keys()
+    last = {}
+    for words in commands:
+        name, flags = Path(words[1]).stem, ["videos" if word == "VIDEOS" else word for word in words[2:]]
+        last[name] = call(name, *flags, *small[name])
+    assert last["evaluate"]["n"] == 3 and last["evaluate"]["split"] == "test" and last["evaluate"]["views"] == "5x3"
