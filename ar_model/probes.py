@@ -7,6 +7,7 @@ s tokens of a slice.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +90,14 @@ class Outcomes:
 
     `chosen`: probe -> fold -> layer, counted from 1, with the best accuracy on left-out training samples.
     `best`: probe -> tested sample -> whether the prediction on the chosen layer is right.
+    `predicted`: probe -> tested sample -> the label that is predicted on the chosen layer.
     `layers`: probe -> layer -> tested sample -> whether the prediction is right.
     """
 
     tested: list[int]
     chosen: dict[str, list[int]]
     best: dict[str, list[bool]]
+    predicted: dict[str, list[Any]]
     layers: dict[str, list[list[bool]]]
 
 
@@ -128,14 +131,15 @@ def evaluate(
     def right(labels: Sequence[np.ndarray]) -> list[bool]:
         return (np.concatenate(labels) == y_N[tested_M])[order_M].tolist()
 
+    def of_chosen(name: str) -> list[np.ndarray]:
+        return [predicted[name][layer - 1][fold] for fold, layer in enumerate(chosen[name])]
+
     chosen = {name: (np.argmax(scores[name], axis=0) + 1).tolist() for name in scores}
     return Outcomes(
         tested_M[order_M].tolist(),
         chosen,
-        {
-            name: right([predicted[name][layer - 1][fold] for fold, layer in enumerate(chosen[name])])
-            for name in predicted
-        },
+        {name: right(of_chosen(name)) for name in predicted},
+        {name: np.concatenate(of_chosen(name))[order_M].tolist() for name in predicted},
         {name: [right(labels) for labels in predicted[name]] for name in predicted},
     )
 

@@ -1,5 +1,7 @@
 """Probe a pre-trained model with frozen weights, and baselines without pre-training."""
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from ar_model.attentive import schedule
 from ar_model.folds import Fold, chance
 from ar_model.probes import ATTENTIVE, PROTOCOL, Outcomes
 from data.cache import TokenCache, find_cache
-from data.files import sha256_of
+from data.files import sha256_of, write_bytes
 from data.schema import conform
 from pipelines.engine.console import progress, say
 from pipelines.engine.device import resolve_precision, start_accelerator
@@ -48,7 +50,9 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     with threadpool_limits(torch.get_num_threads()):
-        results = _probe_all(accelerator, config, pretrained, cache, labelled, repetitions)
+        results, trained_outcomes = _probe_all(accelerator, config, pretrained, cache, labelled, repetitions)
+    file = run.folder / "predictions.csv"
+    write_bytes(file, _predictions(cache, labelled, trained_outcomes).encode(errors="surrogateescape"))
     trained = _pretraining_cache(config, pretrained, cache)
     summary = {
         "run": str(pretrained),
@@ -64,6 +68,8 @@ def main(config: Probe, settings: str) -> dict[str, Any]:
         "chance": round(chance(labelled.y_N, repetitions[0]), 4),
         "notes": notes,
         **results,
+        "per_class": _per_class(labelled, trained_outcomes),
+        "predictions": str(file),
     }
     return run.finish_alone(summary)
 
@@ -85,8 +91,11 @@ def _probe_all(
     cache: TokenCache,
     labelled: LabelledVideos,
     repetitions: list[list[Fold]],
-) -> dict[str, Any]:
-    """Return the accuracies of the model, of untrained networks and of pixel baselines, by their keys in the summary."""
+) -> tuple[dict[str, Any], list[Outcomes]]:
+    """Return the accuracies of the model, of untrained networks and of pixel baselines, by their keys in the summary.
+
+    The second value has the outcomes of the model.
+    """
     # Clips are read by the model, the baselines and one untrained network per seed, and probed for two networks per seed.
     passes, clips = 3 * config.seeds + 2, len(labelled.rows)
     bar = progress(accelerator, clips * passes, f"{passes} passes over {clips:,} clips")
@@ -114,7 +123,40 @@ def _probe_all(
         steps, epochs = schedule(len(set(np.concatenate([fold.train for fold in repetitions[0]]))))
         results["attentive_training"] = {"steps": steps, "epochs": round(epochs, 1)}
         results["attentive_layers"] = _layers(trained, "attentive", groups_M)
-    return results
+    return results, trained
+
+
+def _per_class(labelled: LabelledVideos, repetitions: Sequence[Outcomes]) -> dict[str, dict[str, float | int]]:
+    """Return for each class its number of tested videos, and the accuracy of each probe on them."""
+    y_M = labelled.y_N[repetitions[0].tested]
+    classes: dict[str, dict[str, float | int]] = {}
+    for name in sorted(set(y_M)):
+        of_class = y_M == name
+        accuracies = {
+            probe: round(float(np.mean([np.array(one.best[probe])[of_class] for one in repetitions])), 4)
+            for probe in repetitions[0].best
+        }
+        classes[str(name)] = {"n": int(of_class.sum()), **accuracies}
+    return classes
+
+
+def _predictions(cache: TokenCache, labelled: LabelledVideos, repetitions: Sequence[Outcomes]) -> str:
+    """Return a table with a row for each tested video: the predictions of each probe in the first repetition.
+
+    The column `<probe>_right` has the share of the repetitions in which the prediction is right.
+    """
+    first, text = repetitions[0], io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    probes = list(first.best)
+    writer.writerow(["path", "label", "group", *(name for probe in probes for name in (probe, f"{probe}_right"))])
+    for number, sample in enumerate(first.tested):
+        video = cache.videos[labelled.rows[sample]]
+        cells: list[Any] = []
+        for probe in probes:
+            share = np.mean([one.best[probe][number] for one in repetitions])
+            cells += [first.predicted[probe][number], f"{share:.3g}"]
+        writer.writerow([video.path, video.label, video.group or "", *cells])
+    return text.getvalue()
 
 
 def _best(repetitions: Sequence[Outcomes], probe: str, groups_M: np.ndarray) -> dict[str, float | None]:

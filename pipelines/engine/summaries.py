@@ -81,6 +81,7 @@ class ProbeFeatures(TypedDict, total=False):
     attentive_training: AttentiveTraining
     in_pretraining: int | None
     notes: list[str]
+    per_class: dict[str, dict[str, float]]
 
 
 class Probing(ProbeFeatures):

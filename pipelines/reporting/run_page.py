@@ -30,6 +30,8 @@ _SAMPLES = 4
 """Videos in the picture of reconstructions, and samples in the maps of orders."""
 _MOST_TOKENS = 2**13
 """Most tokens of a clip whose order is drawn. Each cluster is one number in the picture."""
+_MOST_CLASSES = 50
+"""Most classes whose accuracy is shown."""
 _FEATURES = {
     "attentive": "pre-trained, attentive",
     "linear": "pre-trained, linear",
@@ -136,11 +138,18 @@ def _probe(probe: dict[str, Any]) -> dict[str, Any]:
         # Probes of earlier versions have recorded neither.
         "in_pretraining": pretraining_in_words(probe.get("in_pretraining")),
         "notes": probe.get("notes", []),
+        "classes": _classes(probe.get("per_class", {})),
         "chart": bar_chart(bars, x="accuracy on clips held out from the probe", level=("chance", probe["chance"])),
         "accuracies": [*accuracies, ["most common class", f"{probe['chance']:.3f}"]],
         "layer_columns": ["probe", *columns.values()],
         "layer_accuracies": [[f"layer {i}", *map(mean_with_error, layer)] for i, layer in enumerate(layers, start=1)],
     }
+
+
+def _classes(per_class: dict[str, dict[str, float]]) -> Rows:
+    """List the accuracy of the linear probe and the number of videos of each class, the worst class first."""
+    worst = sorted(per_class, key=lambda name: (per_class[name].get("linear", 0.0), name))[:_MOST_CLASSES]
+    return [[name, f"{per_class[name].get('linear', 0.0):.3f}", f"{per_class[name].get('n', 0):.0f}"] for name in worst]
 
 
 def _verdicts(probe: dict[str, Any]) -> list[str]:

@@ -81,6 +81,15 @@ def test_evaluate_chooses_the_informative_layer_in_every_fold() -> None:
     assert max(np.mean(outcomes.layers["linear"][layer]) for layer in (0, 2)) < 0.5
 
 
+def test_predicted_labels_are_those_that_are_right_or_wrong() -> None:
+    y = np.array(["a", "b", "c"])[np.arange(60) % 3]
+    x = signal(np.arange(60) % 3, noise=0.8)
+    found = evaluate([x], y, make_folds(y, [None] * 60, nothing_held_out(60), 0))
+    for probe in ("linear", "knn"):
+        assert (np.array(found.predicted[probe]) == y[found.tested]).tolist() == found.best[probe]
+        assert 0 < sum(found.best[probe]) < 60
+
+
 def test_the_layer_is_chosen_on_training_samples_only() -> None:
     y = np.arange(160) % 4
     fold = Fold(np.arange(80), np.arange(80, 160))

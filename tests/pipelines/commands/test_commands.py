@@ -1,5 +1,6 @@
 """Summaries and files of the commands, and the second call of a command, which does not repeat finished work."""
 
+import csv
 import json
 import re
 import sys
@@ -48,6 +49,25 @@ def test_the_report_says_whether_training_helped(finished_project: Path, answers
     assert ("no better than the untrained network" in page) == (
         not all(one["ahead"] for one in answers["probe"]["gain"].values())
     )
+
+
+def test_a_probe_keeps_its_predictions_and_the_accuracy_of_each_class(finished_project: Path, answers: Answers) -> None:
+    result = answers["probe"]
+    with open(finished_project / result["predictions"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result["n"] == sum(one["n"] for one in result["per_class"].values())
+    for probe in ("linear", "knn"):
+        assert np.mean([float(row[f"{probe}_right"]) for row in rows]) == pytest.approx(result[probe]["mean"], abs=1e-3)
+        for name, one in result["per_class"].items():
+            share = np.mean([float(row[f"{probe}_right"]) for row in rows if row["label"] == name])
+            assert share == pytest.approx(one[probe], abs=1e-3)
+        # The prediction is that of the first of two repetitions.
+        for row in rows:
+            assert (row[probe] == row["label"]) in {1.0: [True], 0.0: [False], 0.5: [True, False]}[
+                float(row[f"{probe}_right"])
+            ]
+    page = (finished_project / answers["report"]["page"]).read_text()
+    assert "class, the worst first" in page and all(name in page for name in result["per_class"])
 
 
 def test_an_attentive_probe_covers_every_layer_and_is_reported(copy_of: Callable[[], Path], answers: Answers) -> None:
