@@ -7,7 +7,7 @@ Legend: B clips, L tokens, M some of them, K tokens before the grid, D width, C 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 from ar_model.augmentation import crop_and_flip
 from ar_model.clusters import hashed, uniform
+from ar_model.folds import shortened
 from ar_model.inputs import take
+from ar_model.model_card import classifier_card
 from ar_model.objectives import INVALID, OBJECTIVES, Objective
 from ar_model.weights import check_weights, read_config
 
 _HEAD_STD = 2e-5
 """Standard deviation of the head's initial weights: the first predictions are nearly uniform."""
 _MAX_CLASSES = 2**16
+_NAMED = 20
+"""Classes that the model card names."""
 
 
 class Classifier(nn.Module):
@@ -135,14 +139,19 @@ class Classifier(nn.Module):
         deeper = {parameter for layer in (*blocks, head) for parameter in layer}
         return [[parameter for parameter in self.parameters() if parameter not in deeper], *blocks, head]
 
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `config.json`, for `load_classifier`."""
+    def save(self, folder: Path, training: Mapping[str, object] | None = None) -> None:
+        """Write `model.safetensors` and `config.json`, for `load_classifier`, and README.md, the model card.
+
+        `training`: facts of the training by name, for the model card.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         config = {"objective": type(self.trunk).__name__, **self.trunk.config(), "classes": list(self.classes)}
         save_file(
             {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "model.safetensors"
         )
         (folder / "config.json").write_text(json.dumps(config, indent=2))
+        facts = {**self.trunk.sizes(), "classes": shortened(self.classes, _NAMED), **(training or {})}
+        classifier_card(self, facts).save(folder / "README.md")
 
 
 def _tokens_of_grid(trunk: Objective, batch: dict[str, Tensor]) -> int:

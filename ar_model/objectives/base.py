@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ar_model.attention import Rotation
 from ar_model.attention_mask import Mask
 from ar_model.inputs import CodeInput, CodeSpec, Content, Grid, Patching, make_input, take
-from ar_model.model_card import model_card
+from ar_model.model_card import objective_card
 from ar_model.transformer import Encoder, Positions
 
 _LARGEST = 2**14
@@ -170,9 +170,12 @@ class Objective(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, training: Mapping[str, object] | None = None) -> ModelCard:  # type: ignore[override]
         """Return the model card, which `save` writes as README.md."""
-        grid = "x".join(map(str, self.grid))
+        return objective_card(self, {**self.sizes(), **(training or {})})
+
+    def sizes(self) -> dict[str, str]:
+        """Return the sizes of the encoder and of its input, for a model card."""
         encoder = f"{len(self.encoder.blocks)} blocks of width {self.width}, {self.heads} heads"
-        return model_card(self, {"encoder": encoder, "tokens of a clip": grid, **(training or {})})
+        return {"encoder": encoder, "tokens of a clip": "x".join(map(str, self.grid))}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Objective":

@@ -149,7 +149,7 @@ def _train(
     if accelerator.is_main_process:
         saved = evaluated
         assert isinstance(saved, Classifier)
-        saved.save(folder)
+        saved.save(folder, _facts(config, cache, parts, found))
         record_preprocessing(cache, folder, copy_tokenizer=not pixels)
     summary = {
         "run": str(run.folder),
@@ -165,6 +165,17 @@ def _train(
         "seconds": round(result.seconds, 1),
     }
     return run.finish(accelerator, summary)
+
+
+def _facts(config: Finetune, cache: TokenCache, parts: LabelledParts, found: _Best) -> dict[str, str]:
+    """Return the facts of the training for the model card."""
+    start = "random weights" if config.from_scratch else "a pre-trained model"
+    return {
+        "trained on": f"{len(parts.train)} videos, from {start}",
+        "tokenizer": f"{cache.spec['tokenizer'][:12]} (first digits of its fingerprint)",
+        "training steps": f"{found['step']} of {config.batch_size} clips",
+        "accuracy": f"{found['accuracy']:.4f} on {len(parts.held_out)} held-out training videos, on which the step was chosen",
+    }
 
 
 class _BestWeights:

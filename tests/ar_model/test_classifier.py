@@ -134,7 +134,16 @@ def test_crops_cover_the_scale_and_frames_of_a_clip_move_together() -> None:
 
 def test_a_saved_classifier_is_loaded_whole(tmp_path: Path) -> None:
     made, batch = classifier().eval(), batch_of()
-    made.save(tmp_path / "model")
+    made.save(tmp_path / "model", {"training steps": "60 of 4 clips"})
+    card = (tmp_path / "model/README.md").read_text()
+    count = sum(parameter.numel() for parameter in made.parameters())
+    for fact in (
+        f"| parameters | {count:,} |",
+        "| classes | cat, dog, eel |",
+        "| training steps | 60 of 4 clips |",
+        "predict",
+    ):
+        assert fact in card
     loaded = load_classifier(tmp_path)
     assert loaded.classes == CLASSES and not loaded.training
     assert torch.equal(loaded.logits(batch), made.logits(batch))
