@@ -10,18 +10,27 @@ Legend: V views, T frames, H W pixels, C colours.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from data.clip_spec import MAX_FPS, ClipSpec
-from data.decoding import DamagedVideo, FrameStream, SizedFrame, iter_frames, read_sized_frames, resized
+from data.decoding import DamagedVideo, FrameStream, iter_frames, read_sized_frames
+from data.frame_reading import (
+    Read,
+    listed_path,
+    part_of,
+    reader_of,
+    reader_of_frames,
+    rendered,
+    rendered_timing,
+    stream_of_part,
+)
 from data.sources import Source, Video
 from data.timing import Timing
 
@@ -73,10 +82,6 @@ class Clips:
     views: tuple[View, ...]
 
 
-Choose = Callable[[Timing], Mapping[int, Collection[int]]]
-"""Choice of the frame numbers of a video, each with its short sides."""
-Read = Callable[[Choose], tuple[dict[tuple[int, int], np.ndarray], Timing]]
-"""Reading of the chosen frames, by number and short side, and of the timing; see `read_sized_frames`."""
 Draw = Callable[[int, int, int], int]
 """Choice of one of n positions, 0 to n - 1, from the number of a view, the axis and n."""
 NO_RATE = "clip.fps and clip.seconds need a frame rate, which the built-in videos do not have"
@@ -141,7 +146,7 @@ def iter_clips(source: Source, video: Video, spec: ClipSpec) -> Iterator[np.ndar
         raise ValueError(NO_RATE)
     if spec.views == "dense":
         return _dense_views(source, video, spec)
-    return _drawn_views(_read_of(source, video, spec), _random(video.path), spec, spec.views)
+    return _drawn_views(reader_of(source, video, spec.size), _random(video.path), spec, spec.views)
 
 
 def clip_of_file(path: str | Path, spec: ClipSpec) -> tuple[np.ndarray, View]:
@@ -170,34 +175,13 @@ def clip_of_frames(frames_THWC: np.ndarray, spec: ClipSpec, rate: float | None =
     if spec.rate is not None and not (rate and 0 < rate <= MAX_FPS):
         needed = f"the rate of the video, above 0 and at most {MAX_FPS}"
         raise ValueError(f"clips of {spec.rate:g} frames per second need {needed}, got {rate}")
-    timing = Timing(len(frames_THWC), rate)
-
-    def read(choose: Choose) -> tuple[dict[tuple[int, int], np.ndarray], Timing]:
-        frames: dict[tuple[int, int], np.ndarray] = {}
-        for number, sides in choose(timing).items():
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THWC[number]))
-            frames |= {(number, side): resized(frame, side) for side in sides}
-        return frames, timing
-
-    return _canonical(read, spec)
+    return _canonical(reader_of_frames(frames_THWC, rate), spec)
 
 
 def _canonical(read: Read, spec: ClipSpec) -> tuple[np.ndarray, View]:
     pixels_THWC, cuts = _drawn_views(read, _random(""), spec, 1)
     assert isinstance(pixels_THWC, np.ndarray) and isinstance(cuts, ClipCuts)
     return pixels_THWC, cuts.views[0]
-
-
-def _read_of(source: Source, video: Video, spec: ClipSpec) -> Read:
-    """Return the function that reads frames of a video of a source."""
-    if source.root is not None:
-        return partial(read_sized_frames, _listed_path(source, video), spec.size)
-
-    def render(choose: Choose) -> tuple[dict[tuple[int, int], np.ndarray], Timing]:
-        timing = _rendered_timing()
-        return {(number, side): pixels for number, side, pixels in _rendered(video, choose(timing))}, timing
-
-    return render
 
 
 def iter_test_views(
@@ -211,7 +195,7 @@ def iter_test_views(
     spec = replace(spec, views=clips * crops, scales=None, flip=False)
     if source.root is None and spec.rate is not None:
         raise ValueError(NO_RATE)
-    return _drawn_views(_read_of(source, video, spec), _even(clips, crops), spec, clips * crops)
+    return _drawn_views(reader_of(source, video, spec.size), _even(clips, crops), spec, clips * crops)
 
 
 def _drawn_views(read: Read, draw: Draw, spec: ClipSpec, count: int) -> Iterator[np.ndarray | ClipCuts]:
@@ -254,17 +238,19 @@ def _dense_stream(source: Source, video: Video, spec: ClipSpec) -> tuple[FrameSt
     """Return every stride-th frame, and how often each is shown at another rate."""
     sides = (spec.size,)
     if source.root is None:
-        numbers = _frame_numbers(spec, _rendered_timing())[:: spec.stride]
-        return FrameStream(_rendered(video, dict.fromkeys(numbers, sides))), None
-    path = _listed_path(source, video)
-    if spec.rate is None:
+        numbers = _frame_numbers(spec, rendered_timing())[:: spec.stride]
+        return FrameStream(rendered(video, dict.fromkeys(numbers, sides))), None
+    path, segment = listed_path(source, video)
+    if spec.rate is None and segment is None:
         return iter_frames(path, spec.size, lambda number: () if number % spec.stride else sides), None
     # Which frame is on display at a time is known only after the next frame, so the times are read first.
     timed = iter_frames(path, spec.size, lambda number: ())
     for _ in timed:
         pass
-    repeats = Counter(_frame_numbers(spec, timed.timing)[:: spec.stride])
-    return iter_frames(path, spec.size, lambda number: sides if number in repeats else ()), repeats
+    part, first = (timed.timing, 0) if segment is None else part_of(timed.timing, segment)
+    repeats = Counter(first + number for number in _frame_numbers(spec, part)[:: spec.stride])
+    stream = iter_frames(path, spec.size, lambda number: sides if number in repeats else ())
+    return stream_of_part(stream, part), repeats
 
 
 def _length(spec: ClipSpec, timing: Timing) -> int:
@@ -288,36 +274,6 @@ def _frame_numbers(spec: ClipSpec, timing: Timing) -> Sequence[int]:
         return timing.resampled(spec.rate).tolist()
     except ValueError as error:
         raise DamagedVideo(str(error)) from None
-
-
-def _listed_path(source: Source, video: Video) -> Path:
-    """Return the path of a video. Raises ValueError if its size has changed, FileNotFoundError if it has disappeared."""
-    assert source.root is not None
-    path = source.root / video.path
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: has disappeared since it was listed")
-    if path.stat().st_size != video.size:
-        raise ValueError(f"{path}: has changed since it was listed; run again")
-    return path
-
-
-def _rendered_timing() -> Timing:
-    from data import moving_digits  # imports torch
-
-    return Timing(moving_digits.FRAMES, None)
-
-
-def _rendered(video: Video, sides: Mapping[int, Collection[int]]) -> Generator[SizedFrame, None, Timing]:
-    """Render frames of a built-in video, each resized to its short sides."""
-    split, index = video.path.split("/")
-    from data import moving_digits  # imports torch
-
-    numbers = sorted(sides)
-    for number, pixels_HWC in zip(numbers, moving_digits.render(0, split, int(index), numbers), strict=True):
-        frame = av.VideoFrame.from_ndarray(pixels_HWC)
-        for side in sides[number]:
-            yield number, side, pixels_HWC if side == moving_digits.SIZE else resized(frame, side)
-    return _rendered_timing()
 
 
 # Axes of the random draws. Other numbers would change all drawn views.

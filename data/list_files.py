@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.text import escaped
 
-COLUMNS = ("path", "label", "group", "split")
+COLUMNS = ("path", "label", "group", "split", "start", "end")
 _DELIMITERS = ",;\t"
 _BINARY_CHECK = 2**16
 """Number of bytes that are searched for NUL before a file is read as a whole: a video may be larger than the memory."""
@@ -46,6 +46,8 @@ class Row:
     label: str = ""
     group: str = ""
     split: str = ""
+    start: str = ""
+    end: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.list_files import Row, shown
+from data.segments import Segment
 from data.text import appearance, told_apart
 from data.video_files import SUFFIXES, status_of
 
@@ -36,7 +38,7 @@ def look_up(file: Path, list_folder: str, rows: Sequence[Row], *, allow_missing:
     names_of = _NamesOfFolders()
     present, paths, sizes = [], [], []
     missing: list[Row] = []
-    line_of: dict[str | tuple[int, int], int] = {}
+    line_of: dict[tuple[Any, Segment | None], int] = {}
     repeated: list[tuple[Row, int]] = []
     for row in rows:
         try:
@@ -53,7 +55,8 @@ def look_up(file: Path, list_folder: str, rows: Sequence[Row], *, allow_missing:
         path = os.path.join(real_folder(folder), name)
         # A file of several names (hard links) has the same device and inode under each.
         file_id = (status.st_dev, status.st_ino) if status.st_nlink > 1 else path
-        first = line_of.setdefault(file_id, row.line)
+        # Parts of a video are rows of their own.
+        first = line_of.setdefault((file_id, segment_of(file, row)), row.line)
         if first != row.line:
             repeated.append((row, first))
         present.append(row)
@@ -71,6 +74,14 @@ def look_up(file: Path, list_folder: str, rows: Sequence[Row], *, allow_missing:
         again = f"lists {shown(row.path)} more than once, first in line {first}"
         raise ValueError(f"{file}, line {row.line}: {again} ({len(repeated)} of {len(rows)} rows repeat a video)")
     return Lookup(present, paths, sizes, missing)
+
+
+def segment_of(file: Path, row: Row) -> Segment | None:
+    """Return the part of the video that a row names. Raises ValueError with the line if start or end is invalid."""
+    try:
+        return Segment.parse(row.start, row.end)
+    except ValueError as error:
+        raise ValueError(f"{file}, line {row.line}: {error}") from None
 
 
 class _NamesOfFolders:

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from data.list_files import COLUMNS, Row, read_list, shown
-from data.list_lookup import look_up
+from data.list_lookup import look_up, segment_of
 from data.recorded import GROUPS, without_option
 from data.text import appearance, escaped, told_apart
 from data.video_files import ABSENT, ENDINGS, FolderContent, FoundFile, find_videos, named, names_of_files
@@ -67,9 +67,9 @@ def load_source(src: str, *, allow_missing: bool = False) -> Source:
       label of a file is the first folder below the root. The split is the top folder, if all top folders that contain videos
       are named after splits (train, val, test and similar); the label is then the folder below it. With `?group=folder` after
       the name of the root, the folder below the label is the group.
-    - A list file: lines `path [label [group]]` or a CSV file whose header contains path and optionally label, group and
-      split; see `read_list`. Paths are relative to the file. The group -1 is none, and in a list whose rows all end in
-      `0 -1` (VideoMAE), the label 0 is none either.
+    - A list file: lines `path [label [group]]` or a CSV file whose header contains path and optionally label, group, split,
+      and start and end in seconds, so that parts of a video are rows of their own; see `read_list`. Paths are relative to the
+      file. The group -1 is none, and in a list whose rows all end in `0 -1` (VideoMAE), the label 0 is none either.
     - `builtin:moving-digits`, or `builtin:moving-digits:TRAIN:TEST` with the number of clips of each split.
 
     `allow_missing`: leave out listed videos that are missing.
@@ -303,18 +303,26 @@ def _listed(file: Path, allow_missing: bool) -> Source:
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
     root = list_folder if inside else os.path.commonpath(folders)
     placeholders = all((row.label, row.group) == ("0", "-1") for row in rows)
-    videos = [
-        Video(
-            path[len(root.rstrip("/")) + 1 :],
+    videos, parts = [], 0
+    for path, size, row in zip(paths, sizes, rows, strict=True):
+        name = path[len(root.rstrip("/")) + 1 :]
+        segment = segment_of(file, row)
+        parts += segment is not None
+        video = Video(
+            name if segment is None else segment.path(name),
             size,
             label=None if placeholders else row.label or None,
-            group=None if row.group == "-1" else row.group or None,
+            # Parts of a video are alike.
+            group=(None if row.group == "-1" else row.group or None) or (name if segment is not None else None),
             split=_SPLITS.get(row.split.strip().lower(), row.split.strip()) or None,
         )
-        for path, size, row in zip(paths, sizes, rows, strict=True)
-    ]
+        videos.append(video)
     videos.sort(key=lambda video: video.path)
     notes = _notes_of_list(rows, listing.other_columns, placeholders)
+    if parts:
+        notes.append(
+            f"{parts} of {len(rows)} rows are parts of videos, from start to end; without a group, the video is the group"
+        )
     missing = tuple(row.path for row in found.missing)
     return Source(file.stem, Path(root), tuple(videos), tuple(notes), missing=missing)
 

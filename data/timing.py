@@ -39,6 +39,26 @@ class Timing:
         ordered = len(stamps_T) == self.total and np.isfinite(stamps_T).all() and (np.diff(stamps_T) >= 0).all()
         return bool(ordered and (self.total == 1 or stamps_T[-1] > stamps_T[0]))
 
+    def part(self, start: float, end: float | None) -> tuple["Timing", int]:
+        """Return the timing of the frames from `start` to `end` seconds, and the number of the first of them.
+
+        The frame that is on display at `start` is the first. None is the end of the video.
+
+        Raises:
+            ValueError: if the times of the frames are unknown, or the video ends before `start`.
+        """
+        seconds_T, duration = self._seconds_and_end()
+        if seconds_T is None:
+            raise ValueError("has neither time stamps nor a frame rate, which start and end need")
+        if start >= duration:
+            raise ValueError(f"ends at {duration:.3f} s, before the start of the part at {start:g} s")
+        first = max(0, int(np.searchsorted(seconds_T, start + _ROUNDED, side="right")) - 1)
+        after = self.total if end is None else int(np.searchsorted(seconds_T, end - _ROUNDED, side="left"))
+        after = max(first + 1, after)
+        stamps_T = self.stamps_T[first:after] if len(self.stamps_T) == self.total else ()
+        last = self.last if after == self.total else float(seconds_T[after] - seconds_T[after - 1])
+        return Timing(after - first, self.rate, stamps_T, last), first
+
     def spread(self, count: int, shift: float) -> np.ndarray:
         """Return the number of the frame on display at `count` times that divide the video evenly, (count,).
 

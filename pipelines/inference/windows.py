@@ -19,6 +19,7 @@ from data.clip_spec import ClipSpec
 from data.clips import ClipCuts, View
 from data.decoding import DamagedVideo
 from data.loading import view_batches
+from data.segments import split_path
 from data.sources import Video
 from pipelines.inference.feature_files import Row
 from pipelines.inference.video_model import Features, VideoModel
@@ -119,7 +120,9 @@ def windows_of_videos(
             try:
                 for part in parts:
                     if isinstance(part, ClipCuts):
-                        owner.rows = [_row(video, number, view, part.rate) for number, view in enumerate(part.views)]
+                        owner.rows = [
+                            _row(video, number, view, part.rate, part.frames) for number, view in enumerate(part.views)
+                        ]
                         continue
                     waiting.append((owner, *part))
                     if len(waiting) == BATCH:
@@ -158,14 +161,16 @@ def windows_of_cache(
         results += compute({key: value.to(model.device) for key, value in batch.items()})
     found = iter(results)
     for row, views in chosen.items():
-        video, rate, cuts = cache.videos[row], cache.facts(row)["rate"], cache.views(row)
-        rows_of_video = [_row(video, view, cuts[view], rate) for view in views]
+        video, facts, cuts = cache.videos[row], cache.facts(row), cache.views(row)
+        rows_of_video = [_row(video, view, cuts[view], facts["rate"], facts["frames"]) for view in views]
         yield VideoWindows(video, [next(found) for _ in views], rows_of_video)
 
 
-def _row(video: Video, number: int, view: View, rate: float | None) -> Row:
-    """Return the row of a window, view `number` of a video with `rate` frames per second."""
+def _row(video: Video, number: int, view: View, rate: float | None, frames: int) -> Row:
+    """Return the row of a window, view `number` of a video of `frames` frames, `rate` per second."""
     if not rate:
         return Row.of(video, number, None, None)
-    start = view.start + view.shift / 1000
-    return Row.of(video, number, round(start / rate, 3), round((view.start + view.real * view.stride) / rate, 3))
+    _, part = split_path(video.path)
+    offset = 0.0 if part is None else part.start
+    start, end = view.start + view.shift / 1000, min(view.start + view.real * view.stride, frames)
+    return Row.of(video, number, round(offset + start / rate, 3), round(offset + end / rate, 3))

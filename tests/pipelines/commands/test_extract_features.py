@@ -93,6 +93,19 @@ def test_windows_have_their_times_and_the_index_lists_them(call: Call, project: 
     assert rows[0].start == cuts.views[0].start / 10 and rows[0].end == (cuts.views[0].start + 8) / 10
 
 
+def test_windows_of_parts_have_the_times_of_the_video(call: Call, project: Path) -> None:
+    Path("videos/list.csv").write_text("path,label,start,end\nleft/clip 0.mp4,a,0.5,1.5\nleft/clip 0.mp4,b,1.5,\n")
+    tokenizer = json.loads(Path("drawn/summary.json").read_text())["tokenizer"]
+    cache = call("tokenize", "--videos", "videos/list.csv", "--tokenizer", tokenizer, *CLIP, "--workers", "0")["cache"]
+    for source in (["--videos", "videos/list.csv"], ["--cache", cache]):
+        call("extract_features", "--run", "run", *source, "--out", f"parts {source[0]}")
+    features_N, rows = extracted("parts --videos")
+    # Ten frames and five frames: a clip spans seven, from the second frame and from the first one.
+    assert [(row.label, row.start, row.end) for row in rows] == [("a", 0.6, 1.4), ("b", 1.5, 2.0)]
+    of_codes_N, rows_of_codes = extracted("parts --cache")
+    assert np.array_equal(features_N, of_codes_N) and rows == rows_of_codes
+
+
 def test_a_layer_is_that_of_the_model(call: Call, project: Path) -> None:
     call(
         "extract_features",
