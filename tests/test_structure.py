@@ -20,7 +20,7 @@ LAYERS = ["settings", "engine", "inference", "evaluation", "reporting", "command
 """Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
     *("train_tokenizer", "fit_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
-    *("probe", "compare", "report", "export", "extract_features", "finetune", "evaluate", "benchmark"),
+    *("probe", "compare", "report", "export", "extract_features", "finetune", "evaluate", "push_to_hub", "benchmark"),
     *("doctor", "runs"),
 }
 BACK_DOORS = {"importlib", "import_module", "__import__", "runpy", "exec", "eval"}

@@ -1,6 +1,7 @@
 """Preprocessing of a pre-trained model's input: clips and tokenizer. A run records it in the folder of its model."""
 
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -121,6 +122,24 @@ def record_preprocessing(cache: TokenCache, folder: Path, *, copy_tokenizer: boo
         return
     if isinstance(tokenizer, VQ3D | Linear):
         tokenizer.save_pretrained(folder / _COPY)
+
+
+def published(folder: Path, upload: Path) -> list[str]:
+    """Copy the preprocessing and the tokenizer of a model into a folder that is made public, without paths of this machine.
+
+    Returns sentences about what the public folder lacks. The folder of a tokenizer has neither of the two.
+    """
+    if not (folder / FILE).exists():
+        return []
+    recorded = Preprocessing.read(folder)
+    has_copy = (folder / _COPY).is_dir()
+    if has_copy:
+        shutil.copytree(folder / _COPY, upload / _COPY)
+    name = _COPY if has_copy else Path(recorded.tokenizer).name
+    replace(recorded, tokenizer=name, cache=Path(recorded.cache).name).write(upload)
+    if has_copy:
+        return []
+    return [f"the upload has no tokenizer ({name}): if the model reads codes, its users must give one to load_model"]
 
 
 def tokenizer_source(folder: Path, preprocessing: Preprocessing) -> str:

@@ -4,11 +4,13 @@ Legend: B clips, T H W C frames, height, width, colours, t h w grid of tokens, S
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ar_model.classifier import Classifier, is_classifier, load_classifier
@@ -16,6 +18,7 @@ from ar_model.inputs import Grid
 from ar_model.objectives import Objective, load_objective
 from data.cache.layout import valid_slices
 from data.clips import clip_of_file, clip_of_frames
+from data.text import one_line
 from pipelines.engine.encoding import Encoder
 from pipelines.engine.preprocessing import Preprocessing, load_tokenizer_of, model_folder, preprocessing_of
 from tokenizer import VideoTokenizer
@@ -41,6 +44,16 @@ class Features:
     def slices(self) -> Tensor:
         """Mean token of each time slice in each layer, (layers, time slices, width)."""
         return self.tokens[:, -math.prod(self.grid) :].unflatten(1, (self.grid[0], -1)).mean(2)
+
+
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "preprocessing.json",
+    "tokenizer/config.json",
+    "tokenizer/model.safetensors",
+)
+"""Files of a model on the hub that are fetched."""
 
 
 class VideoModel:
@@ -143,14 +156,16 @@ def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool 
         load_model("runs/RUN").predict("video.mp4")  # {class: probability}
 
     Args:
-        folder: run folder of pretrain_ar or finetune, or the folder `model` in it, wherever it is now.
+        folder: run folder of pretrain_ar or finetune, or the folder `model` in it, wherever it is now; or an id on the Hugging
+            Face hub, owner/name, from which only files of these names are fetched.
         tokenizer: place of the tokenizer, if it is neither in the folder nor where it was.
         trust: allow a tokenizer that contains code, such as TorchScript.
 
     Raises:
         ValueError: if the folder holds no model, or its preprocessing or its tokenizer cannot be read.
     """
-    folder, model = Path(folder), model_folder(folder)
+    folder = _fetched(str(folder)) if _is_hub_id(str(folder)) else Path(folder)
+    model = model_folder(folder)
     classifier = load_classifier(model) if is_classifier(model) else None
     objective = load_objective(model) if classifier is None else classifier.trunk
     preprocessing = preprocessing_of(folder)
@@ -159,3 +174,18 @@ def load_model(folder: str | Path, *, tokenizer: str | None = None, trust: bool 
     if classifier is not None:
         return VideoClassifier(classifier, preprocessing, own)
     return VideoModel(objective, preprocessing, own)
+
+
+def _is_hub_id(place: str) -> bool:
+    """Return whether a text is an id on the hub, owner/name, and no folder."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and place[0] != "." and not Path(place).parent.is_dir()
+
+
+def _fetched(hub_id: str) -> Path:
+    """Return the folder of a model from the hub. Raises ValueError if it cannot be fetched."""
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
+    except OSError as error:
+        raise ValueError(
+            f"{hub_id}: no such folder, and cannot be fetched from the hub: {one_line(error, 300)}"
+        ) from None

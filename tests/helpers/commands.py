@@ -110,6 +110,7 @@ SCHEMAS = {
     "extract_features": "ExtractFeatures",
     "finetune": "Finetune",
     "evaluate": "Evaluate",
+    "push_to_hub": "PushToHub",
     "benchmark": "Benchmark",
 }
 
