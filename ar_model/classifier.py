@@ -28,6 +28,8 @@ from ar_model.weights import check_weights, read_config
 _HEAD_STD = 2e-5
 """Standard deviation of the head's initial weights: the first predictions are nearly uniform."""
 _MAX_CLASSES = 2**16
+_MAX_CONFIG_BYTES = 2**24
+"""Most bytes of the configuration, which has the names of all classes."""
 _NAMED = 20
 """Classes that the model card names."""
 
@@ -65,6 +67,8 @@ class Classifier(nn.Module):
         super().__init__()
         if not 2 <= len(set(classes)) == len(classes) <= _MAX_CLASSES:
             raise ValueError(f"classes must be 2 to {_MAX_CLASSES} distinct names, got {len(classes)}")
+        if len(json.dumps(list(classes))) > _MAX_CONFIG_BYTES // 2:
+            raise ValueError(f"the names of the classes must have at most {_MAX_CONFIG_BYTES // 2} bytes together")
         for name, value in (("drop_path", drop_path), ("smoothing", smoothing)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
@@ -168,7 +172,7 @@ def _from_config(config: dict[str, Any]) -> Classifier:
 def is_classifier(folder: Path) -> bool:
     """Return whether the folder of a model holds a classifier, as far as its configuration tells."""
     try:
-        return "classes" in read_config(folder / "config.json")
+        return "classes" in read_config(folder / "config.json", _MAX_CONFIG_BYTES)
     except (OSError, ValueError):
         return False
 
@@ -190,7 +194,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     if (folder / "model").is_dir():
         folder = folder / "model"
     try:
-        config, file = read_config(folder / "config.json"), folder / "model.safetensors"
+        config, file = read_config(folder / "config.json", _MAX_CONFIG_BYTES), folder / "model.safetensors"
         check_weights(lambda: _from_config(config), file)
         classifier = _from_config(config)
         classifier.load_state_dict(load_file(file))

@@ -9,15 +9,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-_MAX_CONFIG_BYTES = 2**16
+MAX_CONFIG_BYTES = 2**16
 _MAX_BUFFER_BYTES = 2**27
 """Limit for buffers that are computed from the configuration, such as encodings of positions."""
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Read the configuration of a model, a JSON object. Raises a ValueError for anything else."""
-    if not file.is_file() or file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{file.name} is missing, or has more than {_MAX_CONFIG_BYTES} bytes")
+def read_config(file: Path, most: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read the configuration of a model, a JSON object of at most `most` bytes. Raises a ValueError for anything else."""
+    if not file.is_file() or file.stat().st_size > most:
+        raise ValueError(f"{file.name} is missing, or has more than {most} bytes")
     config = json.loads(file.read_text())
     if not isinstance(config, dict):
         raise ValueError(f"{file.name} is not a JSON object")

@@ -43,7 +43,7 @@ class Source:
 
     `notes`: what a user should know about the reading, one line each: files passed over, values that were not used.
     `version`: version of the videos of a built-in set, whose list does not show that they have changed; otherwise empty.
-    `missing`: paths of listed videos that do not exist, as they are written, if they are allowed.
+    `missing`: listed videos that do not exist, with their paths as they are written, if they are allowed.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Source:
     videos: tuple[Video, ...]
     notes: tuple[str, ...] = ()
     version: str = ""
-    missing: tuple[str, ...] = ()
+    missing: tuple[Video, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -303,12 +303,10 @@ def _listed(file: Path, allow_missing: bool) -> Source:
     inside = all(f"{folder}/".startswith(f"{list_folder.rstrip('/')}/") for folder in folders)
     root = list_folder if inside else os.path.commonpath(folders)
     placeholders = all((row.label, row.group) == ("0", "-1") for row in rows)
-    videos, parts = [], 0
-    for path, size, row in zip(paths, sizes, rows, strict=True):
-        name = path[len(root.rstrip("/")) + 1 :]
+
+    def video_of(row: Row, name: str, size: int) -> Video:
         segment = segment_of(file, row)
-        parts += segment is not None
-        video = Video(
+        return Video(
             name if segment is None else segment.path(name),
             size,
             label=None if placeholders else row.label or None,
@@ -316,14 +314,17 @@ def _listed(file: Path, allow_missing: bool) -> Source:
             group=(None if row.group == "-1" else row.group or None) or (name if segment is not None else None),
             split=_SPLITS.get(row.split.strip().lower(), row.split.strip()) or None,
         )
-        videos.append(video)
+
+    names = [path[len(root.rstrip("/")) + 1 :] for path in paths]
+    videos = [video_of(*one) for one in zip(rows, names, sizes, strict=True)]
+    parts = sum(segment_of(file, row) is not None for row in rows)
     videos.sort(key=lambda video: video.path)
     notes = _notes_of_list(rows, listing.other_columns, placeholders)
     if parts:
         notes.append(
             f"{parts} of {len(rows)} rows are parts of videos, from start to end; without a group, the video is the group"
         )
-    missing = tuple(row.path for row in found.missing)
+    missing = tuple(video_of(row, row.path, 0) for row in found.missing)
     return Source(file.stem, Path(root), tuple(videos), tuple(notes), missing=missing)
 
 

@@ -3,6 +3,7 @@
 Legend: V views, t h w the grid of places.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,14 @@ import numpy as np
 
 from data.cache.reader import TokenCache
 from data.clips import ClipCuts
+from data.segments import split_path
 from data.shards import DamagedCache
 from data.sources import Video
+
+
+def recorded_root(root: Path | None) -> str:
+    """Return the root of a source as made_with.json records it."""
+    return "built-in" if root is None else str(root.resolve())
 
 
 @dataclass(frozen=True)
@@ -26,17 +33,21 @@ class EarlierVideo:
 
 
 class EarlierCodes:
-    """Videos of finished caches that differ from a specification only in their videos, and are made of the same source."""
+    """Videos of finished caches that differ from a specification only in their videos, and are made of the same files.
 
-    def __init__(self, caches: Path, preimage: Mapping[str, Any], source: str) -> None:
+    A file is the same if path and size are, and if it was not modified after the earlier cache was finished.
+    """
+
+    def __init__(self, caches: Path, preimage: Mapping[str, Any], root: Path | None) -> None:
         """Find the caches.
 
         Args:
             caches: folder of all caches.
             preimage: specification of the new cache, `CacheSpec.preimage`.
-            source: place of the videos, as made_with.json records it. Other folders may have other videos of the same names.
+            root: folder to which the paths of the videos are relative; None for built-in videos.
         """
-        self._place: dict[tuple[str, int], tuple[TokenCache, int]] = {}
+        self._root = root
+        self._place: dict[tuple[str, int], tuple[TokenCache, int, float]] = {}
         # In bf16, the manifest counts the codes that were compared with fp32, which would be counted twice.
         if preimage["precision"] != "fp32":
             return
@@ -49,20 +60,32 @@ class EarlierCodes:
             same = cache.spec.keys() == preimage.keys() and all(
                 cache.spec[name] == value for name, value in preimage.items() if name != "videos"
             )
-            if same and cache.made_with["videos"] == source:
+            if same and cache.made_with["root"] == recorded_root(root):
+                finished = manifest.stat().st_mtime
                 for row, video in enumerate(cache.videos):
-                    self._place.setdefault((video.path, video.size), (cache, row))
+                    self._place.setdefault((video.path, video.size), (cache, row, finished))
 
     def has(self, video: Video) -> bool:
         """Return whether the codes of a video are in an earlier cache."""
-        return (video.path, video.size) in self._place
+        place = self._place.get((video.path, video.size))
+        return place is not None and self._modified(video) < place[2]
+
+    def _modified(self, video: Video) -> float:
+        """Return the time of the last change of a file in seconds since 1970."""
+        if self._root is None:
+            return 0.0
+        file, _ = split_path(video.path)
+        try:
+            path = self._root / video.path
+            return (path if path.exists() else self._root / file).stat().st_mtime
+        except OSError:
+            return math.inf
 
     def read(self, video: Video) -> EarlierVideo | None:
         """Read the codes of a video. None if they are in no earlier cache, or damaged."""
-        place = self._place.get((video.path, video.size))
-        if place is None:
+        if not self.has(video):
             return None
-        cache, row = place
+        cache, row, _ = self._place[video.path, video.size]
         try:
             members, frames, _ = cache.members(row)
             pixels = {name: content for name, content in members.items() if name != "json"}

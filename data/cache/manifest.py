@@ -108,6 +108,7 @@ class MadeWith(TypedDict, total=False):
 
     videos: str
     tokenizer: str
+    root: str
 
 
 class ScaledFacts(TypedDict, total=False):

@@ -137,11 +137,11 @@ class TokenCache:
 
     @property
     def made_with(self) -> dict[str, str]:
-        """Arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
+        """Arguments `videos` and `tokenizer` of the last tokenize run, and the `root` of the videos; "unknown" if missing."""
         made_with: dict[str, str] = {}
         with suppress(ValueError):  # the file is information only
             made_with = conform(read_json(self._files, "made_with.json"), MadeWith, "made_with.json")
-        return {name: made_with.get(name, "unknown") for name in ("videos", "tokenizer")}
+        return {name: made_with.get(name, "unknown") for name in ("videos", "tokenizer", "root")}
 
     def codebook(self) -> np.ndarray | None:
         """Read the vectors of learned codebooks, (V, C): one codebook per code of a place, one after the other.

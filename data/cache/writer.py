@@ -138,7 +138,7 @@ class CacheWriter:
             yield CodeShard(self, number, tar)
 
     def note(self, made_with: dict[str, str]) -> None:
-        """Write made_with.json: the locations of `videos` and `tokenizer` in this run."""
+        """Write made_with.json: the locations of `videos`, `tokenizer` and the `root` of the videos in this run."""
         write_json(self.folder / "made_with.json", made_with)
         remove_left_overs(self.folder)
         remove_left_overs(self.shards)

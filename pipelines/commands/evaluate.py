@@ -15,13 +15,13 @@ from data.clips import ClipCuts, iter_test_views
 from data.files import sha256_of, write_bytes
 from data.sources import Source, Video, load_source
 from data.text import escaped
-from pipelines.engine.checkpoints import file_hash
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, resolve_precision, start_accelerator
-from pipelines.engine.preprocessing import model_folder
+from pipelines.engine.preprocessing import model_digest, model_folder
 from pipelines.engine.run import Run
 from pipelines.engine.run_files import find_run
 from pipelines.evaluation.classification import Prediction, measures, predictions_csv
+from pipelines.evaluation.training_videos import seen_in_training
 from pipelines.inference.video_model import VideoClassifier, load_model
 from pipelines.inference.windows import BATCH, Compute, windows_of_videos
 from pipelines.reporting.evaluation_page import write_evaluation_page
@@ -43,12 +43,20 @@ def main(config: Evaluate, settings: str) -> dict[str, Any]:
     source = load_source(config.videos, allow_missing=True)
     say_notes(accelerator, config.videos, source)
     split, videos = _evaluated(config, source)
+    missing = [video for video in source.missing if split in ("all", video.split) and video.label is not None]
+    listed = sha256_of(sorted([v.path, v.label, v.group, v.split] for v in (*videos, *missing)))
     _check_classes(config, videos, model.classes)
-    weights = file_hash(model_folder(place) / "model.safetensors")
-    run = Run("evaluate", config, settings, about=sha256_of([weights, source.digest, list(source.missing)]))
+    weights = model_digest(place)
+    run = Run("evaluate", config, settings, about=sha256_of([weights, source.digest, listed]))
     if not run.begin_unless_finished(accelerator):
         return run.summary()
-    _say_missing(accelerator, config, source)
+    _say_unused(accelerator, videos, missing, source)
+    seen = seen_in_training(model_folder(place), videos)
+    if seen:
+        say(
+            accelerator,
+            f"WARNING: {seen} of {len(videos)} videos were used to train the classifier: the accuracy is too good",
+        )
     own = videos[accelerator.process_index :: accelerator.num_processes]
     bar = progress(accelerator, len(own), "evaluate")
     predictions = []
@@ -72,13 +80,14 @@ def main(config: Evaluate, settings: str) -> dict[str, Any]:
         "model": str(place),
         "weights": weights,
         "videos": config.videos,
-        "list": source.digest,
+        "list": listed,
         "split": split,
         "views": config.views,
         **found,
-        "missing": len(source.missing),
+        "seen_in_training": seen,
+        "missing": len(missing),
         "undecodable": len(damaged),
-        "missing_videos": list(source.missing),
+        "missing_videos": [video.path for video in missing],
         "undecodable_videos": damaged,
         "predictions": str(file),
         "page": str(page),
@@ -116,16 +125,16 @@ def _check_classes(config: Evaluate, videos: Sequence[Video], classes: Sequence[
         raise ValueError(f"{escaped(config.videos)}: no label is a class of the model: {shortened(labels)}; {known}")
 
 
-def _say_missing(accelerator: Accelerator, config: Evaluate, source: Source) -> None:
-    listed = len(source.videos) + len(source.missing)
-    if source.missing:
+def _say_unused(accelerator: Accelerator, videos: Sequence[Video], missing: Sequence[Video], source: Source) -> None:
+    """Print which videos of the split are missing, and how many have no label."""
+    if missing:
         hint = "paths are relative to the folder of the list"
-        say(accelerator, f"{len(source.missing)} of {listed} listed videos are missing and not evaluated ({hint}):")
-        for path in source.missing[:_NAMED]:
-            say(accelerator, f"  {path}")
-    unlabelled = sum(video.label is None for video in source.videos)
-    if unlabelled:
-        say(accelerator, f"{unlabelled} of {listed} videos have no label and are not evaluated")
+        listed = len(videos) + len(missing)
+        say(accelerator, f"{len(missing)} of {listed} listed videos are missing and not evaluated ({hint}):")
+        for video in missing[:_NAMED]:
+            say(accelerator, f"  {video.path}")
+    if unlabelled := sum(video.label is None for video in source.videos):
+        say(accelerator, f"{unlabelled} of {len(source.videos)} videos have no label and are not evaluated")
 
 
 def _predictions(
@@ -138,7 +147,7 @@ def _predictions(
     def cut(video: Video) -> Iterator[np.ndarray | ClipCuts]:
         return iter_test_views(source, video, model.clip, clips, crops)
 
-    for found in windows_of_videos(model, videos, cut, _probabilities(accelerator, model), workers):
+    for found in windows_of_videos(model, videos, cut, _probabilities(accelerator, model), workers, dense=False):
         video, damage = found.video, found.damage
         share_C = None if damage is not None else np.mean(found.results, axis=0)
         yield Prediction(video.path, str(video.label), video.group, share_C, damage)

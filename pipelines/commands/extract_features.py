@@ -3,20 +3,21 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from data.cache import TokenCache, find_cache
 from data.clip_spec import ClipSpec
-from data.clips import iter_clips
+from data.clips import ClipCuts, iter_clips
 from data.files import sha256_of
 from data.recorded import to_record
-from data.sources import load_source
-from pipelines.engine.checkpoints import file_hash
+from data.sources import Source, Video, load_source
 from pipelines.engine.console import progress, say, say_notes
 from pipelines.engine.device import cores, resolve_precision, start_accelerator
-from pipelines.engine.preprocessing import model_folder
+from pipelines.engine.preprocessing import model_digest
 from pipelines.engine.run import Run
 from pipelines.engine.run_files import find_run
 from pipelines.inference.feature_files import FeatureFolder
@@ -39,12 +40,11 @@ _NAMED = 20
 class _Input:
     """Videos of all shards.
 
-    `count`: number of videos; `identity`: identity of the videos; `windows`: makes the windows of the videos of a shard;
-    `source`, `cache`: place of the videos or of the cache; `clip`: settings that cut the windows from videos.
+    `count`: number of videos; `windows`: makes the windows of the videos of a shard; `source`, `cache`: place of the videos or
+    of the cache; `clip`: settings that cut the windows from videos.
     """
 
     count: int
-    identity: str
     windows: Callable[[int], Iterator[VideoWindows]]
     source: str | None = None
     cache: str | None = None
@@ -55,18 +55,27 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
     """Write the shards that are missing and the index, and return the summary."""
     began = time.perf_counter()
     place = find_run(None, "pretrain_ar") if config.run is None else config.run
-    precision = resolve_precision(config.precision)
-    accelerator = start_accelerator(precision)
-    model = load_model(place, tokenizer=config.tokenizer, trust=config.trust).to(accelerator.device)
+    model = load_model(place, tokenizer=config.tokenizer, trust=config.trust)
     layers = len(model.objective.encoder.blocks)
     layer = config.layer or layers
     if layer > layers:
         raise ValueError(f"layer must be from 1 to {layers} for {place}, got {layer}")
-    weights = file_hash(model_folder(place) / "model.safetensors")
-    videos = _input(config, accelerator, model, feature_computation(accelerator, model, layer, config.pool))
-    run = Run("extract_features", config, settings, about=sha256_of([weights, videos.identity]))
+    weights = model_digest(place)
+    source = None if config.videos is None else load_source(config.videos)
+    cache = _cache(config, model, place) if source is None else None
+    identity = cache.key if cache is not None else source.digest  # type: ignore[union-attr]  # there is one of the two
+    run = Run("extract_features", config, settings, about=sha256_of([weights, identity]))
+    # A run that is continued on another machine keeps its precision.
+    precision = run.chosen("precision", resolve_precision(config.precision))
+    accelerator = start_accelerator(precision)
+    compute = feature_computation(accelerator, model.to(accelerator.device), layer, config.pool)
+    if cache is not None:
+        videos = _of_cache(config, model, cache, compute)
+    else:
+        videos = _of_source(config, accelerator, model, source, compute)  # type: ignore[arg-type]
     if not run.begin_unless_finished(accelerator):
         return run.summary()
+    run.choose(accelerator, "precision", lambda: precision)
     folder, count = FeatureFolder(run.folder), videos.count
     shards = -(-count // config.shard_size)
     own = [n for n in range(accelerator.process_index, shards, accelerator.num_processes) if not folder.has(n)]
@@ -113,36 +122,43 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
     return run.finish(accelerator, summary)
 
 
-def _input(config: ExtractFeatures, accelerator: Accelerator, model: VideoModel, compute: Compute) -> _Input:
-    """Return how the windows of each shard are made, from videos or from a cache."""
-
-    def rows_of(number: int, count: int) -> range:
-        return range(number * config.shard_size, min((number + 1) * config.shard_size, count))
-
-    if config.videos is not None:
-        source = load_source(config.videos)
-        say_notes(accelerator, config.videos, source)
-        clip = window_clip(model.preprocessing.clip, config.windows)
-        workers = max(0, cores(accelerator) - 1) if config.workers is None else config.workers
-
-        def from_videos(number: int) -> Iterator[VideoWindows]:
-            videos = [source.videos[row] for row in rows_of(number, len(source.videos))]
-            return windows_of_videos(model, videos, lambda video: iter_clips(source, video, clip), compute, workers)
-
-        place = to_record(config.videos)
-        return _Input(len(source.videos), source.digest, from_videos, source=place, clip=clip)
-    cache = _cache(config, model)
-
-    def from_cache(number: int) -> Iterator[VideoWindows]:
-        return windows_of_cache(model, cache, rows_of(number, len(cache)), config.windows, compute)
-
-    return _Input(len(cache), cache.key, from_cache, cache=cache.address if cache.remote else to_record(cache.address))
+def _rows(config: ExtractFeatures, number: int, count: int) -> range:
+    """Return the rows of a shard."""
+    return range(number * config.shard_size, min((number + 1) * config.shard_size, count))
 
 
-def _cache(config: ExtractFeatures, model: VideoModel) -> TokenCache:
+def _of_source(
+    config: ExtractFeatures, accelerator: Accelerator, model: VideoModel, source: Source, compute: Compute
+) -> _Input:
+    """Return how the windows of each shard are cut from videos."""
+    say_notes(accelerator, str(config.videos), source)
+    clip = window_clip(model.preprocessing.clip, config.windows)
+    workers = max(0, cores(accelerator) - 1) if config.workers is None else config.workers
+
+    def cut(video: Video) -> Iterator[np.ndarray | ClipCuts]:
+        return iter_clips(source, video, clip)
+
+    def windows(number: int) -> Iterator[VideoWindows]:
+        videos = [source.videos[row] for row in _rows(config, number, len(source.videos))]
+        return windows_of_videos(model, videos, cut, compute, workers, dense=clip.views == "dense")
+
+    return _Input(len(source.videos), windows, source=to_record(str(config.videos)), clip=clip)
+
+
+def _of_cache(config: ExtractFeatures, model: VideoModel, cache: TokenCache, compute: Compute) -> _Input:
+    """Return how the windows of each shard are read from a cache."""
+
+    def windows(number: int) -> Iterator[VideoWindows]:
+        return windows_of_cache(model, cache, _rows(config, number, len(cache)), config.windows, compute)
+
+    return _Input(len(cache), windows, cache=cache.address if cache.remote else to_record(cache.address))
+
+
+def _cache(config: ExtractFeatures, model: VideoModel, run: Path) -> TokenCache:
     """Open the cache, by default that of the run, and check that it fits the model."""
     recorded = model.preprocessing
-    cache = TokenCache.open(recorded.cache if config.cache is None else find_cache(config.caches, config.cache))
+    given = None if config.cache is None else find_cache(config.caches, config.cache)
+    cache = recorded.open_cache(run) if given is None else TokenCache.open(given)
     if not model.objective.sees_pixels and cache.spec["tokenizer"] != recorded.fingerprint:
         raise ValueError(f"--cache {cache.address}: was made by another tokenizer than that of the model")
     if model.objective.sees_pixels and cache.spec["keep_pixels"] == "none":

@@ -18,15 +18,16 @@ from data.cache import TokenCache, find_cache
 from data.files import sha256_of, write_bytes, write_json
 from data.loading import Batch, TokenDataset, blocks_of, evaluation_batches
 from data.schema import conform
-from data.sources import load_source, spread
+from data.sources import Source, load_source, spread
 from pipelines.commands.tokenize import cached
 from pipelines.engine.averaging import WeightAverage
-from pipelines.engine.checkpoints import file_hash, gathered
+from pipelines.engine.checkpoints import gathered
 from pipelines.engine.console import say, say_notes
 from pipelines.engine.network import prepare_network
 from pipelines.engine.preprocessing import (
     Preprocessing,
     load_tokenizer_of,
+    model_digest,
     model_folder,
     preprocessing_of,
     record_preprocessing,
@@ -37,6 +38,7 @@ from pipelines.engine.run_files import find_run, read_json
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.engine.validation import validate
 from pipelines.evaluation.labelled_parts import LabelledParts, directions
+from pipelines.evaluation.training_videos import record_training_videos
 from pipelines.settings.finetune import Finetune
 from pipelines.settings.tokenize import Tokenize
 
@@ -69,22 +71,23 @@ def main(config: Finetune, settings: str) -> dict[str, Any]:
     """Train, save the classifier with the best accuracy on held-out training videos, and return the summary."""
     place = find_run(config.init, "pretrain_ar", flag="--init")
     recorded = preprocessing_of(place)
-    weights = file_hash(model_folder(place) / "model.safetensors")
+    weights = model_digest(place)
     cache = source = None
     if config.videos is None:
-        cache = _open_cache(config, recorded)
+        cache = _open_cache(config, recorded, place)
         about = sha256_of([cache.key, weights])
     else:
         source = load_source(config.videos)
         about = sha256_of([source.digest, weights])
     run = Run("finetune", config, settings, about=about)
     accelerator = make_accelerator(config, run)
-    if accelerator.is_fsdp2 and config.average:
-        raise ValueError(f"average must be 0 under FSDP, got {config.average}")
+    if accelerator.is_fsdp2:
+        raise ValueError("classifiers do not train under FSDP: use an accelerate configuration without it")
     torch.manual_seed(config.seed)
     trunk = load_objective(place, trained=not config.from_scratch)
     if source is not None:
         say_notes(accelerator, str(config.videos), source)
+        _check_labels(config, source)
     if not run.begin_unless_finished(accelerator):
         return run.summary()
     if source is not None:
@@ -95,13 +98,14 @@ def main(config: Finetune, settings: str) -> dict[str, Any]:
         say(accelerator, note)
     _check_mirroring(config, cache, parts.classes)
     classifier = _classifier(config, trunk, parts.classes)
-    return _train(run, accelerator, config, cache, parts, classifier)
+    return _train(run, accelerator, config, place, cache, parts, classifier)
 
 
 def _train(
     run: Run,
     accelerator: Accelerator,
     config: Finetune,
+    place: Path,
     cache: TokenCache,
     parts: LabelledParts,
     classifier: Classifier,
@@ -151,10 +155,11 @@ def _train(
         assert isinstance(saved, Classifier)
         saved.save(folder, _facts(config, cache, parts, found))
         record_preprocessing(cache, folder, copy_tokenizer=not pixels)
+        record_training_videos(folder, [cache.videos[row] for row in (*parts.train, *parts.held_out)])
     summary = {
         "run": str(run.folder),
         "model": str(folder),
-        "init": None if config.from_scratch else str(config.init),
+        "init": None if config.from_scratch else str(place),
         "classes": list(parts.classes),
         "step": found["step"],
         "steps": config.steps,
@@ -211,9 +216,11 @@ def _classifier(config: Finetune, trunk: Objective, classes: Sequence[str]) -> C
     )
 
 
-def _open_cache(config: Finetune, recorded: Preprocessing) -> TokenCache:
+def _open_cache(config: Finetune, recorded: Preprocessing, place: Path) -> TokenCache:
     """Open the cache, by default that of the pre-training, and check that its tokenizer is that of the model."""
-    cache = TokenCache.open(recorded.cache if config.cache is None else find_cache(config.caches, config.cache))
+    if config.cache is None:
+        return recorded.open_cache(place)
+    cache = TokenCache.open(find_cache(config.caches, config.cache))
     if cache.spec["tokenizer"] != recorded.fingerprint:
         raise ValueError(f"--cache {cache.address}: was made by another tokenizer than the cache of the pre-training")
     return cache
@@ -223,17 +230,28 @@ def _cache_of_videos(accelerator: Accelerator, config: Finetune, place: Path, tr
     """Return the cache of `config.videos`, with the clips and the tokenizer of the pre-training. It is filled if need be."""
     recorded, model = preprocessing_of(place), model_folder(place)
     assert config.videos is not None
+    source = load_source(config.videos)
+    named = config.tokenizer or tokenizer_source(model, recorded)
+    mirrored = recorded.clip.flip and not directions([str(video.label) for video in source.videos])
     settings = Tokenize(
         videos=config.videos,
-        tokenizer=tokenizer_source(model, recorded),
-        clip=replace(recorded.clip, views=config.views),
+        tokenizer=named,
+        clip=replace(recorded.clip, views=config.views, flip=mirrored),
         caches=config.caches,
         keep_pixels="jpeg" if trunk.sees_pixels else "none",
         precision=recorded.precision,
         encode_batch=recorded.encode_batch,
+        workers=config.workers,
     )
-    tokenizer = load_tokenizer_of(model, recorded, None, trust=False)
-    return TokenCache.open(cached(accelerator, settings, load_source(config.videos), tokenizer).folder)
+    tokenizer = load_tokenizer_of(model, recorded, config.tokenizer, trust=config.trust)
+    return TokenCache.open(cached(accelerator, settings, source, tokenizer).folder)
+
+
+def _check_labels(config: Finetune, source: Source) -> None:
+    """Raise a ValueError if the training videos have fewer than two labels, before they are encoded."""
+    labels = {video.label for video in source.videos if video.split in (None, "train")} - {None}
+    if len(labels) < 2:
+        raise ValueError(f"{config.videos}: needs training videos of at least 2 classes, got {len(labels)}")
 
 
 def _check_mirroring(config: Finetune, cache: TokenCache, classes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.ahead import ahead
 from data.cache import CacheSpec, CacheWriter, TokenCache
-from data.cache.earlier import EarlierCodes
+from data.cache.earlier import EarlierCodes, recorded_root
 from data.cache.layout import CodeLayout
 from data.cache.spec import cutting
 from data.cache.writer import CodeShard
@@ -65,7 +65,7 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     if accelerator.is_main_process:
         # A finished cache on a read-only disk stays usable.
         try:
-            writer.note({"tokenizer": tokenizer_to_record(chosen), "videos": to_record(config.videos)})
+            writer.note(_made_with(chosen, config, source))
         except OSError as error:
             say(accelerator, f"{writer.folder}: could not update the paths of the tokenizer and videos: {error}")
     accelerator.wait_for_everyone()
@@ -148,7 +148,7 @@ def fill(
         writer.begin()
     accelerator.wait_for_everyone()
     workers = max(0, cores(accelerator) - 1) if config.workers is None else config.workers
-    earlier = EarlierCodes(config.caches, writer.preimage, to_record(config.videos))
+    earlier = EarlierCodes(config.caches, writer.preimage, source.root)
     if count := sum(map(earlier.has, source.videos)):
         total = len(source.videos)
         say(
@@ -190,9 +190,14 @@ def cached(accelerator: Accelerator, config: Tokenize, source: Source, tokenizer
     if not broadcast_object_list([writer.finished])[0]:
         complete(accelerator, writer, config, source, tokenizer)
         if accelerator.is_main_process:
-            writer.note({"tokenizer": tokenizer_to_record(config.tokenizer), "videos": to_record(config.videos)})
+            writer.note(_made_with(config.tokenizer, config, source))
     accelerator.wait_for_everyone()
     return writer
+
+
+def _made_with(tokenizer: str, config: Tokenize, source: Source) -> dict[str, str]:
+    places = {"tokenizer": tokenizer_to_record(tokenizer), "videos": to_record(config.videos)}
+    return {**places, "root": recorded_root(source.root)}
 
 
 def videos_ahead(config: Tokenize) -> int:

@@ -3,13 +3,16 @@
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from data.cache import TokenCache
+from data.cache.manifest import Clip
+from data.cache.storage import is_address
 from data.clip_spec import ClipSpec
-from data.files import write_json
-from data.recorded import to_record
+from data.files import sha256_of, write_json
+from data.recorded import locate, to_record
 from data.schema import conform
+from pipelines.engine.checkpoints import file_hash
 from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, locate_tokenizer, recorded_tokenizer
 from pipelines.engine.run_files import cache_of, read_json
 from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
@@ -17,14 +20,14 @@ from tokenizer import VQ3D, Linear, VideoTokenizer, load_tokenizer
 FILE = "preprocessing.json"
 _COPY = "tokenizer"
 """Folder with a copy of the tokenizer, in the folder of a model."""
-_MAX_BATCH = 2**16
-"""Largest `encode_batch` that is read from a file."""
+_MAX_PIXELS = 2**28
+"""Most pixels of a batch of the tokenizer that is read from a file."""
 
 
 class _Content(TypedDict):
     """preprocessing.json."""
 
-    clip: dict[str, Any]
+    clip: Clip
     tokenizer: str
     fingerprint: str
     precision: Literal["fp32", "bf16"]
@@ -68,13 +71,15 @@ class Preprocessing:
     def read(cls, folder: Path) -> "Preprocessing":
         """Read the preprocessing from the folder of a model. Raises a ValueError if the file is malformed."""
         content: _Content = conform(read_json(folder / FILE), _Content, f"{folder}/{FILE}")
-        if not 1 <= content["encode_batch"] <= _MAX_BATCH:
-            limits = f"expected a number from 1 to {_MAX_BATCH}"
-            raise ValueError(f"{folder}/{FILE}: encode_batch is {content['encode_batch']}, {limits}")
         try:
-            clip = ClipSpec(**content["clip"])
+            clip = ClipSpec(**content["clip"])  # type: ignore[arg-type]  # a list becomes a tuple
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder}/{FILE}: clip: {error}") from None
+        # The file may be of somebody else, and a batch is in memory.
+        most = max(1, _MAX_PIXELS // (clip.frames * clip.size**2))
+        if not 1 <= content["encode_batch"] <= most:
+            limits = f"expected a number from 1 to {most} for these clips"
+            raise ValueError(f"{folder}/{FILE}: encode_batch is {content['encode_batch']}, {limits}")
         return cls(
             clip=clip,
             tokenizer=content["tokenizer"],
@@ -84,6 +89,19 @@ class Preprocessing:
             cache=content["cache"],
             key=content["key"],
         )
+
+    def open_cache(self, folder: Path) -> TokenCache:
+        """Open the cache, where it is now. Raises a ValueError if it is gone, or another cache is in its place.
+
+        `folder`: folder of the model, near which the cache is looked for.
+        """
+        address = self.cache if is_address(self.cache) else locate(self.cache, folder)
+        cache = TokenCache.open(address)
+        if cache.key != self.key:
+            raise ValueError(
+                f"{address}: is not the cache of {folder}: its key is {cache.key[:12]}, expected {self.key[:12]}"
+            )
+        return cache
 
     def write(self, folder: Path) -> None:
         """Write the preprocessing into the folder of a model."""
@@ -103,8 +121,19 @@ def preprocessing_of(folder: Path) -> Preprocessing:
         ValueError: if it is malformed, or the run is of an earlier version, which has recorded only its cache, and that is gone.
     """
     model = model_folder(folder)
-    recorded = (model / FILE).exists()
-    return Preprocessing.read(model) if recorded else Preprocessing.of(TokenCache.open(cache_of(folder)))
+    if (model / FILE).exists():
+        return Preprocessing.read(model)
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder}: has no {FILE}, which tells how clips are cut and tokenized")
+    return Preprocessing.of(TokenCache.open(cache_of(folder)))
+
+
+def model_digest(folder: Path) -> str:
+    """Return a hash of everything that determines what a model computes: weights, configuration and preprocessing."""
+    model = model_folder(folder)
+    return sha256_of(
+        [file_hash(model / name) for name in ("config.json", "model.safetensors", FILE) if (model / name).exists()]
+    )
 
 
 def record_preprocessing(cache: TokenCache, folder: Path, *, copy_tokenizer: bool) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from data.schema import conform
 from data.text import one_line
+from pipelines.engine.config import load_yaml
 from pipelines.engine.run_files import environment_of, metrics_of, read_json
 from pipelines.engine.summaries import Mean, Pretraining
 
@@ -104,7 +105,7 @@ def _entry(folder: Path) -> RunEntry:
 def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     with open(file, "rb") as opened:
-        content = yaml.safe_load(opened.read(_MAX_SETTINGS))
+        content = load_yaml(opened.read(_MAX_SETTINGS).decode(errors="replace"))
     return conform(content, dict[str, Any], str(file))
 
 

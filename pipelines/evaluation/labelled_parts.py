@@ -11,7 +11,11 @@ from data.cache import TokenCache
 
 _PARTS = 10
 """One part of so many is held out to choose the best weights."""
-_DIRECTIONS = {"left", "right", "clockwise", "counterclockwise", "anticlockwise", "cw", "ccw", "east", "west"}
+_SIDES = ("left", "right")
+_DIRECTIONS = {
+    *(f"{side}{end}" for side in _SIDES for end in ("", "ward", "wards")),
+    *("clockwise", "counterclockwise", "anticlockwise", "cw", "ccw", "east", "west"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class LabelledParts:
     def of(cls, cache: TokenCache, seed: int) -> "LabelledParts":
         """Split the labelled videos of a cache. Videos of the split test are never used.
 
-        Videos of the split val are held out. Without them, a tenth of the training videos is: whole groups, stratified by label.
+        Videos of the split val are held out. Without them, about a tenth of the training videos is, at least one group: whole
+        groups, stratified by label. A group that holds all videos of a class is not held out.
 
         Raises:
             ValueError: if fewer than two classes are left, or nothing can be held out.
@@ -59,19 +64,29 @@ class LabelledParts:
         label_N = np.array([number.get(str(video.label), -1) for video in videos])
         if not held_out:
             train, held_out = _split(cache, train, label_N, seed)
+            checked = {int(label_N[row]) for row in held_out}
+            if unchecked := [name for i, name in enumerate(classes) if i not in checked]:
+                notes.append(f"classes without a held-out video: {shortened(unchecked)}")
         return cls(tuple(classes), label_N, train, held_out, tuple(notes))
 
 
 def _split(cache: TokenCache, rows: Sequence[int], label_N: np.ndarray, seed: int) -> tuple[list[int], list[int]]:
-    """Hold out a tenth of some rows, without splitting a group unless most classes have one group only."""
+    """Hold out about a tenth of some rows, at least one group, without splitting a group.
+
+    If most classes have one group only, single videos are held out.
+    """
     groups_M = group_numbers([cache.videos[row].group for row in rows])
     everything = np.arange(len(rows))
     folds = Fold(everything, everything[:0], groups_M).inner(label_N[list(rows)], _PARTS, seed)
     if not folds:
         raise ValueError(f"{cache.address}: nothing can be held out to choose the best weights")
-    return [[rows[i] for i in part.tolist()] for part in (folds[0].train, folds[0].test)]  # type: ignore[return-value]
+    held_out = set(folds[0].test.tolist())
+    # A group that holds all videos of a class is trained on: nothing could be predicted about the class otherwise.
+    return [row for i, row in enumerate(rows) if i not in held_out], [rows[i] for i in sorted(held_out)]
 
 
 def directions(classes: Sequence[str]) -> list[str]:
     """Return the names of classes that mirroring would swap."""
-    return [name for name in classes if _DIRECTIONS & set(re.split(r"[^a-z]+", name.lower()))]
+    # SwipeLeft is two words.
+    words = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in classes}
+    return [name for name in classes if _DIRECTIONS & set(re.split(r"[^a-z]+", words[name]))]

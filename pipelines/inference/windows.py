@@ -87,13 +87,14 @@ def window_clip(clip: ClipSpec, windows: str) -> ClipSpec:
 
 
 def windows_of_videos(
-    model: VideoModel, videos: Sequence[Video], cut: Cut, compute: Compute, workers: int
+    model: VideoModel, videos: Sequence[Video], cut: Cut, compute: Compute, workers: int, *, dense: bool
 ) -> Iterator[VideoWindows]:
     """Yield the windows of videos in their order.
 
     Args:
         cut: yields the windows of a video, of the size of the model's clips, and their positions, as `iter_clips`.
         workers: number of threads that decode the next videos.
+        dense: the windows are dense clips, of any number. Others are decoded together.
     """
     clip = model.clip
     clip_bytes = clip.frames * clip.size**2 * 3
@@ -111,7 +112,7 @@ def windows_of_videos(
         waiting.clear()
 
     def work(video: Video) -> Iterator[tuple[np.ndarray, int] | ClipCuts]:
-        return _with_valid_frames(cut(video), clip.frames)
+        return _with_valid_frames(cut(video), clip.frames if dense else None)
 
     with closing(ahead(videos, work, workers, BATCH, window)) as decoded:
         for video, parts in decoded:
@@ -136,18 +137,23 @@ def windows_of_videos(
 
 
 def _with_valid_frames(
-    parts: Iterator[np.ndarray | ClipCuts], frames: int
+    parts: Iterator[np.ndarray | ClipCuts], frames: int | None
 ) -> Iterator[tuple[np.ndarray, int] | ClipCuts]:
-    """Add the number of valid frames to each clip. Only the last clip of a video may have padding."""
-    last: np.ndarray | None = None
+    """Add the number of valid frames to each clip.
+
+    `frames`: frames of a clip, if only the last clip of a video may have padding, as of dense clips. None waits for all clips.
+    """
+    waiting: list[np.ndarray] = []
     for part in parts:
-        is_end = isinstance(part, ClipCuts)
-        if last is not None:
-            yield last, part.views[-1].real if isinstance(part, ClipCuts) else frames
-        if is_end:
-            yield part  # type: ignore[misc]
-        else:
-            last = part  # type: ignore[assignment]
+        if isinstance(part, ClipCuts):
+            valid = [view.real for view in part.views[len(part.views) - len(waiting) :]]
+            yield from zip(waiting, valid, strict=True)
+            yield part
+            return
+        waiting.append(part)
+        # A dense video may have any number of clips.
+        if frames is not None and len(waiting) > 1:
+            yield waiting.pop(0), frames
 
 
 def windows_of_cache(

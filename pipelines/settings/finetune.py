@@ -18,6 +18,10 @@ class Finetune(Training):
     videos: str | None = None
     """Labelled videos: a folder with one sub-folder per class, a list file, or builtin:moving-digits. They are encoded once, into
     a cache, with the clips and the tokenizer of --init, and --views views of each."""
+    tokenizer: str | None = None
+    """Place of the tokenizer, if it is neither in the folder of --init nor where it was. For --videos."""
+    trust: bool = False
+    """Allow a tokenizer that contains code, such as TorchScript."""
     views: int = 4
     """Views of each video that a cache made of --videos holds. A random one is used in each epoch."""
     cache: str | None = None
@@ -37,7 +41,8 @@ class Finetune(Training):
     smoothing: float = 0.1
     """Label smoothing."""
     mixup: float = 0.0
-    """Parameter of the beta distribution by which pairs of clips and their labels are mixed; 0 mixes nothing."""
+    """Parameter of the beta distribution by which pairs of clips and their labels are mixed; 0 mixes nothing. A clip is
+    mixed with one of the same part of the batch (--accumulate) and of the same process."""
     crop_scale: float = 1.0
     """Smallest share of the area of a frame that a random crop has, for models that read pixels; 1 crops nothing."""
     flip: bool = False

@@ -151,6 +151,15 @@ def test_a_saved_classifier_is_loaded_whole(tmp_path: Path) -> None:
         load_objective(tmp_path)
 
 
+def test_many_long_names_of_classes_are_loaded(tmp_path: Path) -> None:
+    names = [f"动作 {i} {'x' * 30}" for i in range(2500)]
+    made = Classifier(build(), names)
+    made.save(tmp_path)
+    assert load_classifier(tmp_path).classes == tuple(names)
+    with pytest.raises(ValueError, match="names of the classes must have at most"):
+        Classifier(build(), [f"{i}{'x' * 5000}" for i in range(2000)])
+
+
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no classifier"):
         load_classifier(tmp_path)

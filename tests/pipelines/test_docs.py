@@ -175,4 +175,5 @@ def test_the_way_to_a_classifier_runs(
     for words in commands:
         name, flags = Path(words[1]).stem, ["videos" if word == "VIDEOS" else word for word in words[2:]]
         last[name] = call(name, *flags, *small[name])
+    assert last["evaluate"]["model"] == "scratch" and last["evaluate"]["seen_in_training"] == 0
     assert last["evaluate"]["n"] == 3 and last["evaluate"]["split"] == "test" and last["evaluate"]["views"] == "5x3"

@@ -45,7 +45,7 @@ def test_finished_runs_are_listed_with_their_results(
 def test_unfinished_and_damaged_runs_are_listed(copy_of: Callable[[], Path], answers: dict[str, Any]) -> None:
     folder = copy_of() / "runs"
     run = folder / Path(answers["pretrain_ar"]["run"]).name
-    for name in ("begun", "damaged", "strange", "linked"):
+    for name in ("begun", "damaged", "strange", "linked", "nested", "bomb"):
         shutil.copytree(run, folder / name)
     (run / "summary.json").unlink()
     (folder / "begun/summary.json").unlink()
@@ -53,9 +53,12 @@ def test_unfinished_and_damaged_runs_are_listed(copy_of: Callable[[], Path], ans
     (folder / "damaged/summary.json").write_text("{")
     (folder / "strange/summary.json").write_text('{"bits_per_code": "many"}')
     (folder / "linked/config.yaml").write_text("!!python/object/apply:os.getcwd []")
+    (folder / "nested/config.yaml").write_text("a: " + "[" * 20_000)
+    aliases = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    (folder / "bomb/config.yaml").write_text(f"b0: &b0 [x]\n{aliases}name: *b8\n")
     entries = {Path(entry.run).name: entry for entry in list_runs(folder)}
     assert entries[run.name].state == "step 6 of 6" and entries["begun"].state == "begun"
-    for name in ("damaged", "strange", "linked"):
+    for name in ("damaged", "strange", "linked", "nested", "bomb"):
         assert entries[name].state.startswith("cannot be read: ")
     assert [entry.changed for entry in list_runs(folder)] == sorted((e.changed for e in entries.values()), reverse=True)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from data.clip_spec import ClipSpec
 from data.clips import iter_test_views
-from data.sources import load_source
+from data.sources import Video, load_source
 from pipelines.inference import VideoClassifier, load_model, windows
 from pipelines.settings.evaluate import Evaluate
 from tests.helpers.commands import TINY_MODEL, Call, last_line, start, start_ranks
+from tests.helpers.videos import MakeVideo, numbered_frames
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,47 @@ def test_probabilities_are_the_mean_over_views(evaluate: Callable[..., Any], pro
         assert row["path"] == video.path and float(row["probability"]) == pytest.approx(share_C.max().item(), abs=1e-4)
         assert row["predicted"] == model.classes[int(share_C.argmax())]
     assert summary["n"] == 6 and summary["top1"] == sum(row["right"] == "1" for row in rows_of(summary)) / 6
-    assert Path(summary["page"]).exists() and summary["list"] == source.digest
+    assert Path(summary["page"]).exists() and len(summary["list"]) == 64
+
+
+def test_every_view_of_a_short_video_has_its_padding(make_video: MakeVideo, tmp_path: Path) -> None:
+    make_video(tmp_path / "short.mp4", numbered_frames(3))
+    source, seen = load_source(str(tmp_path)), []
+
+    class Model:
+        clip = ClipSpec(frames=8, size=16)
+
+        def batch(self, pixels_BTHWC: torch.Tensor, valid_B: np.ndarray) -> dict[str, torch.Tensor]:
+            seen.extend(valid_B.tolist())
+            return {"pixels": pixels_BTHWC}
+
+    def cut(video: Video) -> Any:
+        return iter_test_views(source, video, Model.clip, 2, 2)
+
+    def compute(batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        return [np.zeros(1)] * len(batch["pixels"])
+
+    list(windows.windows_of_videos(Model(), source.videos, cut, compute, 0, dense=False))  # type: ignore[arg-type]
+    assert seen == [3, 3, 3, 3]
+
+
+def test_videos_that_were_trained_on_are_counted_and_warned_of(
+    evaluate: Callable[..., Any], call: Call, make_video: MakeVideo
+) -> None:
+    assert evaluate("--videos", "videos")["seen_in_training"] == 6 and "WARNING: 6 of 6 videos were used" in call.err
+    shutil.rmtree("videos/left")
+    make_video(Path("videos/right/new.mp4"), numbered_frames(9))
+    summary = evaluate("--videos", "videos")
+    assert (summary["seen_in_training"], summary["n"]) == (3, 4)
+
+
+def test_other_names_of_classes_are_another_evaluation(call: Call, evaluate: Callable[..., Any], project: Path) -> None:
+    shutil.copytree(project / "classifier" / "model", "model")
+    first = call("evaluate", "--model", "model", "--videos", "videos")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))
+    again = call("evaluate", "--model", "model", "--videos", "videos")
+    assert again["predictions"] != first["predictions"] and again["top1"] == pytest.approx(1 - first["top1"])
 
 
 def test_numbers_do_not_depend_on_processes_and_batches(
@@ -118,6 +160,10 @@ def test_the_split_test_is_evaluated_by_default(evaluate: Callable[..., Any]) ->
     ]
     assert evaluate("--videos", "videos/list.csv", "--split", "val")["n"] == 1
     assert evaluate("--videos", "videos/list.csv", "--split", "all")["n"] == 4
+    lines = "left/clip 0.mp4,left,test\nleft/gone.mp4,left,train\nright/gone.mp4,right,test\n"
+    Path("videos/list.csv").write_text(f"path,label,split\n{lines}")
+    summary = evaluate("--videos", "videos/list.csv")
+    assert (summary["n"], summary["missing_videos"]) == (1, ["right/gone.mp4"])
     Path("videos/list.csv").write_text("path,label,split\nleft/clip 0.mp4,left,train\n")
     assert "has no split test or val, got train; give --split" in evaluate("--videos", "videos/list.csv")
 

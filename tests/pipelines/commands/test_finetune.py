@@ -104,10 +104,21 @@ def test_a_stopped_run_continues_bit_for_bit(tune: Tune, call: Call, monkeypatch
     ]
     whole = tune(labelled(16), *flags, "--out", "whole")
     shutil.copytree("whole", "stopped")
-    for name in ("summary.json", "model", "checkpoints/step_000008"):
+    # The best weights so far are those of the last validation before the stop.
+    for name in ("summary.json", "model", "checkpoints/step_000008", "best.json", "best.safetensors"):
         path = Path("stopped", name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = tune(labelled(16), *flags, "--out", "stopped")
+    states = [Path(run, "checkpoints/step_000008/model.safetensors").read_bytes() for run in ("whole", "stopped")]
+    assert states[0] == states[1]
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in Path(run, "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("whole", "stopped")
+    ]
+    assert lines[0] == lines[1]
     assert (Path("whole/model/model.safetensors")).read_bytes() == Path("stopped/model/model.safetensors").read_bytes()
     for key in ("step", "train_accuracy", "validation_accuracy"):
         assert again[key] == whole[key]
@@ -190,6 +201,12 @@ def test_videos_are_cached_and_classified(
     )
     error = call("finetune", *TUNE, "--init", "pretrained", "--cache", mirrored["cache"])
     assert "mirrored" in error and "'left'" in error
+
+
+def test_one_class_is_refused_before_anything_is_encoded(call: Call, tune: Tune, video_folder: Path) -> None:
+    shutil.copytree(video_folder / "left", "one/left")
+    error = call("finetune", *TUNE, "--init", "pretrained", "--videos", "one")
+    assert "one: needs training videos of at least 2 classes, got 1" in error
 
 
 def test_mistakes_are_one_line(tune: Tune, call: Call, make_cache: MakeCache, tmp_path: Path) -> None:

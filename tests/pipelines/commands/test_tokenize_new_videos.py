@@ -1,6 +1,8 @@
 """New videos of a folder are encoded alone, and the cache is the same, byte for byte, as one that is made from nothing."""
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,5 +72,16 @@ def test_other_settings_folders_and_damaged_codes_are_encoded_again(
     (Path("copies/left/new.mp4")).unlink()
     make_video(Path("copies/left/other.mp4"), moving_square(-1, 9))
     assert len(tokenize("--videos", "copies")[1]) == 7
+    # A list that now names files of another folder; and a file that was overwritten by one of the same size.
+    (Path("list.csv")).write_text("path,label\nvideos/left/clip 0.mp4,a\nvideos/right/clip 0.mp4,b\n")
+    assert len(tokenize("--videos", "list.csv")[1]) == 2
+    (Path("list.csv")).write_text(
+        "path,label\ncopies/left/clip 0.mp4,a\ncopies/right/clip 0.mp4,b\ncopies/left/other.mp4,a\n"
+    )
+    assert len(tokenize("--videos", "list.csv")[1]) == 3
+    changed = Path("videos/right/clip 0.mp4")
+    changed.write_bytes(changed.read_bytes())
+    later = time.time() + 5
+    os.utime(changed, (later, later))
     damage_clip(Path(first.address), 2)
-    assert tokenize()[1] == sorted(["left/new.mp4", first.videos[2].path])
+    assert tokenize()[1] == sorted(["left/new.mp4", first.videos[2].path, "right/clip 0.mp4"])

@@ -50,12 +50,23 @@ def test_a_class_with_one_video_is_left_out_and_named(parts) -> None:  # type: i
     assert found.classes == ("a", "b") and any("one training video only: rare" in note for note in found.notes)
 
 
+def test_a_class_of_one_group_is_trained_and_named(parts) -> None:  # type: ignore[no-untyped-def]
+    videos = [Video(f"{name}{i}.mp4", 5, name, group=f"{name}{i // 2}") for name in "bcdef" for i in range(12)]
+    videos += [Video(f"a{i}.mp4", 5, "a", group="a0") for i in range(4)]
+    for seed in range(4):
+        found, cache = parts(videos, seed)
+        assert len(found.train) + len(found.held_out) == len(videos)
+        assert {cache.videos[row].label for row in found.train} == set(found.classes) == set("abcdef")
+        assert any("without a held-out video: a" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     "classes, swapped",
     [
         (("left", "up"), ["left"]),
         (("Turn_Right", "stop"), ["Turn_Right"]),
         (("brightness", "lefty", "up"), []),
+        (("SwipeLeft", "swipeUp", "moving_rightwards"), ["SwipeLeft", "moving_rightwards"]),
         (("pull left arm", "spin clockwise"), ["pull left arm", "spin clockwise"]),
     ],
 )

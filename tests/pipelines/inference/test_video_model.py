@@ -1,5 +1,6 @@
 """A model computes the same features of a video file as of its codes in the cache, wherever its folder is."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,5 +133,46 @@ def test_a_missing_or_other_tokenizer_is_refused_and_named(call: Call, project: 
     with pytest.raises(ValueError, match="is not the tokenizer of run/model: its fingerprint is"):
         load_model("run", tokenizer=other)
     (project / "run/model/preprocessing.json").write_text('{"clip": {"frames": 0}}')
-    with pytest.raises(ValueError, match=r"preprocessing\.json: tokenizer is missing"):
+    with pytest.raises(ValueError, match=r"preprocessing\.json: clip\.size is missing"):
         load_model("run")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"encode_batch": 10**9}, "encode_batch is 1000000000, expected a number from 1 to"),
+        ({"encode_batch": 0}, "encode_batch is 0"),
+        ({"clip": {"frames": 4.5}}, r"clip\.frames is 4\.5, expected a whole number"),
+        ({"clip": {"flip": "x"}}, r"clip\.flip is 'x'"),
+        ({"clip": {"frames": 0}}, r"clip\.frames must be at least 1, got 0"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+    ],
+)
+def test_a_strange_preprocessing_is_refused(project: Path, change: dict[str, Any], message: str) -> None:
+    file = project / "run/model/preprocessing.json"
+    content = json.loads(file.read_text())
+    clip = {**content["clip"], **change.get("clip", {})}
+    file.write_text(json.dumps({**content, **change, "clip": clip}))
+    with pytest.raises(ValueError, match=message):
+        load_model("run")
+
+
+def test_a_model_without_its_preprocessing_is_refused(project: Path) -> None:
+    (project / "run/model/preprocessing.json").unlink()
+    with pytest.raises(ValueError, match=r"has no preprocessing\.json"):
+        load_model("run/model")
+
+
+def test_the_cache_of_a_moved_project_is_found(call: Call, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = project / "moved"
+    moved.mkdir()
+    for name in ("run", "caches"):
+        shutil.move(project / name, moved / name)
+    monkeypatch.chdir(moved)
+    assert call("extract_features", "--run", "run", "--out", "features")["videos"] == 6
+    (cache,) = (moved / "caches").iterdir()
+    manifest = json.loads((cache / "manifest.json").read_text())
+    record = json.loads((moved / "run/model/preprocessing.json").read_text())
+    assert record["key"] == manifest["key"]
+    (moved / "run/model/preprocessing.json").write_text(json.dumps({**record, "key": "0" * 64}))
+    assert "is not the cache of run" in call("extract_features", "--run", "run", "--out", "other")
