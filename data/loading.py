@@ -256,8 +256,9 @@ def _from_workers(loader: DataLoader, workers: int) -> Iterator[Batch]:
     def checked() -> Iterator[Batch]:
         try:
             yield from loaded
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        # A worker that dies while it sends a batch breaks its connection.
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             reason = one_line(error, 200)
             raise OSError(f"--workers {workers}: a loading process has died ({reason}); {_REMEDY}") from None

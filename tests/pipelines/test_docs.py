@@ -159,7 +159,7 @@ def test_the_way_to_a_classifier_runs(
     for split, copies in (("train", 3), ("test", 1)):
         for file in sorted(video_folder.glob("*/*"))[:: 2 if split == "test" else 1]:
             for copy in range(copies):
-                target = Path("videos", split, file.parent.name, f"{copy} {file.name}")
+                target = Path("videos", split, file.parent.name, f"{split} {copy} {file.name}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes() + bytes(copy))
     small = {

@@ -11,6 +11,7 @@ from tests.helpers.commands import TINIEST, begin_ranks, last_line
 SLOW = """
 import sys, time
 from pathlib import Path
+from ar_model.probes import Outcomes
 from pipelines.commands import evaluate_tokenizer, probe
 from pipelines.engine.launch import command
 from pipelines.settings.evaluate_tokenizer import EvaluateTokenizer
@@ -27,7 +28,7 @@ def wait():
 
 def probe_all(*_):
     wait()
-    return {"probed": True}
+    return {"probed": True}, [Outcomes([], {}, {}, {}, {})]
 
 
 def evaluate_all(run, *_):
