@@ -38,15 +38,15 @@ class _Input:
     """Videos of all shards.
 
     `count`: number of videos; `identity`: identity of the videos; `windows`: makes the windows of the videos of a shard;
-    `source`, `cache`: place of the videos or of the cache; `clip`: settings that cut the windows from videos.
+    `clip`: settings that cut the windows; `source`, `cache`: place of the videos or of the cache.
     """
 
     count: int
     identity: str
     windows: Callable[[int], Iterator[VideoWindows]]
+    clip: ClipSpec
     source: str | None = None
     cache: str | None = None
-    clip: ClipSpec | None = None
 
 
 def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
         "weights": weights,
         "source": videos.source,
         "cache": videos.cache,
-        "clip": None if videos.clip is None else videos.clip.to_json(),
+        "clip": videos.clip.to_json(),
         "videos": count - len(damaged),
         "skipped": len(damaged),
         "damaged": [{"path": path, "reason": reason} for path, reason in damaged],
@@ -127,14 +127,14 @@ def _input(config: ExtractFeatures, accelerator: Accelerator, model: VideoModel,
             videos = [source.videos[row] for row in rows_of(number, len(source.videos))]
             return windows_of_videos(model, source, videos, clip, compute, workers)
 
-        place = to_record(config.videos)
-        return _Input(len(source.videos), source.digest, from_videos, source=place, clip=clip)
+        return _Input(len(source.videos), source.digest, from_videos, clip, source=to_record(config.videos))
     cache = _cache(config, model)
 
     def from_cache(number: int) -> Iterator[VideoWindows]:
         return windows_of_cache(model, cache, rows_of(number, len(cache)), config.windows, compute)
 
-    return _Input(len(cache), cache.key, from_cache, cache=cache.address if cache.remote else to_record(cache.address))
+    address = cache.address if cache.remote else to_record(cache.address)
+    return _Input(len(cache), cache.key, from_cache, cache.clip, cache=address)
 
 
 def _cache(config: ExtractFeatures, model: VideoModel) -> TokenCache:

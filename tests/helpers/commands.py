@@ -108,6 +108,7 @@ SCHEMAS = {
     "report": "Report",
     "export": "Export",
     "extract_features": "ExtractFeatures",
+    "search": "Search",
     "benchmark": "Benchmark",
 }
 
