@@ -15,7 +15,7 @@ from pipelines.inference.feature_files import FeatureFolder
 SMALL = 100_000
 """Most windows whose vectors are kept in memory and compared one by one."""
 _BLOCK = 8192
-"""Windows of one block of vectors in memory."""
+"""Windows of one block of vectors, or a few more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class FeatureVectors:
     def scaling(self) -> Scaling:
         """Scaling of the features of the folder. The first use reads all features, unless it was set."""
         scaler = StandardScaler()
-        for _, features_NF in self._features():
+        for features_NF in self._features():
             scaler.partial_fit(features_NF)
         return Scaling(scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32))
 
@@ -66,8 +66,15 @@ class FeatureVectors:
             for first in range(0, len(self), _BLOCK):
                 yield first, self._matrix[first : first + _BLOCK]
             return
-        for first, features_NF in self._features():
-            yield first, self.scaling.unit(features_NF)
+        first, waiting = 0, 0
+        parts: list[np.ndarray] = []
+        for features_NF in self._features():
+            parts.append(features_NF)
+            waiting += len(features_NF)
+            if waiting >= _BLOCK or first + waiting == len(self):
+                yield first, self.scaling.unit(np.concatenate(parts))
+                first, waiting = first + waiting, 0
+                parts.clear()
 
     def take(self, rows: Sequence[int]) -> np.ndarray:
         """Return the vectors of some windows, in ascending order, float32 (windows, F)."""
@@ -89,10 +96,10 @@ class FeatureVectors:
 
     @cached_property
     def _matrix(self) -> np.ndarray:
-        return np.concatenate([self.scaling.unit(features_NF) for _, features_NF in self._features()])
+        return np.concatenate([self.scaling.unit(features_NF) for features_NF in self._features()])
 
-    def _features(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the features of each shard, (windows, F), with the number of the first window.
+    def _features(self) -> Iterator[np.ndarray]:
+        """Yield the features of each shard, (windows, F).
 
         Raises:
             ValueError: if a file is damaged, or holds values that are not finite or features of another number.
@@ -104,7 +111,7 @@ class FeatureVectors:
             if features_NF.shape[1] != width:
                 found = f"{features_NF.shape[1]} features of a window, expected {width}"
                 raise ValueError(f"{self.folder.file(shard)}: has {found} as in the files before it")
-            yield first, features_NF
+            yield features_NF
             first += count
 
     def _shard(self, shard: int, count: int, first: int) -> np.ndarray:

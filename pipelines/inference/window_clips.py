@@ -38,13 +38,18 @@ class WindowClips:
         """
         self._clip = recorded_clip(folder, extraction)
         self._cache: TokenCache | None = None
+        self._has_pixels = False
         self._rows: dict[str, int] = {}
         self._sources: list[Source] = []
         if (recorded := extraction["cache"]) is not None:
             self._cache = TokenCache.open(recorded if is_address(recorded) else locate(recorded, folder))
             self._rows = {video.path: row for row, video in enumerate(self._cache.videos)}
-            if self._cache.spec["keep_pixels"] == "none":
+            self._has_pixels = self._cache.spec["keep_pixels"] != "none"
+            try:
                 self._sources = sources_of(self._cache)
+            except (OSError, ValueError):
+                if not self._has_pixels:
+                    raise
         else:
             recorded = extraction["source"] or ""
             place = recorded if recorded.startswith(BUILTIN) else locate(recorded, folder)
@@ -61,7 +66,7 @@ class WindowClips:
         """
         if self._cache is not None and row.path not in self._rows:
             raise ValueError(f"{row.path} is not in {self._cache.address}")
-        if self._cache is not None and not self._sources:
+        if self._cache is not None and self._has_pixels:
             return self._cache.pixels(self._rows[row.path], row.view)
         if row.path not in self._found:
             raise ValueError(f"{row.path} has disappeared")

@@ -1,7 +1,7 @@
 """HTML page of a search: the query, its nearest videos as moving pictures, and how well labels are found."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -36,19 +36,18 @@ def write_search_page(page: Path, summary: Mapping[str, Any], extraction: Extrac
             except (OSError, ValueError, IndexError, DamagedVideo) as error:
                 card["note"] = f"no picture: {error}"
         cards.append(card)
-    searched = {"vectors": "all compared"} if summary["index"]["kind"] == "exact" else {}
-    if not searched:
-        searched = {"vectors": f"faiss index, which finds {summary['index']['recall']:.1%} of the ten nearest windows"}
+    recall = summary["index"]["recall"]
+    vectors = "all compared" if recall is None else f"faiss index, which finds {recall:.1%} of the ten nearest windows"
     features = {
         "folder": summary["features"],
         "model": extraction["model"],
         "layer": extraction["layer"],
         "pooling": extraction["pool"],
         "windows": f"{summary['windows']:,} of {summary['videos']:,} videos",
-        **searched,
+        "vectors": vectors,
     }
     values = {
-        "title": f"Nearest to {summary['query']['path']}",
+        "title": f"Nearest to {PurePath(summary['query']['path']).name}",
         "query": cards[0],
         "nearest": cards[1:],
         "features": list(features.items()),

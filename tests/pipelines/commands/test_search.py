@@ -160,11 +160,18 @@ def test_a_file_is_searched_with_the_model_of_the_features(call: Call, project: 
 def test_a_file_is_cut_as_the_windows_of_the_features(call: Call, project: Path) -> None:
     clip = ["--clip.frames", "4", "--clip.size", "32", "--clip.stride", "5"]
     tokenizer = json.loads(next(Path("runs").glob("fit_tokenizer-*/summary.json")).read_text())["run"]
-    cache = call("tokenize", "--videos", "videos", *clip, "--tokenizer", tokenizer, "--workers", "0")["cache"]
+    flags = ["--tokenizer", tokenizer, "--keep_pixels", "raw", "--workers", "0"]
+    cache = call("tokenize", "--videos", "videos", *clip, *flags)["cache"]
     call("extract_features", "--run", "run", "--cache", cache, "--precision", "fp32", "--out", "features")
     shutil.copy("videos/left/clip 2.avi", "copy.avi")
     nearest = call("search", "--features", "features", "--query", "copy.avi")["nearest"][0]
     assert nearest["path"] == "left/clip 2.avi" and nearest["similarity"] > 0.999
+    found = call("search", "--features", "features", "--query", "videos/left/clip 2.avi")
+    assert len(found["nearest"]) == 5
+    # The pixels of the cache are enough for the pictures.
+    shutil.rmtree("videos")
+    found = call("search", "--features", "features", "--query", "1")
+    assert Path(found["page"]).read_text().count("data:image/webp") == 6
 
 
 def test_a_file_is_its_own_nearest_window_and_other_models_are_refused(call: Call, project: Path) -> None:
