@@ -126,9 +126,8 @@ def open_index(vectors: FeatureVectors, features: str, say: Callable[[str], None
     try:
         import faiss
     except ImportError:
-        say(
-            f"{len(vectors):,} windows are compared one by one; the extra search (pip install 'arvideo[search]') is faster"
-        )
+        extra = "the extra search (pip install -e '.[search]') has an index"
+        say(f"{len(vectors):,} windows are compared one by one; {extra}")
         return Exact(vectors)
     folder = vectors.folder.folder / "search"
     file, record = folder / "index.faiss", folder / "index.json"
