@@ -54,6 +54,14 @@ def test_a_video_counts_by_its_nearest_window_and_never_for_itself(tmp_path: Pat
     assert found["map"] == round((1 + 1 + 1 / 2 + 1) / 4, 4)
 
 
+def test_an_equally_near_video_of_another_label_counts_as_nearer(tmp_path: Path) -> None:
+    # Videos 1 to 4 are equal.
+    rows = [window("0", "a"), *(window(str(i), label) for i, label in enumerate("aabb", 1))]
+    found = evaluated(tmp_path, (0, 20, 20, 20, 20), rows)
+    # Ranks: 3 and 4 for 0; 3 and 4 for 1 and 2, whose other video is 0; 3 for 3 and 4.
+    assert found["map"] == round((3 * (1 / 3 + 2 / 4) / 2 + 2 / 3) / 5, 4)
+
+
 def test_videos_without_a_label_are_neither_queries_nor_found(tmp_path: Path) -> None:
     rows = [window("0", "a"), window("1"), window("2", "a"), window("3", "b")]
     found = evaluated(tmp_path, (0, 1, 20, 90), rows)
