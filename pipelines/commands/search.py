@@ -196,6 +196,8 @@ def _notes(quality: Retrieval) -> list[str]:
     if quality["queries"] < quality["eligible"]:
         of = f"{quality['queries']:,} of {quality['eligible']:,}"
         notes.append(f"{of} windows of labelled videos are queries, spread evenly")
+    if quality["groups"]:
+        notes.append("the videos have groups: for recall and mean average precision, the group of a query is left out")
     if quality["single"]:
         beside = " outside their group" if quality["groups"] else ""
         notes.append(f"{quality['single']:,} labelled windows have no other video of their label{beside}: not queries")

@@ -16,8 +16,9 @@ from pipelines.inference.feature_vectors import FeatureVectors
 
 PROTOCOL = (
     "queries are windows of labelled videos, among the other labelled videos, each with its nearest window; the video of a query "
-    "and its group are left out; an equally near video of another label counts as nearer; recall at k: share of the queries with a video of the same label among the k nearest; "
-    "map: mean average precision over all of these videos; chance: recall at 1 of a random order"
+    "and its group are left out; an equally near video of another label counts as nearer; recall at k: share of the queries "
+    "with a video of the same label among the k nearest; map: mean average precision over all of these videos; chance: recall "
+    "at 1 of a random order"
 )
 """Description of the evaluation, for JSON and pages."""
 AT = (1, 5, 10)

@@ -85,6 +85,17 @@ def test_videos_without_labels_have_no_recall(call: Call, work: Path) -> None:
     assert "no labels" in Path(found["page"]).read_text()
 
 
+def test_groups_are_stated(call: Call, work: Path) -> None:
+    rows = [window(f"train/00000{i}", label, group) for i, (label, group) in enumerate(["ag", "ag", "ah", "bh"])]
+    write_features(work / "features", at_angles(0, 10, 90, 120), rows)
+    found = call("search", "--features", "features", "--query", "0")
+    # The nearest videos may be of the group of the query.
+    assert found["groups"] and found["nearest"][0]["path"] == "train/000001"
+    assert (found["queries"], found["single"], found["recall"]["5"]) == (3, 1, 1.0)
+    notes = [note for note in found["notes"] if "group" in note]
+    assert len(notes) == 2 and all(note[1:] in Path(found["page"]).read_text() for note in notes)
+
+
 MISTAKES = [
     ("--features features --query 6", "query 6: must be a row of features, from 0 to 5"),
     ("--features features --query absent.mp4", "absent.mp4: is neither a video in the index of features, nor a row"),
