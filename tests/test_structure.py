@@ -20,12 +20,13 @@ LAYERS = ["settings", "engine", "inference", "evaluation", "reporting", "command
 """Folders of pipelines. Each may import the ones before it. The last is the top, with the commands that a user starts."""
 COMMANDS = {
     *("train_tokenizer", "fit_tokenizer", "evaluate_tokenizer", "tokenize", "pretrain_ar"),
-    *("probe", "compare", "report", "export", "extract_features", "finetune", "evaluate", "push_to_hub", "benchmark"),
+    *("probe", "compare", "report", "export", "extract_features", "search", "finetune", "evaluate"),
+    *("push_to_hub", "benchmark"),
     *("doctor", "runs"),
 }
 BACK_DOORS = {"importlib", "import_module", "__import__", "runpy", "exec", "eval"}
 """Names that no module may use. importlib.metadata is allowed, because it only reads version numbers."""
-OPTIONAL = ("xformers", "taming", "torchvision", "torchmetrics", "magvit2_pytorch")
+OPTIONAL = ("xformers", "taming", "torchvision", "torchmetrics", "magvit2_pytorch", "faiss")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -21,6 +21,7 @@ from pipelines.benchmarks import (
     cache_tokenizing,
     pretrain_growth,
     pretrain_speed,
+    search_speed,
     tokenizer_cuda,
     tokenizer_length,
     tokenizer_quality,
@@ -64,6 +65,8 @@ def _measure(config: Benchmark, source: Source, folder: Path, device: torch.devi
     elif config.what == "pretrain":
         yield from pretrain_speed.measure(folder, source, device, scale)
         yield from pretrain_growth.measure(RUNS / "benchmark-pretrain", device, scale)
+    elif config.what == "search":
+        yield from search_speed.measure(folder, scale)
     else:
         yield from cache_reading.measure(folder, scale)
         yield from cache_tokenizing.measure(folder, source, clip)

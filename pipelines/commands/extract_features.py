@@ -40,15 +40,15 @@ _NAMED = 20
 class _Input:
     """Videos of all shards.
 
-    `count`: number of videos; `windows`: makes the windows of the videos of a shard; `source`, `cache`: place of the videos or
-    of the cache; `clip`: settings that cut the windows from videos.
+    `count`: number of videos; `windows`: makes the windows of the videos of a shard; `clip`: settings that cut the windows;
+    `source`, `cache`: place of the videos or of the cache.
     """
 
     count: int
     windows: Callable[[int], Iterator[VideoWindows]]
+    clip: ClipSpec
     source: str | None = None
     cache: str | None = None
-    clip: ClipSpec | None = None
 
 
 def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
         "weights": weights,
         "source": videos.source,
         "cache": videos.cache,
-        "clip": None if videos.clip is None else videos.clip.to_json(),
+        "clip": videos.clip.to_json(),
         "videos": count - len(damaged),
         "skipped": len(damaged),
         "damaged": [{"path": path, "reason": reason} for path, reason in damaged],
@@ -142,7 +142,7 @@ def _of_source(
         videos = [source.videos[row] for row in _rows(config, number, len(source.videos))]
         return windows_of_videos(model, videos, cut, compute, workers, dense=clip.views == "dense")
 
-    return _Input(len(source.videos), windows, source=to_record(str(config.videos)), clip=clip)
+    return _Input(len(source.videos), windows, clip, source=to_record(str(config.videos)))
 
 
 def _of_cache(config: ExtractFeatures, model: VideoModel, cache: TokenCache, compute: Compute) -> _Input:
@@ -151,7 +151,8 @@ def _of_cache(config: ExtractFeatures, model: VideoModel, cache: TokenCache, com
     def windows(number: int) -> Iterator[VideoWindows]:
         return windows_of_cache(model, cache, _rows(config, number, len(cache)), config.windows, compute)
 
-    return _Input(len(cache), windows, cache=cache.address if cache.remote else to_record(cache.address))
+    address = cache.address if cache.remote else to_record(cache.address)
+    return _Input(len(cache), windows, cache.clip, cache=address)
 
 
 def _cache(config: ExtractFeatures, model: VideoModel, run: Path) -> TokenCache:

@@ -49,6 +49,12 @@ class _Extracted(TypedDict):
     shape: list[int]
 
 
+class _Searched(TypedDict):
+    nearest: list[Any]
+    recall: dict[str, float] | None
+    map: float | None
+
+
 class _Scored(TypedDict):
     tokenizers: list[Any]
 
@@ -118,7 +124,7 @@ def _what(settings: Mapping[str, Any]) -> str:
                 f"{name} {arguments[name]}" for name in ("name", "width", "depth") if arguments.get(name) is not None
             ]
             return " ".join([str(chosen.get("class_path")).rpartition(".")[2], *size])[:80]
-    return str(settings.get("name") or settings.get("videos") or "")[-40:]
+    return str(settings.get("name") or settings.get("videos") or settings.get("query") or "")[-40:]
 
 
 def _numbers(command: str, folder: Path, summary: dict[str, Any]) -> str:
@@ -150,6 +156,11 @@ def _numbers(command: str, folder: Path, summary: dict[str, Any]) -> str:
     if command == "extract_features":
         extracted: _Extracted = read(_Extracted)
         return f"{extracted['windows']:,} windows of {'x'.join(map(str, extracted['shape']))}"
+    if command == "search":
+        searched: _Searched = read(_Searched)
+        recall, precision = searched["recall"], searched["map"]
+        quality = "" if recall is None else f", recall at 1 {recall.get('1', 0):.3f}, mAP {precision or 0:.3f}"
+        return f"{len(searched['nearest'])} nearest videos{quality}"
     if command == "evaluate_tokenizer":
         return f"{len(read(_Scored)['tokenizers'])} tokenizers"
     if command == "compare":

@@ -3,7 +3,7 @@
 A file may hold further fields.
 """
 
-from typing import TypedDict
+from typing import Any, Literal, TypedDict
 
 Plain = str | int | float | None
 
@@ -240,6 +240,21 @@ class Comparison(ComparisonDoubts):
     chance: float
     one_frame: Mean
     motion_energy: Mean
+
+
+class Extraction(TypedDict):
+    """summary.json of extract_features. Windows are cut with `clip` from the videos in `source`, or come from `cache`."""
+
+    model: str
+    weights: str
+    source: str | None
+    cache: str | None
+    clip: dict[str, Any]
+    windows: int
+    shape: list[int]
+    layer: int
+    pool: Literal["clip", "slices", "none"]
+    precision: Literal["fp32", "bf16"]
 
 
 class OfACache(TypedDict, total=False):

@@ -204,7 +204,7 @@ def test_workers_send_large_batches_with_a_small_dev_shm(tmp_path: Path) -> None
 
 def test_a_worker_that_dies_is_reported_with_its_flag_and_the_likely_cause() -> None:
     loaded = batches(NumbersOrNothing(), range(1, -3, -1), workers=2)
-    with pytest.raises(OSError, match=r"--workers 2: .*exited.*/dev/shm.*--workers 0"):
+    with pytest.raises(OSError, match=r"--workers 2: a loading process has died .*/dev/shm.*--workers 0"):
         list(loaded)
 
 

@@ -111,6 +111,7 @@ SCHEMAS = {
     "finetune": "Finetune",
     "evaluate": "Evaluate",
     "push_to_hub": "PushToHub",
+    "search": "Search",
     "benchmark": "Benchmark",
 }
 

@@ -1,11 +1,11 @@
-"""The benchmarks of the cache and of tokenizers: child processes, detection of damage, and a missing package."""
+"""The benchmarks of the cache, of tokenizers and of a search: child processes, detection of damage, and a missing package."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.benchmarks import cache_damage, cache_memory, tokenizer_length
+from pipelines.benchmarks import cache_damage, cache_memory, search_speed, tokenizer_length
 from pipelines.benchmarks.peer import Peer
 
 
@@ -28,3 +28,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "magvit2_pytorch", None)
     with pytest.raises(ValueError, match="magvit2-pytorch cannot be imported"):
         Peer(32)
+
+
+def test_the_search_benchmark_needs_the_index_and_times_both_ways(tmp_path: Path) -> None:
+    search_speed._write(tmp_path, 70, clusters=4)
+    with pytest.raises(ValueError, match="extra search"):
+        search_speed._build(tmp_path)
+    assert all(value > 0 for value in search_speed._search(tmp_path))
