@@ -60,7 +60,7 @@ class EarlierCodes:
             same = cache.spec.keys() == preimage.keys() and all(
                 cache.spec[name] == value for name, value in preimage.items() if name != "videos"
             )
-            if same and cache.made_with["root"] == recorded_root(root):
+            if same and cache.root == recorded_root(root):
                 finished = manifest.stat().st_mtime
                 for row, video in enumerate(cache.videos):
                     self._place.setdefault((video.path, video.size), (cache, row, finished))

@@ -137,11 +137,19 @@ class TokenCache:
 
     @property
     def made_with(self) -> dict[str, str]:
-        """Arguments `videos` and `tokenizer` of the last tokenize run, and the `root` of the videos; "unknown" if missing."""
-        made_with: dict[str, str] = {}
+        """Arguments `videos` and `tokenizer` of the last tokenize run, "unknown" if made_with.json is missing."""
+        made_with = self._made_with()
+        return {name: str(made_with.get(name, "unknown")) for name in ("videos", "tokenizer")}
+
+    @property
+    def root(self) -> str | None:
+        """Folder of the videos in the last tokenize run, see `recorded_root` of data/cache/earlier.py; None if it is unknown."""
+        return self._made_with().get("root")
+
+    def _made_with(self) -> MadeWith:
         with suppress(ValueError):  # the file is information only
-            made_with = conform(read_json(self._files, "made_with.json"), MadeWith, "made_with.json")
-        return {name: made_with.get(name, "unknown") for name in ("videos", "tokenizer", "root")}
+            return conform(read_json(self._files, "made_with.json"), MadeWith, "made_with.json")
+        return {}
 
     def codebook(self) -> np.ndarray | None:
         """Read the vectors of learned codebooks, (V, C): one codebook per code of a place, one after the other.

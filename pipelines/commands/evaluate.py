@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ar_model.folds import shortened
-from data.clips import ClipCuts, iter_test_views
+from data.clips import ClipCuts, iter_test_views, read_clip
 from data.files import sha256_of, write_bytes
 from data.sources import Source, Video, load_source
 from data.text import escaped
@@ -93,7 +93,10 @@ def main(config: Evaluate, settings: str) -> dict[str, Any]:
         "page": str(page),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_evaluation_page(page, summary, model.classes)
+    video_of = {video.path: video for video in videos}
+    write_evaluation_page(
+        page, summary, model.classes, predictions, lambda path: read_clip(source, video_of[path], model.clip, 0)
+    )
     return run.finish(accelerator, summary)
 
 

@@ -1,18 +1,35 @@
 """HTML page about the evaluation of a classifier: accuracies, classes, confusions, videos that could not be used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data.decoding import DamagedVideo
+from pipelines.evaluation.classification import Prediction
 from pipelines.reporting.pages import write_page
+from pipelines.reporting.thumbnails import moving_picture
 
 _MOST_CELLS = 30
 """Most classes of a confusion matrix; with more, only the most frequent confusions are listed."""
 _CONFUSIONS = 20
+_PICTURES = 12
+"""Most frequent confusions of which a video is shown."""
 
 
-def write_evaluation_page(page: Path, summary: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Write the page about the summary of evaluate."""
+def write_evaluation_page(
+    page: Path,
+    summary: Mapping[str, Any],
+    classes: Sequence[str],
+    predictions: Sequence[Prediction],
+    cut: Callable[[str], np.ndarray],
+) -> None:
+    """Write the page about the summary of evaluate.
+
+    Args:
+        cut: cuts the middle clip of the video of a path, uint8 (T, H, W, 3).
+    """
     error = "" if summary["top1_error"] is None else f"± {summary['top1_error']:.3f}, "
     tiles = [
         ["top-1 accuracy", f"{summary['top1']:.3f}", f"{error}n = {summary['n']}"],
@@ -33,6 +50,7 @@ def write_evaluation_page(page: Path, summary: Mapping[str, Any], classes: Seque
         "classes": rows,
         "names": classes,
         "confusions": confusions,
+        "pictures": [_picture(one, classes, cut) for one in _examples(summary, classes, predictions)],
         "matrix": _matrix(summary, classes) if len(classes) <= _MOST_CELLS else None,
         "unused": [[path, "missing, not counted"] for path in summary["missing_videos"]]
         + [
@@ -41,6 +59,29 @@ def write_evaluation_page(page: Path, summary: Mapping[str, Any], classes: Seque
         ],
     }
     write_page(page, "evaluation.html", values)
+
+
+def _examples(
+    summary: Mapping[str, Any], classes: Sequence[str], predictions: Sequence[Prediction]
+) -> list[Prediction]:
+    """Return for each of the most frequent confusions the video of which the classifier is most certain."""
+    examples = []
+    for label, predicted, _ in summary["confusions"][:_PICTURES]:
+        number = classes.index(predicted)
+        confused = [one for one in predictions if one.label == label and one.ranking()[:1] == [number]]
+        examples.append(max(confused, key=lambda one: (one.share_C[number], one.path)))  # type: ignore[index]
+    return examples
+
+
+def _picture(prediction: Prediction, classes: Sequence[str], cut: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """Return a moving picture of a video, or a note in its place, with its label and the predicted class."""
+    found: dict[str, Any] = {"path": prediction.path, "label": prediction.label, "picture": None}
+    found["predicted"] = classes[prediction.ranking()[0]]
+    try:
+        found["picture"] = moving_picture(cut(prediction.path), None)
+    except (OSError, ValueError, DamagedVideo) as error:
+        found["note"] = f"no picture: {error}"
+    return found
 
 
 def _matrix(summary: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:

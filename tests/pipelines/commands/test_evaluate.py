@@ -73,7 +73,8 @@ def test_probabilities_are_the_mean_over_views(evaluate: Callable[..., Any], pro
         assert row["path"] == video.path and float(row["probability"]) == pytest.approx(share_C.max().item(), abs=1e-4)
         assert row["predicted"] == model.classes[int(share_C.argmax())]
     assert summary["n"] == 6 and summary["top1"] == sum(row["right"] == "1" for row in rows_of(summary)) / 6
-    assert Path(summary["page"]).exists() and len(summary["list"]) == 64
+    page = Path(summary["page"]).read_text()
+    assert len(summary["list"]) == 64 and page.count("data:image/webp") == len(summary["confusions"]) > 0
 
 
 def test_every_view_of_a_short_video_has_its_padding(make_video: MakeVideo, tmp_path: Path) -> None:
