@@ -58,12 +58,11 @@ def main(config: Evaluate, settings: str) -> dict[str, Any]:
             f"WARNING: {seen} of {len(videos)} videos were used to train the classifier: the accuracy is too good",
         )
     own = videos[accelerator.process_index :: accelerator.num_processes]
-    bar = progress(accelerator, len(own), "evaluate")
     predictions = []
-    for prediction in _predictions(config, accelerator, model, source, own):
-        predictions.append(prediction)
-        bar.update()
-    bar.close()
+    with progress(accelerator, len(own), "evaluate") as bar:
+        for prediction in _predictions(config, accelerator, model, source, own):
+            predictions.append(prediction)
+            bar.update()
     gathered = gather_object(predictions)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()

@@ -79,18 +79,17 @@ def main(config: ExtractFeatures, settings: str) -> dict[str, Any]:
     folder, count = FeatureFolder(run.folder), videos.count
     shards = -(-count // config.shard_size)
     own = [n for n in range(accelerator.process_index, shards, accelerator.num_processes) if not folder.has(n)]
-    bar = progress(accelerator, count, "extract_features", start=config.shard_size * (shards - len(own)))
-    for number in own:
-        features, rows, skipped = [], [], {}
-        for found in videos.windows(number):
-            bar.update()
-            if found.damage is not None:
-                skipped[found.video.path] = found.damage
-                continue
-            features += found.results
-            rows += found.rows
-        folder.write(number, features, rows, skipped)
-    bar.close()
+    with progress(accelerator, count, "extract_features", start=config.shard_size * (shards - len(own))) as bar:
+        for number in own:
+            features, rows, skipped = [], [], {}
+            for found in videos.windows(number):
+                bar.update()
+                if found.damage is not None:
+                    skipped[found.video.path] = found.damage
+                    continue
+                features += found.results
+                rows += found.rows
+            folder.write(number, features, rows, skipped)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
