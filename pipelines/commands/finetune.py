@@ -19,7 +19,7 @@ from data.files import sha256_of, write_bytes, write_json
 from data.loading import Batch, TokenDataset, blocks_of, evaluation_batches
 from data.schema import conform
 from data.sources import Source, load_source, spread
-from pipelines.commands.tokenize import cached
+from pipelines.commands.tokenize import cache_writer, cached
 from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.checkpoints import gathered
 from pipelines.engine.console import say, say_notes
@@ -244,7 +244,9 @@ def _cache_of_videos(accelerator: Accelerator, config: Finetune, place: Path, tr
         workers=config.workers,
     )
     tokenizer = load_tokenizer_of(model, recorded, config.tokenizer, trust=config.trust)
-    return TokenCache.open(cached(accelerator, settings, source, tokenizer).folder)
+    writer = cache_writer(settings, source, tokenizer)
+    cached(accelerator, writer, settings, source, tokenizer)
+    return TokenCache.open(writer.folder)
 
 
 def _check_labels(config: Finetune, source: Source) -> None:

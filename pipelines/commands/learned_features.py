@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from data.sources import Source
 from pipelines.commands.compare import main as compare
-from pipelines.commands.tokenize import cached
+from pipelines.commands.tokenize import cache_writer, cached
 from pipelines.engine.config import parse, read_settings
 from pipelines.engine.console import say
 from pipelines.settings.compare import Compare
@@ -71,5 +71,6 @@ def _cache_of(
     """Return the folder of a cache with the codes of all videos, and the bytes of the codes of a clip. Fill it if need be."""
     clip = replace(config.clip, frames=tokenizer.frames_that_fit(config.clip.frames))
     settings = Tokenize(videos=config.videos, tokenizer=name, clip=clip, precision=config.precision)
-    writer = cached(accelerator, settings, source, tokenizer)
+    writer = cache_writer(settings, source, tokenizer)
+    cached(accelerator, writer, settings, source, tokenizer)
     return writer.folder, writer.spec.codes.clip_bytes

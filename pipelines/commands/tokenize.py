@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -56,19 +57,9 @@ def main(config: Tokenize, settings: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(chosen, trust=config.trust)
     writer = cache_writer(config, source, tokenizer)
     run.begin(accelerator)
-    # Another command may finish the cache at any moment, so the main process decides for all processes.
-    reused = broadcast_object_list([writer.finished])[0]
+    reused = cached(accelerator, writer, replace(config, tokenizer=chosen), source, tokenizer)
     if reused:
         say(accelerator, f"{writer.folder} is finished: nothing is left to do")
-    else:
-        complete(accelerator, writer, config, source, tokenizer)
-    if accelerator.is_main_process:
-        # A finished cache on a read-only disk stays usable.
-        try:
-            writer.note(_made_with(chosen, config, source))
-        except OSError as error:
-            say(accelerator, f"{writer.folder}: could not update the paths of the tokenizer and videos: {error}")
-    accelerator.wait_for_everyone()
     cache = TokenCache.open(writer.folder)
     manifest = cache.manifest
     if warning := collapse_warning(manifest["codes_used"], sum(cache.layout.vocabularies), manifest["codes"]):
@@ -183,21 +174,26 @@ def complete(
         writer.finish(None if codebook_VC is None else codebook_VC.detach().cpu().numpy())
 
 
-def cached(accelerator: Accelerator, config: Tokenize, source: Source, tokenizer: VideoTokenizer) -> CacheWriter:
-    """Return the writer of a finished cache of these videos. The cache is filled if need be."""
-    writer = cache_writer(config, source, tokenizer)
+def cached(
+    accelerator: Accelerator, writer: CacheWriter, config: Tokenize, source: Source, tokenizer: VideoTokenizer
+) -> bool:
+    """Fill a cache if need be, and record the places of the videos and of `config.tokenizer`.
+
+    Returns whether the cache was finished before.
+    """
     # Another command may finish the cache at any moment, so the main process decides for all processes.
-    if not broadcast_object_list([writer.finished])[0]:
+    reused = broadcast_object_list([writer.finished])[0]
+    if not reused:
         complete(accelerator, writer, config, source, tokenizer)
-        if accelerator.is_main_process:
-            writer.note(_made_with(config.tokenizer, config, source))
+    if accelerator.is_main_process:
+        places = {"tokenizer": tokenizer_to_record(config.tokenizer), "videos": to_record(config.videos)}
+        # A finished cache on a read-only disk stays usable.
+        try:
+            writer.note({**places, "root": recorded_root(source.root)})
+        except OSError as error:
+            say(accelerator, f"{writer.folder}: could not update the paths of the tokenizer and videos: {error}")
     accelerator.wait_for_everyone()
-    return writer
-
-
-def _made_with(tokenizer: str, config: Tokenize, source: Source) -> dict[str, str]:
-    places = {"tokenizer": tokenizer_to_record(tokenizer), "videos": to_record(config.videos)}
-    return {**places, "root": recorded_root(source.root)}
+    return reused
 
 
 def videos_ahead(config: Tokenize) -> int:
