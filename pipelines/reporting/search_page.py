@@ -51,6 +51,8 @@ def write_search_page(page: Path, summary: Mapping[str, Any], extraction: Extrac
         "query": cards[0],
         "nearest": cards[1:],
         "features": list(features.items()),
+        # A stored evaluation is sorted by text: 1, 10, 5.
+        "recall": sorted((summary["recall"] or {}).items(), key=lambda item: int(item[0])),
         "summary": summary,
     }
     return write_page(page, "search.html", values)

@@ -51,7 +51,10 @@ def test_a_row_has_its_nearest_videos_as_json_and_on_a_page(call: Call, work: Pa
         assert near["path"] in page and f"{near['similarity']:.3f}" in page
     assert page.count("data:image/webp;base64,") == 4 and "gone has disappeared" in page
     assert f"{found['map']:.3f}" in page and found["protocol"][1:] in page
-    (entry,) = list_runs(Path("runs"))
+    # The second search reads the stored evaluation.
+    again = Path(call("search", "--features", "features", "--query", "1")["page"]).read_text()
+    assert all(text.index("recall at 5<") < text.index("recall at 10<") for text in (page, again))
+    entry, _ = sorted(list_runs(Path("runs")), key=lambda entry: entry.what != "2")
     assert (entry.command, entry.what, entry.state) == ("search", "2", "finished")
     assert "4 nearest" in entry.numbers and f"{found['recall']['1']:.3f}" in entry.numbers
     assert call("search", "--features", "features", "--query", "2") == found
