@@ -39,6 +39,7 @@ from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.engine.validation import validate
 from pipelines.evaluation.labelled_parts import LabelledParts, directions
 from pipelines.evaluation.training_videos import record_training_videos
+from pipelines.inference.snippet import classes_snippet
 from pipelines.settings.finetune import Finetune
 from pipelines.settings.tokenize import Tokenize
 
@@ -156,6 +157,7 @@ def _train(
         saved.save(folder, _facts(config, cache, parts, found))
         record_preprocessing(cache, folder, copy_tokenizer=not pixels)
         record_training_videos(folder, [cache.videos[row] for row in (*parts.train, *parts.held_out)])
+    say(accelerator, f"classes of a video in Python:\n{classes_snippet(run.folder)}")
     summary = {
         "run": str(run.folder),
         "model": str(folder),

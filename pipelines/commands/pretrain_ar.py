@@ -24,7 +24,7 @@ from pipelines.engine.preprocessing import record_preprocessing
 from pipelines.engine.run import Run
 from pipelines.engine.training import fit, make_accelerator, plan_parts
 from pipelines.engine.validation import BATCH, validate
-from pipelines.inference.snippet import snippet
+from pipelines.inference.snippet import features_snippet
 from pipelines.settings.pretrain_ar import Pretrain
 
 VALIDATION_CLIPS = 512
@@ -88,7 +88,7 @@ def main(config: Pretrain, settings: str) -> dict[str, Any]:
         **{name: f"{value:.4f} on {measured_on}" for name, value in result.losses.items()},
     }
     _save(accelerator, config, cache, objective, run.folder / "model", facts)
-    say(accelerator, f"features of a video in Python:\n{snippet(run.folder)}")
+    say(accelerator, f"features of a video in Python:\n{features_snippet(run.folder)}")
     summary = {
         "run": str(run.folder),
         "objective": name,

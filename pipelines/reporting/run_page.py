@@ -22,7 +22,7 @@ from pipelines.engine.recorded_tokenizer import load_recorded_tokenizer, recorde
 from pipelines.engine.run_files import RUNS, cache_of, metrics_of, read_json
 from pipelines.engine.summaries import Environment, OfACache, Pretraining, Probing, TokenizerTraining
 from pipelines.evaluation.collapse import collapse_warning
-from pipelines.inference.snippet import snippet
+from pipelines.inference.snippet import features_snippet
 from pipelines.reporting.pages import mean_with_error, pretraining_in_words, write_page
 from pipelines.reporting.pictures import bar_chart, line_chart, rank_maps, reconstruction_grid, to_png
 
@@ -70,7 +70,7 @@ def write_run_page(folder: Path, page: Path, *, trust: bool) -> None:
         "tiles": _tiles(summary, probes, validated),
         "probes": [_probe(probe) for probe in probes],
         "curves": _curves(folder, summary, validated),
-        "snippet": snippet(folder),
+        "snippet": features_snippet(folder),
         "order": _order(folder),
         "tokenizer": _tokenizer(cache, trust),
         "collapse": collapse_warning(

@@ -179,6 +179,8 @@ def test_videos_are_cached_and_classified(
     assert cache.clip.views == 2 and cache.clip.stride == 2 and summary["classes"] == ["left", "right"]
     model = load_model(summary["run"])
     assert isinstance(model, VideoClassifier)
+    printed = call.err[call.err.index("from pipelines.inference import") :].splitlines()
+    assert repr(str(Path(summary["run"]).resolve())) in printed[1] and 'predict("video.mp4")' in printed[1]
     predicted = model.predict(video_folder / "left/clip 1.mkv")
     assert list(predicted.values()) == sorted(predicted.values(), reverse=True)
     assert set(predicted) == {"left", "right"} and sum(predicted.values()) == pytest.approx(1)
